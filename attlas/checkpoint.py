@@ -1,0 +1,342 @@
+"""One loader for the authors' checkpoints and ours: nothing is executed, and nothing is skipped in silence.
+
+`read` opens safetensors files and torch files, the latter with `weights_only=True` always. `load` puts a file into a
+network by the network's renaming rules and returns an `Account` of what became of every name. `save` writes
+safetensors. `attlas.engine` makes `read` and `load` MMEngine's own (`load_from`, `resume`, `init_cfg`).
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from mmengine.logging.history_buffer import HistoryBuffer
+from torch import Tensor, nn
+
+from .files import near_files, replacing
+
+Rules = Sequence[tuple[str, str | Callable[[re.Match], str] | None]]
+Resize = Mapping[str, Callable[[str, Tensor, torch.Size], Tensor]]
+
+# Where published files keep their weights; of several, the first is taken.
+CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "model_ema", "ema")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+#
+# Checkpoints of authors hold an argparse.Namespace, and those of MMEngine hold HistoryBuffers and numpy scalars. The
+# weights-only unpickler of torch calls nothing but what it is given, so we give it what cannot do harm: the two
+# classes, which only take attributes, and stand-ins for numpy's functions and for `getattr`. The stand-ins matter:
+# MMEngine's own allow-list holds the real getattr, and numpy's dtype, whose __setstate__ believes any flags that the
+# file names and so can corrupt memory.
+
+
+class _Dtype:
+    """Stands for numpy.dtype: numbers, booleans and strings only, no objects and no records."""
+
+    def __init__(self, code: Any, align: bool = False, copy: bool = False):
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biufcSU":
+            raise UnpicklingError(f"numpy data of type {self.dtype} is refused")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1] if state[1] in ("<", ">") else "=")
+
+
+class _Array(np.ndarray):
+    """Stands for numpy.ndarray while it is being read; it pickles as the plain array that it is."""
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, is_fortran, raw = state
+        super().__setstate__((version, shape, dtype.dtype, is_fortran, raw))
+
+    def __reduce__(self):
+        return np.asarray(self).__reduce__()
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    return np.ndarray.__new__(_Array, (0,), "b")
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> np.generic:
+    return np.frombuffer(raw, dtype.dtype)[0]
+
+
+def _statistic(owner: Any, name: str) -> Callable:
+    """Stand for `getattr`, by which pickle refers to the four methods that a HistoryBuffer keeps."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise UnpicklingError(f"getattr({owner!r}, {name!r}) is refused")
+    return HistoryBuffer.__dict__[name]
+
+
+_SAFE: list[Callable | tuple[Callable, str]] = [
+    (argparse.Namespace, "argparse.Namespace"),
+    (HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_statistic, "builtins.getattr"),
+    (_Dtype, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def read(path: str | Path, map_location: Any = "cpu") -> dict:
+    """Read a checkpoint without executing anything that it holds.
+
+    Args:
+        path: a safetensors file (by its suffix), or anything that torch.save wrote.
+        map_location: as of torch.load.
+
+    Returns:
+        What the file holds. A safetensors file gives `{"state_dict": tensors, "meta": metadata}`.
+
+    Raises:
+        FileNotFoundError: names the files near `path`.
+        ValueError: the file is broken, or would have to be unpickled; says which classes it asks for, and what to do.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
+            return {"state_dict": safetensors.torch.load_file(path, device=str(device)), "meta": metadata}
+        with torch.serialization.safe_globals(_SAFE):
+            found = torch.load(path, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(_refusal(path, error)) from None
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors.")
+    return found
+
+
+def _refusal(path: Path, error: UnpicklingError) -> str:
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            refused = ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
+    except Exception:  # a file older than torch 1.6, or broken: the unpickler's own first line says what it met
+        refused = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
+    converted = path.with_name(f"{path.stem}-weights.pth")
+    return (
+        f"{path} cannot be read without executing code that it names: {refused or error}. Attlas never does that. "
+        f"If you trust the file, write its weights alone where its classes can be imported, and use the new file:\n"
+        f"  python -c \"import torch; f = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"f = f.state_dict() if hasattr(f, 'state_dict') else f; "
+        f'torch.save(next((f[k] for k in {CONTAINERS} if k in f), f), {str(converted)!r})"'
+    )
+
+
+def weights(checkpoint: Mapping) -> dict[str, Tensor]:
+    """Find the tensors in what `read` returned: unwraps `state_dict`, `model` and the like, and a `module.` before
+    every name, which DataParallel leaves (`_orig_mod.` where torch.compile was)."""
+    state: Any = checkpoint
+    while container := next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), None):
+        state = state[container]
+    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"The checkpoint holds no tensors where they may be ({', '.join(CONTAINERS)}): {_some(state)}")
+    for wrapper in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
+    return tensors
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Account:
+    """What became of every name of a file and of a network. Shapes are (of the file, of the network)."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, tuple] = field(default_factory=dict)
+    mismatched: dict[str, tuple] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the network came from the file, and the file holds no other (but ignored ones)."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        lines = [
+            f"{self.source}: {len(self.loaded)} of the network's {total} tensors loaded "
+            f"({len(self.renamed)} of them renamed, {len(self.resized)} resized)."
+        ]
+        shapes = {
+            "resized": [f"{name} {tuple(old)} -> {tuple(new)}" for name, (old, new) in self.resized.items()],
+            "left as they were, for their shape differs": [
+                f"{name} {tuple(old)} in the file, {tuple(new)} here" for name, (old, new) in self.mismatched.items()
+            ],
+            "missing from the file": self.missing,
+            "unexpected in the file": self.unexpected,
+            "ignored on purpose": self.ignored,
+        }
+        lines += [f"  {what} ({len(names)}): {_some(names)}" for what, names in shapes.items() if names]
+        return "\n".join(lines)
+
+
+def load(
+    model: nn.Module,
+    source: str | Path | Mapping,
+    rules: Rules | None = None,
+    prefix: str = "",
+    resize: Resize | None = None,
+    ignore_mismatched: Sequence[str] = (),
+) -> Account:
+    """Load a checkpoint into a network, and say what became of every name.
+
+    Args:
+        model: the network; a wrapper (DistributedDataParallel and the like) is looked through.
+        source: a file, or what `read` returned, or a state dict.
+        rules: (regular expression, replacement) pairs that turn the file's names into the network's, each applied by
+            `re.sub` to what the one before left; a replacement of None ignores the name on purpose. By default the
+            network's `checkpoint_rules`. They are for the authors' names: a file that fits better without them (one of
+            ours) is taken as it is.
+        prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
+        resize: for tables whose size depends on the setting (relative positions): functions (name, tensor, shape of the
+            network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
+            By default the network's `checkpoint_resize`. Tensors that differ in dimensions of size one only (a linear
+            layer and a 1x1 convolution) are reshaped without being told.
+        ignore_mismatched: regular expressions over the network's names; tensors of these whose shape differs are left
+            as they are (a head for other classes). Any other difference of shape is an error.
+
+    Raises:
+        ValueError: nothing fits, two names become one, or shapes differ; lists the names.
+    """
+    while not hasattr(model, "checkpoint_rules") and _is_wrapper(model):
+        model = model.module  # type: ignore[assignment]
+    if rules is None:
+        rules = getattr(model, "checkpoint_rules", ())
+    if resize is None:
+        resize = getattr(model, "checkpoint_resize", {})
+    account = Account("the given state" if isinstance(source, Mapping) else str(source))
+    state = weights(source if isinstance(source, Mapping) else read(source))
+    target = model.state_dict()
+
+    if prefix:
+        begins = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if not begins:
+            raise ValueError(f"{account.source}: no name begins with prefix={prefix!r}. The file has {_some(state)}.")
+        state = begins
+
+    new_names = {name: _rename(name, rules) for name in state}
+    if _fitting(state, new_names, target) < _fitting(state, {name: name for name in state}, target):
+        new_names = {name: name for name in state}
+
+    renamed: dict[str, Tensor] = {}
+    for old, name in new_names.items():
+        if name is None:
+            account.ignored.append(old)
+            continue
+        if name in renamed:
+            raise ValueError(f"{account.source}: the rules turn two names into {name!r}; one of them is {old!r}.")
+        if name != old:
+            account.renamed[old] = name
+        renamed[name] = state[old]
+
+    for name in renamed.keys() & target.keys():
+        renamed[name], shape = _fit(name, renamed[name], target[name].shape, resize), renamed[name].shape
+        if renamed[name].shape != target[name].shape:
+            account.mismatched[name] = shape, target[name].shape
+        elif shape != renamed[name].shape:
+            account.resized[name] = shape, target[name].shape
+    refused = [name for name in account.mismatched if not any(re.search(p, name) for p in ignore_mismatched)]
+    if refused:
+        shapes = ((name, *map(tuple, account.mismatched[name])) for name in refused[:10])
+        lines = [f"  {name}: {old} in the file, {new} in the network" for name, old, new in shapes]
+        raise ValueError(
+            f"{account.source}: {len(refused)} of {len(target)} tensors have another shape than the network's:\n"
+            + "\n".join(lines)
+            + "\nThe file is of another variant; or, if these are a head for other classes, leave them as they are: "
+            r"ignore_mismatched=[r'^head\.'] (a top-level variable of a config)."
+        )
+    for name in account.mismatched:
+        del renamed[name]
+    if not any(name in target for name in renamed) and not _has_load_hooks(model):
+        raise ValueError(
+            f"{account.source}: no name of the file fits the network, so nothing was loaded.\n"
+            f"  the file has     {_some(state)}\n  the network has  {_some(target)}\n"
+            "Give prefix=, or rules=[(regular expression, replacement)], which a network publishes as checkpoint_rules."
+        )
+
+    # The module has the last word: hooks of its own may rename or convert what older versions saved.
+    answer = model.load_state_dict(renamed, strict=False)
+    absent = {*answer.missing_keys, *account.mismatched}
+    account.loaded = [name for name in target if name not in absent]
+    # a counter that files older than torch 0.4.1 lack, and that means nothing for inference
+    account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
+    account.unexpected = list(answer.unexpected_keys)
+    return account
+
+
+def _is_wrapper(model: nn.Module) -> bool:
+    from mmengine.model import BaseTTAModel, is_model_wrapper
+
+    return is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+
+
+def _rename(name: str, rules: Rules) -> str | None:
+    for pattern, replacement in rules:
+        if replacement is None:
+            if re.search(pattern, name):
+                return None
+        else:
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _fitting(state: Mapping[str, Tensor], names: Mapping[str, str | None], target: Mapping[str, Tensor]) -> int:
+    """Count the tensors that have a place of their size under the given names."""
+    return sum(
+        new is not None and new in target and target[new].numel() == state[old].numel() for old, new in names.items()
+    )
+
+
+def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor:
+    if tensor.shape == shape:
+        return tensor
+    if [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]:
+        return tensor.reshape(shape)
+    for pattern, function in resize.items():
+        if re.search(pattern, name):
+            return function(name, tensor, shape)
+    return tensor
+
+
+def _has_load_hooks(model: nn.Module) -> bool:
+    return any(module._load_state_dict_pre_hooks for module in model.modules())
+
+
+def _some(names: Any, count: int = 8) -> str:
+    more = len(names) - count
+    return ", ".join(islice(map(str, names), count)) + (f" and {more} more" if more > 0 else "")
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a state dict as a safetensors file, whole or not at all. Metadata is text by name."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path={str(path)!r} must end in .safetensors: that is what is written.")
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}  # own memory for each
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, dict(metadata or {}))

@@ -1,0 +1,171 @@
+"""Reading mm configs, with the mistakes that MMEngine lets pass in silence.
+
+Two of them: a key in --cfg-options that nobody knows, and a variable that is overridden after its value was copied.
+The second is the commonest surprise of mm configs: `train_dataloader = dict(dataset=dict(pipeline=train_pipeline))` in
+a base copies the list, so a `train_pipeline` in the child config, or on the command line, changes nothing.
+"""
+
+import ast
+import difflib
+import inspect
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from .files import near_files
+
+# The top-level names that something reads: the Runner's arguments, and what it and our tools take out of `runner.cfg`.
+READ = frozenset(inspect.signature(Runner).parameters) | {
+    "activation_checkpointing",
+    "compile",
+    "custom_imports",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "ignore_mismatched",
+    "model_wrapper_cfg",
+    "sync_bn",
+    "tta_model",
+}
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a config and put the overrides of --cfg-options into it.
+
+    Warns of every variable that is overridden without effect (on the first process; see `unread_variables`).
+
+    Raises:
+        FileNotFoundError: names the files near `path`.
+        ValueError: an override that does not fit; says which, and what may be meant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The config {path} does not exist. {near_files(path)}")
+    config = Config.fromfile(path)
+    known = READ | set(config.keys())
+    for key, value in (overrides or {}).items():
+        top = key.split(".")[0]
+        if top not in known:
+            near = difflib.get_close_matches(top, known, n=3, cutoff=0.5)
+            raise ValueError(
+                f"--cfg-options {key}={value}: the config has no {top!r}."
+                + (f" Near it: {', '.join(near)}." if near else f" It has {', '.join(sorted(config.keys()))}.")
+            )
+        try:
+            config.merge_from_dict({key: value})
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"--cfg-options {key}={value} does not fit the config: {error}") from error
+    if first_process():
+        for name, copies in unread_variables(path, overrides).items():
+            advice = f"Override {' and '.join(copies)} instead." if copies else "Override the key that should use it."
+            message = f"Overriding {name!r} has no effect: its value had been copied when the config was read. {advice}"
+            warnings.warn(message, stacklevel=2)
+    return config
+
+
+def first_process() -> bool:
+    """Whether this is the process that prints, before torch.distributed knows (by the launchers' variables)."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"))
+
+
+def resolved(config: Config) -> str:
+    """The config as text, without the variables that were only there to be copied, and without empty keys."""
+    kept = {key: value for key, value in config.items() if key in READ and value is not None and value != {}}
+    return Config(kept).pretty_text
+
+
+def unread_variables(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
+    """Find the top-level variables that a config, or --cfg-options, overrides without effect.
+
+    A variable is overridden without effect if it is not a key that the Runner reads, a base config (for --cfg-options:
+    the config itself) defines it, and no file from the overriding one on uses it.
+
+    Returns:
+        For each such variable, the keys into which its value was copied, as --cfg-options spells them.
+    """
+    chain = _chain(Path(path))
+    found: dict[str, list[str]] = {}
+    for index, (tree, _) in enumerate(chain):
+        below = [name for base, _ in chain[index + 1 :] for name in _assigned(base)]
+        read = {name for other, source in chain[: index + 1] for name in _used(other, source)}
+        for name in _assigned(tree):
+            if name in below and name not in READ and name not in read:
+                found[name] = sorted(set(_copies(name, [base for base, _ in chain[index + 1 :]])))
+    everywhere = [name for tree, _ in chain for name in _assigned(tree)]
+    for key in overrides or {}:
+        name, _, rest = key.partition(".")
+        if name in everywhere and name not in READ:
+            copies = sorted(set(_copies(name, [tree for tree, _ in chain])))
+            found[name] = [f"{copy}.{rest}" if rest else copy for copy in copies]
+    return found
+
+
+# Python's syntax is enough for all of this: the files are parsed, not run. Configs in the newer `read_base()` style and
+# yaml are left alone.
+
+
+def _chain(path: Path) -> list[tuple[ast.Module, str]]:
+    """The parsed files of a config: itself, then its bases, theirs, ..."""
+    if path.suffix != ".py":
+        return []
+    text = path.read_text(encoding="utf-8")
+    # {{_base_.x}} and {{fileDirname}} are no Python; what they stand for does not matter here but for the name
+    tree = ast.parse(re.sub(r"\{\{\s*([\w.:]+)\s*\}\}", lambda m: re.sub(r"\W", ".", m[1]), text))
+    files = [(tree, text)]
+    for base in Config._get_base_files(str(path)):
+        files += _chain(Path(Config._get_cfg_path(base, str(path))[0]))
+    return files
+
+
+def _assigned(tree: ast.Module) -> list[str]:
+    return [name for name, _ in _assignments(tree) if not name.startswith("_")]
+
+
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    for line in tree.body:
+        if isinstance(line, ast.Assign):
+            yield from ((target.id, line.value) for target in line.targets if isinstance(target, ast.Name))
+
+
+def _used(tree: ast.AST, text: str = "") -> set[str]:
+    """The names that a piece of a config reads, also as `_base_.name`."""
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and _root(n) == "_base_"}
+    return names | attributes | set(re.findall(r"\{\{\s*_base_\.(\w+)", text))
+
+
+def _root(node: ast.expr) -> str | None:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _copies(name: str, trees: list[ast.Module]) -> Iterator[str]:
+    """Where the value of a variable ends, as dotted keys that the Runner reads, through other variables if need be."""
+    for tree in trees:
+        for target, value in _assignments(tree):
+            if target == name or target.startswith("_"):
+                continue
+            for place in _places(name, value):
+                keys = [target] if target in READ else _copies(target, trees)
+                yield from (".".join([key, *place]) for key in keys)
+
+
+def _places(name: str, value: ast.expr) -> Iterator[list[str]]:
+    if isinstance(value, ast.Call) and _root(value.func) == "dict":
+        for keyword in value.keywords:
+            yield from ([keyword.arg, *place] for place in _places(name, keyword.value) if keyword.arg)
+    elif isinstance(value, ast.Dict):
+        for key, item in zip(value.keys, value.values):
+            if isinstance(key, ast.Constant):
+                yield from ([str(key.value), *place] for place in _places(name, item))
+    elif isinstance(value, (ast.List, ast.Tuple)):
+        for index, item in enumerate(value.elts):
+            yield from ([str(index), *place] for place in _places(name, item))
+    elif name in _used(value):
+        yield []

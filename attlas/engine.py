@@ -1,0 +1,337 @@
+"""What Attlas adds to MMEngine's Runner: safe and counted loading, whole files, a progress bar, exact resumption.
+
+Importing this module makes every road by which MMEngine reads a checkpoint (`load_from`, `resume`, `init_cfg`, `http://`,
+`torchvision://`, ...) end in `attlas.checkpoint.read`, which never unpickles; see `load_from_attlas` below.
+"""
+
+import atexit
+import logging
+import platform
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import hooks, runner
+from mmengine.dist import master_only
+from mmengine.logging import print_log
+from mmengine.model import weight_init
+from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.syntax import Syntax
+from rich.text import Text
+
+from . import checkpoint
+from .config import resolved
+from .files import replacing
+from .registry import HOOKS, RUNNERS
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def load_from_attlas(filename: str, map_location: Any = "cpu", **_: Any) -> dict:
+    """Read a checkpoint from a file or a URL for MMEngine. A download is kept where torch.hub keeps its own."""
+    if not str(filename).startswith(("http://", "https://")):
+        return checkpoint.read(filename, map_location)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / filename.split("?")[0].rsplit("/", 1)[-1]
+    if not path.exists():
+        print_log(f"Downloading {filename} to {path}", logger="current")
+        with replacing(path) as temporary:  # each process its own, the last one wins: they are equal
+            torch.hub.download_url_to_file(filename, str(temporary), progress=False)
+    return checkpoint.read(path, map_location)
+
+
+# Files and URLs by MMEngine's interface. Its other schemes (torchvision://, openmmlab://, s3://, ...) call two
+# functions of its module; one falls back to unpickling, the other always unpickles. So these two names are set as well.
+CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_attlas, force=True)
+mmengine_checkpoint._safe_torch_load = load_from_attlas
+mmengine_checkpoint.load_from_http = load_from_attlas
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
+class PretrainedInit(weight_init.PretrainedInit):
+    """`init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)` with an account of what was loaded.
+
+    Takes the place of MMEngine's own in every scope; that one loads what fits, be it nothing, and goes on.
+    """
+
+    def __init__(self, checkpoint, prefix=None, map_location="cpu", ignore_mismatched=()):
+        super().__init__(checkpoint, prefix, map_location)
+        self.ignore_mismatched = ignore_mismatched
+
+    def __call__(self, module: torch.nn.Module) -> None:
+        found = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
+        prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
+        account = checkpoint.load(module, found, prefix=prefix, ignore_mismatched=self.ignore_mismatched)
+        _log(account, self.checkpoint)
+        if hasattr(module, "_params_init_info"):
+            weight_init.update_init_info(module, init_info=self._get_init_info())
+
+
+def _log(account: checkpoint.Account, source: str) -> None:
+    account.source = str(source)
+    print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint to go on from: the one that `last_checkpoint` names, also where the folder has been moved since,
+    or else the newest `epoch_*.pth` or `iter_*.pth` (all of which are whole, for they are written by renaming)."""
+    work_dir = Path(work_dir)
+    pointer = work_dir / "last_checkpoint"
+    if pointer.exists() and (text := pointer.read_text().strip()):
+        for path in (Path(text), work_dir / Path(text).name):
+            if path.is_file():
+                return path
+    found = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+@RUNNERS.register_module(name="AttlasRunner")
+class Runner(runner.Runner):
+    """MMEngine's Runner; its loops, hooks and config keys are all as they were. What differs:
+
+    - Checkpoints are loaded through `attlas.checkpoint.load`: safetensors and the authors' files work for `load_from`,
+      and an account of every name is logged. Top-level variable `ignore_mismatched`: names that may differ in shape.
+    - Checkpoints and the resolved config are written whole or not at all.
+    - Without a GPU, `launcher='pytorch'` uses gloo.
+    """
+
+    _resume: bool
+    _load_from: str | None
+
+    def setup_env(self, env_cfg: dict) -> None:
+        if self.distributed and not torch.cuda.is_available() and not torch.distributed.is_initialized():
+            if self.launcher != "pytorch":
+                raise ValueError(f"launcher={self.launcher!r} needs GPUs; without one it may be 'pytorch' or 'none'.")
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        if self.distributed and not torch.cuda.is_available():  # DistributedDataParallel refuses device_ids on a CPU
+            model_wrapper_cfg = {
+                "broadcast_buffers": False,
+                "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
+                **(model_wrapper_cfg or {}),
+                "device_ids": None,
+            }
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
+        found = CheckpointLoader.load_checkpoint(str(filename), map_location)
+        if self._resume and (lacking := {"meta", "state_dict", "message_hub", "optimizer"} - found.keys()):
+            raise ValueError(
+                f"Training cannot be resumed from {filename}: it lacks {', '.join(sorted(lacking))}. Resume from an "
+                "epoch_*.pth or iter_*.pth; to begin a new training with these weights: --cfg-options load_from=..."
+            )
+        if "state_dict" not in found:
+            found = {"state_dict": checkpoint.weights(found)}
+        self.call_hook("after_load_checkpoint", checkpoint=found)
+        account = checkpoint.load(
+            self.model, found, rules=revise_keys, ignore_mismatched=self.cfg.get("ignore_mismatched", ())
+        )
+        _log(account, filename)
+        if strict and not account.complete:
+            raise ValueError(f"strict=True, but {account}")
+        self._has_loaded = True
+        return found
+
+    def load_or_resume(self) -> None:
+        if self._resume and self._load_from is None and not self._has_loaded:
+            latest = latest_checkpoint(self.work_dir)
+            self._load_from = str(latest) if latest else None
+            if latest is None:
+                self.logger.info(f"There is nothing to resume in {self.work_dir}: training begins from the start.")
+                self._resume = False
+        super().load_or_resume()
+
+    @master_only
+    def save_checkpoint(self, out_dir, filename, *args, **kwargs):
+        with replacing(Path(out_dir) / filename) as temporary:
+            super().save_checkpoint(out_dir, temporary.name, *args, **kwargs)
+
+    @master_only
+    def dump_config(self) -> None:
+        if self._train_loop is None:  # a test must not overwrite the config that the training left
+            return
+        name = Path(self.cfg.filename).name if self.cfg.filename else f"{self.timestamp}.py"
+        with replacing(Path(self.work_dir) / name) as temporary:
+            self.cfg.dump(temporary)
+
+    def get_hooks_info(self) -> str:
+        return ", ".join(type(hook).__name__ for hook in self._hooks)
+
+    @master_only
+    def _log_env(self, env_cfg: dict) -> None:
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        self.logger.info(
+            f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+            f"{', '.join(devices) or f'CPU with {torch.get_num_threads()} threads'}; "
+            f"{self.world_size} process{'es' if self.world_size > 1 else ''}, seed {self.seed}"
+        )
+        if self.cfg._cfg_dict:
+            text = resolved(self.cfg)
+            if sys.stdout.isatty():
+                Console().print(Syntax(text, "python", background_color="default", word_wrap=True))
+            else:
+                self.logger.info(f"Config:\n{text}")
+
+
+@HOOKS.register_module(force=True)
+class CheckpointHook(hooks.CheckpointHook):
+    """MMEngine's CheckpointHook, which however removes the outdated checkpoints before it writes the new one: a kill in
+    between loses both. Here they are removed afterwards."""
+
+    _default_greater_keys = [*hooks.CheckpointHook._default_greater_keys, "OA"]  # for save_best="z/OA" without a rule
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        self._outdated: list[str] = []
+        self._remove = self.file_backend.remove
+        self.file_backend.remove = self._outdated.append
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self._remove_outdated()
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        super()._save_best_checkpoint(runner, metrics)
+        self._remove_outdated()
+
+    def _remove_outdated(self) -> None:
+        best = getattr(self, "best_ckpt_path_dict", {"": getattr(self, "best_ckpt_path", None)}).values()
+        for path in set(self._outdated) - {self.last_ckpt, *best}:
+            if self.file_backend.isfile(path):
+                self._remove(path)
+        self._outdated.clear()
+
+
+# --- reproducibility and progress ------------------------------------------------------------------------------------
+
+
+@HOOKS.register_module()
+class IterationSeedHook(hooks.DistSamplerSeedHook):
+    """Seeds torch, numpy and random from (seed, epoch, iteration, rank) before every training iteration, so that a
+    training that was killed and resumed draws the same numbers as one that was not. Use it as
+    `default_hooks.sampler_seed`.
+
+    What worker processes of a DataLoader draw is theirs: a data set that shall be repeatable there seeds itself by item
+    (those of `attlas.pointnets` do).
+    """
+
+    def before_train_epoch(self, runner) -> None:
+        super().before_train_epoch(runner)
+        self._seed(runner, 0)  # the first batch is fetched before the first iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._seed(runner, 1)
+
+    def _seed(self, runner, moment: int) -> None:
+        state = np.random.SeedSequence([runner.seed, runner.epoch, runner.iter, runner.rank, moment]).generate_state(3)
+        random.seed(int(state[0]))
+        np.random.seed(state[1])
+        torch.manual_seed(int(state[2]))
+
+
+class _Speed(ProgressColumn):
+    """Samples per second, where the loader knows its batch size; else iterations."""
+
+    def render(self, task: Task) -> Text:
+        batch = task.fields["batch"]
+        speed = (task.speed or 0) * (batch or 1)
+        return Text(f"{speed:.1f} {'samples' if batch else 'it'}/s", style="progress.data.speed")
+
+
+@HOOKS.register_module()
+class ProgressHook(hooks.Hook):
+    """A progress bar with loss, speed and time left, on the first process of a terminal. Elsewhere there is none, and
+    the lines of LoggerHook tell the same."""
+
+    priority = "LOWEST"
+
+    def __init__(self):
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def _start(self, runner, stage: str, total: int, loader: Any, text: str) -> None:
+        if runner.rank != 0 or not sys.__stdout__ or not sys.__stdout__.isatty():
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[loss]}"),
+                _Speed(),
+                TimeRemainingColumn(),
+            )
+            self._bar.start()
+            atexit.register(self._bar.stop)  # gives the terminal its cursor back after an error
+            self._point_logger_at(runner, sys.stdout)  # which rich now redirects above the bar
+        batch = getattr(loader, "batch_size", None)
+        self._tasks[stage] = self._bar.add_task(text, total=total, loss="", batch=batch and batch * runner.world_size)
+
+    def _end(self, runner, stage: str) -> None:
+        if self._bar is None:
+            return
+        self._bar.remove_task(self._tasks.pop(stage))
+        if not self._tasks:
+            self._bar.stop()
+            atexit.unregister(self._bar.stop)
+            self._bar = None
+            self._point_logger_at(runner, sys.stdout)
+
+    @staticmethod
+    def _point_logger_at(runner, stream: Any) -> None:
+        """MMEngine's handler keeps the stream that was stdout when it was made, and would write through the bar."""
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(stream)
+
+    def before_train(self, runner) -> None:
+        self._start(runner, "train", runner.max_iters, runner.train_dataloader, "train")
+        if self._bar:
+            self._bar.update(self._tasks["train"], completed=runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self._bar:
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            text = f"epoch {runner.epoch + 1}/{runner.max_epochs}" if by_epoch else "train"
+            loss = f"loss {float(outputs['loss']):.4f}" if outputs and "loss" in outputs else ""
+            self._bar.update(self._tasks["train"], advance=1, description=text, loss=loss)
+
+    def after_train(self, runner) -> None:
+        self._end(runner, "train")
+
+    def before_val_epoch(self, runner) -> None:
+        self._start(runner, "val", len(runner.val_dataloader), runner.val_dataloader, "validate")
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self._bar:
+            self._bar.advance(self._tasks["val"])
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self._end(runner, "val")
+
+    def before_test_epoch(self, runner) -> None:
+        self._start(runner, "test", len(runner.test_dataloader), runner.test_dataloader, "test")
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if self._bar:
+            self._bar.advance(self._tasks["test"])
+
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        self._end(runner, "test")

@@ -1,0 +1,35 @@
+"""Writing files so that a reader, or a kill, never meets a half-written one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`. When the block ends well, what was written there becomes `path` at once;
+    when it raises, nothing is left behind and an older `path` stays as it was.
+
+    The temporary name ends like `path`, because some writers go by the suffix or append one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def near_files(path: Path, count: int = 5) -> str:
+    """Name the files that somebody who typed `path`, which does not exist, may have meant (for an error message)."""
+    from difflib import get_close_matches
+
+    folder = path.parent
+    while not folder.is_dir():
+        folder = folder.parent
+    found = [str(p) for p in folder.rglob(f"*{path.suffix}")] if folder != Path(folder.anchor) else []
+    near = get_close_matches(str(path), found, n=count, cutoff=0.6)
+    return "Near it: " + ", ".join(near) + "." if near else f"The nearest folder that exists is {folder.resolve()}."

@@ -1,0 +1,78 @@
+"""Furniture14: 408 real furniture models in 14 classes, in metres, y up, coloured, wound outward.
+
+What it is made of and who made it stands in FURNITURE14.md beside this file; `tools/make_furniture14.py` rebuilds it.
+"""
+
+import difflib
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+ASSET = Path(__file__).with_name("furniture14.npz")
+CLASSES: tuple[str, ...] = (
+    "bed", "cabinet", "car", "chair", "door", "lamp", "person", "plant", "sofa", "table", "vessel", "wallplate",
+    "washbasin", "window",
+)  # fmt: skip
+SPLITS = ("train", "test", "all")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """One model. Its arrays are read-only: copy before changing them."""
+
+    name: str
+    label: int  # index into CLASSES
+    vertices: np.ndarray = field(repr=False)  # (V, 3) float32, metres, y up, standing on y = 0
+    faces: np.ndarray = field(repr=False)  # (F, 3) int32, counter-clockwise seen from outside
+    colors: np.ndarray = field(repr=False)  # (F, 3) uint8, sRGB
+    author: str
+    licence: str  # SPDX identifier
+    library: str
+    model: str  # path of the OBJ file inside the library
+
+
+def load(split: str) -> list[Mesh]:
+    """The meshes of 'train' (285), 'test' (123) or 'all' (408), in the order of tools/furniture14.csv."""
+    if split not in SPLITS:
+        near = difflib.get_close_matches(str(split), SPLITS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"split: got {split!r}, must be one of {', '.join(map(repr, SPLITS))}{hint}")
+    return [mesh for mesh, part in _read(ASSET) if split in ("all", part)]
+
+
+@cache
+def _read(path: Path) -> tuple[tuple[Mesh, str], ...]:
+    """Every mesh of the asset with its split."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the Furniture14 asset is missing; python tools/make_furniture14.py makes it")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+        return tuple(_unpack(data))
+    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise RuntimeError(
+            f"{path}: not a readable Furniture14 asset ({type(error).__name__}: {error}); "
+            "python tools/make_furniture14.py makes it anew"
+        ) from error
+
+
+def _unpack(data: dict[str, np.ndarray]) -> list[tuple[Mesh, str]]:
+    if tuple(data["classes"].tolist()) != CLASSES:
+        raise ValueError(f"classes are {data['classes'].tolist()}")
+    meshes = []
+    for i, split in enumerate(data["split"].tolist()):
+        vertex = slice(*data["vertex_start"][i : i + 2])
+        face = slice(*data["face_start"][i : i + 2])
+        arrays = (
+            data["low"][i] + data["vertices"][vertex].astype(np.float32) * data["step"][i],
+            data["faces"][face].astype(np.int32),
+            data["colors"][face],
+        )
+        for array in arrays:
+            array.setflags(write=False)
+        texts = (str(data[key][i]) for key in ("author", "licence", "library", "model"))
+        meshes.append((Mesh(str(data["name"][i]), int(data["label"][i]), *arrays, *texts), split))
+    return meshes

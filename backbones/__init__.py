@@ -1,0 +1,1 @@
+"""Second floor: images to feature maps, one file per published system."""

@@ -1,0 +1,1 @@
+"""Third floor: feature maps to boxes, masks and images."""

@@ -1,0 +1,50 @@
+"""Local reference axis (LRA): the direction in which points around a centre spread least, as a stand-in for a normal.
+
+    d_i = x_i - centre;  w_i = (d_max - |d_i|) / Σ_j (d_max - |d_j|);  axis = eigenvector of the smallest eigenvalue of
+    Σ_i w_i d_i d_iᵀ, of unit length
+
+An eigenvector has no sign. `sign="projection"` turns it so that Σ_i w_i d_i·axis >= 0, which commutes with rotation;
+`sign="solver"` leaves what the eigen-solver gives, as the released RISurConv does, and breaks rotation invariance.
+
+Source: Zhang et al., RIConv++, arXiv 2202.13094 and RISurConv, arXiv 2408.06110 (compute_LRA of the release).
+"""
+
+import torch
+from torch import Tensor
+
+from .checks import check_count, check_points
+from .gather import gather_neighbors
+from .neighbors import knn
+
+SIGNS = ("projection", "solver")
+
+
+@torch.no_grad()
+def local_reference_axis(points_BN3: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
+    """A normal for every point from its `k` nearest neighbours: (B, N, 3) -> (B, N, 3) unit vectors.
+
+    `k` in 1..N. Rotating the points rotates the result. Where a neighbourhood is symmetric about the axis, rounding
+    decides the sign.
+    """
+    check_points(points_BN3)
+    check_count(k, "k", points_BN3.shape[1], "points")
+    neighbours_BNK3 = gather_neighbors(points_BN3, knn(points_BN3, points_BN3, k))
+    return principal_axis(neighbours_BNK3 - points_BN3.unsqueeze(2), sign)
+
+
+@torch.no_grad()
+def principal_axis(offsets_K3: Tensor, sign: str = "projection") -> Tensor:
+    """The reference axis of offsets (..., K, 3) from a centre: (..., 3), a unit vector."""
+    if sign not in SIGNS:
+        raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
+    length_K = torch.linalg.vector_norm(offsets_K3, dim=-1)
+    weight_K = length_K.amax(-1, keepdim=True) - length_K
+    weight_K = weight_K / weight_K.sum(-1, keepdim=True)
+    weight_K = torch.where(weight_K.isnan(), 1.0, weight_K)  # all equally far: equal weights
+    covariance = (weight_K.unsqueeze(-1) * offsets_K3).mT @ offsets_K3
+    axis = torch.linalg.eigh(covariance, UPLO="U").eigenvectors[..., 0]
+    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+    if sign == "projection":
+        projection = (weight_K * (offsets_K3 @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+        axis = torch.where(projection < 0, -axis, axis)
+    return axis

@@ -1,0 +1,66 @@
+"""Point-cloud classification as an MMEngine model: any network that maps points and normals to logits."""
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ..registry import MODELS
+
+
+@MODELS.register_module()
+class PointPreprocessor(BaseDataPreprocessor):
+    """A list of clouds of one size -> the arguments of `PointClassifier.forward`, on the model's device."""
+
+    def forward(self, data: list[Data], training: bool = False) -> dict:
+        sizes = {len(cloud.pos) for cloud in data}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"the clouds of a batch must have one number of points, got {sorted(sizes)}: "
+                "end the transforms with dict(type='FarthestPoints', num=...) or dict(type='FixedPoints', num=...)"
+            )
+        with_normals = all(cloud.get("normal") is not None for cloud in data)
+        return dict(
+            points=torch.stack([cloud.pos for cloud in data]).to(self.device, non_blocking=True),
+            normals=torch.stack([cloud.normal for cloud in data]).to(self.device, non_blocking=True)
+            if with_normals
+            else None,
+            labels=torch.stack([cloud.y for cloud in data]).to(self.device, non_blocking=True),
+            identities=[(cloud.cloud, cloud.get("protocol")) for cloud in data],
+        )
+
+
+@MODELS.register_module()
+class PointClassifier(BaseModel):
+    """Cross-entropy training and prediction of a point network.
+
+    Args:
+        network: config of a module `network(points (B, N, 3), normals (B, N, 3) or None) -> logits (B, classes)`.
+        label_smoothing: share of the target spread over all classes.
+
+    `mode="loss"` gives {"loss", "accuracy"}, `mode="tensor"` the logits, and `mode="predict"` for each cloud
+    {"log_probs", "label", "cloud", "protocol"}.
+    """
+
+    def __init__(self, network: dict, label_smoothing: float = 0.0, data_preprocessor=None, init_cfg=None):
+        super().__init__(data_preprocessor or dict(type="PointPreprocessor"), init_cfg)
+        self.network = MODELS.build(network)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, points: Tensor, normals: Tensor | None = None, labels=None, identities=None, mode="tensor"):
+        logits = self.network(points, normals)
+        if mode == "tensor":
+            return logits
+        if mode == "loss":
+            return dict(
+                loss=F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing),
+                accuracy=(logits.detach().argmax(-1) == labels).float().mean() * 100,
+            )
+        if mode == "predict":
+            log_probs = logits.log_softmax(-1)
+            return [
+                dict(log_probs=row, label=label, cloud=cloud, protocol=protocol)
+                for row, label, (cloud, protocol) in zip(log_probs, labels, identities)
+            ]
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")

@@ -1,0 +1,400 @@
+"""Shapes to learn from: the built-in furniture, the published sets in their published layouts, and any folder of yours.
+
+Every data set serves PyTorch Geometric `Data(pos (N, 3) float32, normal (N, 3) float32 or absent, face (3, F) int64 for
+meshes, y () int64, cloud int, name str)` after its `transforms`. A draw depends on nothing but (seed, epoch, item):
+`dataset[item + epoch * len(dataset)]` is the same in any process and order, and `EpochSampler` asks for just that.
+Files are read when they are asked for; no file is ever unpickled.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from torch_geometric.data import Data, Dataset
+from torch_geometric.transforms import Compose
+
+from .. import furniture
+from ..files import replacing
+from ..registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
+from .shapes import CLOUDS, MESHES, Shape, check_shape, read_shape
+from .transforms import GROUPS, UP_AXES, one_of, positive, random_rotation, rotate, seeded
+
+SPLITS = ("train", "test", "all")
+
+
+def build_transforms(transforms: Sequence[dict | Callable[[Data], Data]]) -> Compose:
+    """One callable of a list of configs and callables."""
+    for entry in transforms:
+        if not isinstance(entry, Mapping) and not callable(entry):
+            raise TypeError(f"transforms holds {entry!r}; its entries may be dict(type=...) or callables.")
+    return Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in transforms])
+
+
+def draw(transform: Callable[[Data], Data], data: Data, *key: int) -> Data:
+    """`transform(data)` under generators seeded from `key`; an error names the shape."""
+    with seeded(*key):
+        try:
+            return transform(data)
+        except ValueError as error:
+            raise ValueError(f"shape {data.name}: {error}") from error
+
+
+class PointClouds(Dataset):
+    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and `load(item) -> Shape`.
+
+    Args:
+        transforms: configs or callables, applied in order at each draw.
+        seed: chooses another series of draws (>= 0).
+    """
+
+    def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
+        self.split, self.classes = split, tuple(classes)
+        self.names, self.labels = list(names), np.asarray(labels, dtype=np.int64)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0.")
+        self.seed = seed
+        if not self.names:
+            raise ValueError(f"{type(self).__name__}: split {split!r} holds no shape.")
+        super().__init__(transform=build_transforms(transforms))
+
+    def load(self, item: int) -> Shape:
+        raise NotImplementedError
+
+    @property
+    def metainfo(self) -> dict:
+        """What MMEngine hands to metrics and visualizers."""
+        return dict(classes=self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def len(self) -> int:
+        return len(self.names)
+
+    def get(self, item: int) -> Data:
+        """The shape as it was read, without transforms."""
+        data = Data(y=torch.tensor(self.labels[item]), cloud=int(item), name=self.names[item])
+        for key, array in self.load(item).items():
+            data[key] = torch.from_numpy(array.T.copy() if key == "face" else array.copy())
+        return data
+
+    def __getitem__(self, index):
+        if not isinstance(index, (int, np.integer)):
+            return self.index_select(index)
+        if index < 0:
+            index += len(self)
+            if index < 0:
+                raise IndexError(f"index {index - len(self)} of a data set of {len(self)} shapes")
+        epoch, index = divmod(int(index), len(self))
+        item = int(self.indices()[index])
+        return draw(self.transform, self.get(item), self.seed, epoch, item)
+
+
+@DATASETS.register_module()
+class Furniture14(PointClouds):
+    """The built-in furniture: 408 real meshes in 14 classes, in metres, y up, normals outward (see FURNITURE14.md)."""
+
+    def __init__(self, split: str = "train", transforms=(), seed: int = 0):
+        self.meshes = furniture.load(one_of("Furniture14.split", split, SPLITS))
+        names, labels = [mesh.name for mesh in self.meshes], [mesh.label for mesh in self.meshes]
+        super().__init__(split, furniture.CLASSES, names, labels, transforms, seed)
+
+    def load(self, item: int) -> Shape:
+        mesh = self.meshes[item]
+        return {"pos": mesh.vertices, "face": mesh.faces.astype(np.int64)}
+
+
+class ShapeFiles(PointClouds):
+    """A data set with one file per shape. With a `cache` folder, what was parsed is kept there as npz, which loads much
+    faster than text. A file that changed is parsed again."""
+
+    def __init__(self, split, classes, files: Sequence[tuple[Path, int]], transforms, seed, cache=None):
+        self.paths = [path for path, _ in files]
+        self.cache = Path(cache).expanduser() if cache else None
+        names = [f"{classes[label]}/{path.stem}" for path, label in files]
+        super().__init__(split, classes, names, [label for _, label in files], transforms, seed)
+
+    def load(self, item: int) -> Shape:
+        path = self.paths[item]
+        if self.cache is None or not path.is_file():
+            return read_shape(path)
+        stat = path.stat()
+        key = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:16]
+        cached = self.cache / f"{path.stem}-{key}.npz"
+        if not cached.exists():
+            shape = read_shape(path)
+            with replacing(cached) as temporary:
+                np.savez(temporary, **shape)
+        return read_shape(cached)
+
+
+def existing_root(dataset: str, root: str | Path, layout: str) -> Path:
+    """`root` as a folder that exists, or an error that says what the data set looks for in it."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{dataset}: root {str(root)!r} is not a folder. Expected there: {layout}")
+    return path
+
+
+def find_shapes(
+    root: Path, split: str, suffixes: set[str], layout: str, test_share: float | None = None
+) -> tuple[list[str], list[tuple[Path, int]]]:
+    """Classes and (file, label) of a folder tree: `<train|test>/<class>/`, `<class>/<train|test>/`, or, where
+    `test_share` is given, `<class>/`, split by the order of the names' hashes. Files may lie in folders below these."""
+
+    def folders(path: Path) -> list[str]:
+        return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
+
+    def shapes(path: Path) -> list[Path]:
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and p.name[0] != ".")
+
+    parts = ("train", "test") if split == "all" else (split,)
+    split_first = bool({"train", "test"} & set(folders(root)))
+    tops = [root / part for part in ("train", "test") if (root / part).is_dir()] if split_first else [root]
+    classes = sorted({name for top in tops for name in folders(top)})
+    files: list[tuple[Path, int]] = []
+    for label, name in enumerate(classes):
+        found = []
+        if split_first:
+            found = [p for part in parts for p in shapes(root / part / name)]
+        elif {"train", "test"} & set(folders(root / name)):
+            found = [p for part in parts for p in shapes(root / name / part)]
+        elif test_share is not None:
+            found = shapes(root / name)
+            by_hash = sorted(found, key=lambda p: hashlib.sha256(p.relative_to(root).as_posix().encode()).digest())
+            count = round(test_share * len(found))
+            if test_share > 0 and len(found) > 1:
+                count = max(count, 1)
+            held_out = set(by_hash[:count])
+            found = [p for p in found if split == "all" or (p in held_out) == (split == "test")]
+        files += [(path, label) for path in found]
+    if not files:
+        raise FileNotFoundError(
+            f"{root} holds no shape for split {split!r} ({len(classes)} class folders; suffixes "
+            f"{' '.join(sorted(suffixes))}). Expected there: {layout}"
+        )
+    return classes, files
+
+
+@DATASETS.register_module()
+class ShapeFolder(ShapeFiles):
+    """Your own shapes, a folder for each class: `<root>/<class>/*`, or already split as `<root>/<train|test>/<class>/*`
+    or `<root>/<class>/<train|test>/*`. Meshes and clouds as `read_shape` reads them, also mixed: `RandomPoints` samples
+    both, and `EstimateNormals(only_missing=True)` gives clouds the normals that they lack.
+
+    Args:
+        split: 'train', 'test' or 'all'.
+        test_share: the share of each class that is held out where the folders do not say; the choice depends only on
+            the files' names.
+        cache: a folder for what was parsed (see `ShapeFiles`).
+    """
+
+    LAYOUT = "<class>/<file>, <train|test>/<class>/<file>, or <class>/<train|test>/<file>."
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, cache=None):
+        one_of("ShapeFolder.split", split, SPLITS)
+        if not 0 <= test_share <= 1:
+            raise ValueError(f"ShapeFolder.test_share is {test_share!r}; it must lie in [0, 1].")
+        root = existing_root("ShapeFolder", root, self.LAYOUT)
+        classes, files = find_shapes(root, split, MESHES | CLOUDS, self.LAYOUT, test_share)
+        super().__init__(split, classes, files, transforms, seed, cache)
+
+
+@DATASETS.register_module()
+class ModelNet40(ShapeFiles):
+    """ModelNet40 (Wu et al., CVPR 2015), in whichever layout lies at `root` (or one folder below, under its own name):
+
+    - `modelnet40_normal_resampled`: `modelnet40_shape_names.txt`, `modelnet40_{train,test}.txt`, and
+      `airplane/airplane_0001.txt` with 10,000 lines x,y,z,nx,ny,nz; y is up.
+    - `ModelNet40`, the original meshes: `airplane/{train,test}/airplane_0001.off`; z is up.
+
+    Args:
+        names: 'modelnet40' or 'modelnet10' (the ten-class subset).
+        cache: a folder for what was parsed; of the text files, 2.9 GB.
+    """
+
+    LAYOUT = (
+        "modelnet40_shape_names.txt beside modelnet40_train.txt and airplane/airplane_0001.txt "
+        "(modelnet40_normal_resampled), or airplane/train/airplane_0001.off (the original meshes)."
+    )
+    TEN = ("bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet")
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, names: str = "modelnet40", cache=None):
+        one_of("ModelNet40.split", split, SPLITS)
+        one_of("ModelNet40.names", names, ("modelnet40", "modelnet10"))
+        root = existing_root("ModelNet40", root, self.LAYOUT)
+        for folder in ("modelnet40_normal_resampled", "ModelNet40"):
+            root = root / folder if (root / folder).is_dir() else root
+        if (root / f"{names}_shape_names.txt").exists():
+            classes, files = self._resampled(root, split, names)
+        else:
+            classes, files = find_shapes(root, split, {".off"}, self.LAYOUT)
+            if names == "modelnet10":
+                files = [(path, self.TEN.index(classes[label])) for path, label in files if classes[label] in self.TEN]
+                classes = list(self.TEN)
+        super().__init__(split, classes, files, transforms, seed, cache)
+
+    @staticmethod
+    def _resampled(root: Path, split: str, names: str) -> tuple[list[str], list[tuple[Path, int]]]:
+        classes = (root / f"{names}_shape_names.txt").read_text().split()
+        files = []
+        for part in ("train", "test") if split == "all" else (split,):
+            listing = root / f"{names}_{part}.txt"
+            if not listing.is_file():
+                raise FileNotFoundError(f"{listing} is missing; it lists the shapes, such as {classes[0]}_0001.")
+            for shape in listing.read_text().split():
+                name = shape.rpartition("_")[0]
+                if name not in classes:
+                    raise ValueError(f"{listing} lists {shape!r}, of no class in {names}_shape_names.txt.")
+                files.append((root / name / f"{shape}.txt", classes.index(name)))
+        return classes, files
+
+
+@DATASETS.register_module()
+class FG3D(ShapeFiles):
+    """One category of FG3D, fine-grained shapes (Liu et al., TIP 2021): Airplane (13 classes), Car (20) or Chair (33).
+
+    The layout is an assumption, for we have not seen the release: meshes (.obj or .off) at
+    `<root>/<category>/<train|test>/<class>/*` or `<root>/<category>/<class>/<train|test>/*`.
+    """
+
+    LAYOUT = "<category>/<train|test>/<class>/*.obj or <category>/<class>/<train|test>/*.obj (or .off)."
+
+    def __init__(self, root, category: str, split: str = "train", transforms=(), seed: int = 0, cache=None):
+        one_of("FG3D.split", split, SPLITS)
+        one_of("FG3D.category", category, ("Airplane", "Car", "Chair"))
+        root = existing_root("FG3D", Path(root).expanduser() / category, self.LAYOUT)
+        classes, files = find_shapes(root, split, {".obj", ".off"}, self.LAYOUT)
+        super().__init__(split, classes, files, transforms, seed, cache)
+
+
+@DATASETS.register_module()
+class ScanObjectNN(PointClouds):
+    """ScanObjectNN (Uy et al., ICCV 2019): 15 classes of scanned objects, 2,048 points each without normals, y up.
+
+    Args:
+        root: `h5_files`, or the folder that holds it.
+        variant: 'OBJ_BG' (objects with background), 'OBJ_ONLY' (without), or one of the perturbed sets 'PB_T25',
+            'PB_T25_R', 'PB_T50_R' and 'PB_T50_RS' (the hardest, which most papers report).
+        background: of the perturbed sets, the one with background (main_split) or without (main_split_nobg).
+    """
+
+    CLASSES = (
+        "bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow", "sink",
+        "sofa", "toilet",
+    )  # fmt: skip
+    VARIANTS = {
+        "OBJ_ONLY": "",
+        "OBJ_BG": "",
+        "PB_T25": "_augmented25_norot",
+        "PB_T25_R": "_augmented25rot",
+        "PB_T50_R": "_augmentedrot",
+        "PB_T50_RS": "_augmentedrot_scale75",
+    }
+    LAYOUT = "h5_files/main_split/training_objectdataset_augmentedrot_scale75.h5 and its siblings."
+
+    def __init__(
+        self,
+        root,
+        split: str = "train",
+        transforms=(),
+        seed: int = 0,
+        variant: str = "PB_T50_RS",
+        background: bool = True,
+    ):
+        one_of("ScanObjectNN.split", split, ("train", "test"))
+        one_of("ScanObjectNN.variant", variant, tuple(self.VARIANTS))
+        root = existing_root("ScanObjectNN", root, self.LAYOUT)
+        root = root / "h5_files" if (root / "h5_files").is_dir() else root
+        plain = variant == "OBJ_ONLY" or (variant.startswith("PB") and not background)
+        part = {"train": "training", "test": "test"}[split]
+        folder = "main_split_nobg" if plain else "main_split"
+        self.path = root / folder / f"{part}_objectdataset{self.VARIANTS[variant]}.h5"
+        labels = self._read_labels()
+        names = [f"{self.path.stem}[{i}]" for i in range(len(labels))]
+        super().__init__(split, self.CLASSES, names, labels, transforms, seed)
+
+    def _read_labels(self) -> np.ndarray:
+        if not self.path.is_file():
+            raise FileNotFoundError(f"ScanObjectNN: {self.path} is missing. Expected below root: {self.LAYOUT}")
+        try:
+            with h5py.File(self.path) as file:
+                shape, labels = file["data"].shape, file["label"][:].reshape(-1)
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{self.path} is not a readable h5 file with 'data' and 'label': {error}") from error
+        if len(shape) != 3 or shape[2] != 3 or shape[0] != len(labels):
+            raise ValueError(f"{self.path}: data (M, 2048, 3), label (M,) were expected, not {shape}, {labels.shape}.")
+        if len(labels) and (labels.min() < 0 or labels.max() >= len(self.CLASSES)):
+            raise ValueError(f"{self.path}: labels 0 to 14 were expected, not {labels.min()} to {labels.max()}.")
+        return labels
+
+    def load(self, item: int) -> Shape:
+        # Opened at each draw (about a millisecond): an open HDF5 file survives neither a fork nor a pickle.
+        try:
+            with h5py.File(self.path) as file:
+                return check_shape({"pos": file["data"][item]})
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path}, shape {item}: {error}") from error
+
+
+@DATASETS.register_module()
+class RotatedViews(torch.utils.data.Dataset):
+    """A test set under the rotations of the field's protocols: `views=dict(z=1, SO3=4)` serves each cloud once turned
+    about the `up` axis and four times by Haar-uniform rotations. All views of a cloud are the same draw of it;
+    `data.protocol` names the group ('none', 'z' or 'SO3'). All clouds come in the first view, then in the next.
+
+    Args:
+        dataset: the data set or its config.
+        transforms: applied after the rotation (e.g. EstimateNormals), with the same random numbers for every view.
+    """
+
+    def __init__(self, dataset, views: dict[str, int], up: str = "y", transforms=(), seed: int = 0):
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        self.views = [
+            (one_of("RotatedViews.views", group, GROUPS), number)
+            for group, count in views.items()
+            for number in range(positive(f"RotatedViews.views[{group!r}]", count))
+        ]
+        if not self.views:
+            raise ValueError("RotatedViews.views is empty; name groups and how often, such as dict(z=1, SO3=4).")
+        self.up = one_of("RotatedViews.up", up, tuple(UP_AXES))
+        self.transform, self.seed = build_transforms(transforms), seed
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.dataset.classes
+
+    @property
+    def metainfo(self) -> dict:
+        return self.dataset.metainfo
+
+    def __len__(self) -> int:
+        return len(self.views) * len(self.dataset)
+
+    def __iter__(self) -> Iterator[Data]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Data:
+        epoch, index = divmod(int(index), len(self))
+        view, cloud = divmod(index, len(self.dataset))
+        group, number = self.views[view]
+        data = self.dataset[cloud + epoch * len(self.dataset)]
+        with seeded(self.seed, epoch, cloud, GROUPS.index(group), number):
+            data = rotate(data, random_rotation(group, self.up))
+        data.protocol = group
+        return draw(self.transform, data, self.seed, epoch, cloud)
+
+
+@DATA_SAMPLERS.register_module()
+class EpochSampler(DefaultSampler):
+    """MMEngine's DefaultSampler, with epoch * len(dataset) added to its indices: every epoch draws every item afresh,
+    the same with any number of workers and after a resumption."""
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.epoch * len(self.dataset)
+        return (start + index for index in super().__iter__())

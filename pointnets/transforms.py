@@ -1,0 +1,278 @@
+"""What a pipeline does to one shape: sample, centre, rotate, augment.
+
+Each transform is a PyTorch Geometric `BaseTransform` over `Data(pos (N, 3), normal (N, 3) or absent)` and is named in a
+config: `transforms=[dict(type='SamplePoints', num=1024, include_normals=True), dict(type='UnitSphere')]`. Normals
+follow whatever happens to the points. PyG's `SamplePoints`, `Center`, `NormalizeScale` and `NormalizeRotation` go by
+their own names; those of its transforms that would leave normals behind (`RandomRotate`, `RandomFlip`, ...) do not.
+
+Random transforms draw from torch's global generator; `seeded` makes a draw a function of a few integers.
+"""
+
+import difflib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+from torch_geometric import transforms as pyg
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from ..kernels import farthest_point_sample, local_reference_axis
+from ..registry import TRANSFORMS
+
+GROUPS = ("none", "z", "SO3")
+UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+
+for transform in (pyg.Center, pyg.NormalizeScale, pyg.NormalizeRotation):
+    TRANSFORMS.register_module(module=transform)
+
+
+def one_of(argument: str, value: str, choices: Sequence[str]) -> str:
+    """`value` if it is one of `choices`; otherwise a ValueError that names the argument and the nearest spelling."""
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1)
+    hint = "".join(f" Did you mean {c!r}?" for c in choices if near and c.lower() == near[0])
+    raise ValueError(f"{argument} is {value!r}; it may be {', '.join(map(repr, choices))}.{hint}")
+
+
+def positive(argument: str, value: int) -> int:
+    """`value` if it is a positive integer; otherwise a ValueError that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{argument} is {value!r}; it must be a positive integer.")
+    return value
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seeds `random`, NumPy's and torch's (CPU) global generators from `key` (integers >= 0), and afterwards gives the
+    caller's generators back as they were. All three, because transforms of PyG and of users draw from any of them."""
+    caller = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed a GPU's generator as well
+    try:
+        yield
+    finally:
+        random.setstate(caller[0])
+        np.random.set_state(caller[1])
+        torch.set_rng_state(caller[2])
+
+
+def random_rotation(group: str, up: str = "y") -> Tensor:
+    """A rotation matrix (3, 3), float64: the identity ('none'), a uniform angle about the `up` axis ('z', as the field
+    calls it whichever axis is up), or Haar-uniform in SO(3) ('SO3', from a normalised Gaussian quaternion)."""
+    if group == "none":
+        return torch.eye(3, dtype=torch.float64)
+    if group == "z":
+        angle = 2 * np.pi * torch.rand((), dtype=torch.float64).item()
+        rotation = Rotation.from_rotvec(angle * np.array(UP_AXES[up]))
+    else:
+        rotation = Rotation.from_quat(torch.randn(4, dtype=torch.float64).numpy())
+    return torch.from_numpy(rotation.as_matrix().copy())
+
+
+def rotate(data: Data, rotation: Tensor) -> Data:
+    """`data` with points and normals turned by a (3, 3) matrix, computed in float64 and returned in their own dtype."""
+    for key in ("pos", "normal"):
+        if key in data:
+            data[key] = (data[key].double() @ rotation.T).to(data[key].dtype)
+    return data
+
+
+def select(data: Data, index: Tensor) -> Data:
+    """The points and normals at `index` (S,). A mesh is refused: its faces would point at vertices that are gone."""
+    if data.face is not None:
+        raise ValueError("a transform that chooses points got a mesh; sample it first (SamplePoints or RandomPoints).")
+    for key in ("pos", "normal"):
+        if key in data:
+            data[key] = data[key][index]
+    return data
+
+
+@TRANSFORMS.register_module()
+class SamplePoints(pyg.SamplePoints):
+    """PyG's: `num` points of a mesh, uniform by area, with the normals of its faces if `include_normals`."""
+
+    def forward(self, data: Data) -> Data:
+        if data.face is None:
+            raise ValueError("SamplePoints needs a mesh, and got a cloud; RandomPoints takes both.")
+        return super().forward(data)
+
+
+@TRANSFORMS.register_module()
+class RandomPoints(BaseTransform):
+    """`num` random points of a shape, whatever it is: on a mesh uniformly by area, with the normals of the faces; of a
+    cloud a choice without replacement (with as few repetitions as possible where it holds fewer than `num`)."""
+
+    def __init__(self, num: int):
+        self.num = positive("RandomPoints.num", num)
+        self.on_mesh = SamplePoints(num, include_normals=True)
+
+    def forward(self, data: Data) -> Data:
+        if data.face is not None:
+            return self.on_mesh(data)
+        size = data.pos.size(0)
+        return select(data, torch.cat([torch.randperm(size) for _ in range(-(-self.num // size))])[: self.num])
+
+
+@TRANSFORMS.register_module()
+class FarthestPoints(BaseTransform):
+    """`num` points of a cloud by farthest point sampling, from its first point or from a random one."""
+
+    def __init__(self, num: int, start: str = "first"):
+        self.num = positive("FarthestPoints.num", num)
+        self.start = one_of("FarthestPoints.start", start, ("first", "random"))
+
+    def forward(self, data: Data) -> Data:
+        size = data.pos.size(0)
+        if size < self.num:
+            raise ValueError(
+                f"FarthestPoints(num={self.num}) got a cloud of {size} points; ask for fewer, "
+                "or use RandomPoints, which repeats points."
+            )
+        if self.start == "random":
+            data = select(data, torch.arange(size).roll(-int(torch.randint(size, ()))))
+        return select(data, farthest_point_sample(data.pos[None], self.num)[0])
+
+
+@TRANSFORMS.register_module()
+class PoissonPoints(BaseTransform):
+    """`num` evenly spread points of a mesh with the normals of its triangles: Open3D's Poisson-disk sampling (Yuksel's
+    elimination from `init_factor * num` uniform points), as FG3D is prepared. Reseeds Open3D's own generator."""
+
+    def __init__(self, num: int, init_factor: float = 5):
+        self.num = positive("PoissonPoints.num", num)
+        if init_factor < 1:
+            raise ValueError(f"PoissonPoints.init_factor is {init_factor!r}; it must be at least 1.")
+        self.init_factor = init_factor
+
+    def forward(self, data: Data) -> Data:
+        import open3d  # here, because importing it takes a second and few pipelines need it
+
+        if data.face is None:
+            raise ValueError("PoissonPoints needs a mesh, and got a cloud; use FarthestPoints instead.")
+        mesh = open3d.geometry.TriangleMesh(
+            open3d.utility.Vector3dVector(data.pos.double().numpy()),
+            open3d.utility.Vector3iVector(data.face.T.int().numpy()),
+        )
+        mesh.compute_triangle_normals()
+        open3d.utility.random.seed(int(torch.randint(2**31 - 1, ())))
+        cloud = mesh.sample_points_poisson_disk(self.num, self.init_factor, use_triangle_normal=True)
+        data.pos = torch.tensor(np.asarray(cloud.points), dtype=data.pos.dtype)
+        data.normal = torch.tensor(np.asarray(cloud.normals), dtype=data.pos.dtype)
+        data.face = None
+        return data
+
+
+@TRANSFORMS.register_module()
+class Shuffle(BaseTransform):
+    """A random order of the points."""
+
+    def forward(self, data: Data) -> Data:
+        return select(data, torch.randperm(data.pos.size(0)))
+
+
+@TRANSFORMS.register_module()
+class UnitSphere(BaseTransform):
+    """Centres on the mean of the points and scales the farthest one to norm 1 (coincident points go to the origin)."""
+
+    def forward(self, data: Data) -> Data:
+        centred = data.pos - data.pos.mean(dim=0)
+        radius = centred.norm(dim=1).max()
+        data.pos = centred / radius if radius > 0 else centred
+        return data
+
+
+@TRANSFORMS.register_module()
+class EstimateNormals(BaseTransform):
+    """Normals of a cloud as the local reference axis of `k` nearest neighbours; with `only_missing`, shapes that have
+    normals keep theirs. Put it after every rotation: only then does a test of invariance cover the estimate too."""
+
+    def __init__(self, k: int = 32, only_missing: bool = False):
+        self.k, self.only_missing = positive("EstimateNormals.k", k), only_missing
+
+    def forward(self, data: Data) -> Data:
+        if not (self.only_missing and "normal" in data):
+            data.normal = local_reference_axis(data.pos[None], self.k)[0]
+        return data
+
+
+@TRANSFORMS.register_module()
+class RandomRotation(BaseTransform):
+    """Turns points and normals by `random_rotation(group, up)`: 'SO3' (Haar-uniform), 'z' (about `up`) or 'none'."""
+
+    def __init__(self, group: str = "SO3", up: str = "y"):
+        self.group = one_of("RandomRotation.group", group, GROUPS)
+        self.up = one_of("RandomRotation.up", up, tuple(UP_AXES))
+
+    def forward(self, data: Data) -> Data:
+        return rotate(data, random_rotation(self.group, self.up))
+
+
+@TRANSFORMS.register_module()
+class RandomScale(BaseTransform):
+    """Scales by U(low, high), or by one such factor for each axis (`anisotropic`), where normals are transformed by the
+    inverse transpose and brought back to length 1."""
+
+    def __init__(self, low: float = 0.8, high: float = 1.25, anisotropic: bool = False):
+        if not 0 < low <= high:
+            raise ValueError(f"RandomScale.low and .high are {low!r} and {high!r}; they must obey 0 < low <= high.")
+        self.low, self.high, self.anisotropic = low, high, anisotropic
+
+    def forward(self, data: Data) -> Data:
+        scale = torch.empty(3 if self.anisotropic else 1, dtype=data.pos.dtype).uniform_(self.low, self.high)
+        data.pos = data.pos * scale
+        if self.anisotropic and "normal" in data:
+            data.normal = F.normalize(data.normal / scale, dim=1)
+        return data
+
+
+@TRANSFORMS.register_module()
+class RandomShift(BaseTransform):
+    """Moves the whole cloud by U(-distance, distance) along each axis."""
+
+    def __init__(self, distance: float = 0.1):
+        if distance < 0:
+            raise ValueError(f"RandomShift.distance is {distance!r}; it must be at least 0.")
+        self.distance = distance
+
+    def forward(self, data: Data) -> Data:
+        data.pos = data.pos + torch.empty(3, dtype=data.pos.dtype).uniform_(-self.distance, self.distance)
+        return data
+
+
+@TRANSFORMS.register_module()
+class RandomJitter(BaseTransform):
+    """Moves every point by N(0, sigma) along each axis, clipped to [-clip, clip]; normals stay."""
+
+    def __init__(self, sigma: float = 0.01, clip: float = 0.05):
+        if sigma < 0 or clip < 0:
+            raise ValueError(f"RandomJitter.sigma and .clip are {sigma!r} and {clip!r}; both must be at least 0.")
+        self.sigma, self.clip = sigma, clip
+
+    def forward(self, data: Data) -> Data:
+        data.pos = data.pos + (self.sigma * torch.randn_like(data.pos)).clamp_(-self.clip, self.clip)
+        return data
+
+
+@TRANSFORMS.register_module()
+class RandomDropout(BaseTransform):
+    """Drops a share U(0, max_ratio) of the points. Their number stays: a dropped one becomes a copy of the first
+    (PointNet++'s augmentation, which the released recipe of RISurConv uses too)."""
+
+    def __init__(self, max_ratio: float = 0.875):
+        if not 0 <= max_ratio <= 1:
+            raise ValueError(f"RandomDropout.max_ratio is {max_ratio!r}; it must lie in [0, 1].")
+        self.max_ratio = max_ratio
+
+    def forward(self, data: Data) -> Data:
+        size = data.pos.size(0)
+        keep = torch.rand(size) >= self.max_ratio * torch.rand(())
+        return select(data, torch.arange(size) * keep)

@@ -1,0 +1,41 @@
+"""Packaging. The floors of the house are top-level folders that install below `attlas` (see docs/design.md)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+FLOORS = ("kernels", "backbones", "pointnets", "dense")
+packages, package_dir = ["attlas"], {"attlas": "attlas"}
+for floor in FLOORS:
+    for package in [floor, *(f"{floor}.{name}" for name in find_packages(str(here / floor)))]:
+        packages.append(f"attlas.{package}")
+        package_dir[f"attlas.{package}"] = package.replace(".", "/")
+
+KERNELS = ["torch>=2.8", "numpy>=1.26", "scipy>=1.11"]
+BACKBONES = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.8", "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
+POINTNETS = ["torch-geometric>=2.6", "trimesh>=4", "open3d-cpu>=0.19", "h5py>=3.10", "matplotlib>=3.8"]
+DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4"]
+
+setup(
+    name="attlas",
+    version=re.search(r'__version__ = "(.+)"', (here / "attlas/__init__.py").read_text()).group(1),
+    description="An atlas of attention for 3-D point clouds and dense prediction",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={"attlas": ["py.typed", "furniture14.npz", "FURNITURE14.md"]},
+    install_requires=KERNELS,
+    extras_require={
+        "backbones": BACKBONES,
+        "pointnets": BACKBONES + POINTNETS,
+        "dense": BACKBONES + DENSE,
+        "all": BACKBONES + POINTNETS + DENSE,
+        "dev": ["pytest>=8", "ruff", "mypy"],
+    },
+)

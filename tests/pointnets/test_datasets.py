@@ -1,0 +1,455 @@
+import pickle
+import random
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import trimesh
+from attlas.pointnets import datasets as D
+from attlas.pointnets.shapes import read_shape
+from mmengine.runner import Runner
+
+from attlas.registry import DATASETS
+
+RNG = np.random.default_rng(0)
+CUBE = trimesh.creation.box((1, 2, 3))
+OFF = "OFF\n4 4 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 2 1\n3 0 1 3\n3 0 3 2\n3 1 2 3\n"  # a tetrahedron
+
+
+def unit_cloud(size=40) -> np.ndarray:
+    """Columns x y z nx ny nz."""
+    pos, normal = RNG.normal(size=(2, size, 3))
+    return np.hstack([pos, normal / np.linalg.norm(normal, axis=1, keepdims=True)]).astype(np.float32)
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content) if isinstance(content, str) else np.savetxt(path, content, fmt="%.4f", delimiter=",")
+    return path
+
+
+@pytest.fixture
+def furniture(monkeypatch):
+    """Four boxes in place of the built-in meshes."""
+
+    @dataclass(frozen=True)
+    class Mesh:
+        name: str
+        label: int
+        vertices: np.ndarray
+        faces: np.ndarray
+
+    def load(split):
+        mesh = np.asarray(CUBE.vertices, np.float32), np.asarray(CUBE.faces, np.int32)
+        for array in mesh:
+            array.setflags(write=False)
+        return [Mesh(f"box{i}", i, *mesh) for i in range({"train": 4, "test": 2, "all": 6}[split])]
+
+    monkeypatch.setattr(D.furniture, "load", load)
+
+
+SAMPLE = [dict(type="SamplePoints", num=16, include_normals=True), dict(type="RandomRotation")]
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.pos, b.pos) and torch.equal(a.normal, b.normal) and a.cloud == b.cloud
+
+
+# --- draws
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_item(furniture):
+    dataset = D.Furniture14(transforms=SAMPLE)
+    first = dataset[1]
+    assert first.pos.shape == first.normal.shape == (16, 3)
+    assert (int(first.y), first.cloud, first.name, first.y.dtype, first.y.ndim) == (1, 1, "box1", torch.int64, 0)
+    assert first.pos.dtype == first.normal.dtype == torch.float32
+    torch.manual_seed(5)
+    random.seed(5)
+    assert same(dataset[1], first)
+    assert same(D.Furniture14(transforms=SAMPLE)[1], first)
+    others = [dataset[0], dataset[5], dataset[9], D.Furniture14(transforms=SAMPLE, seed=1)[1]]
+    assert not any(torch.equal(first.pos, other.pos) for other in others)
+    assert [dataset[i].cloud for i in (5, 9, -3)] == [1, 1, 1]
+    assert same(dataset[-3], first)
+    assert same(dataset[1:3][0], first)  # a part of a data set keeps its draws
+
+
+def test_a_draw_leaves_generators_and_the_source_alone(furniture):
+    def move(data):  # a transform that draws from all three, and works in place
+        data.pos += torch.rand(()) + random.random() + np.random.rand()
+        return data
+
+    dataset = D.Furniture14(transforms=[move])
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    first = dataset[0]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert torch.equal(dataset[0].pos, first.pos)
+    assert not torch.equal(dataset[4].pos, first.pos)
+
+
+def test_iteration_stops_and_metainfo_is_there(furniture):
+    dataset = D.Furniture14("test", transforms=SAMPLE)
+    assert [data.name for data in dataset] == ["box0", "box1"]
+    assert dataset.metainfo == dict(classes=D.furniture.CLASSES)
+    assert dataset.num_classes == 14
+    mesh = dataset.get(0)
+    assert mesh.face.shape == (3, 12)
+    assert mesh.face.dtype == torch.int64
+
+
+def epochs(num_workers):
+    """Two epochs of training batches, as MMEngine's Runner makes them."""
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dict(type="attlas.Furniture14", transforms=SAMPLE),
+            sampler=dict(type="attlas.EpochSampler", shuffle=True),
+            batch_size=2,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        ),
+        seed=3,
+    )
+    assert loader.dataset.metainfo["classes"] == D.furniture.CLASSES
+    drawn = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        drawn.append([data for batch in loader for data in batch])
+    return drawn
+
+
+def test_epochs_differ_and_workers_do_not_matter(furniture):
+    alone, workers = epochs(0), epochs(2)
+    assert [len(epoch) for epoch in alone] == [4, 4]
+    for a, b in zip(alone, workers):
+        assert sorted(data.cloud for data in a) == [0, 1, 2, 3]
+        assert all(same(x, y) for x, y in zip(a, b))
+    second = {data.cloud: data for data in alone[1]}
+    assert not any(torch.equal(data.pos, second[data.cloud].pos) for data in alone[0])
+
+
+def test_epoch_sampler_repeats_after_a_resumption():
+    sampler = D.EpochSampler(range(5), shuffle=True, seed=1)
+    sampler.set_epoch(7)
+    indices = list(sampler)
+    assert sorted(indices) == [35, 36, 37, 38, 39]
+    again = D.EpochSampler(range(5), shuffle=True, seed=1)
+    again.set_epoch(7)
+    assert list(again) == indices
+
+
+def test_rotated_views(furniture):
+    base = dict(type="Furniture14", split="test", transforms=SAMPLE[:1])
+    marks = []
+    views = D.RotatedViews(
+        base, dict(none=1, z=1, SO3=2), transforms=[lambda data: marks.append(random.random()) or data]
+    )
+    assert len(views) == 2 * 4
+    drawn = list(views)
+    assert [data.protocol for data in drawn] == ["none"] * 2 + ["z"] * 2 + ["SO3"] * 4
+    assert [data.cloud for data in drawn] == [0, 1] * 4
+    assert views.metainfo == dict(classes=D.furniture.CLASSES)
+    assert torch.equal(drawn[0].pos, DATASETS.build(base)[0].pos)
+    for cloud in range(2):
+        none, z, *SO3 = drawn[cloud::2]
+        for view in (z, *SO3):  # the same points, turned; the normals turned alike
+            assert not torch.allclose(view.pos, none.pos, atol=1e-2)
+            for a, b in (("pos", "pos"), ("pos", "normal"), ("normal", "normal")):
+                assert torch.allclose(view[a] @ view[b].T, none[a] @ none[b].T, atol=1e-5)
+        assert torch.allclose(z.pos[:, 1], none.pos[:, 1], atol=1e-6)  # y is up
+        assert not torch.allclose(SO3[0].pos, SO3[1].pos, atol=1e-2)
+        assert len(set(marks[cloud::2])) == 1
+    assert same(views[5], drawn[5])
+    assert same(D.RotatedViews(base, dict(SO3=2))[3], drawn[7])  # a view does not depend on the other groups
+    assert not torch.allclose(views[5 + 8].pos, drawn[5].pos, atol=1e-2)
+    with pytest.raises(ValueError, match=r"views is 'so3'.* Did you mean 'SO3'"):
+        D.RotatedViews(base, dict(so3=1))
+    with pytest.raises(ValueError, match=r"views\['z'\] is 0; it must be a positive integer"):
+        D.RotatedViews(base, dict(z=0))
+    with pytest.raises(ValueError, match="views is empty"):
+        D.RotatedViews(base, {})
+
+
+# --- ModelNet40
+
+
+@pytest.fixture
+def resampled(tmp_path):
+    root = tmp_path / "modelnet40_normal_resampled"
+    put(root / "modelnet40_shape_names.txt", "airplane\nnight_stand\n")
+    put(root / "modelnet40_train.txt", "airplane_0001\nairplane_0002\nnight_stand_0001\n")
+    put(root / "modelnet40_test.txt", "night_stand_0201\n")
+    put(root / "modelnet10_shape_names.txt", "night_stand\n")
+    put(root / "modelnet10_train.txt", "night_stand_0001\n")
+    tables = {}
+    for name in ("airplane_0001", "airplane_0002", "night_stand_0001", "night_stand_0201"):
+        tables[name] = unit_cloud()
+        put(root / name.rpartition("_")[0] / f"{name}.txt", tables[name])
+    return root, tables
+
+
+def test_modelnet40_resampled(resampled):
+    root, tables = resampled
+    dataset = D.ModelNet40(root)
+    assert dataset.classes == ("airplane", "night_stand")
+    assert [(data.name, int(data.y)) for data in dataset] == [
+        ("airplane/airplane_0001", 0),
+        ("airplane/airplane_0002", 0),
+        ("night_stand/night_stand_0001", 1),
+    ]
+    np.testing.assert_allclose(dataset[2].pos, tables["night_stand_0001"][:, :3], atol=1e-4)
+    np.testing.assert_allclose(dataset[2].normal, tables["night_stand_0001"][:, 3:], atol=1e-3)
+    assert len(D.ModelNet40(root.parent, "test")) == 1
+    assert len(D.ModelNet40(root, "all")) == 4
+    ten = D.ModelNet40(root, names="modelnet10")
+    assert (ten.classes, len(ten)) == (("night_stand",), 1)
+
+
+def test_cache_is_used_and_follows_the_file(resampled, tmp_path):
+    root, _ = resampled
+    cache = tmp_path / "cache"
+    dataset = D.ModelNet40(root, cache=cache)
+    first = dataset[0]
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
+    assert same(dataset[0], first)
+    (file,) = cache.iterdir()
+    np.savez(file, pos=np.ones((2, 3)))
+    assert torch.equal(dataset[0].pos, torch.ones(2, 3))  # read from the cache
+    put(root / "airplane" / "airplane_0001.txt", unit_cloud(12))
+    assert dataset[0].pos.shape == (12, 3)
+
+
+def test_modelnet40_errors_name_the_file(resampled):
+    root, _ = resampled
+    path = root / "airplane" / "airplane_0001.txt"
+    dataset = D.ModelNet40(root)
+    table = unit_cloud()
+    for content, message in [
+        ("", "the file is empty"),
+        ("1,2,3\n4,5", "airplane_0001.txt is not a readable shape"),
+        ("1,2,x,0,0,1\n", "could not convert string 'x'"),
+        ("1,2,3,4\n", r"columns x y z or x y z nx ny nz were expected, not an array of shape \(1, 4\)"),
+        ("1,2,nan,0,0,1\n1,2,3,0,0,1\n", "1 of 2 points are NaN or infinite"),
+        ("1,2,3,0,0,0\n1,2,3,0,0,1\n", "must have length 1; 1 of 2 have not"),
+        ("1,2,3,0,0,nan\n", "must have length 1; 1 of 1 have not"),
+        (np.hstack([table[:, :3], 200 * table[:, 3:]]), "must have length 1; 40 of 40"),
+    ]:
+        put(path, content)
+        with pytest.raises(ValueError, match=f"airplane_0001.txt is not a readable shape: .*{message}|{message}"):
+            dataset[0]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"airplane_0001\.txt is missing"):
+        dataset[0]
+    put(root / "modelnet40_test.txt", "spaceship_0001\n")
+    with pytest.raises(ValueError, match=r"modelnet40_test.txt lists 'spaceship_0001'"):
+        D.ModelNet40(root, "test")
+    (root / "modelnet40_test.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"modelnet40_test\.txt is missing"):
+        D.ModelNet40(root, "test")
+
+
+def test_modelnet40_meshes(tmp_path):
+    root = tmp_path / "ModelNet40"
+    put(root / "chair" / "train" / "chair_0001.off", OFF)
+    put(root / "chair" / "test" / "chair_0890.off", OFF)
+    put(
+        root / "airplane" / "train" / "airplane_0001.off", OFF.replace("OFF\n", "OFF")
+    )  # many published files have that
+    dataset = D.ModelNet40(root, transforms=[dict(type="SamplePoints", num=9)])
+    assert dataset.classes == ("airplane", "chair")
+    assert [data.name for data in dataset] == ["airplane/airplane_0001", "chair/chair_0001"]
+    assert dataset[0].pos.shape == (9, 3)
+    assert dataset.get(0).pos.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert dataset.get(0).face.T.tolist() == [[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]
+    assert [data.name for data in D.ModelNet40(tmp_path, "test")] == ["chair/chair_0890"]
+    ten = D.ModelNet40(root, names="modelnet10")
+    assert ten.num_classes == 10
+    assert [ten.classes[data.y] for data in ten] == ["chair"]
+    file = root / "airplane" / "train" / "airplane_0001.off"
+    for content, message in [
+        ("", "the file is empty"),
+        ("<html>not found</html>", "airplane_0001.off is not a readable shape"),
+        (OFF[:30], "airplane_0001.off is not a readable shape"),
+        (OFF[:-8], "4 faces are declared, and 3 triangles were found"),
+        (OFF.replace("0 0 1", "0 0 nan"), "1 of 4 points are NaN"),
+        (OFF.replace("3 1 2 3", "3 1 2 7"), "face index outside the range"),
+        (OFF.replace("1 0 0\n", "0 0 0\n").replace("0 1 0\n", "0 0 0\n"), "the mesh has no area"),
+    ]:
+        put(file, content)
+        with pytest.raises(ValueError, match=message):
+            dataset[0]
+
+
+# --- ScanObjectNN
+
+
+def h5(path, data, **labels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["data"] = data
+        for name, values in labels.items():
+            file[name] = np.asarray(values)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        (dict(), "main_split/training_objectdataset_augmentedrot_scale75.h5"),
+        (dict(split="test"), "main_split/test_objectdataset_augmentedrot_scale75.h5"),
+        (dict(background=False), "main_split_nobg/training_objectdataset_augmentedrot_scale75.h5"),
+        (dict(variant="OBJ_BG"), "main_split/training_objectdataset.h5"),
+        (dict(variant="OBJ_ONLY"), "main_split_nobg/training_objectdataset.h5"),
+        (dict(variant="PB_T25", split="test"), "main_split/test_objectdataset_augmented25_norot.h5"),
+        (dict(variant="PB_T25_R"), "main_split/training_objectdataset_augmented25rot.h5"),
+        (dict(variant="PB_T50_R", background=False), "main_split_nobg/training_objectdataset_augmentedrot.h5"),
+    ],
+)
+def test_scanobjectnn(tmp_path, options, file):
+    data = RNG.normal(size=(3, 2048, 3)).astype(np.float32)
+    h5(tmp_path / "h5_files" / file, data, label=[4, 0, 14], mask=np.zeros((3, 2048)))
+    for root in (tmp_path, tmp_path / "h5_files"):
+        dataset = D.ScanObjectNN(root, **options)
+        assert dataset.num_classes == 15
+        assert [dataset.classes[item.y] for item in dataset] == ["chair", "bag", "toilet"]
+        np.testing.assert_array_equal(dataset[1].pos, data[1])
+        assert "normal" not in dataset[1]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2].pos, dataset[2].pos)  # as a spawned worker gets it
+
+
+def test_scanobjectnn_errors_name_the_file(tmp_path):
+    name = "training_objectdataset_augmentedrot_scale75.h5"
+    path = tmp_path / "main_split" / name
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        D.ScanObjectNN(tmp_path)
+    put(path, "no h5")
+    with pytest.raises(ValueError, match=f"{name} is not a readable h5 file"):
+        D.ScanObjectNN(tmp_path)
+    data = np.zeros((2, 2048, 3), np.float32)
+    with pytest.raises(ValueError, match=f"{name} is not a readable h5 file with 'data' and 'label'"):
+        D.ScanObjectNN(h5(path, data).parents[1])
+    with pytest.raises(ValueError, match=rf"{name}: data \(M, 2048, 3\), label \(M,\) were expected"):
+        D.ScanObjectNN(h5(path, data, label=[0, 1, 2]).parents[1])
+    with pytest.raises(ValueError, match=f"{name}: labels 0 to 14 were expected, not 0 to 15"):
+        D.ScanObjectNN(h5(path, data, label=[0, 15]).parents[1])
+    data[1, 5] = np.nan
+    dataset = D.ScanObjectNN(h5(path, data, label=[0, 1]).parents[1])
+    with pytest.raises(ValueError, match=f"{name}, shape 1: 1 of 2048 points are NaN"):
+        dataset[1]
+    with pytest.raises(ValueError, match=r"variant is 'PB_T50_RSS'.* Did you mean 'PB_T50_RS'"):
+        D.ScanObjectNN(tmp_path, variant="PB_T50_RSS")
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("layout", ["{split}/{name}", "{name}/{split}"])
+def test_fg3d(tmp_path, layout):
+    for category in ("Airplane", "Car"):
+        for split, count in (("train", 2), ("test", 1)):
+            for name in ("a", "b"):
+                for i in range(count):
+                    folder = tmp_path / category / layout.format(split=split, name=f"{category}_{name}")
+                    folder.mkdir(parents=True, exist_ok=True)
+                    CUBE.export(folder / f"{split}{i}.{'obj' if i else 'off'}")
+    dataset = D.FG3D(tmp_path, "Car", transforms=[dict(type="PoissonPoints", num=20)])
+    assert dataset.classes == ("Car_a", "Car_b")
+    assert [data.name for data in dataset] == ["Car_a/train0", "Car_a/train1", "Car_b/train0", "Car_b/train1"]
+    assert dataset[3].pos.shape == dataset[3].normal.shape == (20, 3)
+    assert len(D.FG3D(tmp_path, "Car", "test")) == 2
+    with pytest.raises(ValueError, match=r"category is 'car'.* Did you mean 'Car'"):
+        D.FG3D(tmp_path, "car")
+    with pytest.raises(FileNotFoundError, match=r"is not a folder\. Expected there: <category>/<train"):
+        D.FG3D(tmp_path, "Chair")
+
+
+def test_shape_folder_reads_meshes_and_clouds(tmp_path):
+    table = unit_cloud(30)
+    for suffix in ("obj", "off", "stl", "ply", "glb"):
+        (tmp_path / "mesh").mkdir(exist_ok=True)
+        CUBE.export(tmp_path / "mesh" / f"box.{suffix}")
+    clouds = tmp_path / "cloud"
+    put(clouds / "commas.txt", table)
+    put(clouds / "spaces.xyz", "\n".join(" ".join(map(str, row)) for row in table[:, :3]))
+    put(clouds / "counted.pts", "30\n" + "\n".join(" ".join(map(str, row)) for row in table))
+    np.save(clouds / "array.npy", table)
+    np.savez(clouds / "one.npz", table[:, :3].astype(np.float64))
+    np.savez(clouds / "named.npz", pos=table[:, :3], normal=table[:, 3:])
+    rows = "\n".join(" ".join(map(str, row)) for row in table) + "\n"
+    fields = ("x", "y", "z", "nx", "ny", "nz")
+    properties = "".join(f"property float {f}\n" for f in fields)
+    put(clouds / "cloud.ply", f"ply\nformat ascii 1.0\nelement vertex 30\n{properties}end_header\n{rows}")
+    fields = "x y z normal_x normal_y normal_z"
+    header = f"VERSION .7\nFIELDS {fields}\nSIZE 4 4 4 4 4 4\nTYPE F F F F F F\nCOUNT 1 1 1 1 1 1\nWIDTH 30\nHEIGHT 1\n"
+    put(clouds / "cloud.pcd", f"# .PCD v.7\n{header}POINTS 30\nDATA ascii\n{rows}")
+    put(clouds / ".hidden.txt", "")
+    put(tmp_path / "__MACOSX" / "x.txt", "")
+
+    transforms = [dict(type="RandomPoints", num=64), dict(type="EstimateNormals", k=8, only_missing=True)]
+    dataset = D.ShapeFolder(tmp_path, "all", transforms=transforms)
+    assert dataset.classes == ("cloud", "mesh")
+    assert len(dataset) == 8 + 5
+    for data in dataset:
+        assert data.pos.shape == data.normal.shape == (64, 3)
+        assert torch.allclose(data.normal.norm(dim=1), torch.ones(64), atol=1e-5)
+    raw = {data.name: data for data in D.ShapeFolder(tmp_path, "all") if data.face is None}
+    for name, data in raw.items():
+        np.testing.assert_allclose(data.pos, table[:, :3], atol=1e-4, err_msg=name)
+        assert ("normal" in data) == (name not in ("cloud/spaces", "cloud/one"))
+        if "normal" in data:
+            np.testing.assert_allclose(data.normal, table[:, 3:], atol=1e-3, err_msg=name)
+    for suffix in ("obj", "off", "stl", "ply", "glb"):
+        shape = read_shape(tmp_path / "mesh" / f"box.{suffix}")
+        assert trimesh.Trimesh(shape["pos"], shape["face"]).volume == pytest.approx(6, rel=1e-4)
+
+
+def test_shape_folder_splits(tmp_path):
+    for name, count in (("many", 20), ("two", 2), ("one", 1)):
+        for i in range(count):
+            put(tmp_path / name / f"model{i}" / f"{name}{i}.off", OFF)  # a folder for each model is fine too
+    train, test = D.ShapeFolder(tmp_path), D.ShapeFolder(tmp_path, "test")
+    assert train.classes == test.classes == ("many", "one", "two")
+    assert np.bincount(train.labels).tolist() == [16, 1, 1]
+    assert np.bincount(test.labels).tolist() == [4, 0, 1]
+    assert not set(train.names) & set(test.names)
+    assert set(train.names) | set(test.names) == set(D.ShapeFolder(tmp_path, "all").names)
+    assert D.ShapeFolder(tmp_path, "test").names == test.names
+    assert len(D.ShapeFolder(tmp_path, "test", test_share=0.5).names) == 11
+    for split in ("train", "test"):
+        put(tmp_path / "given" / split / "a" / f"{split}.off", OFF)
+        put(tmp_path / "turned" / "a" / split / f"{split}.off", OFF)
+        for root in ("given", "turned"):
+            assert D.ShapeFolder(tmp_path / root, split).names == [f"a/{split}"]
+
+
+def test_shape_folder_bad_input(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder. Expected there: <class>/<file>"):
+        D.ShapeFolder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no shape for split 'train' \(1 class folders; suffixes"):
+        D.ShapeFolder(tmp_path)
+    with pytest.raises(ValueError, match=r"split is 'tests'.* Did you mean 'test'"):
+        D.ShapeFolder(tmp_path, "tests")
+    with pytest.raises(ValueError, match="test_share is 20"):
+        D.ShapeFolder(tmp_path, test_share=20)
+    np.save(tmp_path / "empty" / "code.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"code\.npy is not a readable shape: .*allow_pickle"):
+        D.ShapeFolder(tmp_path)[0]
+    (tmp_path / "empty" / "code.npy").unlink()
+    for name, content in [("a.pcd", "no"), ("b.ply", "ply"), ("c.obj", "no"), ("d.glb", "no"), ("e.stl", "solid x")]:
+        path = put(tmp_path / "empty" / name, content)
+        with pytest.raises(ValueError, match=f"{name} is not a readable shape: ."):
+            D.ShapeFolder(tmp_path)[0]
+        path.unlink()
+    put(tmp_path / "empty" / "tiny.xyz", "0 0 0\n0 0 1\n")
+    with pytest.raises(ValueError, match="seed is -1"):
+        D.ShapeFolder(tmp_path, seed=-1)
+    with pytest.raises(TypeError, match="transforms holds 'UnitSphere'; its entries may be"):
+        D.ShapeFolder(tmp_path, transforms=["UnitSphere"])
+    with pytest.raises(ValueError, match="shape empty/tiny: FarthestPoints"):
+        D.ShapeFolder(tmp_path, transforms=[dict(type="FarthestPoints", num=8)])[0]
+    with pytest.raises(IndexError, match="index -2 of a data set of 1 shapes"):
+        D.ShapeFolder(tmp_path)[-2]

@@ -1,0 +1,121 @@
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from attlas.pointnets.metrics import ClassificationMetric, class_accuracy, rotation_effect
+from mmengine.logging import MMLogger
+
+from attlas.registry import METRICS
+
+CLASSES = ("bed", "chair", "sofa")
+
+
+def sample(probabilities, label, cloud, protocol=None):
+    return dict(log_probs=torch.tensor(probabilities).log(), label=torch.tensor(label), cloud=cloud, protocol=protocol)
+
+
+def evaluate(samples, size=None, **options):
+    metric = ClassificationMetric(**options)
+    metric.dataset_meta = dict(classes=CLASSES)
+    for start in range(0, len(samples), 2):
+        metric.process(None, samples[start : start + 2])
+    return metric.evaluate(size or len(samples))
+
+
+# three beds, of which two are found, and one chair, which is not; no sofa
+PLAIN = [
+    sample([0.8, 0.1, 0.1], 0, 0),
+    sample([0.5, 0.2, 0.3], 0, 1),
+    sample([0.1, 0.7, 0.2], 0, 2),
+    sample([0.1, 0.3, 0.6], 1, 3),
+]
+
+
+def test_accuracies_by_hand():
+    metrics = evaluate(PLAIN)
+    assert metrics == {"OA": pytest.approx(50), "mAcc": pytest.approx(100 / 3)}  # (2/3 + 0/1) / 2; no sofa, no term
+
+
+def test_protocols_and_the_effect_of_rotation():
+    views = [
+        sample([0.8, 0.1, 0.1], 0, 0, "z"),
+        sample([0.2, 0.4, 0.4], 1, 1, "z"),
+        sample([0.7, 0.2, 0.1], 0, 0, "SO3"),
+        sample([0.6, 0.2, 0.2], 1, 1, "SO3"),
+        sample([0.8, 0.1, 0.1], 0, 0, "SO3"),
+        sample([0.2, 0.5, 0.3], 1, 1, "SO3"),
+    ]
+    assert evaluate(views) == {
+        "z/OA": pytest.approx(100),
+        "z/mAcc": pytest.approx(100),
+        "SO3/OA": pytest.approx(75),
+        "SO3/mAcc": pytest.approx(75),
+        "log_prob_change": pytest.approx(math.log(3)),  # cloud 1, class 0: 0.2 and 0.6; cloud 0, class 1: log 2
+        "log_prob_change_median": pytest.approx((math.log(3) + math.log(2)) / 2),
+        "flips": pytest.approx(50),
+    }
+
+
+def test_views_are_compared_within_a_cloud_only():
+    log_probs = np.array([[-1.0, -2], [-3, -1], [-1, -2.5]])
+    assert rotation_effect(log_probs, np.array([0, 1, 2])) == {}
+    effect = rotation_effect(log_probs, np.array([0, 1, 0]))
+    assert effect == dict(log_prob_change=0.5, log_prob_change_median=0.5, flips=0.0)
+
+
+def test_class_accuracy_is_recall():
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 0]])
+    np.testing.assert_array_equal(class_accuracy(confusion), [75, np.nan, 0])
+
+
+def test_padding_of_the_last_batch_is_dropped():
+    assert evaluate([*PLAIN, PLAIN[3], PLAIN[3]], size=4) == evaluate(PLAIN)
+
+
+def test_out_file_holds_everything_and_is_not_overwritten(tmp_path):
+    path = tmp_path / "new" / "result.npz"
+    samples = [sample([0.8, 0.1, 0.1], 0, 7, "z"), sample([0.2, 0.3, 0.5], 1, 8, "SO3")]
+    evaluate(samples, out_file=path)
+    with np.load(path, allow_pickle=False) as file:
+        assert tuple(file["classes"]) == CLASSES
+        assert file["labels"].tolist() == [0, 1]
+        assert file["clouds"].tolist() == [7, 8]
+        assert file["protocols"].tolist() == ["z", "SO3"]
+        np.testing.assert_allclose(np.exp(file["log_probs"]), [[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]], rtol=1e-6)
+        assert file["confusion_z"].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+        assert file["confusion_SO3"].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    assert [p.name for p in path.parent.iterdir()] == ["result.npz"]
+    with pytest.raises(FileExistsError, match=r"result\.npz exists; .* overwrite=True"):
+        ClassificationMetric(out_file=path)
+    evaluate(PLAIN, out_file=path, overwrite=True)
+    with np.load(path, allow_pickle=False) as file:
+        assert file["confusion"].tolist() == [[2, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_one_metric_may_validate_many_times(tmp_path):
+    metric = METRICS.build(dict(type="ClassificationMetric", out_file=tmp_path / "result.npz"))
+    for _ in range(2):
+        metric.process(None, PLAIN)
+        assert metric.evaluate(4)["OA"] == pytest.approx(50)
+
+
+def test_the_table_goes_to_the_log(capsys):
+    MMLogger.get_instance("test_metrics", logger_name="test_metrics", log_level=logging.INFO)
+    evaluate([sample([0.8, 0.1, 0.1], 0, 0, "z"), sample([0.3, 0.6, 0.1], 0, 0, "SO3")])
+    lines = [line.split() for line in "".join(capsys.readouterr()).splitlines()]
+    assert ["class", "shapes", "z", "SO3"] in lines
+    assert ["bed", "1", "100.0", "0.0"] in lines
+    assert ["chair", "0", "-", "-"] in lines
+    assert ["OA", "1", "100.0", "0.0"] in lines
+    assert any("largest change of a log-probability under rotation: 1.79" in " ".join(line) for line in lines)
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(ValueError, match="log_probs of cloud 5 are NaN: the network has diverged"):
+        evaluate([sample([0.5, float("nan"), 0.1], 0, 5)])
+    with pytest.raises(ValueError, match="the network gives 2 log-probabilities; the data set has 3 classes"):
+        evaluate([sample([0.5, 0.5], 0, 0)])
+    with pytest.raises(ValueError, match=r"result.pkl'; its name must end in \.npz"):
+        ClassificationMetric(out_file=tmp_path / "result.pkl")

@@ -1,0 +1,224 @@
+import argparse
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from attlas import checkpoint
+
+
+class Net(nn.Module):
+    checkpoint_rules = [(r"^backbone\.conv", "stem"), (r"^backbone\.", ""), (r"\.running_anchor$", None)]
+
+    def __init__(self, classes: int = 3, table: int = 5):
+        super().__init__()
+        self.stem = nn.Conv1d(4, 8, 1)
+        self.norm = nn.BatchNorm1d(8)
+        self.table = nn.Parameter(torch.randn(table, 2))
+        self.head = nn.Linear(8, classes)
+
+
+def authors_state(net: Net) -> dict:
+    state = net.state_dict()
+    return {
+        "backbone.conv.weight": state["stem.weight"][..., 0],  # a linear layer where we have a 1x1 convolution
+        "backbone.conv.bias": state["stem.bias"],
+        **{f"backbone.{name}": value for name, value in state.items() if not name.startswith("stem")},
+        "backbone.running_anchor": torch.zeros(1),
+    }
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", ["{}", "state_dict", "model_state_dict", "model", "ema"])
+def test_authors_file_loads_by_the_rules_of_the_network(tmp_path, wrap):
+    source, target = Net(), Net()
+    state = {f"module.{name}": value for name, value in authors_state(source).items()}
+    torch.save(state if wrap == "{}" else {wrap: state, "epoch": 3}, tmp_path / "authors.pth")
+    account = checkpoint.load(target, tmp_path / "authors.pth")
+    assert same(source, target)
+    assert account.complete
+    assert account.renamed["backbone.conv.weight"] == "stem.weight"
+    assert account.ignored == ["backbone.running_anchor"]
+    assert account.resized == {"stem.weight": ((8, 4), (8, 4, 1))}
+    assert "10 of the network's 10 tensors loaded (10 of them renamed, 1 resized)" in str(account)
+
+
+def test_rules_leave_our_own_files_alone(tmp_path):
+    class Shifted(Net):
+        checkpoint_rules = [(r"^norm\.", "moved."), (r"^head\.", "norm.")]  # would break names that fit already
+
+    source, target = Shifted(), Shifted()
+    checkpoint.save(tmp_path / "ours.safetensors", source.state_dict(), {"classes": "a,b"})
+    account = checkpoint.load(target, tmp_path / "ours.safetensors")
+    assert same(source, target)
+    assert account.complete
+    assert not account.renamed
+    assert checkpoint.read(tmp_path / "ours.safetensors")["meta"] == {"classes": "a,b"}
+
+
+def test_missing_and_unexpected_names_are_counted():
+    state = Net().state_dict()
+    del state["head.bias"], state["norm.num_batches_tracked"]
+    state["tail.weight"] = torch.zeros(2)
+    account = checkpoint.load(Net(), state)
+    assert account.missing == ["head.bias"]
+    assert account.unexpected == ["tail.weight"]
+    assert not account.complete
+    assert "missing from the file (1): head.bias" in str(account)
+
+
+def test_prefix_takes_a_part():
+    source, target = Net(), Net()
+    state = {f"backbone.{name}": value for name, value in source.state_dict().items()} | {"neck.weight": torch.ones(1)}
+    assert checkpoint.load(target, state, prefix="backbone.").complete
+    assert same(source, target)
+    with pytest.raises(ValueError, match=r"no name begins with prefix='bone\.'.*backbone\.table"):
+        checkpoint.load(target, state, prefix="bone.")
+
+
+def test_tables_are_resized_by_the_function_given():
+    def longer(name, tensor, shape):
+        return nn.functional.interpolate(tensor.T[None], shape[0], mode="linear", align_corners=True)[0].T
+
+    source, target = Net(table=5), Net(table=9)
+    account = checkpoint.load(target, source.state_dict(), resize={r"^table$": longer})
+    assert account.resized == {"table": ((5, 2), (9, 2))}
+    assert torch.equal(target.table[::8], source.table[::4])
+
+
+def test_another_shape_is_an_error_unless_allowed():
+    state, target = Net(classes=7).state_dict(), Net()
+    before = target.head.weight.clone()
+    with pytest.raises(ValueError, match=r"2 of 10 tensors.*\n.*head\.(weight|bias): \(7,.*ignore_mismatched") as raised:
+        checkpoint.load(target, state, ignore_mismatched=["^stem"])
+    assert "head.weight: (7, 8) in the file, (3, 8) in the network" in str(raised.value)
+    account = checkpoint.load(target, state, ignore_mismatched=[r"^head\."])
+    assert account.mismatched.keys() == {"head.weight", "head.bias"}
+    assert torch.equal(target.head.weight, before)
+    assert torch.equal(target.table, state["table"])
+
+
+def test_a_file_of_which_nothing_fits_is_an_error():
+    with pytest.raises(ValueError, match=r"nothing was loaded(.|\n)*the file has +a\.b, c(.|\n)*network has +table, stem"):
+        checkpoint.load(Net(), {"a.b": torch.ones(1), "c": torch.ones(2)})
+    with pytest.raises(ValueError, match="holds no tensors.*epoch"):
+        checkpoint.load(Net(), {"epoch": 3})
+
+
+def test_two_names_that_become_one_are_an_error():
+    state = {"a": torch.ones(5, 2), "b": torch.ones(5, 2)}
+    with pytest.raises(ValueError, match="two names into 'table'"):
+        checkpoint.load(Net(), state, rules=[(r"^[ab]$", "table")])
+
+
+def test_what_authors_and_mmengine_save_is_read(tmp_path):
+    history = HistoryBuffer([1.5, 2.5], [1, 1])
+    held = {
+        "args": argparse.Namespace(lr=0.1, name="x", nested={"a": [1]}),
+        "best": np.float64(91.25),
+        "count": np.int64(7),
+        "curve": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "big_endian": np.array([1, 256], dtype=">i4"),
+        "names": np.array(["bed", "sofa"]),
+        "message_hub": {"log_scalars": {"loss": history}},
+        "state_dict": Net().state_dict(),
+    }
+    torch.save(held, tmp_path / "full.pth")
+    found = checkpoint.read(tmp_path / "full.pth")
+    assert found["args"] == held["args"]
+    assert (found["best"], found["count"]) == (91.25, 7)
+    assert isinstance(found["best"], np.float64)
+    for name in ("curve", "big_endian", "names"):
+        np.testing.assert_array_equal(found[name], held[name])
+    loss = found["message_hub"]["log_scalars"]["loss"]
+    assert type(loss) is HistoryBuffer
+    assert loss.mean() == 2.0
+    loss.update(6.5)
+    torch.save(found, tmp_path / "again.pth")  # plain numpy again, not classes of ours
+    assert b"attlas" not in (tmp_path / "again.pth").read_bytes()
+
+
+class Opaque:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+class OldNet(nn.Module):
+    pass
+
+
+class GetAttribute:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+class ObjectArray:
+    def __reduce__(self):
+        return np.array([print], dtype=object).__reduce__()
+
+
+@pytest.mark.parametrize(
+    ("value", "refused"),
+    [
+        (Opaque(), "(posix|nt).system"),
+        (OldNet(), "OldNet"),
+        (GetAttribute(), "getattr.*__init__"),
+        (np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")]), "numpy data of type"),
+        (ObjectArray(), "numpy data of type object|builtins.print"),
+    ],
+)
+@pytest.mark.parametrize("zip_file", [True, False])
+def test_nothing_is_executed(tmp_path, monkeypatch, value, refused, zip_file):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "x": value}, "bad.pth", _use_new_zipfile_serialization=zip_file)
+    with pytest.raises(ValueError, match=rf"bad\.pth cannot be read without executing(.|\n)*{refused}") as raised:
+        checkpoint.read("bad.pth")
+    assert "weights_only=False" in str(raised.value)  # the way out, for those who trust it
+    assert not os.path.exists("executed")
+
+
+def test_the_advice_for_a_refused_file_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = Net()
+    torch.save({"model": net.state_dict(), "x": Opaque.__new__(OldNet)}, "old.pth")
+    with pytest.raises(ValueError, match="write its weights alone") as raised:
+        checkpoint.read("old.pth")
+    code = str(raised.value).split('python -c "')[1].rstrip('"')
+    exec(code)
+    assert checkpoint.load(Net(), "old-weights.pth").complete
+
+
+def test_broken_and_absent_files_name_themselves(tmp_path):
+    (tmp_path / "best.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(ValueError, match=r"best\.pth cannot be read"):
+        checkpoint.read(tmp_path / "best.pth")
+    (tmp_path / "best.safetensors").write_bytes(b"\x00" * 10)
+    with pytest.raises(ValueError, match=r"best\.safetensors cannot be read"):
+        checkpoint.read(tmp_path / "best.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"Near it: .*best\.pth"):
+        checkpoint.read(tmp_path / "bets.pth")
+    (tmp_path / "data.pth").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"data\.pth"):
+        checkpoint.read(tmp_path / "data.pth")
+
+
+def test_save_is_whole_or_nothing(tmp_path):
+    path = tmp_path / "net.safetensors"
+    tied = torch.arange(4.0)
+    checkpoint.save(path, {"a": tied, "b": tied[::2]})  # shared and strided memory
+    assert torch.equal(checkpoint.read(path)["state_dict"]["b"], torch.tensor([0.0, 2.0]))
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="metadata|argument|str"):
+        checkpoint.save(path, {"a": tied}, {"epoch": 3})  # metadata must be text
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        checkpoint.save(tmp_path / "net.pth", {})

@@ -1,0 +1,96 @@
+"""Train what a config describes.
+
+python tools/train.py configs/risurconv/risurconv_furniture14.py
+python tools/train.py CONFIG --resume auto
+torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --amp
+"""
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+from attlas.config import first_process, load_config
+from attlas.engine import Runner
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--work-dir", type=Path, help="for checkpoints and logs (work_dirs/<name of the config>)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto|PATH",
+        help="go on from the newest checkpoint of the work dir, or from the one named",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove the checkpoints that are in the work dir")
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (needs a GPU)")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override the config")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=0)
+    return parser
+
+
+def use_amp(cfg: Config, wanted: bool) -> None:
+    """Turn mixed precision on, or, without a GPU, off: MMEngine's AmpOptimWrapper would stop with an assertion."""
+    wrapper = cfg.optim_wrapper
+    wanted = wanted or wrapper.get("type") == "AmpOptimWrapper"
+    if wanted and torch.cuda.is_available():
+        wrapper.type = "AmpOptimWrapper"
+        wrapper.setdefault("loss_scale", "dynamic")
+    elif wanted:
+        if first_process():
+            warnings.warn("mixed precision needs a GPU, and there is none: training goes on in float32", stacklevel=2)
+        wrapper.type = "OptimWrapper"
+        for key in ("loss_scale", "dtype", "use_fsdp"):
+            wrapper.pop(key, None)
+
+
+def clear(work_dir: Path, overwrite: bool) -> None:
+    """Refuse to train over the results of another training, or remove its checkpoints if that was asked."""
+    found = [*work_dir.glob("*.pth"), *work_dir.glob("last_checkpoint")]
+    if found and not overwrite:
+        raise FileExistsError(
+            f"{work_dir} holds {found[0].name} of another training. Go on with it: --resume. "
+            "Keep it: another --work-dir. Train anew in its place: --overwrite."
+        )
+    for path in found:
+        path.unlink()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / args.config.stem)
+    use_amp(cfg, args.amp)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+            raise ValueError(f"--auto-scale-lr: {args.config} has no auto_scale_lr = dict(base_batch_size=...).")
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+    elif first_process() and not cfg.get("resume"):
+        clear(Path(cfg.work_dir), args.overwrite)
+    return cfg
+
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    try:
+        cfg = prepare(args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == "__main__":
+    main()
