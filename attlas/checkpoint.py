@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import Tensor, nn
 
 from .files import near_files, replacing
@@ -69,17 +70,25 @@ def _scalar(dtype: _Dtype, raw: bytes) -> np.generic:
     return np.frombuffer(raw, dtype.dtype)[0]
 
 
-def _statistic(owner: Any, name: str) -> Callable:
-    """Stand for `getattr`, by which pickle refers to the four methods that a HistoryBuffer keeps."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
-        raise UnpicklingError(f"getattr({owner!r}, {name!r}) is refused")
-    return HistoryBuffer.__dict__[name]
+def _getattr(owner: Any, name: str) -> Callable:
+    """Stands for `getattr`, by which pickle refers to methods: to the four that a HistoryBuffer keeps, and to the curve
+    that MMEngine's OneCycleLR keeps (that class is named, and not given)."""
+    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
+        return getattr(HistoryBuffer, name)
+    if owner is _one_cycle and name in ("_annealing_cos", "_annealing_linear"):
+        return getattr(OneCycleParamScheduler, name)
+    raise UnpicklingError(f"getattr({owner!r}, {name!r}) is refused")
+
+
+def _one_cycle(*_: Any) -> None:
+    raise UnpicklingError("a scheduler is refused")
 
 
 _SAFE: list[Callable | tuple[Callable, str]] = [
     (argparse.Namespace, "argparse.Namespace"),
     (HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (_statistic, "builtins.getattr"),
+    (_getattr, "builtins.getattr"),
+    (_one_cycle, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
     (_Dtype, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
     *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
@@ -124,13 +133,16 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict:
 def _refusal(path: Path, error: UnpicklingError) -> str:
     try:
         with torch.serialization.safe_globals(_SAFE):
-            refused = ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)))
-    except Exception:  # a file older than torch 1.6, or broken: the unpickler's own first line says what it met
-        refused = str(error).split("WeightsUnpickler error: ")[-1].splitlines()[0]
+            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not a zip file, which it was before torch 1.6
+        classes = []
+    # torch wraps its reason in advice to unpickle the file
+    reason = re.sub(r"(?s)^Weights only load failed.*?(WeightsUnpickler error: |\n\n+)", "", str(error))
+    reason = re.split(" was not an allowed|\n\nCheck", reason)[0].strip()
     converted = path.with_name(f"{path.stem}-weights.pth")
     return (
-        f"{path} cannot be read without executing code that it names: {refused or error}. Attlas never does that. "
-        f"If you trust the file, write its weights alone where its classes can be imported, and use the new file:\n"
+        f"{path} cannot be read without executing code that it names: {', '.join(classes) or reason}. Attlas never "
+        "does. If you trust the file, write its weights alone where its classes can be imported, and use that file:\n"
         f"  python -c \"import torch; f = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
         f"f = f.state_dict() if hasattr(f, 'state_dict') else f; "
         f'torch.save(next((f[k] for k in {CONTAINERS} if k in f), f), {str(converted)!r})"'
@@ -206,9 +218,9 @@ def load(
         model: the network; a wrapper (DistributedDataParallel and the like) is looked through.
         source: a file, or what `read` returned, or a state dict.
         rules: (regular expression, replacement) pairs that turn the file's names into the network's, each applied by
-            `re.sub` to what the one before left; a replacement of None ignores the name on purpose. By default the
-            network's `checkpoint_rules`. They are for the authors' names: a file that fits better without them (one of
-            ours) is taken as it is.
+            `re.sub` to what the one before left; a replacement of None ignores the file's name on purpose. By default
+            the network's `checkpoint_rules`. They are for the authors' names: a file that fits better without them (one
+            of ours) is taken as it is.
         prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
         resize: for tables whose size depends on the setting (relative positions): functions (name, tensor, shape of the
             network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
@@ -293,11 +305,10 @@ def _is_wrapper(model: nn.Module) -> bool:
 
 
 def _rename(name: str, rules: Rules) -> str | None:
+    if any(replacement is None and re.search(pattern, name) for pattern, replacement in rules):
+        return None
     for pattern, replacement in rules:
-        if replacement is None:
-            if re.search(pattern, name):
-                return None
-        else:
+        if replacement is not None:
             name = re.sub(pattern, replacement, name)
     return name
 

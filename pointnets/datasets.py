@@ -380,6 +380,8 @@ class RotatedViews(torch.utils.data.Dataset):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Data:
+        if index < 0:
+            raise IndexError(f"index {index} of a data set of {len(self)} views; it must be at least 0")
         epoch, index = divmod(int(index), len(self))
         view, cloud = divmod(index, len(self.dataset))
         group, number = self.views[view]

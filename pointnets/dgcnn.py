@@ -33,7 +33,7 @@ class EdgeConv(nn.Module):
         neighbour, centre = self.linear.weight.chunk(2, dim=1)
         edges = gather_neighbors(F.linear(features, neighbour), index)
         edges = edges + F.linear(features, centre - neighbour).unsqueeze(2)
-        return _leaky_relu(self.norm(edges)).amax(2)
+        return _leaky_relu(self.norm(edges).max(2).values)
 
 
 @MODELS.register_module()
@@ -76,7 +76,7 @@ class DGCNNClassifier(nn.Module):
             features = layer(features, index)
             outputs.append(features)
         embedded = _leaky_relu(self.norm(self.embedding(torch.cat(outputs, dim=-1))))
-        return torch.cat([embedded.amax(1), embedded.mean(1)], dim=-1)
+        return torch.cat([embedded.max(1).values, embedded.mean(1)], dim=-1)
 
 
 def _nearest_features(features: Tensor, k: int) -> Tensor:

@@ -42,10 +42,10 @@ class SetAbstraction(nn.Module):
             index = ball_query(queries, points, self.radius, self.k)
             shift = F.linear(queries, self.linears[0].weight[:, :3])
             convolved = gather_neighbors(convolved, index) - shift.unsqueeze(2)
-        convolved = F.relu(self.norms[0](convolved))
+        convolved = self.norms[0](convolved)
         for linear, norm in zip(self.linears[1:], self.norms[1:]):
-            convolved = F.relu(norm(linear(convolved)))
-        return queries, convolved.amax(2)
+            convolved = norm(linear(F.relu(convolved)))
+        return queries, F.relu(convolved.max(2).values)
 
 
 @MODELS.register_module()

@@ -30,7 +30,10 @@ def read_shape(path: Path) -> Shape:
         elif suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            shape = arrays if "pos" in arrays else _columns(*arrays.values())
+            if "pos" in arrays:
+                shape = {key: arrays[key] for key in ("pos", "normal", "face") if key in arrays}
+            else:
+                shape = _columns(*arrays.values())
         elif suffix in (".txt", ".xyz", ".pts"):
             shape = _columns(_read_text(path))
         elif suffix == ".pcd":
@@ -68,9 +71,10 @@ def check_shape(shape: Shape) -> Shape:
     return shape
 
 
-def _columns(table: np.ndarray, *others: np.ndarray) -> Shape:
-    if others or table.ndim != 2 or table.shape[1] not in (3, 6):
-        got = f"{1 + len(others)} arrays" if others else f"an array of shape {table.shape}"
+def _columns(*tables: np.ndarray) -> Shape:
+    table = tables[0] if len(tables) == 1 else np.empty(0)
+    if table.ndim != 2 or table.shape[1] not in (3, 6):
+        got = ", ".join(f"an array of shape {table.shape}" for table in tables) or "nothing"
         raise ValueError(f"columns x y z or x y z nx ny nz were expected, not {got}")
     return {"pos": table[:, :3]} | ({"normal": table[:, 3:]} if table.shape[1] == 6 else {})
 
@@ -78,8 +82,12 @@ def _columns(table: np.ndarray, *others: np.ndarray) -> Shape:
 def _read_text(path: Path) -> np.ndarray:
     with path.open() as file:
         first = file.readline()
-    counted = len(first.replace(",", " ").split()) == 1  # .pts files often begin with the number of points
-    return np.loadtxt(path, np.float32, delimiter="," if "," in first else None, skiprows=int(counted), ndmin=2)
+    count = int(first) if first.strip().isdigit() else None  # .pts files often begin with the number of points
+    delimiter = "," if "," in first else None
+    table = np.loadtxt(path, np.float32, delimiter=delimiter, skiprows=0 if count is None else 1, ndmin=2)
+    if count not in (None, len(table)):
+        raise ValueError(f"{count} points are declared, and {len(table)} were found")
+    return table
 
 
 def _read_open3d(path: Path) -> Shape:

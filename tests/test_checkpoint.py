@@ -97,7 +97,7 @@ def test_tables_are_resized_by_the_function_given():
 def test_another_shape_is_an_error_unless_allowed():
     state, target = Net(classes=7).state_dict(), Net()
     before = target.head.weight.clone()
-    with pytest.raises(ValueError, match=r"2 of 10 tensors.*\n.*head\.(weight|bias): \(7,.*ignore_mismatched") as raised:
+    with pytest.raises(ValueError, match=r"2 of 10 tensors(.|\n)*ignore_mismatched") as raised:
         checkpoint.load(target, state, ignore_mismatched=["^stem"])
     assert "head.weight: (7, 8) in the file, (3, 8) in the network" in str(raised.value)
     account = checkpoint.load(target, state, ignore_mismatched=[r"^head\."])
@@ -107,9 +107,9 @@ def test_another_shape_is_an_error_unless_allowed():
 
 
 def test_a_file_of_which_nothing_fits_is_an_error():
-    with pytest.raises(ValueError, match=r"nothing was loaded(.|\n)*the file has +a\.b, c(.|\n)*network has +table, stem"):
+    with pytest.raises(ValueError, match=r"nothing was loaded(.|\n)*file has +a\.b, c\n +the network has +table, stem"):
         checkpoint.load(Net(), {"a.b": torch.ones(1), "c": torch.ones(2)})
-    with pytest.raises(ValueError, match="holds no tensors.*epoch"):
+    with pytest.raises(ValueError, match=r"holds no tensors.*epoch"):
         checkpoint.load(Net(), {"epoch": 3})
 
 
@@ -192,7 +192,7 @@ def test_the_advice_for_a_refused_file_works(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="write its weights alone") as raised:
         checkpoint.read("old.pth")
     code = str(raised.value).split('python -c "')[1].rstrip('"')
-    exec(code)
+    exec(code, {})
     assert checkpoint.load(Net(), "old-weights.pth").complete
 
 
@@ -216,7 +216,7 @@ def test_save_is_whole_or_nothing(tmp_path):
     checkpoint.save(path, {"a": tied, "b": tied[::2]})  # shared and strided memory
     assert torch.equal(checkpoint.read(path)["state_dict"]["b"], torch.tensor([0.0, 2.0]))
     before = path.read_bytes()
-    with pytest.raises(Exception, match="metadata|argument|str"):
+    with pytest.raises(Exception, match=r"metadata|argument|str"):
         checkpoint.save(path, {"a": tied}, {"epoch": 3})  # metadata must be text
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]

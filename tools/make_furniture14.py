@@ -10,9 +10,7 @@ Which models, of which class and split, stands in `furniture14.csv` beside this 
 
 import argparse
 import csv
-import hashlib
 import io
-import logging
 import os
 import re
 import subprocess
@@ -20,19 +18,25 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import open3d as o3d
+import PIL.Image
 import trimesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from trimesh.resolvers import ZipResolver
+
+from attlas.files import replacing
 
 HERE = Path(__file__).resolve().parent
 MODELS_CSV = HERE / "furniture14.csv"
+CARD = HERE / "furniture14_card.md"
 ASSET = HERE.parent / "attlas" / "furniture14.npz"
 PACKAGE = "sweethome3d-furniture"
 LICENCES = {  # as the package's debian/copyright and the LICENSE.TXT inside every library state them
@@ -43,6 +47,7 @@ LICENCES = {  # as the package's debian/copyright and the LICENSE.TXT inside eve
     "Scopia": "CC-BY-3.0",
 }
 MAX_FACES = 2500
+MAX_LEAVES = 2000
 FALLBACK_GREY = (160, 160, 160)
 
 # The visibility rule: directions per side of a sample point, samples per mesh (spread by area), and the shares above
@@ -52,7 +57,8 @@ SAMPLES = 6000
 MAX_SPLIT = 12
 SAMPLE_VISIBLE = 1.5 / DIRECTIONS
 TRIANGLE_VISIBLE = 0.25
-FLIP_MARGIN = 0.02
+TURN_RATIO = 1.5
+LIFT = 2e-5  # of the diameter: where rays start above the surface
 
 
 @dataclass
@@ -67,16 +73,29 @@ class Model:
         faces = np.where(flip[:, None], self.faces[:, ::-1], self.faces)
         return compact(Model(self.vertices, faces[keep], self.colors[keep]))
 
+    def area(self) -> float:
+        return float(triangle_areas(self.vertices, self.faces).sum())
+
 
 @dataclass
 class Visibility:
-    """What an outside observer sees of a mesh's triangles: keep (F,) and flip (F,) bool, and area-weighted shares."""
+    """Of a mesh's triangles: keep and flip (F,) bool, visible share of each (F,) and area (F,)."""
 
     keep: np.ndarray
     flip: np.ndarray
+    share: np.ndarray
     area: np.ndarray
-    samples_visible: float = field(default=1.0)
-    samples_turned: float = field(default=0.0)
+
+    @property
+    def visible(self) -> float:
+        """The part of the surface that is visible."""
+        return float((self.share * self.area).sum() / self.area.sum())
+
+    @property
+    def turned(self) -> float:
+        """The part of the visible surface that has to be turned."""
+        seen = self.share * self.area
+        return float(seen[self.flip].sum() / seen.sum())
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -91,18 +110,21 @@ def read_catalog(library: zipfile.ZipFile) -> dict[str, dict[str, str]]:
     return {entry["model"].lstrip("/"): entry for entry in entries.values() if "model" in entry}
 
 
-def texture_colors(image, uv: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def texture_colors(image: PIL.Image.Image, uv: np.ndarray | None, faces: np.ndarray) -> np.ndarray:
     """(F,3) uint8: the texture around the centre of each face, from a 16 x 16 alpha-weighted reduction of the image.
 
-    A face that spans a good part of the texture (a tiled pattern) takes the mean of the whole.
+    A face that spans a good part of the texture (a tiled pattern) or has no coordinates takes the mean of the whole.
     """
     rgba = np.asarray(image.convert("RGBA"), dtype=np.float64)
     alpha = rgba[..., 3:] / 255 + 1e-6
     rows, columns = (np.linspace(0, size, min(16, size) + 1).astype(int)[:-1] for size in rgba.shape[:2])
     total, weight = (
-        np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1) for plane in (rgba[..., :3] * alpha, alpha)
+        np.add.reduceat(np.add.reduceat(plane, rows, axis=0), columns, axis=1)
+        for plane in (rgba[..., :3] * alpha, alpha)
     )
     cells, mean = total / weight, total.sum((0, 1)) / weight.sum((0, 1))
+    if uv is None or len(uv) <= faces.max():
+        return np.tile(mean.round().astype(np.uint8), (len(faces), 1))
     corner = np.nan_to_num(uv)[faces]
     centre = corner.mean(1) % 1.0
     row = ((1 - centre[:, 1]) * len(rows)).astype(int).clip(0, len(rows) - 1)
@@ -114,9 +136,8 @@ def texture_colors(image, uv: np.ndarray, faces: np.ndarray) -> np.ndarray:
 def face_colors(mesh: trimesh.Trimesh) -> np.ndarray:
     """(F,3) uint8 from a mesh's material: its texture where there is one, else its diffuse colour."""
     material = getattr(mesh.visual, "material", None)
-    image, uv = getattr(material, "image", None), getattr(mesh.visual, "uv", None)
-    if image is not None and uv is not None and len(uv) == len(mesh.vertices):
-        return texture_colors(image, uv, mesh.faces)
+    if (image := getattr(material, "image", None)) is not None:
+        return texture_colors(image, getattr(mesh.visual, "uv", None), mesh.faces)
     diffuse = getattr(material, "diffuse", None)
     color = FALLBACK_GREY if diffuse is None else diffuse[:3]
     return np.tile(np.asarray(color, dtype=np.uint8), (len(mesh.faces), 1))
@@ -125,14 +146,20 @@ def face_colors(mesh: trimesh.Trimesh) -> np.ndarray:
 def read_model(library: zipfile.ZipFile, name: str) -> Model:
     """A Wavefront OBJ of a library as one mesh in the units and axes of its file."""
     files = {entry: io.BytesIO(library.read(entry)) for entry in library.namelist() if same_folder(entry, name)}
+    text = library.read(name)
+    if wanted := re.search(
+        rb"^mtllib +(.+?)\s*$", text, re.MULTILINE
+    ):  # one model names a file that lies there renamed
+        own_materials = [entry for entry in files if entry.endswith(".mtl")]
+        if len(own_materials) == 1:
+            files.setdefault(f"{name.rpartition('/')[0]}/{wanted[1].decode()}", files[own_materials[0]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scene = trimesh.load_scene(
-            io.BytesIO(library.read(name)),
+            io.BytesIO(text),
             file_type="obj",
             resolver=ZipResolver(files, namespace=name.rpartition("/")[0]),
             process=False,
-            maintain_order=True,
         )
     vertices, faces, colors, start = [], [], [], 0
     for mesh in scene.dump():
@@ -147,7 +174,7 @@ def same_folder(entry: str, model: str) -> bool:
     return entry.startswith(model.rpartition("/")[0] + "/") and not entry.endswith("/")
 
 
-def to_metres(model: Model, row: Mapping[str, str], rotation: str | None) -> Model:
+def to_metres(model: Model, row: Mapping[str, str], rotation: str | None = None) -> Model:
     """Turn by the catalog's `modelRotation`, scale to the listed size, and stand on y = 0 around x = z = 0."""
     vertices = model.vertices
     if rotation:
@@ -167,14 +194,24 @@ def compact(model: Model, digits: int | None = None) -> Model:
     points = model.vertices if digits is None else model.vertices.round(digits)
     points, index = np.unique(points, axis=0, return_inverse=True)
     faces, colors = index.reshape(-1)[model.faces], model.colors
-    corner = points[faces]
-    doubled_area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    faces, colors = faces[doubled_area > 1e-10], colors[doubled_area > 1e-10]
+    solid = triangle_areas(points, faces) > 1e-11
+    faces, colors = faces[solid], colors[solid]
     _, first = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
     first.sort()
     faces, colors = faces[first], colors[first]
     used, faces_flat = np.unique(faces, return_inverse=True)
     return Model(points[used], faces_flat.reshape(-1, 3), colors)
+
+
+def triangle_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    corner = vertices[faces]
+    return np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1) / 2
+
+
+def raycasting_scene(vertices: np.ndarray, faces: np.ndarray) -> o3d.t.geometry.RaycastingScene:
+    scene = o3d.t.geometry.RaycastingScene()
+    scene.add_triangles(o3d.core.Tensor(vertices.astype(np.float32)), o3d.core.Tensor(faces.astype(np.uint32)))
+    return scene
 
 
 def hemisphere(count: int) -> np.ndarray:
@@ -196,59 +233,75 @@ def split_centres(split: int) -> np.ndarray:
     return np.stack([1 - u - v, u, v], axis=1)
 
 
-def outside_visibility(vertices: np.ndarray, faces: np.ndarray) -> Visibility:
-    """Which triangles an observer outside sees, and which of them are wound with their back to the outside.
+def winding_patches(faces: np.ndarray) -> np.ndarray:
+    """(F,) int: the patch of each triangle. Across an edge that exactly two triangles share, and run through in opposite
+    directions, the winding is consistent, and the two belong to one patch."""
+    directed = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    owner = np.tile(np.arange(len(faces)), 3)
+    forward = directed[:, 0] < directed[:, 1]
+    _, edge, count = np.unique(np.sort(directed, axis=1), axis=0, return_inverse=True, return_counts=True)
+    edge = edge.reshape(-1)
+    net = np.bincount(edge, weights=np.where(forward, 1, -1), minlength=len(count))
+    inner = np.flatnonzero(((count == 2) & (net == 0))[edge])
+    pairs = owner[inner[np.argsort(edge[inner], kind="stable")]].reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(faces), len(faces)))
+    return connected_components(graph, directed=False)[1]
 
-    From the centroids of a triangle's parts (more parts on a larger triangle), rays leave on both sides in a fixed
-    pattern that is built in the frame of the triangle's normal and first edge, mirrored for the back. A ray that hits
-    nothing has reached the outside. A triangle is kept where enough of its samples reach the outside on some side, and
-    turned when its back reaches more of the outside than its front (beyond a margin: a tie keeps the winding). Nothing
-    refers to the axes, so the rule commutes with rotation, translation and scale.
 
-    Args: vertices (V,3) float, faces (F,3) int, no degenerate triangle.
+def escaping_rays(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The share of rays that leave the mesh from each triangle's front and back (F,), and its visible samples' share.
+
+    From the centroids of a triangle's parts (more parts on a larger triangle) rays leave in a fixed pattern that is
+    built in the frame of the triangle's normal and first edge, mirrored for the back.
     """
-    vertices = np.asarray(vertices, dtype=np.float64)
     corner = vertices[faces]
     edge = corner[:, 1] - corner[:, 0]
     normal = np.cross(edge, corner[:, 2] - corner[:, 0])
-    area = np.linalg.norm(normal, axis=1) / 2
-    normal = normal / (2 * area[:, None])
-    edge = edge / np.linalg.norm(edge, axis=1, keepdims=True)
+    doubled_area = np.linalg.norm(normal, axis=1, keepdims=True)
+    normal, edge = normal / doubled_area, edge / np.linalg.norm(edge, axis=1, keepdims=True)
     frame = np.stack([edge, np.cross(normal, edge), normal], axis=1)
-    diameter = 2 * np.linalg.norm(vertices - vertices[np.unique(faces)].mean(0), axis=1).max()
-    lift = 2e-5 * diameter
-
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(o3d.core.Tensor(vertices.astype(np.float32)), o3d.core.Tensor(np.asarray(faces, dtype=np.uint32)))
+    lift = LIFT * 2 * np.linalg.norm(vertices - vertices.mean(0), axis=1).max()
+    scene = raycasting_scene(vertices, faces)
     pattern = hemisphere(DIRECTIONS)
-    mirrored = pattern * [1, 1, -1]
-    split = np.ceil(np.sqrt(area / area.sum() * SAMPLES) - 1e-6).astype(int).clip(1, MAX_SPLIT)
+    split = np.ceil(np.sqrt(doubled_area[:, 0] / doubled_area.sum() * SAMPLES) - 1e-6).astype(int).clip(1, MAX_SPLIT)
     front, back, share = (np.zeros(len(faces)) for _ in range(3))
     for parts in np.unique(split):
         centres = split_centres(parts)
         group = np.flatnonzero(split == parts)
-        for block in np.array_split(group, max(1, len(group) * len(centres) // 20000)):
+        for block in np.array_split(group, len(group) * len(centres) // 20000 + 1):
             origin = np.einsum("sb,fbc->fsc", centres, corner[block])
             escaped = []
-            for directions, side in ((pattern, lift), (mirrored, -lift)):
-                direction = np.einsum("dk,fkc->fdc", directions, frame[block])
-                start = origin + side * normal[block, None]
+            for side in (1, -1):
+                direction = np.einsum("dk,fkc->fdc", pattern * [1, 1, side], frame[block])
                 rays = np.empty((len(block), len(centres), DIRECTIONS, 6), dtype=np.float32)
-                rays[..., :3], rays[..., 3:] = start[:, :, None], direction[:, None]
+                rays[..., :3] = (origin + side * lift * normal[block, None])[:, :, None]
+                rays[..., 3:] = direction[:, None]
                 escaped.append(~scene.test_occlusions(o3d.core.Tensor(rays)).numpy())
             seen_front, seen_back = (side.mean(2) for side in escaped)
             front[block], back[block] = seen_front.mean(1), seen_back.mean(1)
             share[block] = (np.maximum(seen_front, seen_back) > SAMPLE_VISIBLE).mean(1)
-    keep, flip = share >= TRIANGLE_VISIBLE, back > front + FLIP_MARGIN
-    visible_area = (area * share).sum()
-    return Visibility(
-        keep, flip, area, float(visible_area / area.sum()), float((area * share)[flip].sum() / max(visible_area, 1e-12))
-    )
+    return front, back, share
 
 
-def surface_area(model: Model) -> float:
-    corner = model.vertices[model.faces]
-    return float(np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1).sum() / 2)
+def outside_visibility(vertices: np.ndarray, faces: np.ndarray) -> Visibility:
+    """Which triangles an observer outside sees, and which of them are wound with their back to the outside.
+
+    A ray from a triangle that hits nothing has reached the outside. A triangle is kept where enough of its samples
+    reach the outside on some side. One that is seen from a single side shows its front there. One that is seen from
+    both sides (a leaf, a lampshade) goes with the patch of consistent winding it belongs to, which is turned when its
+    back sees clearly more of the outside than its front. Nothing refers to the axes, so the rule commutes with
+    rotation, translation and scale.
+
+    Args: vertices (V,3) float, faces (F,3) int, no degenerate triangle.
+    """
+    vertices = np.asarray(vertices, dtype=np.float64)
+    front, back, share = escaping_rays(vertices, faces)
+    area = triangle_areas(vertices, faces)
+    patch = winding_patches(faces)
+    patch_front, patch_back = (np.bincount(patch, weights=area * side) for side in (front, back))
+    single_sided = np.minimum(front, back) <= SAMPLE_VISIBLE
+    flip = np.where(single_sided, back > front, (patch_back > TURN_RATIO * patch_front)[patch])
+    return Visibility(share >= TRIANGLE_VISIBLE, flip, share, area)
 
 
 def decimate(model: Model, target: int) -> Model:
@@ -257,81 +310,128 @@ def decimate(model: Model, target: int) -> Model:
         o3d.utility.Vector3dVector(model.vertices), o3d.utility.Vector3iVector(model.faces.astype(np.int32))
     ).simplify_quadric_decimation(target)
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64)
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(
-        o3d.core.Tensor(model.vertices.astype(np.float32)), o3d.core.Tensor(model.faces.astype(np.uint32))
+    nearest = raycasting_scene(model.vertices, model.faces).compute_closest_points(
+        o3d.core.Tensor(vertices[faces].mean(1).astype(np.float32))
     )
-    nearest = scene.compute_closest_points(o3d.core.Tensor(vertices[faces].mean(1).astype(np.float32)))
     return compact(Model(vertices, faces, model.colors[nearest["primitive_ids"].numpy().astype(np.int64)]))
 
 
+def thin_out(model: Model, max_pieces: int) -> Model:
+    """Foliage with fewer and larger leaves: a random choice of the small connected pieces, enlarged to keep the area.
+
+    Decimation alone would leave less than a triangle to many of the thousands of leaves of a tree (the idea is that of
+    Cook, Halstead, Planck and Ryu, Stochastic Simplification of Aggregate Detail, SIGGRAPH 2007).
+    """
+    faces = model.faces
+    graph = coo_matrix(
+        (np.ones(2 * len(faces)), faces[:, [0, 1, 1, 2]].reshape(-1, 2).T), shape=(len(model.vertices),) * 2
+    )
+    count, piece = connected_components(graph, directed=False)
+    area = np.bincount(piece[faces[:, 0]], weights=triangle_areas(model.vertices, faces), minlength=count)
+    size = np.bincount(piece, minlength=count)
+    centre = np.stack([np.bincount(piece, weights=axis) / size for axis in model.vertices.T], axis=1)
+    offset = model.vertices - centre[piece]
+    radius = np.zeros(count)
+    np.maximum.at(radius, piece, np.linalg.norm(offset, axis=1))
+    small = np.flatnonzero(radius < 0.03 * np.linalg.norm(np.ptp(model.vertices, axis=0)))
+    chosen = np.random.default_rng(0).permutation(small)[:max_pieces]
+    scale = np.ones(count)
+    scale[chosen] = np.sqrt(area[small].sum() / area[chosen].sum())
+    vertices = centre[piece] + scale[piece, None] * offset
+    kept = ~np.isin(piece[faces[:, 0]], np.setdiff1d(small, chosen))
+    return compact(Model(vertices, faces[kept], model.colors[kept]))
+
+
 def simplify(model: Model) -> Model:
-    """At most about MAX_FACES triangles; foliage, which would lose its leaves, gets up to four times as many."""
-    if len(model.faces) <= MAX_FACES:
-        return model
+    """At most about MAX_FACES triangles, up to four times as many where fewer would lose surface or extent."""
     for target in (MAX_FACES, 2 * MAX_FACES, 4 * MAX_FACES):
         if len(model.faces) <= target:
             return model
         simple = decimate(model, target)
-        if surface_area(simple) >= 0.95 * surface_area(model):
-            break
+        kept_extent = np.ptp(simple.vertices, axis=0) / np.ptp(model.vertices, axis=0)
+        if simple.area() >= 0.95 * model.area() and kept_extent.min() >= 0.98:
+            return simple
+    if simple.area() < 0.9 * model.area():
+        simple = decimate(thin_out(model, MAX_LEAVES), 2 * target)
     return simple
 
 
-def outer_surface(model: Model) -> tuple[Model, Visibility]:
-    """The visible, outward-wound, simplified surface of a model, and what was seen of the original one."""
+def outer_surface(model: Model, row: Mapping[str, str]) -> tuple[Model, Visibility]:
+    """The visible, outward-wound, simplified surface of a model in metres, and what was seen of the original."""
     model = compact(model, digits=6)
     seen = outside_visibility(model.vertices, model.faces)
     simple = simplify(model.select(seen.keep, seen.flip))
-    again = outside_visibility(simple.vertices, simple.faces)
-    return simple.select(again.keep, again.flip), seen
+    hidden = ~outside_visibility(simple.vertices, simple.faces).keep  # decimation pushes a few below others
+    return to_metres(simple.select(~hidden, np.zeros_like(hidden)), row), seen
 
 
 # ------------------------------------------------------------------------------------------------------------ asset
 
 
 def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
-    """The arrays of the asset: per-model columns, and all vertices (16 bits within each bounding box), faces, colours."""
+    """The arrays of the asset: a column per property, and the vertices (16 bits within each bounding box), faces and
+    colours of all models end to end."""
     classes = sorted({row["label"] for row in rows})
     low = np.array([model.vertices.min(0) for model in models], dtype=np.float32)
-    step = np.array([np.ptp(model.vertices, axis=0) for model in models], dtype=np.float32) / np.float32(65535)
-    step = np.maximum(step, np.float32(1e-9))
-    quantised = [np.rint((m.vertices - lo) / st).clip(0, 65535).astype(np.uint16) for m, lo, st in zip(models, low, step)]
-
-    def column(values) -> np.ndarray:
-        return np.array(list(values), dtype=np.str_)
-
+    high = np.array([model.vertices.max(0) for model in models], dtype=np.float32)
+    step = np.maximum((high - low) / np.float32(65535), np.float32(1e-9))
+    cells = [np.rint((m.vertices - lo) / st).clip(0, 65535).astype(np.uint16) for m, lo, st in zip(models, low, step)]
+    columns = {"split": "split", "library": "library", "model": "model", "name": "name", "author": "creator"}
     return {
-        "classes": column(classes),
+        "classes": np.array(classes),
         "label": np.array([classes.index(row["label"]) for row in rows], dtype=np.uint8),
-        "split": column(row["split"] for row in rows),
-        "library": column(row["library"] for row in rows),
-        "model": column(row["model"] for row in rows),
-        "name": column(row["name"] for row in rows),
-        "author": column(row["creator"] for row in rows),
-        "licence": column(LICENCES[row["library"]] for row in rows),
-        "vertex_start": np.cumsum([0, *(len(q) for q in quantised)]).astype(np.int32),
+        **{name: np.array([row[key] for row in rows]) for name, key in columns.items()},
+        "licence": np.array([row["licence"] for row in rows]),
+        "vertex_start": np.cumsum([0, *map(len, cells)]).astype(np.int32),
         "face_start": np.cumsum([0, *(len(model.faces) for model in models)]).astype(np.int32),
         "low": low,
         "step": step,
-        "vertices": np.concatenate(quantised),
+        "vertices": np.concatenate(cells),
         "faces": np.concatenate([model.faces for model in models]).astype(np.uint16),
         "colors": np.concatenate([model.colors for model in models]),
     }
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An npz whose bytes depend on the arrays only: no times, no pickles. Replaces `path` in one step."""
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    """An npz whose bytes depend on the arrays only: no times, no pickles. Replaces `path` at once."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
             archive.writestr(entry, buffer.getvalue(), compresslevel=9)
-    os.replace(temporary, path)
+
+
+def write_card(
+    path: Path, arrays: Mapping[str, np.ndarray], rows: list[dict[str, str]], seen: list[Visibility]
+) -> None:
+    """The data card: the text of furniture14_card.md with the figures of this build and a line for every model."""
+    classes, faces = arrays["classes"][arrays["label"]].tolist(), np.diff(arrays["face_start"])
+    count = Counter((row["label"], row["split"]) for row in rows)
+    per_class = [
+        f"| {name} | {count[name, 'train']} | {count[name, 'test']} | {int(faces[np.array(classes) == name].mean()):,} |"
+        for name in arrays["classes"].tolist()
+    ]
+    per_model = [
+        f"| {row['label']} | {row['split']} | `{row['model']}` | {row['name']} | {row['creator']} | {row['licence']} | "
+        f"{row['source']} |"
+        for row in rows
+    ]
+    figures = {
+        "visible": f"{100 * np.mean([v.visible for v in seen]):.1f}",
+        "turned": f"{100 * np.mean([v.turned for v in seen]):.1f}",
+        "triangles": f"{faces.sum():,}",
+        "median": f"{int(np.median(faces)):,}",
+        "largest": f"{faces.max():,}",
+        "train": str(sum(row["split"] == "train" for row in rows)),
+        "test": str(sum(row["split"] == "test" for row in rows)),
+        "versions": f"Open3D {o3d.__version__}, trimesh {trimesh.__version__}, NumPy {np.__version__}",
+        "per_class": "\n".join(per_class),
+        "per_model": "\n".join(per_model),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(Template(CARD.read_text(encoding="utf-8")).substitute(figures), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------- main
@@ -346,9 +446,24 @@ def fetch_libraries(package: Path | None, folder: Path) -> Path:
     return folder / "files" / "usr" / "share" / "sweethome3d" / "furniture"
 
 
-def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[Visibility]]:
+def licence_and_source(library: zipfile.ZipFile, name: str, default: str) -> tuple[str, str]:
+    """A model's licence (its own licence file goes before the library's) and the page that the file gives for it."""
+    for entry in sorted(library.namelist()):
+        if same_folder(entry, name) and "license" in entry.lower():
+            text = library.read(entry).decode("utf-8", "replace")
+            number = re.match(r"\d+", entry.rpartition("/")[2]) or re.search(r"(?<=blends/view/)\d+", text)
+            licence = "CC-BY-3.0" if "Attribution 3.0" in text else default
+            return licence, f"https://www.blendswap.com/blends/view/{number[0]}" if number else ""
+    return default, ""
+
+
+def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]], list[Visibility]]:
+    """The asset's arrays, the table of models with licence and source added, and what was seen of every model."""
     with MODELS_CSV.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    missing = [name for name in LICENCES if not (library_dir / f"{name}.sh3f").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{library_dir}: no {', '.join(f'{name}.sh3f' for name in missing)} there")
     libraries = {name: zipfile.ZipFile(library_dir / f"{name}.sh3f") for name in LICENCES}
     catalogs = {name: read_catalog(library) for name, library in libraries.items()}
     models, seen = [], []
@@ -357,13 +472,26 @@ def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[Visibility]]:
         task = progress.add_task("", total=len(rows))
         for row in rows:
             progress.update(task, description=f"{row['label']}: {row['name']}")
+            library = libraries[row["library"]]
+            row["licence"], row["source"] = licence_and_source(library, row["model"], LICENCES[row["library"]])
             rotation = catalogs[row["library"]][row["model"]].get("modelRotation")
-            raw = to_metres(read_model(libraries[row["library"]], row["model"]), row, rotation)
-            model, visibility = outer_surface(raw)
+            model, visibility = outer_surface(to_metres(read_model(library, row["model"]), row, rotation), row)
             models.append(model)
             seen.append(visibility)
             progress.advance(task)
-    return pack(models, rows), seen
+    return pack(models, rows), rows, seen
+
+
+def compare(built: Path, shipped: Path) -> int:
+    """Print whether two assets are equal, byte by byte or else array by array; 0 when they are."""
+    if built.read_bytes() == shipped.read_bytes():
+        print(f"{shipped}: equal, sha256 {hashlib.sha256(shipped.read_bytes()).hexdigest()}")
+        return 0
+    with np.load(built, allow_pickle=False) as new, np.load(shipped, allow_pickle=False) as old:
+        names = sorted({*new.files, *old.files})
+        differing = [n for n in names if n not in new or n not in old or not np.array_equal(new[n], old[n])]
+    print(f"{shipped}: differs in {', '.join(differing) or 'its compression only'}")
+    return int(bool(differing))
 
 
 def main() -> int:
@@ -371,15 +499,21 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--package", type=Path, help=f"a downloaded {PACKAGE}_*.deb")
     source.add_argument("--library-dir", type=Path, help="a folder that holds the .sh3f files")
-    parser.add_argument("--output", type=Path, default=ASSET, help="default: attlas/furniture14.npz")
-    parser.add_argument("--check", action="store_true", help="compare a fresh build with the shipped asset, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare a fresh build with the shipped asset, write nothing"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        arrays, seen = build(args.library_dir or fetch_libraries(args.package, Path(temporary)))
-        write_npz(args.output, arrays)
-    print(f"sampled surface that is visible: {100 * np.mean([v.samples_visible for v in seen]):.1f} %")
-    print(f"visible surface that was turned: {100 * np.mean([v.samples_turned for v in seen]):.1f} %")
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.2f} MB, {len(arrays['faces'])} triangles")
+        folder = Path(temporary)
+        arrays, rows, seen = build(args.library_dir or fetch_libraries(args.package, folder))
+        print(f"visible share of the sampled surface: {100 * np.mean([v.visible for v in seen]):.1f} %")
+        print(f"turned share of the visible surface: {100 * np.mean([v.turned for v in seen]):.1f} %")
+        if args.check:
+            write_npz(folder / ASSET.name, arrays)
+            return compare(folder / ASSET.name, ASSET)
+    write_npz(ASSET, arrays)
+    write_card(ASSET.with_name("FURNITURE14.md"), arrays, rows, seen)
+    print(f"{ASSET}: {ASSET.stat().st_size / 1e6:.2f} MB, {len(arrays['faces']):,} triangles")
     return 0
 
 

@@ -15,6 +15,7 @@ from mmengine.config import Config, DictAction
 
 from attlas.config import first_process, load_config
 from attlas.engine import Runner
+from attlas.files import near_files
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -76,6 +77,8 @@ def prepare(args: argparse.Namespace) -> Config:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+        if cfg.load_from and "://" not in cfg.load_from and not Path(cfg.load_from).is_file():
+            raise FileNotFoundError(f"--resume: there is no checkpoint {args.resume}. {near_files(Path(args.resume))}")
     elif first_process() and not cfg.get("resume"):
         clear(Path(cfg.work_dir), args.overwrite)
     return cfg

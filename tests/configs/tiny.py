@@ -8,7 +8,7 @@ train_dataloader = dict(
     num_workers=0,
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
-    dataset=dict(type="ToyPoints", length=18),
+    dataset=dict(type="ToyPoints", length=19),
 )
 train_cfg = dict(by_epoch=True, max_epochs=4)
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=0.01))

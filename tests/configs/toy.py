@@ -50,7 +50,8 @@ class ToyCount(BaseMetric):
 
     def compute_metrics(self, results):
         right = sum(sample["right"] for sample in results) / len(results)
-        return {"count": len(results), "index_sum": sum(sample["index"] for sample in results), "acc": right}
+        # as floats: MMEngine writes numpy integers as null
+        return {"count": float(len(results)), "index_sum": float(sum(s["index"] for s in results)), "acc": right}
 
 
 @HOOKS.register_module()

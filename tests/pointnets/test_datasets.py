@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import trimesh
-from attlas.pointnets import datasets as D
-from attlas.pointnets.shapes import read_shape
 from mmengine.runner import Runner
 
+from attlas.pointnets import datasets as D
+from attlas.pointnets.shapes import read_shape
 from attlas.registry import DATASETS
 
 RNG = np.random.default_rng(0)
@@ -101,6 +101,18 @@ def test_iteration_stops_and_metainfo_is_there(furniture):
     assert mesh.face.dtype == torch.int64
 
 
+def test_the_built_in_furniture():
+    train, test = (
+        D.Furniture14("train", transforms=[dict(type="SamplePoints", num=64, include_normals=True)]),
+        D.Furniture14("test"),
+    )
+    assert len(train) + len(test) == len(D.Furniture14("all"))
+    assert set(train.labels) == set(test.labels) == set(range(14))
+    for data in train[:20]:
+        assert torch.allclose(data.normal.norm(dim=1), torch.ones(64), atol=1e-4)
+        assert data.pos.abs().max() < 20  # metres
+
+
 def epochs(num_workers):
     """Two epochs of training batches, as MMEngine's Runner makes them."""
     loader = Runner.build_dataloader(
@@ -169,6 +181,8 @@ def test_rotated_views(furniture):
         D.RotatedViews(base, dict(so3=1))
     with pytest.raises(ValueError, match=r"views\['z'\] is 0; it must be a positive integer"):
         D.RotatedViews(base, dict(z=0))
+    with pytest.raises(IndexError, match="index -1 of a data set of 8 views"):
+        views[-1]
     with pytest.raises(ValueError, match="views is empty"):
         D.RotatedViews(base, {})
 
@@ -377,7 +391,7 @@ def test_shape_folder_reads_meshes_and_clouds(tmp_path):
     put(clouds / "counted.pts", "30\n" + "\n".join(" ".join(map(str, row)) for row in table))
     np.save(clouds / "array.npy", table)
     np.savez(clouds / "one.npz", table[:, :3].astype(np.float64))
-    np.savez(clouds / "named.npz", pos=table[:, :3], normal=table[:, 3:])
+    np.savez(clouds / "named.npz", pos=table[:, :3], normal=table[:, 3:], y=5)
     rows = "\n".join(" ".join(map(str, row)) for row in table) + "\n"
     fields = ("x", "y", "z", "nx", "ny", "nz")
     properties = "".join(f"property float {f}\n" for f in fields)
@@ -444,6 +458,14 @@ def test_shape_folder_bad_input(tmp_path):
         with pytest.raises(ValueError, match=f"{name} is not a readable shape: ."):
             D.ShapeFolder(tmp_path)[0]
         path.unlink()
+    path = put(tmp_path / "empty" / "cut.pts", "3\n0 0 0\n0 0 1\n")
+    with pytest.raises(ValueError, match=r"cut\.pts .* 3 points are declared, and 2 were found"):
+        D.ShapeFolder(tmp_path)[0]
+    path.unlink()
+    np.savez(tmp_path / "empty" / "two.npz", np.zeros((4, 3)), np.zeros(4))
+    with pytest.raises(ValueError, match=r"two\.npz .* not an array of shape \(4, 3\), an array of shape \(4,\)"):
+        D.ShapeFolder(tmp_path)[0]
+    (tmp_path / "empty" / "two.npz").unlink()
     put(tmp_path / "empty" / "tiny.xyz", "0 0 0\n0 0 1\n")
     with pytest.raises(ValueError, match="seed is -1"):
         D.ShapeFolder(tmp_path, seed=-1)

@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from attlas.pointnets.metrics import ClassificationMetric, class_accuracy, rotation_effect
 from mmengine.logging import MMLogger
 
+from attlas.pointnets.metrics import ClassificationMetric, class_accuracy, rotation_effect
 from attlas.registry import METRICS
 
 CLASSES = ("bed", "chair", "sofa")

@@ -3,10 +3,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from attlas.pointnets import transforms as T
 from scipy import stats
 from torch_geometric.data import Data
 
+from attlas.pointnets import transforms as T
 from attlas.registry import TRANSFORMS
 
 

@@ -1,0 +1,43 @@
+import pytest
+import torch
+from geometry import random_cloud, random_rotation
+from golden_records import Record
+
+from attlas.kernels import local_reference_axis, principal_axis
+
+
+def test_record_up_to_sign():
+    record = Record("risurconv/op-lra-normals")
+    axes, expected = local_reference_axis(record.input("points")[..., :3].contiguous()), record.output()
+    assert (axes * expected).sum(-1).abs().allclose(torch.ones(()).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rotates_with_the_points(seed):
+    points, _ = random_cloud(2, 300)
+    rotation = random_rotation(seed)
+    torch.testing.assert_close(
+        local_reference_axis(points @ rotation), local_reference_axis(points) @ rotation, atol=1e-9, rtol=0
+    )
+
+
+def test_normal_of_a_plane():
+    points, _ = random_cloud(1, 200)
+    points[..., 2] = 0
+    axes = local_reference_axis(points, 8)
+    torch.testing.assert_close(axes.abs(), torch.tensor([0.0, 0, 1]).double().expand_as(axes))
+
+
+def test_degenerate_clouds_give_unit_vectors():
+    point = torch.ones(1, 40, 3, dtype=torch.float64)
+    line = torch.arange(40, dtype=torch.float64)[None, :, None] * point
+    for points in (point, line):
+        assert torch.linalg.vector_norm(local_reference_axis(points), dim=-1).allclose(torch.ones(()).double())
+
+
+def test_bad_arguments():
+    points, _ = random_cloud(1, 10)
+    with pytest.raises(ValueError, match=r"k must lie in 1..10 \(the number of points\), got 32"):
+        local_reference_axis(points)
+    with pytest.raises(ValueError, match="sign must be one of"):
+        principal_axis(points, sign="up")

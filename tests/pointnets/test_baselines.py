@@ -1,0 +1,78 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from geometry import random_cloud, random_rotation
+
+from attlas.kernels import ball_query, farthest_point_sample, gather_neighbors, knn
+from attlas.pointnets.dgcnn import DGCNNClassifier, EdgeConv
+from attlas.pointnets.pointnet2 import PointNet2Classifier, SetAbstraction
+
+
+def test_set_abstraction_equals_its_definition():
+    torch.manual_seed(0)
+    layer = SetAbstraction(5, [8, 12], num_points=10, radius=0.8, k=6).double().eval()
+    points, _ = random_cloud(2, 40)
+    features = torch.randn(2, 40, 5, dtype=torch.float64)
+    queries, result = layer(points, features)
+    assert torch.equal(queries, gather_neighbors(points, farthest_point_sample(points, 10)))
+    index = ball_query(queries, points, 0.8, 6)
+    x = torch.cat([gather_neighbors(points, index) - queries[:, :, None], gather_neighbors(features, index)], -1)
+    for linear, norm in zip(layer.linears, layer.norms):
+        x = F.relu(norm(linear(x)))
+    torch.testing.assert_close(result, x.amax(2))
+
+
+def test_edge_convolution_equals_its_definition():
+    torch.manual_seed(0)
+    layer = EdgeConv(3, 8).double().train()
+    points, _ = random_cloud(2, 30)
+    index = knn(points, points, 5)
+    centre = points[:, :, None].expand(-1, -1, 5, -1)
+    edges = torch.cat([gather_neighbors(points, index) - centre, centre], -1)
+    expected = F.leaky_relu(layer.norm(layer.linear(edges)), 0.2).amax(2)
+    torch.testing.assert_close(layer(points, index), expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"),
+    # the original networks for 40 classes; ours of DGCNN has 512 biases more, before a BN that removes them
+    [
+        (PointNet2Classifier(40), 1_475_688),
+        (PointNet2Classifier(40, use_normals=True), 1_475_880),
+        (DGCNNClassifier(40), 1_809_576 + 512),
+    ],
+)
+def test_parameter_counts(network, parameters):
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("network", [PointNet2Classifier(4, dropout=0.0), DGCNNClassifier(4, k=8, dropout=0.0)])
+def test_learns_and_is_not_rotation_invariant(network):
+    points = random_cloud(6, 520, dtype=torch.float32)[0] * torch.tensor([1.0, 0.3, 0.1])
+    points = points / torch.linalg.vector_norm(points, dim=-1).amax(1)[:, None, None]
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    losses = []
+    for _ in range(12):
+        loss = F.cross_entropy(network(points), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in network.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    network.eval()
+    turn = random_rotation(1).float()
+    assert (network(points @ turn) - network(points)).abs().max() > 1e-2
+
+
+def test_bad_input():
+    points, _ = random_cloud(1, 100, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"num_samples must lie in 1..100 \(the number of points\), got 512"):
+        PointNet2Classifier(4)(points)
+    with pytest.raises(ValueError, match=r"k must lie in 1..10 \(the number of points\), got 20"):
+        DGCNNClassifier(4)(points[:, :10])
+    with pytest.raises(ValueError, match="normals are needed"):
+        PointNet2Classifier(4, use_normals=True)(points)
+    with pytest.raises(ValueError, match="points must be finite"):
+        DGCNNClassifier(4)(points * torch.nan)

@@ -1,0 +1,260 @@
+import os
+import pickle
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseModule, initialize
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from attlas import checkpoint, config, engine
+from attlas.files import replacing
+
+TINY = Path(__file__).parent / "configs" / "tiny.py"
+
+
+class Trap:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+@pytest.fixture
+def cfg(tmp_path, monkeypatch):
+    """The tiny training, of 19 samples in batches of 4, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    found = config.load_config(TINY)
+    found.work_dir = str(tmp_path / "work")
+    return found
+
+
+# --- loading through MMEngine
+
+
+@pytest.mark.parametrize("source", ["bad.pth", "https://localhost/bad.pth?x=1", "torchvision://net", "openmmlab://net"])
+def test_no_road_of_mmengine_unpickles(tmp_path, monkeypatch, source):
+    def download(url, target, progress):
+        Path(target).write_bytes(Path("bad.pth").read_bytes())
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "x": Trap()}, "bad.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    urls = {"net": "https://localhost/bad.pth"}
+    monkeypatch.setattr("mmengine.runner.checkpoint.get_torchvision_models", lambda: urls)
+    monkeypatch.setattr("mmengine.runner.checkpoint.get_external_models", lambda: urls)
+    with pytest.raises(ValueError, match=r"bad\.pth cannot be read without executing"):
+        load_checkpoint(nn.Linear(1, 1), source)
+    assert not Path("executed").exists()
+
+
+def test_pretrained_counts_and_refuses_a_file_that_does_not_fit(tmp_path):
+    class Backbone(BaseModule):
+        checkpoint_rules = [("^old_fc", "fc")]
+
+        def __init__(self, init_cfg):
+            super().__init__(init_cfg)
+            self.fc = nn.Linear(2, 3)
+
+    weight = torch.arange(6.0).reshape(3, 2)
+    torch.save({"backbone.old_fc.weight": weight, "backbone.old_fc.bias": torch.ones(3)}, tmp_path / "a.pth")
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "a.pth"), prefix="backbone")
+    backbone = Backbone(init)
+    backbone.init_weights()
+    assert torch.equal(backbone.fc.weight, weight)
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        initialize(nn.Conv2d(2, 2, 3), dict(init, prefix=None))
+
+
+def test_load_from_takes_safetensors_and_logs_the_account(cfg, tmp_path):
+    runner = engine.Runner.from_cfg(cfg)
+    state = {name: value + 1 for name, value in runner.model.state_dict().items() if name != "layers.4.bias"}
+    checkpoint.save(tmp_path / "given.safetensors", state)
+    runner.load_checkpoint(tmp_path / "given.safetensors")
+    assert torch.equal(runner.model.layers[0].weight, state["layers.0.weight"])
+    log = Path(runner.logger.log_file).read_text()
+    assert "missing from the file (1): layers.4.bias" in log
+    with pytest.raises(ValueError, match="strict=True"):
+        runner.load_checkpoint(tmp_path / "given.safetensors", strict=True)
+
+
+def test_weights_alone_cannot_be_resumed(cfg, tmp_path):
+    torch.save({"layers.4.bias": torch.zeros(2)}, tmp_path / "weights.pth")
+    cfg.resume, cfg.load_from = True, str(tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"cannot be resumed from .*weights\.pth: it lacks message_hub, meta, optim"):
+        engine.Runner.from_cfg(cfg).train()
+
+
+# --- writing
+
+
+def test_replacing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
+        temporary.write_text("sec\ud800ond", encoding="utf-8")  # opens the file, then cannot write it
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_checkpoint_that_fails_midway_leaves_the_last_good_one(cfg, monkeypatch):
+    engine.Runner.from_cfg(cfg).train()
+    work = Path(cfg.work_dir)
+    before = {p.name: p.read_bytes() for p in work.glob("*.pth")}
+    assert "epoch_4.pth" in before
+    assert len(before) == 2  # the last and the best
+    assert sum(name.startswith("best_acc_epoch_") for name in before) == 1
+
+    def half(checkpoint, path, **_):
+        Path(path).write_bytes(pickle.dumps(1)[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmengine.runner.runner.save_checkpoint", half)
+    cfg.resume, cfg.train_cfg.max_epochs = True, 6
+    with pytest.raises(KeyboardInterrupt):
+        engine.Runner.from_cfg(cfg).train()
+    assert {p.name: p.read_bytes() for p in work.glob("*.pth")} == before
+    assert not list(work.glob(".epoch*"))
+    assert engine.latest_checkpoint(work) == work / "epoch_4.pth"
+
+
+def test_latest_checkpoint_survives_a_move_and_a_lost_pointer(tmp_path):
+    assert engine.latest_checkpoint(tmp_path) is None
+    for number, name in enumerate(("epoch_9.pth", "epoch_10.pth", "best_acc_epoch_10.pth")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (number, number))
+    assert engine.latest_checkpoint(tmp_path).name == "epoch_10.pth"
+    (tmp_path / "last_checkpoint").write_text("/elsewhere/work/epoch_9.pth")
+    assert engine.latest_checkpoint(tmp_path) == tmp_path / "epoch_9.pth"
+    (tmp_path / "last_checkpoint").write_text("")  # killed while it was written
+    assert engine.latest_checkpoint(tmp_path).name == "epoch_10.pth"
+
+
+# --- hooks
+
+
+class FakeRunner:
+    seed, epoch, iter, rank = 3, 1, 10, 0
+
+
+def test_iteration_seed_depends_on_all_four_and_nothing_else():
+    def draw(**changes):
+        runner = FakeRunner()
+        vars(runner).update(changes)
+        hook.before_train_iter(runner, 0)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    hook = engine.IterationSeedHook()
+    first = draw()
+    assert draw() == first
+    others = [draw(seed=4), draw(epoch=2), draw(iter=11), draw(rank=1)]
+    assert len({first, *others}) == 5
+    assert all(len(set(column)) == 5 for column in zip(first, *others))
+
+
+def test_progress_bar_on_a_terminal_only(cfg, monkeypatch):
+    """Train within a pseudo-terminal: the bar is drawn, the log lines stay whole, and the log file holds no bar."""
+    import pty
+
+    script = (
+        "import sys; from attlas.config import load_config; from attlas.engine import Runner; "
+        f"cfg = load_config({str(TINY)!r}); cfg.work_dir = {cfg.work_dir!r}; Runner.from_cfg(cfg).train()"
+    )
+    shown = bytearray()
+
+    def keep(descriptor):
+        data = os.read(descriptor, 4096)
+        shown.extend(data)
+        return data
+
+    monkeypatch.setenv("PYTHONPATH", str(TINY.parents[2]))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert pty.spawn([sys.executable, "-c", script], keep, lambda _: b"") == 0
+    text = shown.decode()
+    assert "epoch 4/4" in text
+    assert "20/20" in text
+    assert "samples/s" in text
+    assert "Epoch(train)" in text
+    log = next(Path(cfg.work_dir).glob("*/*.log")).read_text()
+    assert "samples/s" not in log
+    assert log.count("Epoch(train) [4][4/5]") == 1
+
+
+# --- configs
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder / f"{name}.py"
+
+
+BASE = """
+num_points = 64
+train_pipeline = [dict(type="A"), dict(type="B", num=num_points)]
+train_dataloader = dict(batch_size=2, dataset=dict(type="D", pipeline=train_pipeline))
+"""
+
+
+def test_a_missing_config_names_its_neighbours(tmp_path):
+    write(tmp_path, risurconv="x = 1")
+    with pytest.raises(FileNotFoundError, match=r"risurcnov\.py does not exist\. Near it: .*risurconv\.py"):
+        config.load_config(tmp_path / "risurcnov.py")
+
+
+def test_overrides_that_do_not_fit_are_errors(tmp_path):
+    path = write(tmp_path, base=BASE)
+    with pytest.raises(ValueError, match=r"no 'train_datalaoder'\. Near it: train_dataloader"):
+        config.load_config(path, {"train_datalaoder.batch_size": 4})
+    with pytest.raises(ValueError, match=r"train_dataloader\.batch_size\.x=4 does not fit"):
+        config.load_config(path, {"train_dataloader.batch_size.x": 4})
+    with pytest.raises(ValueError, match=r"train_dataloader\.dataset\.pipeline\.7\.num=4 does not fit"):
+        config.load_config(path, {"train_dataloader.dataset.pipeline.7.num": 4})
+    assert config.load_config(path, {"train_dataloader.batch_size": 4}).train_dataloader.batch_size == 4
+    assert config.load_config(path, {"auto_scale_lr.base_batch_size": 4}).auto_scale_lr.base_batch_size == 4
+
+
+def test_an_unread_override_is_warned_of_with_the_key_to_use(tmp_path):
+    path = write(tmp_path, base=BASE)
+    with pytest.warns(UserWarning, match=r"'num_points' has no effect.*train_dataloader\.dataset\.pipeline\.1\.num in"):
+        config.load_config(path, {"num_points": 128})
+    with pytest.warns(UserWarning, match=r"'train_pipeline'.*Override train_dataloader\.dataset\.pipeline\.0\.type in"):
+        config.load_config(path, {"train_pipeline.0.type": "C"})
+
+
+@pytest.mark.parametrize(
+    ("child", "warned"),
+    [
+        ("train_pipeline = [dict(type='C')]", {"train_pipeline": ["train_dataloader.dataset.pipeline"]}),
+        ("train_pipeline = []\ntrain_dataloader = dict(dataset=dict(pipeline=train_pipeline))", {}),
+        ("train_dataloader = dict(dataset=dict(pipeline={{_base_.train_pipeline}}))", {}),
+        ("num_points = 8\ntrain_pipeline = _base_.train_pipeline + [num_points]\nmodel = dict(a=train_pipeline)", {}),
+        ("max_epochs = 3", {}),
+        ("train_dataloader = dict(batch_size=8)", {}),
+    ],
+)
+def test_a_child_config_that_overrides_in_vain(tmp_path, child, warned):
+    path = write(tmp_path, base=BASE, child=f"_base_ = ['base.py']\n{child}\n")
+    assert config.unread_variables(path) == warned
+    grandchild = write(tmp_path, grandchild="_base_ = 'child.py'\n")
+    assert config.unread_variables(grandchild) == warned
+
+
+def test_resolved_leaves_out_what_was_copied(tmp_path):
+    text = config.resolved(config.load_config(write(tmp_path, base=BASE + "load_from = None\n")))
+    assert "train_dataloader" in text
+    assert "num=64" in text
+    assert "train_pipeline" not in text
+    assert "load_from" not in text
+
+
+def test_shipped_configs_override_nothing_in_vain():
+    paths = [*(TINY.parents[2] / "configs").rglob("*.py")]
+    assert paths
+    assert {str(path): config.unread_variables(path) for path in paths if config.unread_variables(path)} == {}
