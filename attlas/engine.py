@@ -5,6 +5,7 @@ Importing this module makes every road by which MMEngine reads a checkpoint (`lo
 """
 
 import atexit
+import ctypes
 import logging
 import platform
 import random
@@ -100,6 +101,19 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep large blocks that are freed. By default it returns them to the kernel, which clears them anew at
+    every step: a fifth of the time of a training on a CPU. Does nothing where the C library has no mallopt."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError):
+        return
+    # M_MMAP_MAX = 0: no block gets a mapping of its own; M_TRIM_THRESHOLD, M_TOP_PAD: give back late, take much at
+    # once; M_ARENA_MAX = 1: and that from the one heap that can grow
+    for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**29), (-8, 1)):
+        mallopt(parameter, value)
+
+
 @RUNNERS.register_module(name="AttlasRunner")
 class Runner(runner.Runner):
     """MMEngine's Runner; its loops, hooks and config keys are all as they were. What differs:
@@ -114,6 +128,8 @@ class Runner(runner.Runner):
     _load_from: str | None
 
     def setup_env(self, env_cfg: dict) -> None:
+        if not torch.cuda.is_available():
+            keep_freed_memory()
         if self.distributed and not torch.cuda.is_available() and not torch.distributed.is_initialized():
             if self.launcher != "pytorch":
                 raise ValueError(f"launcher={self.launcher!r} needs GPUs; without one it may be 'pytorch' or 'none'.")

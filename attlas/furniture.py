@@ -35,7 +35,7 @@ class Mesh:
 
 
 def load(split: str) -> list[Mesh]:
-    """The meshes of 'train' (285), 'test' (123) or 'all' (408), in the order of tools/furniture14.csv."""
+    """The meshes of 'train' (286), 'test' (122) or 'all' (408), in the order of tools/furniture14.csv."""
     if split not in SPLITS:
         near = difflib.get_close_matches(str(split), SPLITS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""

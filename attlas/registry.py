@@ -30,9 +30,10 @@ class Registry(root.Registry):
             try:
                 import_module(floor)
             except ModuleNotFoundError as error:
-                if error.name and error.name.split(".")[0] == "attlas":
+                missing = (error.name or str(error)).split(".")[0]
+                if missing == "attlas":  # a mistake of ours, not a dependency
                     raise
-                self.missing_floors[floor] = error.name or str(error)
+                self.missing_floors[floor] = missing
 
     def _register_module(self, module, module_name=None, force=False):
         super()._register_module(module, module_name, force)
@@ -58,8 +59,8 @@ class Registry(root.Registry):
         lines = [f"type={key!r} is not a registered {self.name}."]
         lines.append("Near names: " + ", ".join(near) + "." if near else f"Known here: {', '.join(self.module_dict)}.")
         lines.append(
-            "If it is a class of yours, decorate it with @MODELS.register_module() (or the registry that fits) from "
-            "attlas.registry, and import its module in the config: custom_imports = dict(imports=['my_package.my_module'])"
+            "If it is a class of yours, decorate it with @MODELS.register_module() (or the registry that fits) of "
+            "attlas.registry, and import its module in the config: custom_imports = dict(imports=['package.module'])"
         )
         lines += [
             f"{floor} could not be imported, because {module!r} is not installed: pip install 'attlas[{floor[7:]}]'"

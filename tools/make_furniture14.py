@@ -3,21 +3,22 @@
     python tools/make_furniture14.py                       # apt-get download, build, write (no root needed)
     python tools/make_furniture14.py --package FILE.deb    # from a package that is already here
     python tools/make_furniture14.py --library-dir DIR     # from a folder with the five .sh3f files
-    python tools/make_furniture14.py --check               # build into a temporary folder, compare with the shipped asset
+    python tools/make_furniture14.py --check               # build aside, compare with the shipped asset
 
 Which models, of which class and split, stands in `furniture14.csv` beside this file.
 """
 
 import argparse
 import csv
+import hashlib
 import io
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,8 +235,10 @@ def split_centres(split: int) -> np.ndarray:
 
 
 def winding_patches(faces: np.ndarray) -> np.ndarray:
-    """(F,) int: the patch of each triangle. Across an edge that exactly two triangles share, and run through in opposite
-    directions, the winding is consistent, and the two belong to one patch."""
+    """(F,) int: the patch of consistent winding that each triangle belongs to.
+
+    Two triangles are of one patch when they alone share an edge and run through it in opposite directions.
+    """
     directed = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     owner = np.tile(np.arange(len(faces)), 3)
     forward = directed[:, 0] < directed[:, 1]
@@ -362,7 +365,16 @@ def outer_surface(model: Model, row: Mapping[str, str]) -> tuple[Model, Visibili
     seen = outside_visibility(model.vertices, model.faces)
     simple = simplify(model.select(seen.keep, seen.flip))
     hidden = ~outside_visibility(simple.vertices, simple.faces).keep  # decimation pushes a few below others
-    return to_metres(simple.select(~hidden, np.zeros_like(hidden)), row), seen
+    metric = to_metres(simple.select(~hidden, np.zeros_like(hidden)), row)
+    low, step = grid(metric.vertices)
+    snapped = low + step * np.rint((metric.vertices - low) / step)  # what is stored must hold no degenerate triangle
+    return compact(Model(snapped, metric.faces, metric.colors)), seen
+
+
+def grid(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corner and the cell (3,) float32 of the 16-bit grid that stores these vertices."""
+    low = vertices.min(0).astype(np.float32)
+    return low, np.maximum((vertices.max(0) - low).astype(np.float32) / np.float32(65535), np.float32(1e-9))
 
 
 # ------------------------------------------------------------------------------------------------------------ asset
@@ -372,9 +384,7 @@ def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarra
     """The arrays of the asset: a column per property, and the vertices (16 bits within each bounding box), faces and
     colours of all models end to end."""
     classes = sorted({row["label"] for row in rows})
-    low = np.array([model.vertices.min(0) for model in models], dtype=np.float32)
-    high = np.array([model.vertices.max(0) for model in models], dtype=np.float32)
-    step = np.maximum((high - low) / np.float32(65535), np.float32(1e-9))
+    low, step = (np.stack(column) for column in zip(*(grid(model.vertices) for model in models)))
     cells = [np.rint((m.vertices - lo) / st).clip(0, 65535).astype(np.uint16) for m, lo, st in zip(models, low, step)]
     columns = {"split": "split", "library": "library", "model": "model", "name": "name", "author": "creator"}
     return {
@@ -407,11 +417,11 @@ def write_card(
     path: Path, arrays: Mapping[str, np.ndarray], rows: list[dict[str, str]], seen: list[Visibility]
 ) -> None:
     """The data card: the text of furniture14_card.md with the figures of this build and a line for every model."""
-    classes, faces = arrays["classes"][arrays["label"]].tolist(), np.diff(arrays["face_start"])
+    faces = np.diff(arrays["face_start"])
     count = Counter((row["label"], row["split"]) for row in rows)
     per_class = [
-        f"| {name} | {count[name, 'train']} | {count[name, 'test']} | {int(faces[np.array(classes) == name].mean()):,} |"
-        for name in arrays["classes"].tolist()
+        f"| {name} | {count[name, 'train']} | {count[name, 'test']} | {faces[arrays['label'] == i].mean():,.0f} |"
+        for i, name in enumerate(arrays["classes"].tolist())
     ]
     per_model = [
         f"| {row['label']} | {row['split']} | `{row['model']}` | {row['name']} | {row['creator']} | {row['licence']} | "
@@ -503,6 +513,8 @@ def main() -> int:
         "--check", action="store_true", help="compare a fresh build with the shipped asset, write nothing"
     )
     args = parser.parse_args()
+    if args.package is not None and not args.package.is_file():
+        parser.error(f"--package: no such file: {args.package}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         arrays, rows, seen = build(args.library_dir or fetch_libraries(args.package, folder))
