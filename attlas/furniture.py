@@ -5,6 +5,7 @@ What it is made of and who made it stands in FURNITURE14.md beside this file; `t
 
 import difflib
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -52,7 +53,7 @@ def _read(path: Path) -> tuple[tuple[Mesh, str], ...]:
         with np.load(path, allow_pickle=False) as archive:
             data = {name: archive[name] for name in archive.files}
         return tuple(_unpack(data))
-    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RuntimeError(
             f"{path}: not a readable Furniture14 asset ({type(error).__name__}: {error}); "
             "python tools/make_furniture14.py makes it anew"

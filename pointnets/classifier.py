@@ -48,6 +48,11 @@ class PointClassifier(BaseModel):
         self.network = MODELS.build(network)
         self.label_smoothing = label_smoothing
 
+    @property
+    def checkpoint_rules(self) -> list:
+        """The rules for the authors' files, which hold a network and no more."""
+        return [*getattr(self.network, "checkpoint_rules", ()), (r"^(?!network\.)", "network.")]
+
     def forward(self, points: Tensor, normals: Tensor | None = None, labels=None, identities=None, mode="tensor"):
         logits = self.network(points, normals)
         if mode == "tensor":

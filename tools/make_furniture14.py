@@ -164,6 +164,8 @@ def read_model(library: zipfile.ZipFile, name: str) -> Model:
         )
     vertices, faces, colors, start = [], [], [], 0
     for mesh in scene.dump():
+        if not isinstance(mesh, trimesh.Trimesh):  # lines and points have no surface
+            continue
         vertices.append(mesh.vertices)
         faces.append(mesh.faces + start)
         colors.append(face_colors(mesh))
@@ -211,7 +213,9 @@ def triangle_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def raycasting_scene(vertices: np.ndarray, faces: np.ndarray) -> o3d.t.geometry.RaycastingScene:
     scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(o3d.core.Tensor(vertices.astype(np.float32)), o3d.core.Tensor(faces.astype(np.uint32)))
+    scene.add_triangles(
+        o3d.core.Tensor.from_numpy(vertices.astype(np.float32)), o3d.core.Tensor.from_numpy(faces.astype(np.uint32))
+    )
     return scene
 
 
@@ -279,7 +283,7 @@ def escaping_rays(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, 
                 rays = np.empty((len(block), len(centres), DIRECTIONS, 6), dtype=np.float32)
                 rays[..., :3] = (origin + side * lift * normal[block, None])[:, :, None]
                 rays[..., 3:] = direction[:, None]
-                escaped.append(~scene.test_occlusions(o3d.core.Tensor(rays)).numpy())
+                escaped.append(~scene.test_occlusions(o3d.core.Tensor.from_numpy(rays)).numpy())
             seen_front, seen_back = (side.mean(2) for side in escaped)
             front[block], back[block] = seen_front.mean(1), seen_back.mean(1)
             share[block] = (np.maximum(seen_front, seen_back) > SAMPLE_VISIBLE).mean(1)
@@ -314,7 +318,7 @@ def decimate(model: Model, target: int) -> Model:
     ).simplify_quadric_decimation(target)
     vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64)
     nearest = raycasting_scene(model.vertices, model.faces).compute_closest_points(
-        o3d.core.Tensor(vertices[faces].mean(1).astype(np.float32))
+        o3d.core.Tensor.from_numpy(vertices[faces].mean(1).astype(np.float32))
     )
     return compact(Model(vertices, faces, model.colors[nearest["primitive_ids"].numpy().astype(np.int64)]))
 

@@ -1,5 +1,5 @@
 # AdamW with a warm-up of a sixth of the epochs and a cosine after it, both by iteration; weights averaged over some
-# fifty iterations, which is what validation, test and the saved state_dict see.
+# fifty iterations (fewer in the beginning), which is what validation, test and the saved state_dict see.
 optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
@@ -10,4 +10,4 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=5, end=30, T_max=25, eta_min=1e-5, convert_to_iter_based=True),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=10)
-custom_hooks = [dict(type="EMAHook", momentum=0.02, update_buffers=True)]
+custom_hooks = [dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.02, gamma=10, update_buffers=True)]

@@ -17,7 +17,7 @@ train_dataloader = dict(
             *sampling,
             dict(type="RandomDropout", max_ratio=0.875),
             dict(type="RandomScale", low=0.8, high=1.25),
-            dict(type="RandomShift", max_shift=0.1),
+            dict(type="RandomShift", distance=0.1),
         ],
     )
 )

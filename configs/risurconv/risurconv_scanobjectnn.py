@@ -3,7 +3,6 @@
 _base_ = "risurconv_modelnet40.py"
 
 root = "data/ScanObjectNN/h5_files"
-cache = None
 
 model = dict(network=dict(num_classes=15, num_points=512))
 sampling = [dict(type="FarthestPoints", num=1024, start="random"), dict(type="Center")]

@@ -1,0 +1,801 @@
+"""Pictures of clouds, of what a RISurConv sees in them, and of how networks answer when a model is turned.
+
+The 3-D scenes are Open3D meshes (points are spheres, lines are tubes), drawn in a window, or off-screen by casting rays
+(`open3d.t.geometry.RaycastingScene`) with a soft key light and ambient occlusion. Rays need no graphics driver, so a
+headless machine draws what a workstation draws; Open3D's OffscreenRenderer kills the process where EGL or Vulkan does
+not please it. Panels and text are Matplotlib's. Coordinates: the shape's own frame, `up` is "y" or "z".
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure, SubFigure
+from mmengine.config import Config
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch_geometric.data import Data
+
+from .. import checkpoint
+from ..files import near_files, replacing
+from ..registry import DATASETS, MODELS
+from .datasets import PointClouds, RotatedViews, build_transforms, draw
+from .metrics import class_accuracy
+from .risurconv import Pyramid, RISurConv
+from .shapes import read_shape
+from .transforms import UP_AXES, one_of, random_rotation, seeded
+
+try:
+    import open3d as o3d
+except (ImportError, OSError) as error:
+    raise ImportError(
+        f"Open3D cannot be imported ({error}). On Debian it needs: apt-get install --no-install-recommends "
+        "libgl1 libegl1 libgomp1 libusb-1.0-0"
+    ) from error
+
+Network = Callable[[Tensor, Tensor | None], Tensor]  # points, normals (B, N, 3) -> logits (B, classes)
+Mesh = o3d.geometry.TriangleMesh  # with vertex normals and colours
+
+CLAY, STEEL, FAINT, INK = (0.80, 0.83, 0.87), (0.27, 0.48, 0.68), (0.80, 0.81, 0.83), (0.16, 0.17, 0.20)
+RIGHT, WRONG = "#1b7837", "#b2182b"
+FILE_TYPES = (".png", ".pdf", ".svg")
+
+
+# --- shapes and networks ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A shape to look at: the cloud as a network gets it, and the mesh that it was sampled from, if any."""
+
+    name: str
+    cloud: Data  # pos and normal (N, 3) float32
+    surface: Data | None = None  # pos (V, 3), face (3, F)
+    label: int | None = None
+    classes: tuple[str, ...] = ()
+    after: Callable[[Data], Data] = build_transforms([])  # what the data set does after a rotation
+
+    def solid(self) -> Mesh:
+        """The mesh, or the points as spheres."""
+        if self.surface is None:
+            return spheres(self.cloud.pos.numpy(), CLAY)
+        return surface(self.surface.pos.numpy(), self.surface.face.T.numpy())
+
+
+def subject(dataset: PointClouds | RotatedViews, item: int | None = None, file: str | Path | None = None) -> Subject:
+    """Item `item` of a data set (before any rotation of `RotatedViews`), or a file put through its transforms."""
+    after = build_transforms([])
+    if isinstance(dataset, RotatedViews):
+        dataset, after = dataset.dataset, dataset.transform
+    if file is not None:
+        return file_subject(file, dataset.transform, after, dataset.classes)
+    check_range("item", item, len(dataset), f"the data set ({dataset.split})")
+    raw = dataset.get(int(dataset.indices()[item]))
+    cloud = draw(after, dataset[item], dataset.seed, 0, item)
+    _need_normals(cloud)
+    return Subject(raw.name, cloud, raw if raw.face is not None else None, int(raw.y), dataset.classes, after)
+
+
+def file_subject(file: str | Path, transform=None, after=None, classes: Sequence[str] = ()) -> Subject:
+    """A mesh or cloud of a file (see `read_shape`); by default 2,048 points in the unit sphere, with normals."""
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"The shape {path} does not exist. {near_files(path)}")
+    arrays = {key: torch.from_numpy(np.array(array)) for key, array in read_shape(path).items()}
+    if "face" in arrays:
+        arrays["face"] = arrays["face"].T.contiguous()
+    raw = Data(**arrays, y=torch.tensor(0), cloud=0, name=path.name)
+    if transform is None:
+        names = ["RandomPoints"] if "face" in arrays else []
+        transform = build_transforms(
+            [dict(type=name, num=2048) for name in names]
+            + [dict(type="UnitSphere"), dict(type="EstimateNormals", only_missing=True)]
+        )
+    after = after or build_transforms([])
+    cloud = draw(lambda data: after(transform(data)), raw.clone(), 0)
+    _need_normals(cloud)
+    return Subject(path.name, cloud, raw if "face" in arrays else None, None, tuple(classes), after)
+
+
+def _need_normals(cloud: Data) -> None:
+    if cloud.face is not None:
+        raise ValueError(f"shape {cloud.name} is still a mesh after the transforms of the config; add SamplePoints.")
+    if cloud.get("normal") is None:
+        build_transforms([dict(type="EstimateNormals")])(cloud)
+
+
+def config_dataset(cfg: Config) -> PointClouds | RotatedViews:
+    """The test data set of a config (without one, that of the validation)."""
+    loader = cfg.get("test_dataloader") or cfg.get("val_dataloader")
+    if loader is None:
+        raise ValueError(f"{cfg.filename} has no test_dataloader to take an item from; give a file instead.")
+    dataset = DATASETS.build(loader["dataset"])
+    if not isinstance(dataset, (PointClouds, RotatedViews)):
+        raise ValueError(f"{cfg.filename}: the test data set is a {type(dataset).__name__}, not a set of point clouds.")
+    return dataset
+
+
+def config_network(cfg: Config, weights: str | Path | None) -> torch.nn.Module:
+    """The point network of a config with the weights of a checkpoint (None: untrained), in evaluation mode."""
+    model = MODELS.build(cfg.model)
+    if not hasattr(model, "network"):
+        raise ValueError(f"{cfg.filename}: the model is a {type(model).__name__}; a PointClassifier was expected.")
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")
+        checkpoint.load(model, path)
+    return model.eval().network
+
+
+def check_range(argument: str, value: int | None, count: int, where: str, first: int = 0) -> None:
+    """ValueError unless first <= value < first + count."""
+    if value is None or not first <= value < first + count:
+        raise ValueError(f"{argument} is {value}; {where} has {argument} {first} to {first + count - 1}.")
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def _mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, colors) -> Mesh:
+    vectors = [np.array(a, dtype=float) for a in (vertices, normals, np.broadcast_to(colors, vertices.shape))]
+    mesh = Mesh(o3d.utility.Vector3dVector(vectors[0]), o3d.utility.Vector3iVector(faces))
+    mesh.vertex_normals, mesh.vertex_colors = map(o3d.utility.Vector3dVector, vectors[1:])
+    return mesh
+
+
+def surface(vertices: np.ndarray, faces: np.ndarray, color=CLAY, crease: float = 30) -> Mesh:
+    """A mesh of vertices (V, 3) and faces (F, 3), shaded smoothly but for edges sharper than `crease` degrees."""
+    corners = vertices[faces].astype(np.float64)  # (F, 3, 3)
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # length: twice the area
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    flat = np.divide(cross, length, out=np.zeros_like(cross), where=length > 0)
+    _, place = np.unique(vertices.round(6), axis=0, return_inverse=True)
+    place = place.ravel()[faces]  # (F, 3): vertices at one place are one
+    order = np.argsort(place.ravel(), kind="stable")
+    starts = np.searchsorted(place.ravel()[order], np.arange(place.max() + 2))
+    normals = np.repeat(flat[:, None], 3, axis=1)
+    limit = np.cos(np.radians(crease))
+    for begin, end in zip(starts, starts[1:]):
+        corner = order[begin:end]
+        face = corner // 3
+        near = flat[face] @ flat[face].T > limit
+        summed = near @ cross[face]
+        size = np.linalg.norm(summed, axis=1, keepdims=True)
+        normals.reshape(-1, 3)[corner] = np.where(size > 0, summed / np.where(size > 0, size, 1), flat[face])
+    index = np.arange(3 * len(faces)).reshape(-1, 3)
+    return _mesh(corners.reshape(-1, 3), index, normals.reshape(-1, 3), color)
+
+
+def point_radius(points: np.ndarray) -> float:
+    """A radius at which the spheres of a cloud (N, 3) nearly touch."""
+    extent = np.linalg.norm(np.ptp(points, axis=0)) or 1.0
+    if len(points) < 2:
+        return 0.05 * extent
+    count = min(4, len(points))
+    near = np.median(cKDTree(points).query(points, k=count)[0][:, -1])
+    return float(np.clip(0.4 * near, 0.004 * extent, 0.02 * extent))
+
+
+def spheres(points: np.ndarray, colors, radius: float | np.ndarray | None = None) -> Mesh:
+    """A sphere for each point (N, 3); `colors` (3,) or (N, 3) in [0, 1], `radius` a number or (N,)."""
+    radius = np.broadcast_to(point_radius(points) if radius is None else radius, len(points))
+    ball = Mesh.create_sphere(1, resolution=10)
+    normals, faces = np.asarray(ball.vertices), np.asarray(ball.triangles)
+    vertices = points[:, None] + radius[:, None, None] * normals
+    index = faces + len(normals) * np.arange(len(points))[:, None, None]
+    colors = np.broadcast_to(np.atleast_2d(colors)[:, None], vertices.shape)
+    return _mesh(
+        vertices.reshape(-1, 3), index.reshape(-1, 3), np.tile(normals, (len(points), 1)), colors.reshape(-1, 3)
+    )
+
+
+def tubes(starts: np.ndarray, ends: np.ndarray, colors, radius: float) -> Mesh:
+    """A tube from each of `starts` (N, 3) to its end; `colors` (3,) or (N, 3)."""
+    angle = np.linspace(0, 2 * np.pi, 9)[:-1]
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    axis = ends - starts
+    axis = axis / np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-12)
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin(1)])
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12)
+    normals = circle[:, :1] * side[:, None] + circle[:, 1:] * np.cross(axis, side)[:, None]  # (N, 8, 3)
+    vertices = np.stack([starts[:, None] + radius * normals, ends[:, None] + radius * normals], axis=1)
+    here, there = np.arange(8), (np.arange(8) + 1) % 8
+    faces = np.concatenate([np.stack([here, there, here + 8], 1), np.stack([there, there + 8, here + 8], 1)])
+    index = faces + 16 * np.arange(len(starts))[:, None, None]
+    colors = np.broadcast_to(np.atleast_2d(colors)[:, None, None], vertices.shape)
+    normals = np.broadcast_to(normals[:, None], vertices.shape)
+    return _mesh(vertices.reshape(-1, 3), index.reshape(-1, 3), normals.reshape(-1, 3), colors.reshape(-1, 3))
+
+
+def arrow(start: np.ndarray, direction: np.ndarray, color, radius: float) -> Mesh:
+    """An arrow from `start` that is `direction` long."""
+    length = float(np.linalg.norm(direction))
+    mesh = Mesh.create_arrow(radius, 2.5 * radius, length - 7 * radius, 7 * radius, resolution=24)
+    mesh.rotate(_turn_z_to(direction / length), center=(0, 0, 0))
+    mesh.translate(start)
+    return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
+
+
+def disc(centre: np.ndarray, normal: np.ndarray, color, radius: float) -> Mesh:
+    """A flat round plate, as a piece of a plane."""
+    mesh = Mesh.create_cylinder(radius, 0.005 * radius, resolution=64, split=1)
+    mesh.rotate(_turn_z_to(normal), center=(0, 0, 0))
+    mesh.translate(centre)
+    return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
+
+
+def _turn_z_to(direction: np.ndarray) -> np.ndarray:
+    side = np.cross(direction, np.eye(3)[np.abs(direction).argmin()])
+    side /= np.linalg.norm(side)
+    return np.stack([side, np.cross(direction, side), direction], axis=1)
+
+
+def joined(*meshes: Mesh) -> Mesh:
+    whole = Mesh(meshes[0])
+    for mesh in meshes[1:]:
+        whole += mesh
+    return whole
+
+
+def normal_colors(normals: np.ndarray) -> np.ndarray:
+    """Directions (N, 3) as colours: x, y, z as red, green, blue, half-way at zero, softened."""
+    return 0.22 + 0.66 * (normals + 1) / 2
+
+
+# --- rays ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Right-handed frame (3, 3) of rows right, up, backward; eye; tangent of half the angle of view."""
+
+    frame: np.ndarray
+    eye: np.ndarray
+    tangent: float = np.tan(np.radians(11))
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points (N, 3) -> places (N, 2) in a picture: x to the right, y downward, both in [0, 1] inside of it."""
+        x, y, z = self.frame @ (points - self.eye).T
+        return 0.5 + 0.5 * np.stack([-x, y], axis=1) / (z * self.tangent)[:, None]
+
+
+def look(meshes: Sequence[Mesh], frame: np.ndarray, margin: float = 1.04) -> Camera:
+    """The nearest camera with axes `frame`, looking at the origin, that sees the whole of every mesh."""
+    distance = 0.0
+    for mesh in meshes:
+        x, y, z = frame @ np.asarray(mesh.vertices).T
+        distance = max(distance, float((z + margin * np.maximum(abs(x), abs(y)) / Camera.tangent).max()))
+    return Camera(frame, distance * frame[2])
+
+
+def camera_frame(backward: np.ndarray, up: np.ndarray | str) -> np.ndarray:
+    """The axes (3, 3) of a camera that looks against `backward`: rows right, up, backward."""
+    up = np.array(UP_AXES[up]) if isinstance(up, str) else up
+    backward = np.asarray(backward, dtype=float) / np.linalg.norm(backward)
+    right = np.cross(up, backward)
+    if np.linalg.norm(right) < 1e-6:
+        right = np.cross(np.eye(3)[np.abs(backward).argmin()], backward)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(backward, right), backward])
+
+
+def centre_of(mesh: Mesh, frame: np.ndarray) -> np.ndarray:
+    """The centre (3,) of a mesh's bounding box along the axes of a camera."""
+    seen = np.asarray(mesh.vertices) @ frame.T
+    return (seen.min(0) + seen.max(0)) / 2 @ frame
+
+
+def view_direction(azimuth: float = 30, elevation: float = 20, up: str = "y") -> np.ndarray:
+    """From the shape to the eye; angles in degrees, azimuth 0 looks at the front (+z where y is up, -y where z is)."""
+    one_of("up", up, ("y", "z"))
+    a, e = np.radians([azimuth, elevation])
+    right, top, front = np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)
+    return np.array([right, top, front] if up == "y" else [right, -front, top])
+
+
+def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 2) -> np.ndarray:
+    """A picture (size, size, 4) of floats in [0, 1], red, green, blue and opacity, without a background.
+
+    `quality` squared rays a pixel, each with 6 rays for ambient occlusion and 3 for the soft shadow of the key light.
+    """
+    scene = o3d.t.geometry.RaycastingScene()
+    scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(mesh))
+    faces, colors = np.asarray(mesh.triangles), np.asarray(mesh.vertex_colors)
+    random = np.random.default_rng(0)
+
+    side = size * quality
+    x = (np.arange(side) + 0.5) / side * 2 - 1
+    toward = np.stack([*np.meshgrid(x * camera.tangent, -x * camera.tangent), np.full((side, side), -1.0)], axis=-1)
+    toward = toward.reshape(-1, 3) @ camera.frame
+    rays = np.concatenate([np.broadcast_to(camera.eye, toward.shape), toward], axis=1)
+    hit = {key: value.numpy() for key, value in scene.cast_rays(rays.astype(np.float32)).items()}
+    seen = np.flatnonzero(np.isfinite(hit["t_hit"]))
+    if not len(seen):
+        return np.zeros((size, size, 4))
+    u, v = hit["primitive_uvs"][seen].T[..., None]
+    face, toward = faces[hit["primitive_ids"][seen]], toward[seen]
+
+    def interpolate(values: np.ndarray) -> np.ndarray:
+        return (1 - u - v) * values[face[:, 0]] + u * values[face[:, 1]] + v * values[face[:, 2]]
+
+    normal, flat = interpolate(np.asarray(mesh.vertex_normals)), hit["primitive_normals"][seen].astype(float)
+    for direction in (normal, flat):  # both sides of a surface are lit
+        direction *= -np.sign((direction * toward).sum(1, keepdims=True))
+        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
+    extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
+    start = camera.eye + hit["t_hit"][seen, None] * toward + 1e-3 * extent * flat
+
+    def unblocked(direction: np.ndarray, reach: float) -> np.ndarray:
+        rays = np.concatenate([start, direction], axis=1).astype(np.float32)
+        return ~scene.test_occlusions(rays, tfar=reach).numpy()
+
+    def ball() -> np.ndarray:
+        points = random.normal(size=normal.shape)
+        return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+    open_sky = np.mean([unblocked(normal + 0.999 * ball(), 0.4 * extent) for _ in range(6)], axis=0)
+    key = np.array([-0.45, 0.75, 0.6]) @ camera.frame
+    key /= np.linalg.norm(key)
+    lit = np.mean([unblocked(key + 0.2 * ball(), 10 * extent) for _ in range(3)], axis=0)
+    facing = np.clip(normal @ key, 0, None) * ((flat @ key) > 0)
+    fill = 0.5 + 0.5 * normal @ camera.frame[2]
+    shade = 0.72 * lit * facing + open_sky * (0.24 + 0.30 * fill)
+
+    picture = np.zeros((side * side, 4))
+    picture[seen, :3] = interpolate(colors) ** 2.2 * shade[:, None]  # sRGB -> light
+    picture[seen, 3] = 1
+    picture = picture.reshape(size, quality, size, quality, 4).mean((1, 3))
+    picture[..., :3] /= np.maximum(picture[..., 3:], 1e-9)
+    return np.clip(picture, 0, 1) ** np.array([1 / 2.2] * 3 + [1])
+
+
+def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) -> list[np.ndarray]:
+    """Pictures of meshes, each centred, all at one scale."""
+    frame = camera_frame(backward, up)
+    moved = [Mesh(mesh).translate(-centre_of(mesh, frame)) for mesh in meshes]
+    camera = look(moved, frame)
+    return [render(mesh, camera, size) for mesh in moved]
+
+
+def window(meshes: Sequence[Mesh], title: str) -> None:
+    """Shows meshes side by side, until the window is closed."""
+    width = max(float(np.ptp(np.asarray(mesh.vertices)[:, 0])) for mesh in meshes)
+    shown = [Mesh(mesh).translate((1.25 * width * i, 0, 0)) for i, mesh in enumerate(meshes)]
+    visualizer = o3d.visualization.Visualizer()
+    if not visualizer.create_window(title, 1280, 800):
+        raise RuntimeError(
+            "Open3D cannot open a window. It needs a display (DISPLAY or WAYLAND_DISPLAY) and on Debian the packages "
+            "libgl1 libegl1 libgomp1 libusb-1.0-0 libvulkan1 mesa-vulkan-drivers. Without them, draw into a file: --out."
+        )
+    for mesh in shown:
+        visualizer.add_geometry(mesh)
+    visualizer.get_render_option().mesh_show_back_face = True
+    visualizer.run()
+    visualizer.destroy_window()
+
+
+# --- panels ----------------------------------------------------------------------------------------------------------
+
+
+def check_out(out: str | Path, overwrite: bool) -> Path:
+    """The path of a picture that may be written, or an error that says why not."""
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in FILE_TYPES:
+        raise ValueError(f"out is {str(out)!r}; its name must end in one of {', '.join(FILE_TYPES)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; move it away, or say --overwrite.")
+    return path
+
+
+def save(canvas: Figure, out: Path) -> None:
+    with replacing(out) as temporary:
+        canvas.savefig(temporary, dpi=150)
+
+
+def _picture(axes: Axes, picture: np.ndarray, title: str = "") -> None:
+    axes.imshow(picture, interpolation="antialiased")
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=10, color=INK)
+
+
+def draw_panels(meshes: Sequence[Mesh], titles: Sequence[str], backward: np.ndarray, up: str) -> Figure:
+    """One panel for each mesh, at one scale, cropped to what is seen."""
+    pictures = np.stack(snapshots(meshes, backward, up, 900 if len(meshes) == 1 else 640))
+    seen = pictures[..., 3].max(0) > 0
+    pad = len(seen) // 40
+    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
+    pictures = np.pad(pictures, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    pictures = pictures[:, rows[0] : rows[-1] + 2 * pad + 1, columns[0] : columns[-1] + 2 * pad + 1]
+    height, width = np.array(pictures.shape[1:3]) / 150
+    canvas = Figure(figsize=(len(meshes) * max(width, 2.4), height + 0.35), layout="constrained")
+    for axes, picture, title in zip(np.ravel(canvas.subplots(1, len(meshes))), pictures, titles):
+        _picture(axes, picture, title)
+    return canvas
+
+
+def cloud_scene(item: Subject) -> Mesh:
+    return spheres(item.cloud.pos.numpy(), STEEL)
+
+
+def normals_scene(item: Subject) -> Mesh:
+    """The points and their normals as lines, coloured by the direction of the normal."""
+    points, normals = item.cloud.pos.numpy().astype(float), item.cloud.normal.numpy().astype(float)
+    radius = point_radius(points)
+    colors = normal_colors(normals)
+    return joined(spheres(points, colors, 0.8 * radius), tubes(points, points + 6 * radius * normals, colors, radius / 5))
+
+
+def samples_scenes(item: Subject, network: Pyramid) -> tuple[list[Mesh], list[str]]:
+    """The input, and for each layer the points that it samples, amid those that it samples from."""
+    need_risurconv(network)
+    with torch.no_grad():
+        levels = [level[0][0].numpy() for level in network.encode(item.cloud.pos[None], item.cloud.normal[None])]
+    radius = point_radius(levels[0])
+    colors = colormaps["viridis"](np.linspace(0.15, 0.8, len(network.layers)))[:, :3]
+    meshes, titles = [spheres(levels[0], CLAY, radius)], [f"input: {len(levels[0]):,} points"]
+    for depth, (layer, before, points) in enumerate(zip(network.layers, levels, levels[1:])):
+        grown = radius * (1.2 + 0.3 * depth)
+        meshes.append(joined(spheres(before, FAINT, 0.6 * grown), spheres(points, colors[depth], grown)))
+        titles.append(f"layer {depth + 1}: {len(points):,} points, K = {layer.k}")
+    return meshes, titles
+
+
+def need_risurconv(network: object) -> None:
+    if not isinstance(network, Pyramid):
+        raise ValueError(f"the network is a {type(network).__name__}; its layers can be shown of a RISurConv only.")
+
+
+# --- a neighbourhood -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def neighbour_weights(layer: RISurConv, properties: Tensor) -> Tensor:
+    """The attention of a layer among its neighbours: properties (B, S, K, 14) -> weights (B, S, K, K).
+
+    Row j, column i: the weight of neighbour i's value in what neighbour j receives.
+    """
+    attention = layer.neighbour_attention
+    x = layer.embedding(properties)
+    weight = torch.softmax(attention.q(x) @ attention.k(x).mT, dim=-1)
+    axis = 1 if attention.normalise == "points" else -2
+    return (weight / (1e-9 + weight.sum(dim=axis, keepdim=True))).mT
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What one query of one layer sees. Arrays in the order around the normal."""
+
+    source: np.ndarray  # (N, 3) the points that the neighbours are taken from
+    query: np.ndarray  # (3,)
+    normal: np.ndarray  # (3,)
+    neighbours: np.ndarray  # (K, 3)
+    weights: np.ndarray  # (K, K), see `neighbour_weights`
+
+    @property
+    def colors(self) -> np.ndarray:
+        """A colour (K, 3) for each place: once round the wheel."""
+        hue = np.arange(len(self.neighbours)) / len(self.neighbours)
+        return hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.62), np.full_like(hue, 0.86)], axis=1))
+
+
+@torch.no_grad()
+def neighbourhood(item: Subject, network: Pyramid, layer: int, query: int) -> Neighbourhood:
+    """Query `query` (from 0) of layer `layer` (from 1) of a RISurConv."""
+    need_risurconv(network)
+    check_range("layer", layer, len(network.layers), "the network", first=1)
+    check_range("query", query, network.num_points[layer - 1], f"layer {layer}")
+    levels = network.encode(item.cloud.pos[None], item.cloud.normal[None])
+    (points, normals, _), (queries, query_normals, _) = levels[layer - 1 : layer + 1]
+    module = network.layers[layer - 1]
+    properties, index = module.neighbours(points, normals, queries, query_normals)
+    weights = neighbour_weights(module, properties)[0, query]
+    return Neighbourhood(
+        *(t.double().numpy() for t in (points[0], queries[0, query], query_normals[0, query])),
+        points[0, index[0, query]].double().numpy(),
+        weights.double().numpy(),
+    )
+
+
+def neighbourhood_scene(seen: Neighbourhood) -> tuple[Mesh, Mesh]:
+    """Query, normal, the neighbours in the colours of their order, edges along it and plumb lines to the tangent plane;
+    and that plane. The volume of a neighbour grows with the weight that it receives from the others.
+    """
+    reach = float(np.linalg.norm(seen.neighbours - seen.query, axis=1).max()) or 1.0
+    received = seen.weights.sum(0)
+    radius = 0.05 * reach * np.clip(received / received.mean(), 0.2, 5) ** (1 / 3)
+    feet = seen.neighbours - ((seen.neighbours - seen.query) @ seen.normal)[:, None] * seen.normal
+    scene = joined(
+        spheres(seen.neighbours, seen.colors, radius),
+        tubes(seen.neighbours[:-1], seen.neighbours[1:], seen.colors[:-1], 0.012 * reach),
+        tubes(seen.neighbours, feet, (0.6, 0.6, 0.62), 0.005 * reach),
+        spheres(seen.query[None], INK, 0.05 * reach),
+        arrow(seen.query, 0.7 * reach * seen.normal, INK, 0.016 * reach),
+    )
+    return scene, disc(seen.query, seen.normal, (0.86, 0.90, 0.95), 1.1 * reach)
+
+
+def _apart(places: np.ndarray, fixed: np.ndarray, gap: float) -> np.ndarray:
+    """Moves labels at `places` (N, 2) until they keep `gap` from each other and from `fixed` (M, 2), if they can."""
+    places = places.copy()
+    for _ in range(100):
+        difference = places[:, None] - np.concatenate([places, fixed])
+        distance = np.linalg.norm(difference, axis=-1, keepdims=True) + 1e-9
+        push = np.where(distance < gap, difference / distance * (gap - distance), 0)
+        places += 0.3 * push.sum(1)
+    return places
+
+
+def draw_neighbourhood(seen: Neighbourhood, title: str, backward: np.ndarray, up: str) -> Figure:
+    """The cloud with the neighbourhood in it, the neighbourhood with its order, and the attention among it."""
+    canvas = Figure(figsize=(13, 4.7), layout="constrained")
+    whole, near, table = canvas.subplots(1, 3, width_ratios=[0.95, 1.15, 1.15])
+    radius = point_radius(seen.source)
+    axis = np.array(UP_AXES[up])
+    if seen.normal @ backward < 0:  # look from the side on which the neighbourhood is
+        backward = 2 * (backward @ axis) * axis - backward
+    scene = joined(
+        spheres(seen.source, FAINT, 0.7 * radius),
+        spheres(seen.neighbours, seen.colors, 1.2 * radius),
+        spheres(seen.query[None], INK, 1.3 * radius),
+    )
+    _picture(whole, snapshots([scene], backward, up, 640)[0], title)
+
+    scene, plane = neighbourhood_scene(seen)
+    side = np.cross(axis, seen.normal)
+    side = side / np.linalg.norm(side) if np.linalg.norm(side) > 0.1 else np.eye(3)[0]
+    frame = camera_frame(seen.normal - 0.6 * np.cross(seen.normal, side), seen.normal)
+    middle = centre_of(joined(scene, plane), frame)
+    scene.translate(-middle)
+    plane.translate(-middle)
+    camera = look([joined(scene, plane)], frame, margin=1.12)
+    pictures = [render(mesh, camera, 640) for mesh in (scene, joined(scene, plane))]
+    near.imshow(np.ones((1, 1, 3)), extent=(0, 640, 640, 0))
+    for picture, opacity in zip(pictures[::-1], (1, 0.6)):  # what the plane hides shines through it
+        near.imshow(picture, alpha=picture[..., 3] * opacity, interpolation="antialiased")
+    near.set_axis_off()
+    near.set_title("order around the normal (size: attention received)", fontsize=10, color=INK)
+    balls = camera.project(seen.neighbours - middle)
+    outward = balls - camera.project((seen.query - middle)[None])
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True) + 1e-9
+    for place, (x, y) in enumerate(640 * _apart(balls + 0.045 * outward, balls, 0.04)):
+        near.text(x, y, str(place + 1), ha="center", va="center", fontsize=8, color=INK)
+
+    count = len(seen.weights)
+    relative = seen.weights / seen.weights.mean()
+    image = table.imshow(relative, cmap="Blues", vmin=0, vmax=max(2.0, relative.max()))
+    step = max(count // 8, 1)
+    ticks = np.arange(step - 1, count, step)
+    table.set(xticks=ticks, yticks=ticks, xticklabels=ticks + 1, yticklabels=ticks + 1)
+    table.tick_params(length=0, labelsize=8)
+    table.set_xlabel("neighbour attended to", fontsize=9)
+    table.set_ylabel("neighbour that attends", fontsize=9)
+    table.set_title("attention among the neighbours (1: the mean)", fontsize=10, color=INK)
+    for spine in table.spines.values():
+        spine.set_visible(False)
+    bar = canvas.colorbar(image, ax=table, shrink=0.75, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return canvas
+
+
+# --- turning ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Turning:
+    """Pictures of a turned shape, and for each network the predicted class and its probability under each rotation."""
+
+    pictures: list[np.ndarray]
+    answers: dict[str, list[tuple[int, float]]]
+    classes: tuple[str, ...]
+    label: int | None
+
+
+@torch.no_grad()
+def turning(
+    item: Subject,
+    networks: Mapping[str, Network],
+    views: int = 6,
+    seed: int = 0,
+    azimuth: float = 30,
+    elevation: float = 20,
+    up: str = "y",
+    size: int = 400,
+) -> Turning:
+    """Shows a shape upright and then under `views - 1` uniform rotations to some networks."""
+    if views < 1:
+        raise ValueError(f"views is {views}; it must be at least 1.")
+    rotations = [torch.eye(3, dtype=torch.float64)]
+    with seeded(seed):
+        rotations += [random_rotation("SO3") for _ in range(views - 1)]
+    solid = item.solid()
+    turned = [Mesh(solid).rotate(rotation.numpy(), center=(0, 0, 0)) for rotation in rotations]
+    answers: dict[str, list[tuple[int, float]]] = {name: [] for name in networks}
+    for rotation in rotations:
+        cloud = item.cloud.clone()
+        for key in ("pos", "normal"):
+            cloud[key] = (cloud[key].double() @ rotation.T).float()
+        with seeded(seed):
+            cloud = item.after(cloud)
+        for name, network in networks.items():
+            best = network(cloud.pos[None], cloud.normal[None])[0].softmax(-1).max(-1)
+            answers[name].append((int(best.indices), float(best.values)))
+    pictures = snapshots(turned, view_direction(azimuth, elevation, up), up, size)
+    return Turning(pictures, answers, item.classes, item.label)
+
+
+def draw_turning(seen: Turning, canvas: Figure | SubFigure | None = None) -> Figure | SubFigure:
+    """A strip of views, and beneath each the answer of each network: right in green, wrong in red."""
+    views, rows = len(seen.pictures), len(seen.answers)
+    if canvas is None:
+        canvas = Figure(figsize=(1.75 * views + 1.3, 1.95 + 0.34 * rows))
+    width, height = canvas.bbox.width, canvas.bbox.height  # pixels
+    margin = 1.2 * canvas.get_figure(root=True).dpi / width  # for the names of the networks
+    column = (1 - margin - 0.01) / views
+    row = 0.30 * canvas.get_figure(root=True).dpi / height
+    table = rows * row + 0.06 * canvas.get_figure(root=True).dpi / height
+    title = 0.24 * canvas.get_figure(root=True).dpi / height
+    for view, picture in enumerate(seen.pictures):
+        left = margin + view * column
+        axes = canvas.add_axes((left, table, column, 1 - table - title))
+        _picture(axes, picture)
+        name = "upright" if view == 0 else f"rotation {view}"
+        canvas.text(left + column / 2, 1 - title / 2, name, ha="center", va="center", fontsize=9.5, color="0.4")
+    for number, (name, answers) in enumerate(seen.answers.items()):
+        y = table - (number + 0.5) * row - 0.02 * row
+        canvas.text(0.012, y, name, ha="left", va="center", fontsize=10.5, color=INK, weight="bold" if not number else None)
+        for view, (label, probability) in enumerate(answers):
+            right = label == seen.label
+            mark, color = ("", INK) if seen.label is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
+            what = seen.classes[label] if label < len(seen.classes) else f"class {label}"
+            canvas.text(
+                margin + (view + 0.5) * column,
+                y,
+                f"{mark}{what}  {100 * probability:.0f} %",
+                ha="center",
+                va="center",
+                fontsize=10.5,
+                color=color,
+            )
+    return canvas
+
+
+# --- results of tools/test.py ----------------------------------------------------------------------------------------
+
+
+def read_results(path: str | Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Classes, and the confusion matrices (C, C; rows: truth) by protocol, of the npz of `ClassificationMetric`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The results {path} do not exist. {near_files(path)} tools/test.py --out makes them.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [name for name in file.files if name.split("_")[0] == "confusion"]
+            classes = tuple(map(str, file["classes"]))
+            confusions = {name.removeprefix("confusion").removeprefix("_"): file[name] for name in names}
+    except Exception as error:  # zipfile, zlib and NumPy have errors of their own, and few of them name the file
+        raise ValueError(f"{path} is not a file of results: {error}; tools/test.py --out makes them.") from error
+    if not confusions or any(c.shape != (len(classes), len(classes)) for c in confusions.values()):
+        raise ValueError(f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them.")
+    return classes, confusions
+
+
+def overall_accuracy(confusion: np.ndarray) -> float:
+    return float(100 * np.trace(confusion) / confusion.sum())
+
+
+def draw_confusion(axes: Axes, confusion: np.ndarray, classes: Sequence[str], title: str) -> None:
+    """Counts, shaded by the share of the true class."""
+    count = len(classes)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
+    axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(count), classes)
+    axes.tick_params(length=0, labelsize=9 if count <= 15 else 6)
+    if count <= 20:
+        for row, column in zip(*np.nonzero(confusion)):
+            color = "white" if share[row, column] > 0.55 else INK
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.92", linewidth=0.6)
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel("predicted", fontsize=9.5)
+    axes.set_ylabel("true", fontsize=9.5)
+    axes.set_title(title, fontsize=10.5, color=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def draw_confusions(results: Mapping[str, str | Path]) -> Figure:
+    """The confusion matrices of one file of results or several: a row for each file, a column for each protocol."""
+    read = {name: read_results(path) for name, path in results.items()}
+    columns = max(len(confusions) for _, confusions in read.values())
+    side = max(0.36 * len(classes) + 1.4 if len(classes) <= 20 else 8 for classes, _ in read.values())
+    canvas = Figure(figsize=(side * columns, (side + 0.2) * len(read)), layout="constrained")
+    grid = canvas.subplots(len(read), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, (name, (classes, confusions)) in zip(grid, read.items()):
+        for axes, (protocol, confusion) in zip(row, confusions.items()):
+            axes.set_axis_on()
+            under = f" under {_group(protocol)}" if protocol else ""
+            accuracy = f"overall {overall_accuracy(confusion):.1f} %, class {np.nanmean(class_accuracy(confusion)):.1f} %"
+            draw_confusion(axes, confusion, classes, f"{name}{under}: {accuracy}")
+    return canvas
+
+
+def _group(protocol: str) -> str:
+    return {"SO3": "SO(3)", "none": "no rotation"}.get(protocol, protocol)
+
+
+def draw_accuracy(axes: Axes, accuracies: Mapping[str, Mapping[str, float]]) -> None:
+    """Bars of accuracy in percent: for each network one a protocol, given as accuracies[network][protocol]."""
+    protocols = list(dict.fromkeys(p for by_protocol in accuracies.values() for p in by_protocol))
+    width = 0.8 / len(protocols)
+    shades = dict(zip(protocols, ("#b9cbe0", "#2f5d8a", "#7a7f87")))
+    for number, protocol in enumerate(protocols):
+        places = np.arange(len(accuracies)) + (number - (len(protocols) - 1) / 2) * width
+        values = [by_protocol.get(protocol, np.nan) for by_protocol in accuracies.values()]
+        label = f"tested under {_group(protocol)}"
+        bars = axes.bar(places, values, 0.94 * width, color=shades[protocol], label=label)
+        axes.bar_label(bars, fmt="%.1f", fontsize=9.5, padding=2, color=INK)
+    axes.set_xticks(range(len(accuracies)), accuracies)
+    axes.tick_params(axis="x", length=0, labelsize=10.5)
+    axes.tick_params(axis="y", labelsize=9, color="0.6")
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 20))
+    axes.set_ylabel("overall accuracy, %", fontsize=9.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.6")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(protocols), frameon=False, fontsize=9.5)
+
+
+def figure(
+    shape: Subject,
+    networks: Mapping[str, Network],
+    results: Mapping[str, str | Path],
+    out: str | Path,
+    overwrite: bool = False,
+    **options,
+) -> Turning:
+    """The picture of the README: one turned shape with the networks' answers, their accuracies, and the confusion
+    matrix of the first network under SO(3).
+
+    Args:
+        shape: what `subject` returns; it must have a label.
+        networks: by name, the first one is ours.
+        results: by the same names, the npz files of `ClassificationMetric` with protocols "z" and "SO3".
+        out: a file to write, .png, .pdf or .svg.
+        options: views, seed, azimuth, elevation and up of `turning`.
+    """
+    path = check_out(out, overwrite)
+    read = {name: read_results(file) for name, file in results.items()}
+    first = next(iter(networks))
+    if first not in read or not read[first][1].keys() >= {"z", "SO3"}:
+        raise ValueError(f"results must hold protocols 'z' and 'SO3' of {first!r}, got {dict(results)!r}")
+    seen = turning(shape, networks, **options)
+
+    strip = 1.9 + 0.30 * len(networks) + 0.3
+    bottom = 5.6
+    canvas = Figure(figsize=(12, strip + bottom), facecolor="white")
+    top, low = canvas.subfigures(2, 1, height_ratios=[strip, bottom])
+    draw_turning(seen, top)
+    bars = low.add_axes((0.065, 0.15, 0.38, 0.68))
+    keys = [key for key in ("z", "SO3") if any(key in confusions for _, confusions in read.values())]
+    accuracies = {
+        name: {key: overall_accuracy(confusions[key]) for key in keys if key in confusions}
+        for name, (_, confusions) in read.items()
+    }
+    draw_accuracy(bars, accuracies)
+    classes, confusions = read[first]
+    matrix = low.add_axes((0.535, 0.15, 0.45, 0.78))
+    draw_confusion(matrix, confusions["SO3"], classes, f"{first} under SO(3)")
+    save(canvas, path)
+    return seen

@@ -1,0 +1,125 @@
+"""Look at clouds, at what a RISurConv makes of them, and at results; in a window, or as a picture (.png, .pdf, .svg).
+
+    python tools/visualize.py cloud CONFIG --item 3 --out chair.png
+    python tools/visualize.py normals --file chair.obj --window
+    python tools/visualize.py samples CONFIG --item 3 --out layers.png
+    python tools/visualize.py neighbourhood CONFIG CHECKPOINT --item 3 --layer 1 --query 10 --out neighbours.png
+    python tools/visualize.py turning CONFIG CHECKPOINT --against PointNet++=CONFIG:CHECKPOINT --item 3 --out strip.png
+    python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
+
+Items are those of the config's test data; --file takes a mesh or a cloud of yours instead.
+"""
+
+import argparse
+from pathlib import Path
+
+from attlas.config import load_config
+from attlas.pointnets import viewer
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, config: str | None, checkpoint: str | None, window: bool) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help)
+        if config is not None:
+            sub.add_argument("config", type=Path, nargs=config or None)
+            if checkpoint is not None:
+                sub.add_argument("checkpoint", type=Path, nargs=checkpoint or None)
+            source = sub.add_mutually_exclusive_group(required=True)
+            source.add_argument("--item", type=int, help="number of a shape of the test data")
+            source.add_argument("--file", type=Path, help="a mesh or a cloud")
+            sub.add_argument("--up", choices=("y", "z"), default="y")
+            sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye (30)")
+            sub.add_argument("--elevation", type=float, default=20, metavar="DEGREES", help="of the eye (20)")
+        target = sub.add_mutually_exclusive_group(required=True)
+        target.add_argument("--out", type=Path, help="the picture to write")
+        if window:
+            target.add_argument("--window", action="store_true")
+        sub.add_argument("--overwrite", action="store_true", help="replace an existing picture")
+        return sub
+
+    command("cloud", "the points that a network gets", "?", None, True)
+    command("normals", "the points with their normals", "?", None, True)
+    command("samples", "the points that every layer samples", "", "?", True)
+    sub = command("neighbourhood", "the neighbours of one query, their order and attention", "", "", True)
+    sub.add_argument("--layer", type=int, default=1, help="from 1 (1)")
+    sub.add_argument("--query", type=int, default=0, help="from 0 (0)")
+    sub = command("turning", "the answers of networks when a shape is turned", "", "", False)
+    sub.add_argument("--name", default="RISurConv", help="of the first network in the picture (RISurConv)")
+    sub.add_argument("--against", nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks")
+    sub.add_argument("--views", type=int, default=6)
+    sub.add_argument("--seed", type=int, default=0, help="of the rotations")
+    sub = command("confusion", "confusion matrices of tools/test.py --out", None, None, False)
+    sub.add_argument("results", type=Path, nargs="+")
+    return parser
+
+
+def subject(args: argparse.Namespace) -> viewer.Subject:
+    if args.config is None:
+        if args.file is None:
+            raise ValueError("--item is an item of a config's test data: name the config, or give --file.")
+        return viewer.file_subject(args.file)
+    return viewer.subject(viewer.config_dataset(load_config(args.config)), args.item, args.file)
+
+
+def network(config: Path, checkpoint: Path | None):
+    return viewer.config_network(load_config(config), checkpoint)
+
+
+def opponents(entries: list[str]) -> dict[str, viewer.Network]:
+    networks = {}
+    for entry in entries:
+        name, equals, paths = entry.partition("=")
+        config, colon, checkpoint = paths.rpartition(":")
+        if not (name and equals and config and colon and checkpoint):
+            raise ValueError(f"--against {entry}: NAME=CONFIG:CHECKPOINT was expected.")
+        networks[name] = network(Path(config), Path(checkpoint))
+    return networks
+
+
+def run(args: argparse.Namespace) -> None:
+    out = viewer.check_out(args.out, args.overwrite) if args.out else None
+    if args.command == "confusion":
+        viewer.save(viewer.draw_confusions({path.stem: path for path in args.results}), out)
+        return
+    shape = subject(args)
+    backward = viewer.view_direction(args.azimuth, args.elevation, args.up)
+    if args.command == "turning":
+        networks = {args.name: network(args.config, args.checkpoint), **opponents(args.against)}
+        seen = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
+        viewer.save(viewer.draw_turning(seen), out)
+        return
+    if args.command == "neighbourhood":
+        seen = viewer.neighbourhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
+        if out is None:
+            viewer.window(viewer.neighbourhood_scene(seen), shape.name)
+        else:
+            title = f"{shape.name}: layer {args.layer}, query {args.query}"
+            viewer.save(viewer.draw_neighbourhood(seen, title, backward, args.up), out)
+        return
+    if args.command == "samples":
+        meshes, titles = viewer.samples_scenes(shape, network(args.config, args.checkpoint))
+    else:
+        scene = viewer.cloud_scene if args.command == "cloud" else viewer.normals_scene
+        meshes, titles = [scene(shape)], [f"{shape.name}: {len(shape.cloud.pos):,} points"]
+    if out is None:
+        viewer.window(meshes, shape.name)
+    else:
+        viewer.save(viewer.draw_panels(meshes, titles, backward, args.up), out)
+
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    try:
+        run(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    if args.out:
+        print(args.out)
+
+
+if __name__ == "__main__":
+    main()
