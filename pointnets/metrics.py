@@ -79,6 +79,10 @@ class ClassificationMetric(BaseMetric):
         metrics |= rotation_effect(log_probs, clouds)
         shapes = np.bincount(labels[np.unique(clouds, return_index=True)[1]], minlength=num_classes)
         print_log(f"class accuracy, %\n{render(classes, shapes, confusions, metrics)}", logger="current")
+        if num_classes <= 20:  # more do not fit a terminal
+            for protocol, confusion in confusions.items():
+                under = f" under {protocol}" if protocol else ""
+                print_log(f"confusion matrix{under}\n{render_confusion(classes, confusion)}", logger="current")
         if self.out_file:
             arrays = {f"confusion_{protocol}".rstrip("_"): confusion for protocol, confusion in confusions.items()}
             arrays |= dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols)
@@ -125,12 +129,27 @@ def render(
     for key, total in (("mAcc", ""), ("OA", str(shapes.sum()))):
         values = [metrics[f"{protocol}/{key}" if protocol else key] for protocol in confusions]
         table.add_row(key, total, *(f"{value:.1f}" for value in values))
-    text = StringIO()
-    Console(file=text, width=max(80, 24 + 12 * len(columns) + max(map(len, classes)))).print(table)
+    text = _as_text(table)
     if "flips" in metrics:
-        text.write(
+        text += (
             f"largest change of a log-probability under rotation: {metrics['log_prob_change']:.3g} "
             f"(median over clouds {metrics['log_prob_change_median']:.3g}); "
             f"predicted class changes for {metrics['flips']:.1f} % of the clouds"
         )
-    return text.getvalue()
+    return text
+
+
+def render_confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
+    """A confusion matrix (C, C) as text; rows are the truth, columns the prediction in the same order."""
+    table = Table("truth", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    for name in classes:
+        table.add_column(name[:5], justify="right")
+    for name, row in zip(classes, confusion):
+        table.add_row(name, *(str(count) if count else "." for count in row))
+    return _as_text(table)
+
+
+def _as_text(table: Table) -> str:
+    console = Console(file=StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]

@@ -429,7 +429,9 @@ def normals_scene(item: Subject) -> Mesh:
     points, normals = item.cloud.pos.numpy().astype(float), item.cloud.normal.numpy().astype(float)
     radius = point_radius(points)
     colors = normal_colors(normals)
-    return joined(spheres(points, colors, 0.8 * radius), tubes(points, points + 6 * radius * normals, colors, radius / 5))
+    return joined(
+        spheres(points, colors, 0.8 * radius), tubes(points, points + 6 * radius * normals, colors, radius / 5)
+    )
 
 
 def samples_scenes(item: Subject, network: Pyramid) -> tuple[list[Mesh], list[str]]:
@@ -511,6 +513,7 @@ def neighbourhood_scene(seen: Neighbourhood) -> tuple[Mesh, Mesh]:
     received = seen.weights.sum(0)
     radius = 0.05 * reach * np.clip(received / received.mean(), 0.2, 5) ** (1 / 3)
     feet = seen.neighbours - ((seen.neighbours - seen.query) @ seen.normal)[:, None] * seen.normal
+    spread = max(float(np.linalg.norm(feet - seen.query, axis=1).max()), 0.3 * reach)
     scene = joined(
         spheres(seen.neighbours, seen.colors, radius),
         tubes(seen.neighbours[:-1], seen.neighbours[1:], seen.colors[:-1], 0.012 * reach),
@@ -518,7 +521,7 @@ def neighbourhood_scene(seen: Neighbourhood) -> tuple[Mesh, Mesh]:
         spheres(seen.query[None], INK, 0.05 * reach),
         arrow(seen.query, 0.7 * reach * seen.normal, INK, 0.016 * reach),
     )
-    return scene, disc(seen.query, seen.normal, (0.86, 0.90, 0.95), 1.1 * reach)
+    return scene, disc(seen.query, seen.normal, (0.86, 0.90, 0.95), 1.15 * spread)
 
 
 def _apart(places: np.ndarray, fixed: np.ndarray, gap: float) -> np.ndarray:
@@ -607,7 +610,7 @@ def turning(
     azimuth: float = 30,
     elevation: float = 20,
     up: str = "y",
-    size: int = 400,
+    size: int = 420,
 ) -> Turning:
     """Shows a shape upright and then under `views - 1` uniform rotations to some networks."""
     if views < 1:
@@ -650,7 +653,9 @@ def draw_turning(seen: Turning, canvas: Figure | SubFigure | None = None) -> Fig
         canvas.text(left + column / 2, 1 - title / 2, name, ha="center", va="center", fontsize=9.5, color="0.4")
     for number, (name, answers) in enumerate(seen.answers.items()):
         y = table - (number + 0.5) * row - 0.02 * row
-        canvas.text(0.012, y, name, ha="left", va="center", fontsize=10.5, color=INK, weight="bold" if not number else None)
+        canvas.text(
+            0.012, y, name, ha="left", va="center", fontsize=10.5, color=INK, weight="bold" if not number else None
+        )
         for view, (label, probability) in enumerate(answers):
             right = label == seen.label
             mark, color = ("", INK) if seen.label is None else ("✓ ", RIGHT) if right else ("✗ ", WRONG)
@@ -683,7 +688,9 @@ def read_results(path: str | Path) -> tuple[tuple[str, ...], dict[str, np.ndarra
     except Exception as error:  # zipfile, zlib and NumPy have errors of their own, and few of them name the file
         raise ValueError(f"{path} is not a file of results: {error}; tools/test.py --out makes them.") from error
     if not confusions or any(c.shape != (len(classes), len(classes)) for c in confusions.values()):
-        raise ValueError(f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them.")
+        raise ValueError(
+            f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them."
+        )
     return classes, confusions
 
 
@@ -727,7 +734,9 @@ def draw_confusions(results: Mapping[str, str | Path]) -> Figure:
         for axes, (protocol, confusion) in zip(row, confusions.items()):
             axes.set_axis_on()
             under = f" under {_group(protocol)}" if protocol else ""
-            accuracy = f"overall {overall_accuracy(confusion):.1f} %, class {np.nanmean(class_accuracy(confusion)):.1f} %"
+            accuracy = (
+                f"overall {overall_accuracy(confusion):.1f} %, class {np.nanmean(class_accuracy(confusion)):.1f} %"
+            )
             draw_confusion(axes, confusion, classes, f"{name}{under}: {accuracy}")
     return canvas
 

@@ -74,7 +74,7 @@ def protocol_rows(folder: Path) -> list[dict]:
                 for tested in ("z", "SO3"):
                     confusion = results[f"confusion_{tested}"]
                     accuracy = 100 * np.trace(confusion) / confusion.sum()
-                    row[f"{trained}/{tested}"] = accuracy, 100 * np.nanmean(class_accuracy(confusion))
+                    row[f"{trained}/{tested}"] = accuracy, np.nanmean(class_accuracy(confusion))
                 if trained == "z":
                     row["effect"] = rotation_effect(results["log_probs"], results["clouds"])
         rows.append(row)

@@ -21,7 +21,9 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, help: str, config: str | None, checkpoint: str | None, window: bool) -> argparse.ArgumentParser:
+    def command(
+        name: str, help: str, config: str | None, checkpoint: str | None, window: bool
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help)
         if config is not None:
             sub.add_argument("config", type=Path, nargs=config or None)

@@ -1,0 +1,231 @@
+"""The viewer draws what it is told to, and says what it cannot draw."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from attlas.pointnets import viewer
+from attlas.pointnets.datasets import Furniture14, RotatedViews
+from attlas.pointnets.risurconv import RISurConvClassifier
+
+TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
+FRONT = np.array([0.0, 0.0, 1.0])
+TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
+SQUARE = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def chair():
+    torch.manual_seed(0)
+    dataset = Furniture14("test", transforms=[dict(type="RandomPoints", num=128), dict(type="UnitSphere")])
+    return viewer.subject(RotatedViews(dataset, dict(z=1)), int(np.flatnonzero(dataset.labels == 3)[0]))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return RISurConvClassifier(14, 64, (8, 8, 8), (8, 8), encoder_layers=0).eval()
+
+
+@pytest.fixture
+def results(tmp_path):
+    path = tmp_path / "ours.npz"
+    confusion = np.array([[3, 1], [0, 4]])
+    np.savez(path, classes=np.array(["bed", "car"]), confusion_z=confusion, confusion_SO3=4 * confusion)
+    return path
+
+
+def content(path: Path) -> np.ndarray:
+    """The picture (H, W, 3), which must not be blank."""
+    picture = matplotlib.image.imread(path)[..., :3]
+    assert picture.std() > 0.01
+    return picture
+
+
+def test_rays_see_a_square_where_it_is():
+    mesh = viewer.surface(SQUARE, TRIANGLES, color=(1, 0.5, 0.2))
+    camera = viewer.look([mesh], viewer.camera_frame(FRONT, "y"), margin=2)
+    picture = viewer.render(mesh, camera, 40)
+    assert picture.shape == (40, 40, 4)
+    assert (picture[11:29, 11:29, 3] == 1).all()
+    assert (picture[:9, :, 3] == 0).all()
+    assert (picture[:, 31:, 3] == 0).all()
+    red, green, blue = picture[20, 20, :3]
+    assert red > green > blue > 0
+    np.testing.assert_allclose(camera.project(SQUARE), [[0.25, 0.75], [0.75, 0.75], [0.75, 0.25], [0.25, 0.25]])
+
+
+def test_up_is_up():
+    mesh = viewer.surface(np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 0, 2.0]]), np.array([[0, 1, 2]]))
+    picture = viewer.snapshots([mesh], viewer.view_direction(0, 0, "z"), "z", 40)[0][..., 3]
+    assert picture[30:].sum() > picture[:10].sum() > 0  # the broad end is below
+    with pytest.raises(ValueError, match="up is 'w'; it may be 'y', 'z'"):
+        viewer.view_direction(0, 0, "w")
+
+
+def test_smooth_but_for_creases():
+    bent = np.array([[0.0, 0, 0], [0, 1, 0], [1, 0, 0.1], [-1, 0, 0.1]])
+    faces = np.array([[0, 2, 1], [0, 1, 3]])
+    normals = np.asarray(viewer.surface(bent, faces, crease=30).vertex_normals)
+    np.testing.assert_allclose(normals[0], [0, 0, 1], atol=1e-9)  # the two faces meet at 11 degrees
+    normals = np.asarray(viewer.surface(bent, faces, crease=5).vertex_normals)
+    np.testing.assert_allclose(normals[0] @ [1, 0, 0.1], 0, atol=1e-9)
+
+
+def test_subject_is_the_item_unrotated(chair):
+    assert (chair.label, chair.classes[chair.label]) == (3, "chair")
+    assert chair.cloud.pos.shape == chair.cloud.normal.shape == (128, 3)
+    assert chair.surface.face.shape[0] == 3
+    dataset = Furniture14("test", transforms=[dict(type="RandomPoints", num=8)])
+    with pytest.raises(ValueError, match=r"item is 123; the data set \(test\) has item 0 to 122"):
+        viewer.subject(dataset, 123)
+    with pytest.raises(ValueError, match="still a mesh after the transforms"):
+        viewer.subject(Furniture14("test"), 0)
+
+
+@pytest.mark.parametrize("normals", [False, True])
+def test_file_subject(tmp_path, normals):
+    points = np.random.default_rng(0).normal(size=(50, 6 if normals else 3))
+    points[:, 3:] /= np.linalg.norm(points[:, 3:], axis=1, keepdims=True) if normals else 1
+    np.save(tmp_path / "blob.npy", points)
+    item = viewer.file_subject(tmp_path / "blob.npy")
+    assert (item.name, item.label, item.surface) == ("blob.npy", None, None)
+    assert item.cloud.pos.norm(dim=1).max() == pytest.approx(1)
+    if normals:
+        np.testing.assert_allclose(item.cloud.normal, points[:, 3:], atol=1e-6)
+    with pytest.raises(FileNotFoundError, match=r"blub\.npy does not exist\. Near it: .*blob\.npy"):
+        viewer.file_subject(tmp_path / "blub.npy")
+
+
+def test_samples_are_the_layers(chair, network):
+    meshes, titles = viewer.samples_scenes(chair, network)
+    assert titles == ["input: 128 points", "layer 1: 64 points, K = 8", "layer 2: 32 points, K = 8"]
+    a_ball = len(viewer.spheres(np.zeros((1, 3)), viewer.CLAY).vertices)
+    assert [len(mesh.vertices) // a_ball for mesh in meshes] == [128, 128 + 64, 64 + 32]
+    with pytest.raises(ValueError, match="the network is a Linear; its layers can be shown of a RISurConv only"):
+        viewer.samples_scenes(chair, torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("normalise", ["points", "queries"])
+def test_weights_are_those_of_the_layer(chair, normalise):
+    layer = RISurConvClassifier(14, 64, (8, 8), (8,), encoder_layers=0, normalise=normalise).eval().layers[0]
+    points, normals = chair.cloud.pos[None], chair.cloud.normal[None]
+    properties, _ = layer.neighbours(points, normals, points[:, :64], normals[:, :64])
+    weights = viewer.neighbour_weights(layer, properties)
+    attention, x = layer.neighbour_attention, layer.embedding(properties)
+    expected = x + torch.relu(attention.norm(attention.trans(x - weights @ attention.v(x))))
+    torch.testing.assert_close(attention(x), expected)
+
+
+def test_neighbourhood(chair, network, tmp_path):
+    seen = viewer.neighbourhood(chair, network, layer=2, query=5)
+    assert seen.source.shape == (64, 3)
+    assert seen.weights.shape == (8, 8)
+    nearest = np.sort(np.linalg.norm(seen.source - seen.query, axis=1))[:8]
+    np.testing.assert_allclose(np.sort(np.linalg.norm(seen.neighbours - seen.query, axis=1)), nearest, atol=1e-6)
+    viewer.save(viewer.draw_neighbourhood(seen, "layer 2", FRONT, "y"), tmp_path / "x.png")
+    content(tmp_path / "x.png")
+    for arguments, message in {
+        (0, 0): "layer is 0; the network has layer 1 to 2",
+        (3, 0): "layer is 3; the network has layer 1 to 2",
+        (2, 32): "query is 32; layer 2 has query 0 to 31",
+        (1, -1): "query is -1; layer 1 has query 0 to 63",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            viewer.neighbourhood(chair, network, *arguments)
+
+
+def test_turning_turns_picture_and_cloud_alike(chair, network):
+    clouds = []
+
+    def spy(points, normals):
+        clouds.append((points[0], normals[0]))
+        return torch.eye(14)[[3]] * 50
+
+    seen = viewer.turning(chair, {"spy": spy, "ours": network}, views=3, size=24)
+    assert [picture.shape for picture in seen.pictures] == [(24, 24, 4)] * 3
+    torch.testing.assert_close(clouds[0][0], chair.cloud.pos)
+    for points, normals in clouds:
+        rotation = torch.linalg.lstsq(chair.cloud.pos, points).solution
+        torch.testing.assert_close(rotation.T @ rotation, torch.eye(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(chair.cloud.normal @ rotation, normals, atol=1e-5, rtol=0)
+    assert not torch.allclose(clouds[1][0], clouds[2][0], atol=0.1)
+    assert seen.answers["spy"] == [(3, pytest.approx(1))] * 3
+    assert np.ptp([probability for _, probability in seen.answers["ours"]]) < 1e-5
+    texts = [text.get_text() for text in viewer.draw_turning(seen).texts]
+    assert texts.count("✓ chair  100 %") == 3
+
+
+def test_confusion(results, tmp_path):
+    classes, confusions = viewer.read_results(results)
+    assert classes == ("bed", "car")
+    assert viewer.overall_accuracy(confusions["SO3"]) == 87.5
+    canvas = viewer.draw_confusions({"ours": results, "again": results})
+    assert [axes.get_title() for axes in canvas.axes[:2]] == [
+        "ours under z: overall 87.5 %, class 87.5 %",
+        "ours under SO(3): overall 87.5 %, class 87.5 %",
+    ]
+    assert [text.get_text() for text in canvas.axes[1].texts] == ["12", "4", "16"]
+    (tmp_path / "text.npz").write_text("no zip file")
+    with pytest.raises(ValueError, match=r"text\.npz is not a file of results: .*tools/test.py --out makes them"):
+        viewer.read_results(tmp_path / "text.npz")
+    np.savez(tmp_path / "none.npz", classes=np.array(["bed"]))
+    with pytest.raises(ValueError, match=r"none\.npz has no confusion matrices of its 1 classes"):
+        viewer.read_results(tmp_path / "none.npz")
+
+
+def test_figure(chair, network, results, tmp_path):
+    out = tmp_path / "figure.png"
+    viewer.figure(chair, {"ours": network}, {"ours": results}, out, views=2, size=48)
+    height, width, _ = content(out).shape
+    assert width == 1800
+    assert height > 900
+    with pytest.raises(FileExistsError, match=r"figure\.png exists; move it away, or say --overwrite"):
+        viewer.figure(chair, {"ours": network}, {"ours": results}, out)
+    with pytest.raises(ValueError, match=r"out is 'figure\.gif'; its name must end in one of \.png, \.pdf, \.svg"):
+        viewer.check_out("figure.gif", False)
+    with pytest.raises(ValueError, match="results must hold protocols 'z' and 'SO3' of 'other'"):
+        viewer.figure(chair, {"other": network}, {"ours": results}, tmp_path / "other.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "ours.npz"]
+
+
+def test_window_without_display(monkeypatch):
+    class NoDisplay:
+        def create_window(self, *size):
+            return False
+
+    monkeypatch.setattr(viewer.o3d.visualization, "Visualizer", NoDisplay)
+    with pytest.raises(RuntimeError, match="Open3D cannot open a window.*libgl1 libegl1 .*: --out"):
+        viewer.window([viewer.surface(SQUARE, TRIANGLES)], "square")
+
+
+@pytest.mark.slow
+def test_the_tool(tmp_path):
+    np.save(tmp_path / "blob.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    config = tmp_path / "config.py"
+    config.write_text(
+        "model = dict(type='PointClassifier', network=dict(type='RISurConvClassifier', num_classes=14, num_points=32, "
+        "channels=(8, 8), neighbours=(4,), encoder_layers=0))\n"
+        "test_dataloader = dict(dataset=dict(type='RotatedViews', views=dict(z=1), dataset=dict(type='Furniture14', "
+        "split='test', transforms=[dict(type='RandomPoints', num=64), dict(type='UnitSphere')])))\n"
+    )
+
+    def tool(*arguments):
+        command = [sys.executable, str(TOOL), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = tool("normals", "--file", "blob.npy", "--out", "normals.png")
+    assert done.returncode == 0, done.stderr
+    content(tmp_path / "normals.png")
+    done = tool("samples", config, "--item", 3, "--out", "samples.png")
+    assert done.returncode == 0, done.stderr
+    content(tmp_path / "samples.png")
+    done = tool("cloud", config, "--item", 1000, "--out", "cloud.png")
+    assert done.returncode == 2
+    assert "item is 1000; the data set (test) has item 0 to 122." in done.stderr
+    assert not (tmp_path / "cloud.png").exists()
