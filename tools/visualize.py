@@ -14,13 +14,14 @@ import argparse
 from pathlib import Path
 
 from attlas.config import load_config
-from attlas.pointnets import viewer
+from attlas.pointnets import render, viewer
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    # config, checkpoint: None for a command without, "" for one that needs it, "?" for one that may do without
     def command(
         name: str, help: str, config: str | None, checkpoint: str | None, window: bool
     ) -> argparse.ArgumentParser:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         viewer.save(viewer.draw_confusions({path.stem: path for path in args.results}), out)
         return
     shape = subject(args)
-    backward = viewer.view_direction(args.azimuth, args.elevation, args.up)
+    backward = render.view_direction(args.azimuth, args.elevation, args.up)
     if args.command == "turning":
         networks = {args.name: network(args.config, args.checkpoint), **opponents(args.against)}
         seen = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     if args.command == "neighbourhood":
         seen = viewer.neighbourhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
         if out is None:
-            viewer.window(viewer.neighbourhood_scene(seen), shape.name)
+            render.window([render.joined(*viewer.neighbourhood_scene(seen))], shape.name)
         else:
             title = f"{shape.name}: layer {args.layer}, query {args.query}"
             viewer.save(viewer.draw_neighbourhood(seen, title, backward, args.up), out)
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         scene = viewer.cloud_scene if args.command == "cloud" else viewer.normals_scene
         meshes, titles = [scene(shape)], [f"{shape.name}: {len(shape.cloud.pos):,} points"]
     if out is None:
-        viewer.window(meshes, shape.name)
+        render.window(meshes, shape.name)
     else:
         viewer.save(viewer.draw_panels(meshes, titles, backward, args.up), out)
 

@@ -45,7 +45,7 @@ def test_learns_and_rotation_changes_nothing(tmp_path):
 
 
 def test_first_loss_is_the_same_under_z_and_so3():
-    """Training under other rotations is the same training: no network of the protocols but an invariant one can say so."""
+    """Training under other rotations is the same training, which only an invariant network can say of itself."""
     from attlas.config import load_config
     from attlas.pointnets.transforms import random_rotation, rotate
     from attlas.registry import DATASETS, MODELS

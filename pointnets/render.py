@@ -1,0 +1,270 @@
+"""Drawing with Open3D: surfaces, points, lines and arrows, in a window, or as pictures made by casting rays.
+
+Rays (`open3d.t.geometry.RaycastingScene`), with a soft key light and ambient occlusion, need no graphics driver: a
+headless machine draws what a workstation draws. Open3D's OffscreenRenderer ends the process where EGL or Vulkan does
+not please it. Coordinates: the shape's own frame, `up` is "y" or "z".
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from .transforms import UP_AXES, one_of
+
+try:
+    import open3d as o3d
+except (ImportError, OSError) as error:
+    raise ImportError(
+        f"Open3D cannot be imported ({error}). On Debian it needs: apt-get install --no-install-recommends "
+        "libgl1 libegl1 libgomp1 libusb-1.0-0"
+    ) from error
+
+Mesh = o3d.geometry.TriangleMesh  # with vertex normals and colours
+
+CLAY = (0.80, 0.83, 0.87)
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+
+def _mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, colors) -> Mesh:
+    vectors = [np.array(a, dtype=float) for a in (vertices, normals, np.broadcast_to(colors, vertices.shape))]
+    mesh = Mesh(o3d.utility.Vector3dVector(vectors[0]), o3d.utility.Vector3iVector(faces))
+    mesh.vertex_normals, mesh.vertex_colors = map(o3d.utility.Vector3dVector, vectors[1:])
+    return mesh
+
+
+def surface(vertices: np.ndarray, faces: np.ndarray, color=CLAY, crease: float = 30) -> Mesh:
+    """A mesh of vertices (V, 3) and faces (F, 3), shaded smoothly but for edges sharper than `crease` degrees."""
+    corners = vertices[faces].astype(np.float64)  # (F, 3, 3)
+    cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # length: twice the area
+    length = np.linalg.norm(cross, axis=1, keepdims=True)
+    flat = np.divide(cross, length, out=np.zeros_like(cross), where=length > 0)
+    _, place = np.unique(vertices.round(6), axis=0, return_inverse=True)
+    place = place.ravel()[faces]  # (F, 3): vertices at one place are one
+    order = np.argsort(place.ravel(), kind="stable")
+    starts = np.searchsorted(place.ravel()[order], np.arange(place.max() + 2))
+    normals = np.repeat(flat[:, None], 3, axis=1)
+    limit = np.cos(np.radians(crease))
+    for begin, end in zip(starts, starts[1:]):
+        corner = order[begin:end]
+        face = corner // 3
+        near = flat[face] @ flat[face].T > limit
+        summed = near @ cross[face]
+        size = np.linalg.norm(summed, axis=1, keepdims=True)
+        normals.reshape(-1, 3)[corner] = np.where(size > 0, summed / np.where(size > 0, size, 1), flat[face])
+    index = np.arange(3 * len(faces)).reshape(-1, 3)
+    return _mesh(corners.reshape(-1, 3), index, normals.reshape(-1, 3), color)
+
+
+def point_radius(points: np.ndarray) -> float:
+    """A radius at which the spheres of a cloud (N, 3) nearly touch."""
+    extent = np.linalg.norm(np.ptp(points, axis=0)) or 1.0
+    if len(points) < 2:
+        return 0.05 * extent
+    count = min(4, len(points))
+    near = np.median(cKDTree(points).query(points, k=count)[0][:, -1])
+    return float(np.clip(0.4 * near, 0.004 * extent, 0.02 * extent))
+
+
+def spheres(points: np.ndarray, colors, radius: float | np.ndarray | None = None) -> Mesh:
+    """A sphere for each point (N, 3); `colors` (3,) or (N, 3) in [0, 1], `radius` a number or (N,)."""
+    radius = np.broadcast_to(point_radius(points) if radius is None else radius, len(points))
+    ball = Mesh.create_sphere(1, resolution=10)
+    normals, faces = np.asarray(ball.vertices), np.asarray(ball.triangles)
+    vertices = points[:, None] + radius[:, None, None] * normals
+    index = faces + len(normals) * np.arange(len(points))[:, None, None]
+    colors = np.broadcast_to(np.atleast_2d(colors)[:, None], vertices.shape)
+    return _mesh(
+        vertices.reshape(-1, 3), index.reshape(-1, 3), np.tile(normals, (len(points), 1)), colors.reshape(-1, 3)
+    )
+
+
+def tubes(starts: np.ndarray, ends: np.ndarray, colors, radius: float) -> Mesh:
+    """A tube from each of `starts` (N, 3) to its end; `colors` (3,) or (N, 3)."""
+    angle = np.linspace(0, 2 * np.pi, 9)[:-1]
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    axis = ends - starts
+    axis = axis / np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-12)
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin(1)])
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12)
+    normals = circle[:, :1] * side[:, None] + circle[:, 1:] * np.cross(axis, side)[:, None]  # (N, 8, 3)
+    vertices = np.stack([starts[:, None] + radius * normals, ends[:, None] + radius * normals], axis=1)
+    here, there = np.arange(8), (np.arange(8) + 1) % 8
+    faces = np.concatenate([np.stack([here, there, here + 8], 1), np.stack([there, there + 8, here + 8], 1)])
+    index = faces + 16 * np.arange(len(starts))[:, None, None]
+    colors = np.broadcast_to(np.atleast_2d(colors)[:, None, None], vertices.shape)
+    normals = np.broadcast_to(normals[:, None], vertices.shape)
+    return _mesh(vertices.reshape(-1, 3), index.reshape(-1, 3), normals.reshape(-1, 3), colors.reshape(-1, 3))
+
+
+def arrow(start: np.ndarray, direction: np.ndarray, color, radius: float) -> Mesh:
+    """An arrow from `start` that is `direction` long."""
+    length = float(np.linalg.norm(direction))
+    mesh = Mesh.create_arrow(radius, 2.5 * radius, length - 7 * radius, 7 * radius, resolution=24)
+    mesh.rotate(_turn_z_to(direction / length), center=(0, 0, 0))
+    mesh.translate(start)
+    return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
+
+
+def disc(centre: np.ndarray, normal: np.ndarray, color, radius: float) -> Mesh:
+    """A flat round plate, as a piece of a plane."""
+    mesh = Mesh.create_cylinder(radius, 0.005 * radius, resolution=64, split=1)
+    mesh.rotate(_turn_z_to(normal), center=(0, 0, 0))
+    mesh.translate(centre)
+    return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
+
+
+def _turn_z_to(direction: np.ndarray) -> np.ndarray:
+    side = np.cross(direction, np.eye(3)[np.abs(direction).argmin()])
+    side /= np.linalg.norm(side)
+    return np.stack([side, np.cross(direction, side), direction], axis=1)
+
+
+def joined(*meshes: Mesh) -> Mesh:
+    whole = Mesh(meshes[0])
+    for mesh in meshes[1:]:
+        whole += mesh
+    return whole
+
+
+def normal_colors(normals: np.ndarray) -> np.ndarray:
+    """Directions (N, 3) as colours: x, y, z as red, green, blue, half-way at zero, softened."""
+    return 0.22 + 0.66 * (normals + 1) / 2
+
+
+# --- rays ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Right-handed frame (3, 3) of rows right, up, backward; eye; tangent of half the angle of view."""
+
+    frame: np.ndarray
+    eye: np.ndarray
+    tangent: float = np.tan(np.radians(11))
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points (N, 3) -> places (N, 2) in a picture: x to the right, y downward, both in [0, 1] inside of it."""
+        x, y, z = self.frame @ (points - self.eye).T
+        return 0.5 + 0.5 * np.stack([-x, y], axis=1) / (z * self.tangent)[:, None]
+
+
+def look(meshes: Sequence[Mesh], frame: np.ndarray, margin: float = 1.04) -> Camera:
+    """The nearest camera with axes `frame`, looking at the origin, that sees the whole of every mesh."""
+    distance = 0.0
+    for mesh in meshes:
+        x, y, z = frame @ np.asarray(mesh.vertices).T
+        distance = max(distance, float((z + margin * np.maximum(abs(x), abs(y)) / Camera.tangent).max()))
+    return Camera(frame, distance * frame[2])
+
+
+def camera_frame(backward: np.ndarray, up: np.ndarray | str) -> np.ndarray:
+    """The axes (3, 3) of a camera that looks against `backward`: rows right, up, backward."""
+    up = np.array(UP_AXES[up]) if isinstance(up, str) else up
+    backward = np.asarray(backward, dtype=float) / np.linalg.norm(backward)
+    right = np.cross(up, backward)
+    if np.linalg.norm(right) < 1e-6:
+        right = np.cross(np.eye(3)[np.abs(backward).argmin()], backward)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(backward, right), backward])
+
+
+def centre_of(mesh: Mesh, frame: np.ndarray) -> np.ndarray:
+    """The centre (3,) of a mesh's bounding box along the axes of a camera."""
+    seen = np.asarray(mesh.vertices) @ frame.T
+    return (seen.min(0) + seen.max(0)) / 2 @ frame
+
+
+def view_direction(azimuth: float = 30, elevation: float = 20, up: str = "y") -> np.ndarray:
+    """From the shape to the eye; angles in degrees, azimuth 0 looks at the front (+z where y is up, -y where z is)."""
+    one_of("up", up, ("y", "z"))
+    a, e = np.radians([azimuth, elevation])
+    right, top, front = np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)
+    return np.array([right, top, front] if up == "y" else [right, -front, top])
+
+
+def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.ndarray:
+    """A picture (size, size, 4) of floats in [0, 1], red, green, blue and opacity, without a background.
+
+    `quality` squared rays a pixel, each with 6 rays for ambient occlusion and 3 for the soft shadow of the key light.
+    """
+    scene = o3d.t.geometry.RaycastingScene()
+    scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(mesh))
+    faces, colors = np.asarray(mesh.triangles), np.asarray(mesh.vertex_colors)
+    random = np.random.default_rng(0)
+
+    side = size * quality
+    x = (np.arange(side) + 0.5) / side * 2 - 1
+    toward = np.stack([*np.meshgrid(x * camera.tangent, -x * camera.tangent), np.full((side, side), -1.0)], axis=-1)
+    toward = toward.reshape(-1, 3) @ camera.frame
+    rays = np.concatenate([np.broadcast_to(camera.eye, toward.shape), toward], axis=1)
+    hit = {key: value.numpy() for key, value in scene.cast_rays(rays.astype(np.float32)).items()}
+    seen = np.flatnonzero(np.isfinite(hit["t_hit"]))
+    if not len(seen):
+        return np.zeros((size, size, 4))
+    u, v = hit["primitive_uvs"][seen].T[..., None]
+    face, toward = faces[hit["primitive_ids"][seen]], toward[seen]
+
+    def interpolate(values: np.ndarray) -> np.ndarray:
+        return (1 - u - v) * values[face[:, 0]] + u * values[face[:, 1]] + v * values[face[:, 2]]
+
+    normal, flat = interpolate(np.asarray(mesh.vertex_normals)), hit["primitive_normals"][seen].astype(float)
+    for direction in (normal, flat):  # both sides of a surface are lit
+        direction *= -np.sign((direction * toward).sum(1, keepdims=True))
+        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
+    extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
+    start = camera.eye + hit["t_hit"][seen, None] * toward + 1e-3 * extent * flat
+
+    def unblocked(direction: np.ndarray, reach: float) -> np.ndarray:
+        rays = np.concatenate([start, direction], axis=1).astype(np.float32)
+        return ~scene.test_occlusions(rays, tfar=reach).numpy()
+
+    def ball() -> np.ndarray:
+        points = random.normal(size=normal.shape)
+        return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+    open_sky = np.mean([unblocked(normal + 0.999 * ball(), 0.4 * extent) for _ in range(6)], axis=0)
+    key = np.array([-0.45, 0.75, 0.6]) @ camera.frame
+    key /= np.linalg.norm(key)
+    lit = np.mean([unblocked(key + 0.2 * ball(), 10 * extent) for _ in range(3)], axis=0)
+    facing = np.clip(normal @ key, 0, None) * ((flat @ key) > 0)
+    fill = 0.5 + 0.5 * normal @ camera.frame[2]
+    shade = 0.72 * lit * facing + open_sky * (0.24 + 0.30 * fill)
+
+    picture = np.zeros((side * side, 4))
+    picture[seen, :3] = interpolate(colors) ** 2.2 * shade[:, None]  # sRGB -> light
+    picture[seen, 3] = 1
+    picture = picture.reshape(size, quality, size, quality, 4).mean((1, 3))
+    picture[..., :3] /= np.maximum(picture[..., 3:], 1e-9)
+    return np.clip(picture, 0, 1) ** np.array([1 / 2.2] * 3 + [1])
+
+
+def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) -> list[np.ndarray]:
+    """Pictures of meshes, each centred, all at one scale."""
+    frame = camera_frame(backward, up)
+    moved = [Mesh(mesh).translate(-centre_of(mesh, frame)) for mesh in meshes]
+    camera = look(moved, frame)
+    return [render(mesh, camera, size) for mesh in moved]
+
+
+def window(meshes: Sequence[Mesh], title: str) -> None:
+    """Shows meshes side by side, until the window is closed. RuntimeError where there is no display."""
+    displays = "DISPLAY", "WAYLAND_DISPLAY"
+    # Open3D would fall back to an invisible window, and wait for somebody to close it
+    visible = not sys.platform.startswith("linux") or any(map(os.environ.get, displays))
+    visualizer = o3d.visualization.Visualizer() if visible else None
+    if visualizer is None or not visualizer.create_window(title, 1280, 800):
+        raise RuntimeError(
+            f"Open3D cannot open a window. It needs a display (in {' or '.join(displays)}) and on Debian the packages "
+            "libgl1 libegl1 libgomp1 libusb-1.0-0 libvulkan1 mesa-vulkan-drivers. Without, draw into a file: --out."
+        )
+    width = max(float(np.ptp(np.asarray(mesh.vertices)[:, 0])) for mesh in meshes)
+    for place, mesh in enumerate(meshes):
+        visualizer.add_geometry(Mesh(mesh).translate((1.25 * width * place, 0, 0)))
+    visualizer.get_render_option().mesh_show_back_face = True
+    visualizer.run()
+    visualizer.destroy_window()
