@@ -281,17 +281,16 @@ def load(
         )
     for name in account.mismatched:
         del renamed[name]
-    if not any(name in target for name in renamed) and not _has_load_hooks(model):
+    # The module has the last word: hooks of its own may rename or convert what older versions saved.
+    answer = model.load_state_dict(renamed, strict=False)
+    absent = {*answer.missing_keys, *account.mismatched}
+    account.loaded = [name for name in target if name not in absent]
+    if all("num_batches_tracked" in name for name in account.loaded):  # which torch makes up for old files
         raise ValueError(
             f"{account.source}: no name of the file fits the network, so nothing was loaded.\n"
             f"  the file has     {_some(state)}\n  the network has  {_some(target)}\n"
             "Give prefix=, or rules=[(regular expression, replacement)], which a network publishes as checkpoint_rules."
         )
-
-    # The module has the last word: hooks of its own may rename or convert what older versions saved.
-    answer = model.load_state_dict(renamed, strict=False)
-    absent = {*answer.missing_keys, *account.mismatched}
-    account.loaded = [name for name in target if name not in absent]
     # a counter that files older than torch 0.4.1 lack, and that means nothing for inference
     account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
     account.unexpected = list(answer.unexpected_keys)
@@ -329,10 +328,6 @@ def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor
         if re.search(pattern, name):
             return function(name, tensor, shape)
     return tensor
-
-
-def _has_load_hooks(model: nn.Module) -> bool:
-    return any(module._load_state_dict_pre_hooks for module in model.modules())
 
 
 def _some(names: Any, count: int = 8) -> str:

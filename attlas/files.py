@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 
@@ -27,9 +28,14 @@ def near_files(path: Path, count: int = 5) -> str:
     """Name the files that somebody who typed `path`, which does not exist, may have meant (for an error message)."""
     from difflib import get_close_matches
 
-    folder = path.parent
+    folder = path.absolute().parent
     while not folder.is_dir():
         folder = folder.parent
-    found = [str(p) for p in folder.rglob(f"*{path.suffix}")] if folder != Path(folder.anchor) else []
-    near = get_close_matches(str(path), found, n=count, cutoff=0.6)
-    return "Near it: " + ", ".join(near) + "." if near else f"The nearest folder that exists is {folder.resolve()}."
+    places = folder.rglob(f"*{path.suffix}") if folder != Path(folder.anchor) else iter(())
+    found = [str(place) for place in islice(places, 5000)]  # a home folder holds more than anybody waits for
+    near = get_close_matches(str(path.absolute()), found, n=count, cutoff=0.6)
+    if not near:
+        return f"The nearest folder that exists is {folder}."
+    here = Path.cwd()
+    shown = (Path(name).relative_to(here) if Path(name).is_relative_to(here) else name for name in near)
+    return f"Near it: {', '.join(map(str, shown))}."

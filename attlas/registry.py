@@ -14,6 +14,13 @@ from mmengine import registry as root
 FLOORS = ("attlas.engine", "attlas.backbones", "attlas.pointnets", "attlas.dense")
 
 
+class UnknownName(KeyError):
+    """A `type` that nobody registered."""
+
+    def __str__(self) -> str:  # a KeyError would print the message as one quoted line
+        return self.args[0]
+
+
 class Registry(root.Registry):
     """An MMEngine registry that imports the floors on first use and explains a name that it does not know."""
 
@@ -48,7 +55,7 @@ class Registry(root.Registry):
         except RuntimeError:  # MMEngine's answer to a dotted name that does not import
             found = None
         if found is None:
-            raise KeyError(self._unknown(key))
+            raise UnknownName(self._unknown(key))
         return found
 
     def _unknown(self, key: str) -> str:

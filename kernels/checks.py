@@ -14,8 +14,8 @@ def check_points(points: Tensor, name: str = "points") -> None:
         raise ValueError(f"{name} must have shape (B, N, 3), got {tuple(points.shape)}")
     if points.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32 or float64 (geometry needs the digits), got {points.dtype}")
-    if points.shape[1] == 0:
-        raise ValueError(f"{name} holds clouds without points: shape {tuple(points.shape)}")
+    if points.numel() == 0:
+        raise ValueError(f"{name} must hold clouds, and these points, got shape {tuple(points.shape)}")
     # one reduction: a NaN or an infinity survives the sum of products with zero
     if not torch.isfinite(points.detach().mul(0).sum()):
         bad = (~torch.isfinite(points).all(-1)).nonzero()
@@ -55,9 +55,9 @@ def check_same_clouds(queries: Tensor, points: Tensor) -> None:
         )
 
 
-def check_count(count: int, name: str, at_most: int, of_what: str) -> None:
-    """Raise unless `count` is an integer in 1..`at_most`, the number of `of_what`."""
+def check_count(count: int, name: str, at_most: int, of_what: str, at_least: int = 1) -> None:
+    """Raise unless `count` is an integer in `at_least`..`at_most`, the number of `of_what`."""
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"{name} must be an integer, got {count!r}")
-    if not 1 <= count <= at_most:
-        raise ValueError(f"{name} must lie in 1..{at_most} (the number of {of_what}), got {count}")
+    if not at_least <= count <= at_most:
+        raise ValueError(f"{name} must lie in {at_least}..{at_most} (the number of {of_what}), got {count}")

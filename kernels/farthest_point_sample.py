@@ -34,8 +34,7 @@ def farthest_point_sample(points_BN3: Tensor, num_samples: int, start: int = 0) 
     check_points(points_BN3)
     size = points_BN3.shape[1]
     check_count(num_samples, "num_samples", size, "points")
-    if not 0 <= start < size:
-        raise ValueError(f"start must lie in 0..{size - 1}, got {start}")
+    check_count(start, "start", size - 1, "the last point", at_least=0)
     points_BN3 = points_BN3.detach()
     if points_BN3.device.type == "cpu" and points_BN3.dtype == torch.float32:
         return torch_quickfps.sample_idx(points_BN3.contiguous(), num_samples, start_idx=start)

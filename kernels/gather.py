@@ -25,6 +25,10 @@ def gather_neighbors(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
     if index_BSK.dtype != torch.int64:
         raise TypeError(f"index must be int64, got {index_BSK.dtype}")
     batch, size, channels = features_BNC.shape
+    if index_BSK.device.type == "cpu" and index_BSK.numel():  # elsewhere a look at the values would wait for the device
+        lowest, highest = index_BSK.aminmax()
+        if lowest < 0 or highest >= size:
+            raise IndexError(f"index must lie in 0..{size - 1}, got values from {lowest} to {highest}")
     first_row = torch.arange(batch, device=index_BSK.device).view(-1, *[1] * (index_BSK.ndim - 1)) * size
     rows = (index_BSK + first_row).flatten()
     return features_BNC.reshape(batch * size, channels).index_select(0, rows).view(*index_BSK.shape, channels)

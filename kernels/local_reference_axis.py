@@ -23,11 +23,12 @@ SIGNS = ("projection", "solver")
 def local_reference_axis(points_BN3: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
     """A normal for every point from its `k` nearest neighbours: (B, N, 3) -> (B, N, 3) unit vectors.
 
-    `k` in 1..N. Rotating the points rotates the result. Where a neighbourhood is symmetric about the axis, rounding
-    decides the sign.
+    `k` in 5..N: the point itself has offset 0 and the farthest neighbour weight 0, and three offsets are the fewest
+    that have one direction of least spread. Rotating the points rotates the result. Where a neighbourhood is symmetric
+    about the axis, rounding decides the sign.
     """
     check_points(points_BN3)
-    check_count(k, "k", points_BN3.shape[1], "points")
+    check_count(k, "k", points_BN3.shape[1], "points", at_least=5)
     neighbours_BNK3 = gather_neighbors(points_BN3, knn(points_BN3, points_BN3, k))
     return principal_axis(neighbours_BNK3 - points_BN3.unsqueeze(2), sign)
 
@@ -37,14 +38,15 @@ def principal_axis(offsets_K3: Tensor, sign: str = "projection") -> Tensor:
     """The reference axis of offsets (..., K, 3) from a centre: (..., 3), a unit vector."""
     if sign not in SIGNS:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
-    length_K = torch.linalg.vector_norm(offsets_K3, dim=-1)
-    weight_K = length_K.amax(-1, keepdim=True) - length_K
-    weight_K = weight_K / weight_K.sum(-1, keepdim=True)
-    weight_K = torch.where(weight_K.isnan(), 1.0, weight_K)  # all equally far: equal weights
-    covariance = (weight_K.unsqueeze(-1) * offsets_K3).mT @ offsets_K3
-    axis = torch.linalg.eigh(covariance, UPLO="U").eigenvectors[..., 0]
-    axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
-    if sign == "projection":
-        projection = (weight_K * (offsets_K3 @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
-        axis = torch.where(projection < 0, -axis, axis)
+    with torch.autocast(offsets_K3.device.type, enabled=False):  # eigenvectors need the digits
+        length_K = torch.linalg.vector_norm(offsets_K3, dim=-1)
+        weight_K = length_K.amax(-1, keepdim=True) - length_K
+        weight_K = weight_K / weight_K.sum(-1, keepdim=True)
+        weight_K = torch.where(weight_K.isnan(), 1.0, weight_K)  # all equally far: equal weights
+        covariance = (weight_K.unsqueeze(-1) * offsets_K3).mT @ offsets_K3
+        axis = torch.linalg.eigh(covariance, UPLO="U").eigenvectors[..., 0]
+        axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
+        if sign == "projection":
+            projection = (weight_K * (offsets_K3 @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+            axis = torch.where(projection < 0, -axis, axis)
     return axis

@@ -130,13 +130,15 @@ def _knn_tree(queries: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
 
 def _ball_tree(queries: np.ndarray, points: np.ndarray, radius: float, k: int) -> np.ndarray:
     tree = _tree(points)
-    # the tree's ball is closed, ours is open: shrink the radius by one unit in the last place
-    inside = tree.query_ball_point(queries, np.nextafter(radius, 0), return_sorted=True)
+    closed_radius = np.nextafter(radius, 0)  # the tree's ball is closed, ours is open
     index = np.empty((len(queries), k), dtype=np.int64)
-    for row, found in zip(index, inside):
-        row[: len(found)] = found[:k]
-        if len(found) < k:
-            row[len(found) :] = found[0] if found else -1
+    step = max(1, (1 << 20) // len(points))  # a ball may hold the whole cloud
+    for start in range(0, len(queries), step):
+        inside = tree.query_ball_point(queries[start : start + step], closed_radius, return_sorted=True)
+        for row, found in zip(index[start:], inside):
+            row[: len(found)] = found[:k]
+            if len(found) < k:
+                row[len(found) :] = found[0] if found else -1
     empty = index[:, 0] < 0
     if empty.any():
         index[empty] = tree.query(queries[empty], k=1)[1][:, None]

@@ -5,9 +5,10 @@ tangent plane, u_i = unit(d_i - (d_i·n) n), and sorted by the angle from the lo
 
     key_i = s_i (u_i·r) - (1 - s_i),  s_i = sign((u_i × r)·n),  descending from 1 (at r) to -3
 
-Two signs are set by hand: the slot-0 neighbour gets s = +1, and so does r itself, which comes first then. In the
-release the sign of r is that of a rounding error, which changes under rotation; so it is with
-`reference_sign="rounding"`.
+Two signs are set by hand: the slot-0 neighbour gets s = +1, and so does r itself (and whatever lies in its direction),
+which comes first then. In the release the sign of r is that of a rounding error, which changes under rotation; so it is
+with `reference_sign="rounding"`. Neighbours of one angle but different length, as on a straight line, stay in the order
+that rounding gives them.
 
 Properties. A neighbour a, its predecessor b and successor c in that order (cyclic, `step` places away) with normals
 n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coordinates are relative to p:
@@ -110,11 +111,15 @@ def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, reference_sign: str) -> Te
     longest_BS1 = length_BSK.argmax(-1, keepdim=True)
     reference_3BS1 = around_3BSK.gather(-1, longest_BS1.expand(3, *longest_BS1.shape))
     # (u × r)·n = u·(r × n): one cross product per query instead of one per neighbour
-    side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0)).sign_()
+    side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0))
+    turn_BSK = _dot(around_3BSK, reference_3BS1)
+    rounding = 64 * torch.finfo(side_BSK.dtype).eps
+    at_reference_BSK = (side_BSK.abs() < rounding) & (turn_BSK > 0)
+    side_BSK = side_BSK.sign_()
+    if reference_sign == "fixed":  # of the reference, and of its copies and whatever else lies in its direction
+        side_BSK[at_reference_BSK] = 1
     side_BSK[..., 0] = 1
-    if reference_sign == "fixed":
-        side_BSK.scatter_(-1, longest_BS1, 1.0)
-    key_BSK = side_BSK * _dot(around_3BSK, reference_3BS1) - (1 - side_BSK)
+    key_BSK = side_BSK * turn_BSK - (1 - side_BSK)
     return key_BSK.argsort(dim=-1, descending=True, stable=True)
 
 

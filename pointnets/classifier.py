@@ -18,13 +18,18 @@ class PointPreprocessor(BaseDataPreprocessor):
         if len(sizes) != 1:
             raise ValueError(
                 f"the clouds of a batch must have one number of points, got {sorted(sizes)}: "
-                "end the transforms with dict(type='FarthestPoints', num=...) or dict(type='FixedPoints', num=...)"
+                "have the transforms choose them, by dict(type='FarthestPoints', num=...) or 'RandomPoints'"
             )
-        with_normals = all(cloud.get("normal") is not None for cloud in data)
+        with_normals = {cloud.get("normal") is not None for cloud in data}
+        if len(with_normals) != 1:
+            raise ValueError(
+                "some clouds of a batch have normals and some have not: give them those they lack by "
+                "dict(type='EstimateNormals', only_missing=True) among the transforms"
+            )
         return dict(
             points=torch.stack([cloud.pos for cloud in data]).to(self.device, non_blocking=True),
             normals=torch.stack([cloud.normal for cloud in data]).to(self.device, non_blocking=True)
-            if with_normals
+            if True in with_normals
             else None,
             labels=torch.stack([cloud.y for cloud in data]).to(self.device, non_blocking=True),
             identities=[(cloud.cloud, cloud.get("protocol")) for cloud in data],

@@ -49,10 +49,10 @@ class ClassificationMetric(BaseMetric):
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
             log_probs = sample["log_probs"].detach().double().cpu().numpy()
-            if np.isnan(log_probs).any():
+            if not np.isfinite(log_probs).all():
                 raise ValueError(
-                    f"log_probs of cloud {int(sample['cloud'])} are NaN: the network has diverged (a lower learning "
-                    "rate, a warm-up or gradient clipping may help)."
+                    f"log_probs of cloud {int(sample['cloud'])} are NaN or infinite: the network has diverged (a lower "
+                    "learning rate, a warm-up or gradient clipping may help)."
                 )
             row = int(sample["label"]), int(sample["cloud"]), sample.get("protocol") or "", log_probs
             self.results.append(row)

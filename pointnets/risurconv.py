@@ -92,14 +92,14 @@ class SurfaceEmbedding(nn.Module):
         self.norm2 = BatchNorm(channels)
 
     def forward(self, properties: Tensor) -> Tensor:
-        moments = None
-        if self.training:
-            rows = properties.reshape(-1, properties.shape[-1])
-            centre = rows.mean(0)
-            moments = centre, torch.cov(rows.mT, correction=0), len(rows)
-        weight = self.linear1.weight
-        weight, bias = _normalise(self.norm1, weight, weight.new_zeros(len(weight)), moments)
-        weight, bias = _normalise(self.norm2, self.linear2.weight @ weight, self.linear2.weight @ bias, moments)
+        with torch.autocast(properties.device.type, enabled=False):  # statistics need the digits
+            moments = None
+            if self.norm1.training:
+                rows = properties.reshape(-1, properties.shape[-1])
+                moments = rows.mean(0), torch.cov(rows.mT, correction=0), len(rows)
+            weight = self.linear1.weight
+            weight, bias = _normalise(self.norm1, weight, weight.new_zeros(len(weight)), moments)
+            weight, bias = _normalise(self.norm2, self.linear2.weight @ weight, self.linear2.weight @ bias, moments)
         return F.relu(F.linear(properties, weight, bias))
 
 

@@ -56,6 +56,13 @@ def protocol_table(z: dict[str, float], so3: dict[str, float] | None) -> Table:
     return table
 
 
+def outs(args: argparse.Namespace) -> list[Path]:
+    """The files of results: of the checkpoint, and of that of --so3."""
+    if args.out is None:
+        return []
+    return [args.out, args.out.with_stem(f"{args.out.stem}_so3")][: 2 if args.so3 else 1]
+
+
 def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -67,6 +74,10 @@ def prepare(args: argparse.Namespace) -> Config:
         for name in ("dataloader", "cfg", "evaluator"):
             cfg[f"{stage}_{name}"] = None
     cfg.optim_wrapper = cfg.param_scheduler = None
+    evaluator = cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
+    for path in outs(args):  # before hours of testing, not after
+        if path.exists() and not evaluator.get("overwrite"):
+            raise FileExistsError(f"--out: {path} exists. Move it away, or --cfg-options test_evaluator.overwrite=True")
     for path in filter(None, (args.checkpoint, args.so3)):
         if not path.is_file():
             raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")
@@ -81,8 +92,9 @@ def main() -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    metrics = test(cfg, args.checkpoint, args.out)
-    so3 = test(cfg, args.so3, args.out and args.out.with_stem(f"{args.out.stem}_so3")) if args.so3 else None
+    files: list = outs(args) or [None, None]
+    metrics = test(cfg, args.checkpoint, files[0])
+    so3 = test(cfg, args.so3, files[1]) if args.so3 else None
     if is_main_process() and {"z/OA", "SO3/OA"} <= metrics.keys():
         Console().print(protocol_table(metrics, so3))
 

@@ -69,6 +69,11 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / args.config.stem)
+    for name in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
+        if cfg.get(name) is None:
+            raise ValueError(f"{args.config} has no {name}: nothing to train.")
+    if cfg.get("sync_bn"):  # MMEngine's conversion takes axis 1 for the channels; here they are last
+        raise ValueError("sync_bn: the networks of attlas.pointnets normalise in each process; it may only be unset.")
     use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):

@@ -11,3 +11,4 @@ param_scheduler = [
 ]
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=10)
 custom_hooks = [dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.02, gamma=10, update_buffers=True)]
+auto_scale_lr = dict(base_batch_size=16)

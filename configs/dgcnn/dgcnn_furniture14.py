@@ -7,22 +7,10 @@ model = dict(
     label_smoothing=0.1,
     network=dict(type="DGCNNClassifier", num_classes=14),
 )
-train_dataloader = dict(
-    dataset=dict(
-        transforms=[
-            dict(type="SamplePoints", num=512, include_normals=True),
-            dict(type="RandomRotation", group="z", up="y"),
-            dict(type="RandomScale", low=0.75, high=1.25, anisotropic=True),
-            dict(type="UnitSphere"),
-            dict(type="RandomScale", low=0.9, high=1.1),
-        ]
-    )
-)
-test_dataloader = dict(
-    dataset=dict(
-        dataset=dict(transforms=[dict(type="SamplePoints", num=512, include_normals=True), dict(type="UnitSphere")])
-    )
-)
-val_dataloader = dict(
-    dataset=dict(transforms=[dict(type="SamplePoints", num=512, include_normals=True), dict(type="UnitSphere")])
-)
+train_transforms = _base_.train_dataloader.dataset.transforms
+train_transforms[0].num = 512
+train_dataloader = dict(dataset=dict(transforms=train_transforms))
+test_transforms = _base_.val_dataloader.dataset.transforms
+test_transforms[0].num = 512
+val_dataloader = dict(dataset=dict(transforms=test_transforms))
+test_dataloader = dict(dataset=dict(dataset=dict(transforms=test_transforms)))

@@ -7,25 +7,31 @@ import importlib
 _base_ = "risurconv_furniture14.py"
 
 root = "{{$SHAPES:data/shapes}}"
-num_classes = len(importlib.import_module("attlas.pointnets.datasets").ShapeFolder(root, "all").classes)
+shapes = importlib.import_module("attlas.pointnets.datasets").ShapeFolder
+num_classes = len(shapes(root, "all").classes)
+batch_size = min(16, len(shapes(root, "train")))
+del shapes
 
-points = [dict(type="RandomPoints", num=1024), dict(type="EstimateNormals", only_missing=True)]
+normals = dict(type="EstimateNormals", only_missing=True)  # of clouds without, and after every rotation
 train_dataloader = dict(
+    batch_size=batch_size,
     dataset=dict(
         _delete_=True,
         type="ShapeFolder",
         root=root,
         split="train",
         transforms=[
-            *points,
+            dict(type="RandomPoints", num=1024),
             dict(type="RandomRotation", group="SO3"),
             dict(type="RandomScale", low=0.75, high=1.25, anisotropic=True),
             dict(type="UnitSphere"),
             dict(type="RandomScale", low=0.9, high=1.1),
+            normals,
         ],
-    )
+    ),
 )
-test_set = dict(type="ShapeFolder", root=root, split="test", transforms=[*points, dict(type="UnitSphere")])
-val_dataloader = dict(dataset=dict(_delete_=True, **test_set))
-test_dataloader = dict(dataset=dict(dataset=dict(_delete_=True, **test_set)))
+sampling = [dict(type="RandomPoints", num=1024), dict(type="UnitSphere")]
+test_set = dict(type="ShapeFolder", root=root, split="test")
+val_dataloader = dict(dataset=dict(_delete_=True, **test_set, transforms=[*sampling, normals]))
+test_dataloader = dict(dataset=dict(dataset=dict(_delete_=True, **test_set, transforms=sampling), transforms=[normals]))
 model = dict(network=dict(num_classes=num_classes))

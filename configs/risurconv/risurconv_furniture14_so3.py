@@ -1,14 +1,6 @@
 # As risurconv_furniture14.py, but trained under all rotations. The network cannot tell the difference.
 _base_ = "risurconv_furniture14.py"
 
-train_dataloader = dict(
-    dataset=dict(
-        transforms=[
-            dict(type="SamplePoints", num=1024, include_normals=True),
-            dict(type="RandomRotation", group="SO3"),
-            dict(type="RandomScale", low=0.75, high=1.25, anisotropic=True),
-            dict(type="UnitSphere"),
-            dict(type="RandomScale", low=0.9, high=1.1),
-        ]
-    )
-)
+transforms = _base_.train_dataloader.dataset.transforms
+transforms[1].group = "SO3"
+train_dataloader = dict(dataset=dict(transforms=transforms))

@@ -69,7 +69,8 @@ def test_duplicates(dtype):
 @pytest.mark.parametrize(
     ("points", "count", "message"),
     [
-        (torch.zeros(1, 0, 3), 1, "points holds clouds without points"),
+        (torch.zeros(0, 4, 3), 1, "points must hold clouds, and these points"),
+        (torch.zeros(1, 0, 3), 1, "points must hold clouds, and these points"),
         (torch.zeros(1, 4, 3), 5, r"num_samples must lie in 1..4 \(the number of points\), got 5"),
         (torch.zeros(4, 3), 2, r"shape \(B, N, 3\), got \(4, 3\)"),
         (torch.full((1, 4, 3), torch.nan), 2, "4 points hold NaN or infinity, the first is point 0 of cloud 0"),
@@ -86,5 +87,5 @@ def test_bad_types():
         farthest_point_sample(torch.zeros(1, 4, 3, dtype=torch.int64), 2)
     with pytest.raises(TypeError, match=r"tensor of shape \(B, N, 3\), got list"):
         farthest_point_sample([[0, 0, 0]], 1)
-    with pytest.raises(ValueError, match=r"start must lie in 0..3, got 4"):
+    with pytest.raises(ValueError, match=r"start must lie in 0..3 \(the number of the last point\), got 4"):
         farthest_point_sample(torch.zeros(1, 4, 3), 2, start=4)

@@ -20,5 +20,7 @@ def test_bad_arguments():
     features, index = torch.zeros(2, 9, 3), torch.zeros(2, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="with the same B"):
         gather_neighbors(features[:1], index)
+    with pytest.raises(IndexError, match=r"index must lie in 0..8, got values from 0 to 9"):
+        gather_neighbors(features, index + torch.tensor([[9], [0]]))
     with pytest.raises(TypeError, match=r"index must be int64, got torch.int32"):
         gather_neighbors(features, index.int())

@@ -37,7 +37,9 @@ def test_degenerate_clouds_give_unit_vectors():
 
 def test_bad_arguments():
     points, _ = random_cloud(1, 10)
-    with pytest.raises(ValueError, match=r"k must lie in 1..10 \(the number of points\), got 32"):
+    with pytest.raises(ValueError, match=r"k must lie in 5..10 \(the number of points\), got 32"):
         local_reference_axis(points)
+    with pytest.raises(ValueError, match=r"k must lie in 5..10 .* got 4"):
+        local_reference_axis(points, 4)
     with pytest.raises(ValueError, match="sign must be one of"):
         principal_axis(points, sign="up")

@@ -76,3 +76,11 @@ def test_bad_input():
         PointNet2Classifier(4, use_normals=True)(points)
     with pytest.raises(ValueError, match="points must be finite"):
         DGCNNClassifier(4)(points * torch.nan)
+
+
+@pytest.mark.parametrize("network", [PointNet2Classifier(4), DGCNNClassifier(4, k=8)])
+def test_mixed_precision(network):
+    points = F.normalize(random_cloud(2, 520, dtype=torch.float32)[0], dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(points).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())

@@ -113,7 +113,7 @@ def test_the_table_goes_to_the_log(capsys):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match="log_probs of cloud 5 are NaN: the network has diverged"):
+    with pytest.raises(ValueError, match="log_probs of cloud 5 are NaN or infinite: the network has diverged"):
         evaluate([sample([0.5, float("nan"), 0.1], 0, 5)])
     with pytest.raises(ValueError, match="the network gives 2 log-probabilities; the data set has 3 classes"):
         evaluate([sample([0.5, 0.5], 0, 0)])

@@ -159,6 +159,23 @@ def test_translation_changes_nothing_after_centring():
     torch.testing.assert_close(network(moved - moved.mean(1, keepdim=True), normals), expected, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["normals given", "normals computed"])
+def test_duplicated_points_keep_the_invariance(given):
+    """Samplers repeat points of small clouds, and the released augmentation replaces dropped points by the first."""
+    network = small()
+    points, normals = random_cloud(3, 80)
+    doubled = points.repeat(1, 2, 1), normals.repeat(1, 2, 1)
+    dropped = points.clone(), normals.clone()
+    for tensor in dropped:
+        tensor[:, 70:] = tensor[:, :1]
+    for points, normals in (doubled, dropped):
+        expected = network(points, normals if given else None)
+        for seed in range(4):
+            turn = random_rotation(seed)
+            turned = network(points @ turn, normals @ turn if given else None)
+            torch.testing.assert_close(turned, expected, atol=1e-9, rtol=0)
+
+
 def test_released_signs_break_invariance():
     points, normals = random_cloud(6, 150)
     turn = random_rotation(0)
@@ -220,6 +237,31 @@ def test_every_parameter_has_a_gradient():
         # one query) has weight 1 whatever query and key are.
         if not name.endswith("bias") and not re.search(r"self_attn|group_all\.\w+_attention\.(q|k)\.", name):
             assert parameter.grad.abs().max() > 0, name
+
+
+def test_mixed_precision():
+    """bf16 features, float32 geometry; on a CPU, where autocast does what it does on a GPU."""
+    torch.manual_seed(0)
+    network = small().float().train()
+    points, normals = random_cloud(4, 100, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(network(points, normals), torch.arange(4))
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+    network.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = network(points, normals)
+    close(halved.float(), network(points, normals), 0.05)
+
+
+def test_frozen_norms_stay_frozen():
+    network = small().train()
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.eval()
+    network(*random_cloud(4, 100, seed=9))
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
 
 
 def test_network_gradient_by_differences():

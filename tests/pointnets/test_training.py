@@ -64,3 +64,17 @@ def test_first_loss_is_the_same_under_z_and_so3():
         torch.manual_seed(1)  # of the dropout
         losses.append(model(**model.data_preprocessor(turned, True), mode="loss")["loss"].item())
     assert max(losses) - min(losses) < 1e-9
+
+
+def test_batches_say_what_is_wrong_with_them():
+    from torch_geometric.data import Data
+
+    from attlas.pointnets.classifier import PointPreprocessor
+
+    def cloud(size, **more):
+        return Data(pos=torch.zeros(size, 3), y=torch.tensor(0), cloud=0, **more)
+
+    with pytest.raises(ValueError, match=r"one number of points, got \[5, 6\].*RandomPoints"):
+        PointPreprocessor()([cloud(5), cloud(6)])
+    with pytest.raises(ValueError, match=r"some have not.*EstimateNormals"):
+        PointPreprocessor()([cloud(5), cloud(5, normal=torch.ones(5, 3))])
