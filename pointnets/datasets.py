@@ -44,12 +44,15 @@ def draw(transform: Callable[[Data], Data], data: Data, *key: int) -> Data:
 
 
 class PointClouds(Dataset):
-    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and `load(item) -> Shape`.
+    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and `load(item) -> Shape`, which
+    every data set brings.
 
     Args:
         transforms: configs or callables, applied in order at each draw.
         seed: chooses another series of draws (>= 0).
     """
+
+    load: Callable[[int], Shape]
 
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
         self.split, self.classes = split, tuple(classes)
@@ -60,9 +63,6 @@ class PointClouds(Dataset):
         if not self.names:
             raise ValueError(f"{type(self).__name__}: split {split!r} holds no shape.")
         super().__init__(transform=build_transforms(transforms))
-
-    def load(self, item: int) -> Shape:
-        raise NotImplementedError
 
     @property
     def metainfo(self) -> dict:

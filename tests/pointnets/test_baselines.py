@@ -46,14 +46,15 @@ def test_parameter_counts(network, parameters):
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
-@pytest.mark.parametrize("network", [PointNet2Classifier(4, dropout=0.0), DGCNNClassifier(4, k=8, dropout=0.0)])
-def test_learns_and_is_not_rotation_invariant(network):
-    points = random_cloud(6, 520, dtype=torch.float32)[0] * torch.tensor([1.0, 0.3, 0.1])
+@pytest.mark.parametrize("build", [PointNet2Classifier, lambda *a, **k: DGCNNClassifier(*a, k=8, **k)])
+def test_learns_and_is_not_rotation_invariant(build):
+    network = build(4, dropout=0.0)
+    points = random_cloud(4, 520, dtype=torch.float32)[0] * torch.tensor([1.0, 0.3, 0.1])
     points = points / torch.linalg.vector_norm(points, dim=-1).amax(1)[:, None, None]
-    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    labels = torch.tensor([0, 1, 2, 3])
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(6):
         loss = F.cross_entropy(network(points), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -61,9 +62,8 @@ def test_learns_and_is_not_rotation_invariant(network):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    network.eval()
-    turn = random_rotation(1).float()
-    assert (network(points @ turn) - network(points)).abs().max() > 1e-2
+    with torch.no_grad():  # normalised by the batch: the running statistics of six steps would hide most differences
+        assert (network(points @ random_rotation(1).float()) - network(points)).abs().max() > 1e-2
 
 
 def test_bad_input():
