@@ -44,8 +44,8 @@ def draw(transform: Callable[[Data], Data], data: Data, *key: int) -> Data:
 
 
 class PointClouds(Dataset):
-    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and `load(item) -> Shape`, which
-    every data set brings.
+    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and the `load(item) -> Shape`
+    that every data set brings.
 
     Args:
         transforms: configs or callables, applied in order at each draw.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # Floor: the floors that it may import, and the distributions that it adds to theirs ("attlas" is the package root).
 FLOORS = {
-    "kernels": (set(), {"torch", "numpy", "scipy", "triton", "fpsample", "torch_quickfps"}),
+    "kernels": (set(), {"torch", "numpy", "scipy", "triton", "torch_quickfps"}),
     "attlas": (set(), {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard"}),
     "backbones": ({"kernels", "attlas"}, set()),
     "pointnets": (
