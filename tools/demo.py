@@ -26,7 +26,7 @@ from attlas.pointnets.metrics import class_accuracy, rotation_effect
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"RISurConv": "risurconv", "PointNet++": "pointnet2", "DGCNN": "dgcnn"}
-SHOWN = 27  # a deck chair of the test set
+SHOWN = 22  # a chair of the test set
 console = Console()
 
 
