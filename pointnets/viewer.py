@@ -161,7 +161,7 @@ def check_out(out: str | Path, overwrite: bool) -> Path:
 
 def save(canvas: Figure, out: Path) -> None:
     with replacing(out) as temporary:
-        canvas.savefig(temporary, dpi=150)
+        canvas.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
 
 
 def _picture(axes: Axes, picture: np.ndarray, title: str = "") -> None:

@@ -187,7 +187,7 @@ def test_figure(chair, network, results, tmp_path):
     out = tmp_path / "figure.png"
     viewer.figure(chair, {"ours": network}, {"ours": results}, out, views=2, size=48)
     height, width, _ = content(out).shape
-    assert width == 1800
+    assert 1600 <= width <= 1800  # what is left of 12 inches without the margin
     assert height > 900
     with pytest.raises(FileExistsError, match=r"figure\.png exists; move it away, or say --overwrite"):
         viewer.figure(chair, {"ours": network}, {"ours": results}, out)
