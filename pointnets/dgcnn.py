@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import gather_neighbors, knn
-from ..kernels.checks import check_points
 from ..registry import MODELS
-from .layers import BatchNorm, Head
+from .layers import BatchNorm, Head, check_input
 
 
 def _leaky_relu(x: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ class DGCNNClassifier(nn.Module):
 
     def forward_features(self, points: Tensor, normals: Tensor | None = None) -> Tensor:
         """The pooled feature (B, 2 x embedding): maximum and mean over the points."""
-        check_points(points)
+        check_input(points, self)
         features, outputs, index = points, [], knn(points, points, self.k)
         for layer in self.layers:
             if outputs:

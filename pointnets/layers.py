@@ -3,6 +3,19 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.checks import check_points
+
+
+def check_input(points: Tensor, network: nn.Module) -> None:
+    """Raise unless `points` is a finite (B, N, 3) tensor of the dtype of the network's weights."""
+    check_points(points)
+    weights = next(network.parameters()).dtype
+    if points.dtype != weights:
+        raise TypeError(
+            f"points are {points.dtype}, but the weights of this {type(network).__name__} are {weights}: "
+            "points.to(dtype) or network.to(dtype) makes them agree"
+        )
+
 
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation of the last axis of a tensor of any rank."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import ball_query, farthest_point_sample, gather_neighbors
 from ..registry import MODELS
-from .layers import BatchNorm, Head
+from .layers import BatchNorm, Head, check_input
 
 
 class SetAbstraction(nn.Module):
@@ -75,6 +75,7 @@ class PointNet2Classifier(nn.Module):
 
     def forward_features(self, points: Tensor, normals: Tensor | None = None) -> Tensor:
         """The pooled feature (B, 1024)."""
+        check_input(points, self)
         if self.use_normals and normals is None:
             raise ValueError("normals are needed by a PointNet2Classifier(use_normals=True), got None")
         features = normals if self.use_normals else None

@@ -37,10 +37,10 @@ from ..kernels import (
     surface_attention,
     surface_properties,
 )
-from ..kernels.checks import check_normals, check_points
+from ..kernels.checks import check_normals
 from ..kernels.surface_properties import ordered_properties
 from ..registry import MODELS
-from .layers import BatchNorm, Head
+from .layers import BatchNorm, Head, check_input
 
 # The authors' names -> ours. `encoder_layer` is a copy that the release registers and never uses.
 CHECKPOINT_RULES = [
@@ -249,7 +249,7 @@ class Pyramid(nn.Module):
 
     def encode(self, points: Tensor, normals: Tensor | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
         """(points (B, S, 3), normals (B, S, 3), features (B, S, C)) of the input (without features) and every layer."""
-        check_points(points)
+        check_input(points, self)
         if points.shape[1] < self.num_points[0]:
             raise ValueError(
                 f"points must hold at least {self.num_points[0]} points a cloud (num_points of the network), "

@@ -9,8 +9,11 @@ _base_ = "risurconv_furniture14.py"
 root = "{{$SHAPES:data/shapes}}"
 shapes = importlib.import_module("attlas.pointnets.datasets").ShapeFolder
 num_classes = len(shapes(root, "all").classes)
-batch_size = min(16, len(shapes(root, "train")))
+count = len(shapes(root, "train"))
 del shapes
+
+batch_size = min(16, count)
+epochs = max(40, 700 // (count // batch_size))  # a small folder needs as many iterations as the furniture, not epochs
 
 normals = dict(type="EstimateNormals", only_missing=True)  # of clouds without, and after every rotation
 train_dataloader = dict(
@@ -35,3 +38,16 @@ test_set = dict(type="ShapeFolder", root=root, split="test")
 val_dataloader = dict(dataset=dict(_delete_=True, **test_set, transforms=[*sampling, normals]))
 test_dataloader = dict(dataset=dict(dataset=dict(_delete_=True, **test_set, transforms=sampling), transforms=[normals]))
 model = dict(network=dict(num_classes=num_classes))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.1, begin=0, end=epochs // 8, convert_to_iter_based=True),
+    dict(
+        type="CosineAnnealingLR",
+        begin=epochs // 8,
+        end=epochs,
+        T_max=epochs - epochs // 8,
+        eta_min=1e-5,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs // 4)
+default_hooks = dict(checkpoint=dict(interval=epochs // 4))

@@ -76,6 +76,9 @@ def test_bad_input():
         PointNet2Classifier(4, use_normals=True)(points)
     with pytest.raises(ValueError, match="points must be finite"):
         DGCNNClassifier(4)(points * torch.nan)
+    for network in (DGCNNClassifier(4), PointNet2Classifier(4)):
+        with pytest.raises(TypeError, match=r"points are torch.float64, but the weights of this \w+ are torch.float32"):
+            network(points.double())
 
 
 @pytest.mark.parametrize("network", [PointNet2Classifier(4), DGCNNClassifier(4, k=8)])

@@ -320,6 +320,8 @@ def test_bad_clouds():
         network(points, normals[:, :-1])
     with pytest.raises(ValueError, match=r"points must have shape \(B, N, 3\), got \(2, 100, 6\)"):
         network(torch.cat([points, normals], -1))
+    with pytest.raises(TypeError, match=r"points are torch.float32, but the weights .* are torch.float64"):
+        network(points.float(), normals.float())
     with pytest.raises(TypeError, match="points must be float32 or float64"):
         network(points.half(), normals.half())
     with pytest.raises(ValueError, match=r"k must lie in 1..64 \(the number of points\), got 65"):
