@@ -1,4 +1,4 @@
-# RISurConv as released, on the chairs of FG3D: published class accuracy 78.5 (the order of the three is an inference).
+# RISurConv as released, on the chairs of FG3D: published class accuracy 78.5 (the order of the three is inferred).
 _base_ = "risurconv_modelnet40.py"
 
 root = "data/FG3D"
