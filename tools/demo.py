@@ -26,7 +26,7 @@ from attlas.pointnets.metrics import class_accuracy, rotation_effect
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"RISurConv": "risurconv", "PointNet++": "pointnet2", "DGCNN": "dgcnn"}
-SHOWN = 22  # a chair of the test set
+SHOWN = 22  # a chair of the test set, chosen as one that all three get right while it stands upright
 console = Console()
 
 
@@ -87,6 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.work_dir.resolve()
     began = time.perf_counter()
+    fresh = latest_checkpoint(folder) is None
     run(ROOT / "tools/train.py", config("risurconv"), "--work-dir", folder, "--resume", "auto")
     trained = time.perf_counter() - began
 
@@ -117,11 +118,13 @@ def main() -> None:
 
     draw_picture(folder)
     effect, table_text = rows[0]["effect"], "\n".join(markdown)
+    training = f"in {trained / 60:.1f} minutes" if fresh else "in an earlier run, wholly or in part"
     report = f"""# Furniture, turned
 
-RISurConv was trained on 286 furniture models, in {trained / 60:.1f} minutes if this run did all of it,
-and tested on 122 others, each turned five times. Overall accuracy, and class accuracy in brackets, in
-percent; trained/tested under rotations about the up axis (z), or under all rotations (SO3, Haar-uniform).
+RISurConv was trained on 286 furniture models, {training}, and tested on 122 others, each
+turned five times. Overall accuracy, and class accuracy in brackets, in percent; trained/tested under
+rotations about the up axis (z), or under all rotations (SO3, Haar-uniform). RISurConv gets normals and 40
+epochs, the others points alone and 30; DGCNN gets 512 points, the others 1,024.
 
 {table_text}
 
@@ -136,7 +139,7 @@ changed their class. This is float32; what changes is how near ties between poin
     console.print()
     console.print(table)
     console.print(f"Picture: {folder / 'demo.png'}\nReport: {folder / 'report.md'}")
-    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes, of which training {trained / 60:.1f}.")
+    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes; RISurConv was trained {training}.")
 
 
 if __name__ == "__main__":
