@@ -343,7 +343,8 @@ def thin_out(model: Model, max_pieces: int) -> Model:
     small = np.flatnonzero(radius < 0.03 * np.linalg.norm(np.ptp(model.vertices, axis=0)))
     chosen = np.random.default_rng(0).permutation(small)[:max_pieces]
     scale = np.ones(count)
-    scale[chosen] = np.sqrt(area[small].sum() / area[chosen].sum())
+    if len(chosen):  # a model without small pieces keeps what it has
+        scale[chosen] = np.sqrt(area[small].sum() / area[chosen].sum())
     vertices = centre[piece] + scale[piece, None] * offset
     kept = ~np.isin(piece[faces[:, 0]], np.setdiff1d(small, chosen))
     return compact(Model(vertices, faces[kept], model.colors[kept]))
