@@ -13,11 +13,11 @@ for floor in FLOORS:
         packages.append(f"attlas.{package}")
         package_dir[f"attlas.{package}"] = package.replace(".", "/")
 
-KERNELS = ["torch>=2.8", "numpy>=1.26", "scipy>=1.11", "torch-quickfps>=2.1"]
+KERNELS = ["torch>=2.8", "numpy>=1.26", "numba>=0.61"]
 # MMEngine imports cv2 and does not declare it
 MMENGINE = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.8"]
 BACKBONES = [*MMENGINE, "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
-POINTNETS = ["torch-geometric>=2.6", "trimesh>=4.5", "open3d-cpu>=0.19", "h5py>=3.10", "matplotlib>=3.8"]
+POINTNETS = ["torch-geometric>=2.6", "trimesh>=4.5", "open3d-cpu>=0.19", "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4"]
 
 setup(
@@ -38,6 +38,9 @@ setup(
         "pointnets": BACKBONES + POINTNETS,
         "dense": BACKBONES + DENSE,
         "all": BACKBONES + POINTNETS + DENSE,
-        "dev": ["pytest>=8", "ruff", "mypy", "setuptools>=77"],
+        # who tools/benchmark.py measures against; torch-cluster besides, which builds without isolation only
+        "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],
+        # triton: for its interpreter; PyTorch's builds for GPUs bring it along
+        "dev": ["pytest>=8", "ruff", "mypy", "setuptools>=77", "triton>=3.4; sys_platform == 'linux'"],
     },
 )

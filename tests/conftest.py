@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton
+
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,168 @@
+"""Which of an operator's implementations runs, and the two just-in-time compilers that serve them.
+
+Every operator is one `torch.library` operator, so that `torch.compile` and `torch.export` see one node. Inside it,
+`pick` looks at the device of its tensors: Triton on a CUDA device, loops compiled by Numba (or a library) on a CPU, the
+PyTorch reference elsewhere. The environment variable ATTLAS_KERNELS overrides this: "reference" runs the reference
+everywhere, "triton" the Triton kernels everywhere (on a CPU only in Triton's interpreter: TRITON_INTERPRET=1 before the
+import); "auto" is the default.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import numba
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # there is no Triton for this platform, or no GPU that would need it
+
+    class tl:  # type: ignore[no-redef]
+        """What the signatures of kernels name."""
+
+        constexpr = None
+
+    class triton:  # type: ignore[no-redef]
+        """Leaves kernels as the plain functions they are; `pick` never launches them then."""
+
+        @staticmethod
+        def jit(function=None, **options):
+            return function if function is not None else lambda kernel: kernel
+
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+MODES = ("auto", "reference", "triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pick(tensor: Tensor, *, reference: Callable, triton: Callable, cpu: Callable | None = None) -> Callable:
+    """The implementation for the device of `tensor`; without a `cpu` one the reference serves CPUs too.
+
+    It runs without autocast, whose dtypes are chosen before the operator, not inside.
+    """
+    chosen = _choose(tensor, reference, triton, cpu)
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False)(chosen) if torch.is_autocast_enabled(device) else chosen
+
+
+def _choose(tensor: Tensor, reference: Callable, triton: Callable, cpu: Callable | None) -> Callable:
+    mode = os.environ.get("ATTLAS_KERNELS", "auto")
+    if mode not in MODES:
+        raise ValueError(f"ATTLAS_KERNELS must be one of {MODES}, got {mode!r}")
+    on_gpu, on_cpu = tensor.device.type == "cuda", tensor.device.type == "cpu"
+    if mode == "triton":
+        if not HAS_TRITON:
+            raise RuntimeError("ATTLAS_KERNELS=triton, but triton is not installed: pip install triton")
+        if not (on_gpu or (on_cpu and INTERPRETED)):
+            raise RuntimeError(
+                f"ATTLAS_KERNELS=triton, but tensors on {tensor.device} need Triton's interpreter: "
+                "set TRITON_INTERPRET=1 before the first import, or move the tensors to a CUDA device"
+            )
+        return triton
+    if mode == "auto" and on_gpu and HAS_TRITON:
+        return triton
+    if mode == "auto" and on_cpu and cpu is not None:
+        return cpu
+    return reference
+
+
+def autotune(configs: list[dict], key: list[str]):
+    """`triton.autotune` over a few configs, {"BLOCK_S": 64, "num_warps": 4, ...} each, remembered on disk by `key`.
+
+    The interpreter, which has nothing to time, takes the first: put the safest there.
+    """
+
+    def decorate(kernel):
+        if not HAS_TRITON:
+            return kernel
+        options = ("num_warps", "num_stages")
+        built = [
+            triton.Config(
+                {name: value for name, value in config.items() if name not in options},
+                **{name: config[name] for name in options if name in config},
+            )
+            for config in (configs[:1] if INTERPRETED else configs)
+        ]
+        return triton.autotune(built, key=key, cache_results=not INTERPRETED)(kernel)
+
+    return decorate
+
+
+def compiled(function: Callable | None = None, **options):
+    """Compile a function of NumPy arrays to machine code on its first call (Numba), without the GIL.
+
+    The code is kept on disk beside the module, or in the user's cache folder. `options` are those of `numba.njit`.
+    """
+    if function is None:
+        return functools.partial(compiled, **options)
+    options = {"nogil": True, "error_model": "numpy", **options}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written: compile in every process
+        return numba.njit(**options)(function)
+
+
+# Seconds of work before others are called for help: so long PyTorch's threads go on waiting for its next operator,
+# spinning, and whoever comes gets no core.
+ALONE = 3e-3
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def each(function: Callable, items: Iterable) -> list:
+    """[function(item) for item in items] on as many threads as PyTorch uses.
+
+    `function` may run compiled loops and PyTorch's operators, which take one thread each meanwhile: a cloud per core
+    keeps its data in that core's cache, and nobody waits for others after every operator. For the bodies of operators:
+    no gradient is recorded.
+    """
+    global _pool
+    items = list(items)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) < 2:
+        return [function(item) for item in items]
+    if _pool is None or _pool[0] != threads:
+        one_thread = functools.partial(torch.set_num_threads, 1)
+        _pool = threads, ThreadPoolExecutor(threads - 1, thread_name_prefix="attlas", initializer=one_thread)
+    results = [None] * len(items)
+    numbers = iter(range(len(items)))  # who is done takes the next: one start per thread, not per item
+    # threads do not inherit the mode, in which alone its tensors may be written to
+    mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
+    def work() -> None:
+        with mode():
+            for i in numbers:
+                results[i] = function(items[i])
+
+    others: list[Future] = []
+    try:
+        torch.set_num_threads(1)  # this thread's, and that of the library of matrix products, which has one for all
+        began = time.perf_counter()
+        for i in numbers:
+            results[i] = function(items[i])
+            if not others and time.perf_counter() - began > ALONE:
+                others += [_pool[1].submit(work) for _ in range(min(threads, len(items)) - 1)]
+    finally:
+        try:
+            wait(others)
+        finally:
+            torch.set_num_threads(threads)
+    for other in others:
+        other.result()  # raises what it raised
+    return results
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+# a forked process (a data loader's worker) inherits the pool but none of its threads
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
