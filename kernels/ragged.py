@@ -1,0 +1,256 @@
+"""Sampling and neighbour search on clouds of different sizes in one tensor, as in PyTorch Geometric and torch-cluster.
+
+    x (N, D) are the points of all clouds, batch (N,) the number of every point's cloud, ascending; None is one cloud
+    fps                            -> indices of the sampled points
+    knn, radius                    -> (2, E): row 0 holds places in y (queries), row 1 places in x (their neighbours)
+    knn_graph, radius_graph        -> (2, E) edges among the points of x
+
+The five functions take the arguments of their namesakes in the same order, and return the same in the same layout.
+Where the originals leave open which of several points they take, these take those of lowest index, and neighbours in a
+radius come in order of index. Clouds without points contribute nothing.
+
+Clouds are padded to the size of the largest and go through the operators of this folder.
+
+Source: Fey and Lenssen, "Fast graph representation learning with PyTorch Geometric", arXiv 1903.02428.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_count
+from .farthest_point_sample import farthest_point_sample
+from .neighbors import ball_query
+from .neighbors import knn as knn_of_clouds
+
+
+def fps(
+    x: Tensor,
+    batch: Tensor | None = None,
+    ratio: float | Tensor = 0.5,
+    random_start: bool = True,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Farthest point sampling: ceil(ratio n) of the n points of every cloud.
+
+    Args:
+        x: (N, D) or (N,) float32 or float64, D up to 3.
+        batch: (N,) int64, ascending.
+        ratio: in (0, 1]; a tensor may hold one for every cloud.
+        random_start: begin with a random point of every cloud, not with its first.
+        batch_size: the number of clouds, if it is not that of the last point plus one.
+
+    Returns:
+        (S,) int64 places in `x`, cloud after cloud, in the order in which they were taken.
+    """
+    x = _as_rows(x, "x")
+    if x.shape[1] > 3:
+        raise ValueError(f"x must have at most 3 dimensions, got shape {tuple(x.shape)}")
+    sizes_B = _sizes(batch, x, "batch", batch_size)
+    ratio_B = torch.as_tensor(ratio, device=x.device)
+    if ratio_B.shape not in ((), (1,), (len(sizes_B),)) or not ((ratio_B > 0) & (ratio_B <= 1)).all():
+        raise ValueError(f"ratio must lie in (0, 1], one or one for each of {len(sizes_B)} clouds, got {ratio!r}")
+    # in float32, as the original: there 0.1 of 30 points are 3, not a little more
+    samples_B = (sizes_B.float() * ratio_B).ceil().long()
+    points_BN3, place_BN, present = _pad(F.pad(x, (0, 3 - x.shape[1])), sizes_B, sizes_B > 0)
+    if not len(present):
+        return place_BN.flatten()
+    sizes_B, samples_B = sizes_B[present], samples_B[present]
+    start = "random" if random_start else 0
+    index_BS = farthest_point_sample(points_BN3, int(samples_B.max()), start, lengths=sizes_B)
+    return place_BN.gather(1, index_BS)[_below(samples_B, index_BS.shape[1])]
+
+
+def knn(
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    batch_x: Tensor | None = None,
+    batch_y: Tensor | None = None,
+    cosine: bool = False,
+    num_workers: int = 1,
+    batch_size: int | None = None,
+) -> Tensor:
+    """For every point of `y` the `k` nearest points of `x` in the same cloud, or all of a smaller cloud.
+
+    Args:
+        x: (N, D) or (N,) float32 or float64, the points.
+        y: (M, D) or (M,), the queries.
+        k: at least 1.
+        batch_x, batch_y: (N,) and (M,) int64, ascending.
+        cosine: order by the angle between vectors.
+        num_workers: no matter; threads are as many as PyTorch uses.
+        batch_size: the number of clouds, if it is not that of the last point plus one.
+
+    Returns:
+        (2, E) int64: places in `y`, ascending, over places in `x`, nearest first.
+    """
+    x, y = _as_rows(x, "x"), _as_rows(y, "y")
+    check_count(k, "k", 1 << 20, "neighbours that fit")
+    if cosine:  # among unit vectors the nearest are those of the smallest angle
+        x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
+
+    def nearest(points_BND, queries_BSD, sizes_B):
+        index_BSK = knn_of_clouds(queries_BSD, points_BND, min(k, points_BND.shape[1]), sizes_B)
+        return index_BSK, _below(sizes_B, index_BSK.shape[2]).unsqueeze(1)
+
+    return _neighbours(nearest, x, y, batch_x, batch_y, batch_size)
+
+
+def radius(
+    x: Tensor,
+    y: Tensor,
+    r: float,
+    batch_x: Tensor | None = None,
+    batch_y: Tensor | None = None,
+    max_num_neighbors: int = 32,
+    num_workers: int = 1,
+    batch_size: int | None = None,
+) -> Tensor:
+    """For every point of `y` the points of `x` in the same cloud that are closer than `r`.
+
+    Args:
+        x: (N, D) or (N,) float32 or float64, the points, D up to 3.
+        y: (M, D) or (M,), the queries.
+        r: the distance, which itself is not included.
+        batch_x, batch_y: (N,) and (M,) int64, ascending.
+        max_num_neighbors: of more points inside, so many of the lowest index are taken.
+        num_workers: no matter; threads are as many as PyTorch uses.
+        batch_size: the number of clouds, if it is not that of the last point plus one.
+
+    Returns:
+        (2, E) int64: places in `y`, ascending, over places in `x`, ascending for a query.
+    """
+    x, y = _as_rows(x, "x"), _as_rows(y, "y")
+
+    def inside(points_BND, queries_BSD, sizes_B):
+        k = min(max_num_neighbors, points_BND.shape[1])
+        index_BSK = ball_query(queries_BSD, points_BND, r, k, sizes_B)
+        # lists ascend up to where they repeat their first entry; that itself is outside if nothing is inside
+        new_BSK = index_BSK > F.pad(index_BSK, (1, 0), value=-1)[..., :-1]
+        first_BSD = points_BND.gather(1, index_BSK[..., :1].expand_as(queries_BSD))
+        distance_BS = points_BND.new_zeros(())
+        for point_BS, query_BS in zip(first_BSD.unbind(-1), queries_BSD.unbind(-1)):
+            distance_BS = (point_BS - query_BS).square() + distance_BS
+        return index_BSK, new_BSK & (distance_BS < r * r).unsqueeze(-1)
+
+    return _neighbours(inside, x, y, batch_x, batch_y, batch_size)
+
+
+def knn_graph(
+    x: Tensor,
+    k: int,
+    batch: Tensor | None = None,
+    loop: bool = False,
+    flow: str = "source_to_target",
+    cosine: bool = False,
+    num_workers: int = 1,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Edges between every point and its `k` nearest of the same cloud.
+
+    Args:
+        x, k, batch, cosine, num_workers, batch_size: as for `knn`.
+        loop: whether a point is its own neighbour. If not, each gets one more neighbour, and itself is left out.
+        flow: "source_to_target" puts the neighbours into row 0, "target_to_source" into row 1.
+
+    Returns:
+        (2, E) int64, grouped by point, nearest first.
+    """
+    found = knn(x, x, k + (not loop), batch, batch, cosine, num_workers, batch_size)
+    return _edges(found, loop, flow)
+
+
+def radius_graph(
+    x: Tensor,
+    r: float,
+    batch: Tensor | None = None,
+    loop: bool = False,
+    max_num_neighbors: int = 32,
+    flow: str = "source_to_target",
+    num_workers: int = 1,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Edges between every point and the points of the same cloud that are closer than `r`.
+
+    Args:
+        x, r, batch, max_num_neighbors, num_workers, batch_size: as for `radius`.
+        loop: whether a point is its own neighbour. If not, one more is looked for, and the point left out; a point
+            with so many neighbours before it keeps that one more.
+        flow: "source_to_target" puts the neighbours into row 0, "target_to_source" into row 1.
+
+    Returns:
+        (2, E) int64, grouped by point.
+    """
+    found = radius(x, x, r, batch, batch, max_num_neighbors + (not loop), num_workers, batch_size)
+    return _edges(found, loop, flow)
+
+
+def _edges(found_2E: Tensor, loop: bool, flow: str) -> Tensor:
+    if flow not in ("source_to_target", "target_to_source"):
+        raise ValueError(f'flow must be "source_to_target" or "target_to_source", got {flow!r}')
+    if not loop:
+        found_2E = found_2E[:, found_2E[0] != found_2E[1]]
+    return found_2E.flip(0) if flow == "source_to_target" else found_2E
+
+
+def _neighbours(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int | None) -> Tensor:
+    """(2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), which of them count."""
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"x and y must have the same dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
+    sizes_B = _sizes(batch_x, x, "batch_x", batch_size)
+    queries_B = _sizes(batch_y, y, "batch_y", batch_size)
+    clouds = max(len(sizes_B), len(queries_B))
+    sizes_B, queries_B = F.pad(sizes_B, (0, clouds - len(sizes_B))), F.pad(queries_B, (0, clouds - len(queries_B)))
+    both = (sizes_B > 0) & (queries_B > 0)
+    points_BND, place_BN, present = _pad(x, sizes_B, both)
+    if not len(present):
+        return place_BN.new_empty(2, 0)
+    same = x is y and batch_x is batch_y
+    queries_BSD, query_place_BS, _ = (points_BND, place_BN, present) if same else _pad(y, queries_B, both)
+    index_BSK, counts_BSK = search(points_BND, queries_BSD, sizes_B[present])
+    counts_BSK = counts_BSK & _below(queries_B[present], queries_BSD.shape[1]).unsqueeze(2)
+    neighbour_BSK = place_BN.gather(1, index_BSK.flatten(1)).view_as(index_BSK)
+    return torch.stack([query_place_BS.unsqueeze(2).expand_as(index_BSK)[counts_BSK], neighbour_BSK[counts_BSK]])
+
+
+def _as_rows(x: Tensor, name: str) -> Tensor:
+    if not isinstance(x, Tensor) or x.ndim not in (1, 2):
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must have shape (N, D) or (N,), got {got}")
+    return x.detach().view(-1, 1) if x.ndim == 1 else x.detach()
+
+
+def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -> Tensor:
+    """How many points every cloud has (B,)."""
+    if batch is None:
+        batch = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if batch.dtype != torch.int64 or batch.shape != x.shape[:1] or batch.device != x.device:
+        raise ValueError(
+            f"{name} must be an int64 tensor of shape ({len(x)},), a number for each point, on {x.device}, "
+            f"got {batch.dtype} {tuple(batch.shape)} on {batch.device}"
+        )
+    if (batch[1:] < batch[:-1]).any() or (batch[:1] < 0).any():
+        raise ValueError(
+            f"{name} must ascend from 0 or more, so that the points of a cloud are neighbours in the tensor"
+        )
+    sizes_B = torch.bincount(batch, minlength=batch_size or 1)
+    if batch_size is not None and len(sizes_B) > batch_size:
+        raise ValueError(
+            f"{name} must lie in 0..{batch_size - 1} for a batch_size of {batch_size}, got {len(sizes_B) - 1}"
+        )
+    return sizes_B
+
+
+def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The wanted clouds as (B, N, D), filled up with their last points; their places in `x`; their numbers."""
+    present = wanted_B.nonzero().flatten()
+    sizes_B1, ends_B1 = sizes_B[present].unsqueeze(1), sizes_B.cumsum(0)[present].unsqueeze(1)
+    largest = int(sizes_B1.max()) if len(present) else 0
+    place_BN = ends_B1 - sizes_B1 + torch.arange(largest, device=x.device).minimum(sizes_B1 - 1)
+    return x[place_BN], place_BN, present
+
+
+def _below(counts_B: Tensor, size: int) -> Tensor:
+    """(B, size): true for the first counts_B places of a row."""
+    return torch.arange(size, device=counts_B.device) < counts_B.unsqueeze(1)
