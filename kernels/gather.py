@@ -1,34 +1,261 @@
 """Gathering rows of a cloud by index: features (B, N, C) and index (B, S) or (B, S, K) -> (B, S[, K], C).
 
-The backward adds the gradients of a point's copies; on a CPU in a fixed order.
+    gather_neighbors    out[b, s, k, :] = features[b, index[b, s, k], :]
+    scatter_neighbors   out[b, n, :]    = Σ values[b, s, k, :] over the (s, k) with index[b, s, k] = n
+
+Each is the other's backward. On a CPU the sum has a fixed order. On a GPU it is a race of atomic additions, unless the
+user has called `torch.use_deterministic_algorithms(True)`: then the index is sorted, and each point sums its copies in
+their order.
+
+Shapes in names: R rows gathered from a cloud, S or S·K.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_count, check_index, check_range
+from .dispatch import compiled, each, pick, tl, triton
+
 
 def gather_neighbors(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
-    """Rows of `features_BNC` at `index_BSK`, cloud by cloud.
+    """Rows of `features_BNC` at `index_BSK`, cloud by cloud; differentiable in the features.
 
     Args:
-        features_BNC: (B, N, C), any dtype.
+        features_BNC: (B, N, C), any real dtype.
         index_BSK: (B, S) or (B, S, K) int64 in 0..N-1.
 
     Returns:
-        (B, S, C) or (B, S, K, C).
+        (B, S, C) or (B, S, K, C), of the dtype of the features.
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes and dtypes.
+        IndexError: on a CPU, for an index out of range.
     """
-    if features_BNC.ndim != 3 or index_BSK.ndim not in (2, 3) or len(features_BNC) != len(index_BSK):
+    check_features(features_BNC, index_BSK)
+    return gather_neighbors_op(features_BNC, index_BSK)
+
+
+def scatter_neighbors(values_BSKC: Tensor, index_BSK: Tensor, num_points: int) -> Tensor:
+    """Sum of the rows that belong to each point, cloud by cloud; differentiable in the values.
+
+    Args:
+        values_BSKC: (B, S, C) or (B, S, K, C), any real dtype; half types are summed in float32.
+        index_BSK: (B, S) or (B, S, K) int64 in 0..num_points-1, the point of every row.
+        num_points: N.
+
+    Returns:
+        (B, N, C), of the dtype of the values; zero for points without rows.
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes and dtypes.
+        IndexError: on a CPU, for an index out of range.
+    """
+    if values_BSKC.ndim not in (3, 4) or values_BSKC.shape[:-1] != index_BSK.shape:
+        raise ValueError(
+            "values must have shape (B, S, C) or (B, S, K, C) and index the same without C, got "
+            f"{tuple(values_BSKC.shape)} and {tuple(index_BSK.shape)}"
+        )
+    if values_BSKC.is_complex():
+        raise TypeError(f"values must be of a real dtype, got {values_BSKC.dtype}")
+    if index_BSK.device != values_BSKC.device:
+        raise ValueError(f"index must be on the device of the values, {values_BSKC.device}, got {index_BSK.device}")
+    check_count(num_points, "num_points", 1 << 31, "points of a cloud")
+    check_index(index_BSK, len(values_BSKC))
+    return scatter_neighbors_op(values_BSKC.flatten(1, -2), index_BSK.flatten(1), num_points)
+
+
+def check_features(features: Tensor, index: Tensor) -> None:
+    """Raise unless features are (B, N, C), and index (B, S) or (B, S, K) int64 into them on the same device."""
+    if features.ndim != 3 or index.ndim not in (2, 3) or len(features) != len(index):
         raise ValueError(
             "features must have shape (B, N, C) and index (B, S) or (B, S, K) with the same B, got "
-            f"{tuple(features_BNC.shape)} and {tuple(index_BSK.shape)}"
+            f"{tuple(features.shape)} and {tuple(index.shape)}"
         )
-    if index_BSK.dtype != torch.int64:
-        raise TypeError(f"index must be int64, got {index_BSK.dtype}")
+    if features.is_complex():
+        raise TypeError(f"features must be of a real dtype, got {features.dtype}")
+    if index.device != features.device:
+        raise ValueError(f"index must be on the device of the features, {features.device}, got {index.device}")
+    check_index(index, len(features))
+
+
+def gather_neighbors_reference(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
     batch, size, channels = features_BNC.shape
-    if index_BSK.device.type == "cpu" and index_BSK.numel():  # elsewhere a look at the values would wait for the device
-        lowest, highest = index_BSK.aminmax()
-        if lowest < 0 or highest >= size:
-            raise IndexError(f"index must lie in 0..{size - 1}, got values from {lowest} to {highest}")
-    first_row = torch.arange(batch, device=index_BSK.device).view(-1, *[1] * (index_BSK.ndim - 1)) * size
-    rows = (index_BSK + first_row).flatten()
+    rows = flat_rows(index_BSK.flatten(1), size)
     return features_BNC.reshape(batch * size, channels).index_select(0, rows).view(*index_BSK.shape, channels)
+
+
+def scatter_neighbors_reference(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, _, channels = grad_BRC.shape
+    sum_PC = grad_BRC.new_zeros(batch * size, channels, dtype=sum_dtype(grad_BRC))
+    sum_PC.index_add_(0, flat_rows(index_BR, size), grad_BRC.flatten(0, 1).to(sum_PC.dtype))
+    return sum_PC.view(batch, size, channels).to(grad_BRC.dtype)
+
+
+def flat_rows(index_BR: Tensor, size: int) -> Tensor:
+    """Index (B, R) into clouds of `size` points -> index (B R,) into all their points in a row."""
+    return (index_BR + size * torch.arange(len(index_BR), device=index_BR.device).unsqueeze(1)).flatten()
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that sums over `tensor` are held in: half types lose too much, and integers stay exact."""
+    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else torch.int64
+
+
+def _scatter_neighbors_cpu(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, _, channels = grad_BRC.shape
+    sum_BNC = torch.zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
+    each_cloud(_add_rows, sum_BNC, index_BR, grad_BRC.to(sum_BNC.dtype))
+    return sum_BNC.to(grad_BRC.dtype)
+
+
+def each_cloud(loop: Callable, *tensors: Tensor) -> None:
+    """loop(*arrays) for every cloud; arrays of one layout, as Numba compiles for each that it meets."""
+    each(lambda cloud: loop(*map(np.ascontiguousarray, cloud)), zip(*(tensor.numpy() for tensor in tensors)))
+
+
+@compiled
+def _add_rows(sum_NC, index_R, grad_RC):
+    for r in range(len(index_R)):
+        n = index_R[r]
+        for c in range(grad_RC.shape[1]):
+            sum_NC[n, c] += grad_RC[r, c]
+
+
+# Elements of a program's tile: narrow rows (coordinates) get more rows. Not autotuned, as trial runs would add up.
+TILE = 2048
+
+
+def _tile(channels: int) -> dict:
+    """Powers of two: the block of channels, and the block of rows beside it."""
+    block = min(1 << (channels - 1).bit_length(), 128)
+    return {"BLOCK_C": block, "BLOCK_R": TILE // block}
+
+
+@triton.jit
+def _place(index, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Offsets into gathered rows and into features, and mask, of this program's rows of a cloud by channels."""
+    blocks = tl.cdiv(rows, BLOCK_R)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    r = tl.program_id(0) % blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (r < rows)[:, None] & (c < channels)[None, :]
+    n = tl.load(index + cloud * rows + r, mask=r < rows, other=0)
+    return (cloud * rows + r)[:, None] * channels + c, (cloud * size + n)[:, None] * channels + c, mask
+
+
+@triton.jit(do_not_specialize=["size", "rows"])
+def gather_neighbors_fwd_kernel(
+    features, index, gathered, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    row, point, mask = _place(index, size, rows, channels, BLOCK_R, BLOCK_C)
+    tl.store(gathered + row, tl.load(features + point, mask=mask), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size", "rows"])
+def gather_neighbors_bwd_kernel(grad, index, total, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Every gathered row adds its gradient to its point, in any order."""
+    row, point, mask = _place(index, size, rows, channels, BLOCK_R, BLOCK_C)
+    value = tl.load(grad + row, mask=mask).to(total.dtype.element_ty)
+    tl.atomic_add(total + point, value, mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["points"])
+def gather_neighbors_ordered_bwd_kernel(
+    grad, order, start, total, points, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Every point sums the gradients of its rows: order[start[p]], ..., order[start[p + 1] - 1]."""
+    p = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    first = tl.load(start + p, mask=p < points, other=0)
+    copies = tl.load(start + p + 1, mask=p < points, other=0) - first
+    value = tl.zeros((BLOCK_R, BLOCK_C), dtype=total.dtype.element_ty)
+    for i in range(tl.max(copies, 0)):
+        row = tl.load(order + first + i, mask=i < copies, other=0)
+        mask = (i < copies)[:, None] & (c < channels)[None, :]
+        value += tl.load(grad + row[:, None] * channels + c, mask=mask, other=0).to(total.dtype.element_ty)
+    tl.store(total + p[:, None] * channels + c, value, mask=(p < points)[:, None] & (c < channels)[None, :])
+
+
+def _gather_neighbors_triton(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
+    batch, size, channels = features_BNC.shape
+    gathered = features_BNC.new_empty(*index_BSK.shape, channels)
+    if gathered.numel():
+        rows, tile = index_BSK[0].numel(), _tile(channels)
+        grid = batch * triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(channels, tile["BLOCK_C"])
+        with torch.cuda.device_of(features_BNC):
+            gather_neighbors_fwd_kernel[grid](
+                features_BNC.contiguous(), index_BSK.contiguous(), gathered, size, rows, channels, **tile
+            )
+    return gathered
+
+
+def _scatter_neighbors_triton(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, rows, channels = grad_BRC.shape
+    sum_BNC = grad_BRC.new_zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
+    if sum_BNC.numel() and grad_BRC.numel():
+        tile, grad_BRC, points = _tile(channels), grad_BRC.contiguous(), batch * size
+        channel_blocks = triton.cdiv(channels, tile["BLOCK_C"])
+        with torch.cuda.device_of(grad_BRC):
+            if torch.are_deterministic_algorithms_enabled():
+                sorted_point, order = flat_rows(index_BR, size).sort(stable=True)
+                start = torch.searchsorted(sorted_point, torch.arange(points + 1, device=grad_BRC.device))
+                gather_neighbors_ordered_bwd_kernel[triton.cdiv(points, tile["BLOCK_R"]), channel_blocks](
+                    grad_BRC, order, start, sum_BNC, points, channels, **tile
+                )
+            else:
+                gather_neighbors_bwd_kernel[batch * triton.cdiv(rows, tile["BLOCK_R"]), channel_blocks](
+                    grad_BRC, index_BR.contiguous(), sum_BNC, size, rows, channels, **tile
+                )
+    return sum_BNC.to(grad_BRC.dtype)
+
+
+@torch.library.custom_op("attlas::gather_neighbors", mutates_args=())
+def gather_neighbors_op(features: Tensor, index: Tensor) -> Tensor:
+    check_range(index, features.shape[1])
+    return pick(features, reference=gather_neighbors_reference, triton=_gather_neighbors_triton)(features, index)
+
+
+@torch.library.custom_op("attlas::scatter_neighbors", mutates_args=())
+def scatter_neighbors_op(grad: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sums (B, N, C) of gradients (B, R, C) over the rows of every point; index (B, R), N = size."""
+    check_range(index, size)
+    return pick(
+        grad, reference=scatter_neighbors_reference, triton=_scatter_neighbors_triton, cpu=_scatter_neighbors_cpu
+    )(grad, index, size)
+
+
+@gather_neighbors_op.register_fake
+def _(features, index):
+    return features.new_empty(*index.shape, features.shape[-1])
+
+
+@scatter_neighbors_op.register_fake
+def _(grad, index, size):
+    return grad.new_empty(grad.shape[0], size, grad.shape[2])
+
+
+def _save_gathered(ctx, inputs, output):
+    features, index = inputs
+    ctx.save_for_backward(index)
+    ctx.size = features.shape[1]
+
+
+def _gather_backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return scatter_neighbors_op(grad.flatten(1, -2), index.flatten(1), ctx.size), None
+
+
+def _save_scattered(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _scatter_backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return gather_neighbors_op(grad, index), None, None
+
+
+gather_neighbors_op.register_autograd(_gather_backward, setup_context=_save_gathered)
+scatter_neighbors_op.register_autograd(_scatter_backward, setup_context=_save_scattered)

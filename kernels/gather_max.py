@@ -1,0 +1,547 @@
+"""The maximum over a neighbourhood of a linear layer that never writes the neighbourhood, (B, S, K, C), to memory.
+
+    out[b, s, c] = max_k  relu( features[b, index[b, s, k], c] + shift[b, s, c] + Σ_d weight[c, d] local[b, s, k, d] )
+
+This is max_k relu(W [r_k; f_k]) of neighbours' features f and local quantities r, if `features` are W₂ f, computed
+before the gather: N products instead of S·K. Networks that see r only as a difference x_k - q (PointNet++, EdgeConv)
+put its product with q into `shift`. Shift and ReLU are the same for all k, so they follow the maximum.
+
+The gradient of a maximum goes to the first k that attains it; forward keeps that k in a byte, and backward visits one
+of K neighbours a channel.
+
+Shapes in names: D channels of the local quantities, R rows: the queries of all clouds, or of a block of them.
+Source: EdgeConv, arXiv 1801.07829; RISurConv, arXiv 2408.06110.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checks import check_range
+from .dispatch import INTERPRETED, autotune, compiled, each, pick, tl, triton
+from .gather import check_features, each_cloud, flat_rows, gather_neighbors, scatter_neighbors_op, sum_dtype
+
+
+def gather_max(
+    features_BNC: Tensor | None,
+    index_BSK: Tensor | None,
+    shift_BSC: Tensor | None = None,
+    local_BSKD: Tensor | None = None,
+    weight_CD: Tensor | None = None,
+    relu: bool = True,
+) -> Tensor:
+    """Largest of the K sums of a gathered feature, a shift and a product, then ReLU; differentiable in all of them.
+
+    Args:
+        features_BNC: (B, N, C) of any floating dtype; half types are summed in float32. None: no such summand.
+        index_BSK: (B, S, K) int64 in 0..N-1, rows of the features; None without features.
+        shift_BSC: (B, S, C), or None.
+        local_BSKD: (B, S, K, D), or None if there are features.
+        weight_CD: (C, D), given with `local_BSKD` only.
+        relu: whether negative maxima become zero.
+
+    Returns:
+        (B, S, C) of the dtype of the arguments, which must agree (autocast makes them).
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes and dtypes.
+        IndexError: on a CPU, for an index out of range.
+    """
+    if (features_BNC is None) != (index_BSK is None):
+        raise ValueError("features and index must be given together, got one of them")
+    if (local_BSKD is None) != (weight_CD is None):
+        raise ValueError("local and weight must be given together, got one of them")
+    if features_BNC is not None and index_BSK is not None:
+        check_features(features_BNC, index_BSK)
+    _check_shapes(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD)
+    floats = _autocast(features_BNC, shift_BSC, local_BSKD, weight_CD)
+    kinds = {(x.dtype, x.device) for x in floats if x is not None}
+    if len(kinds) > 1 or not all(dtype.is_floating_point for dtype, _ in kinds):
+        raise TypeError(
+            "features, shift, local and weight must be of one floating dtype on one device, got "
+            + ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+        )
+    features_BNC, shift_BSC, local_BSKD, weight_CD = floats
+    return gather_max_op(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD, relu)[0]
+
+
+def _check_shapes(features, index, shift, local, weight) -> None:
+    if features is None and local is None:
+        raise ValueError("features (with index) or local (with weight) must be given, got neither")
+    neighbourhood = index.shape if features is not None else local.shape[:3]
+    channels = features.shape[2] if features is not None else weight.shape[0]
+    if len(neighbourhood) != 3 or neighbourhood[2] == 0:
+        raise ValueError(f"index must have shape (B, S, K), K at least 1, got {tuple(neighbourhood)}")
+    if local is not None and (local.ndim != 4 or local.shape[:3] != neighbourhood):
+        raise ValueError(f"local must have shape (*{tuple(neighbourhood)}, D), got {tuple(local.shape)}")
+    if local is not None and weight.shape != (channels, local.shape[3]):
+        raise ValueError(f"weight must have shape ({channels}, {local.shape[3]}), got {tuple(weight.shape)}")
+    out = (*neighbourhood[:2], channels)
+    if shift is not None and shift.shape != out:
+        raise ValueError(f"shift must have shape {out}, got {tuple(shift.shape)}")
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Under `torch.autocast` the tensors in its dtype, as PyTorch's own linear layers take theirs."""
+    device = _first(*tensors).device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
+
+
+def _first(*tensors: Tensor | None) -> Tensor:
+    """The first that is given."""
+    return next(x for x in tensors if x is not None)
+
+
+def _sizes(features, index, local, weight) -> tuple[int, int, int, int]:
+    """B, S, K, C."""
+    batch, queries, k = index.shape if features is not None else local.shape[:3]
+    return batch, queries, k, features.shape[2] if features is not None else weight.shape[0]
+
+
+def _argmax_dtype(k: int) -> torch.dtype:
+    return torch.uint8 if k <= 256 else torch.int32
+
+
+def gather_max_reference(features, index, shift, local, weight, relu: bool) -> tuple[Tensor, Tensor]:
+    like = _first(features, local)
+    dtype = sum_dtype(like)
+    value_BSKC = like.new_zeros((), dtype=dtype)
+    if features is not None:
+        value_BSKC = value_BSKC + gather_neighbors(features, index).to(dtype)
+    if local is not None:
+        value_BSKC = value_BSKC + F.linear(local.to(dtype), weight.to(dtype))
+    out_BSC, argmax_BSC = value_BSKC.max(2)
+    if shift is not None:
+        out_BSC = out_BSC + shift
+    if relu:
+        out_BSC = out_BSC.relu()
+    return out_BSC.to(like.dtype), argmax_BSC.to(_argmax_dtype(value_BSKC.shape[2]))
+
+
+def gather_max_backward_reference(grad_BSC, argmax_BSC, index, local, weight, size: int, k: int):
+    batch, queries, channels = grad_BSC.shape
+    grad_BSKC = grad_BSC.new_zeros(batch, queries, k, channels, dtype=sum_dtype(grad_BSC))
+    grad_BSKC.scatter_(2, argmax_BSC.long().unsqueeze(2), grad_BSC.unsqueeze(2).to(grad_BSKC.dtype))
+    features_gradient = local_gradient = weight_gradient = None
+    if index is not None:
+        features_gradient = scatter_neighbors_op(grad_BSKC.flatten(1, 2), index.flatten(1), size)
+    if weight is not None:
+        local_gradient = grad_BSKC @ weight.to(grad_BSKC.dtype)
+    if local is not None:
+        weight_gradient = torch.einsum("bskc,bskd->cd", grad_BSKC, local.to(grad_BSKC.dtype))
+    return _filled(grad_BSC, features_gradient, local_gradient, weight_gradient)
+
+
+def _filled(grad: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
+    """In the dtype of `grad`, and empty tensors for those that nobody asked for, as an operator returns tensors."""
+    return tuple(grad.new_empty(0) if x is None else x.to(grad.dtype) for x in gradients)
+
+
+# Floats per thread of the CPU's buffer for products of a block of neighbourhoods: they are read from the L2 cache.
+BUFFER = 1 << 18
+
+
+def _gather_max_cpu(features, index, shift, local, weight, relu: bool) -> tuple[Tensor, Tensor]:
+    batch, queries, k, channels = _sizes(features, index, local, weight)
+    rows, block, threads = batch * queries, batch * queries, torch.get_num_threads()
+    dtype = _first(features, local).dtype
+    out_RC = torch.full((rows, channels), -torch.inf, dtype=torch.promote_types(dtype, torch.float32))
+    argmax_RC = torch.zeros(rows, channels, dtype=_argmax_dtype(k))
+    features, shift, local, weight = (
+        None if x is None else x.to(out_RC.dtype).contiguous() for x in (features, shift, local, weight)
+    )
+    index_RK = product_RKC = None
+    if features is not None:
+        index_RK = flat_rows(index.flatten(1), features.shape[1]).view(rows, k)
+        features = features.flatten(0, 1).numpy()
+    if shift is not None:
+        shift = shift.flatten(0, 1)
+    if local is not None:
+        local = local.flatten(0, 1)
+        block = max(1, min(rows, threads * BUFFER // max(1, k * channels)))
+        buffer = torch.empty(block * k, channels, dtype=out_RC.dtype)
+    for start in range(0, rows, max(1, block)):
+        here = slice(start, start + block)
+        if local is not None:
+            local_LD = local[here].flatten(0, 1)
+            product_LC = torch.mm(local_LD, weight.t(), out=buffer[: len(local_LD)])
+            product_RKC = product_LC.unflatten(0, (len(local_LD) // k, k))
+        index_shift = (None if x is None else x[here] for x in (index_RK, shift))
+        pieces = _pieces(threads, out_RC[here], argmax_RC[here], *index_shift, product_RKC)
+        each(lambda piece: _maxima(*piece, features, k, relu), pieces)
+    return out_RC.view(batch, queries, channels).to(dtype), argmax_RC.view(batch, queries, channels)
+
+
+def _pieces(count: int, *tensors: Tensor | None):
+    """The rows of all tensors in `count` pieces, as arrays."""
+    return zip(*([None] * count if x is None else [y.numpy() for y in x.tensor_split(count)] for x in tensors))
+
+
+@compiled
+def _maxima(out_RC, argmax_RC, index_RK, shift_RC, product_RKC, features_PC, k, relu):
+    zero = out_RC.dtype.type(0)
+    for r in range(out_RC.shape[0]):
+        for i in range(k):
+            p = 0 if index_RK is None else index_RK[r, i]
+            for c in range(out_RC.shape[1]):
+                value = zero if product_RKC is None else product_RKC[r, i, c]
+                value += zero if features_PC is None else features_PC[p, c]
+                better = (value > out_RC[r, c]) | (value != value)  # a NaN is shown, not skipped
+                out_RC[r, c] = value if better else out_RC[r, c]
+                argmax_RC[r, c] = i if better else argmax_RC[r, c]
+        for c in range(out_RC.shape[1]):
+            value = out_RC[r, c] + (zero if shift_RC is None else shift_RC[r, c])
+            out_RC[r, c] = zero if relu and value <= 0 else value
+
+
+def _gather_max_backward_cpu(grad_BSC, argmax_BSC, index, local, weight, size: int, k: int):
+    batch, queries, channels = grad_BSC.shape
+    dtype = sum_dtype(grad_BSC)
+    chosen = grad_BSC.to(dtype), argmax_BSC
+    features_gradient = local_gradient = weight_gradient = None
+    if index is not None:
+        features_gradient = torch.zeros(batch, size, channels, dtype=dtype)
+        each_cloud(_add_to_features, *chosen, features_gradient, index)
+    if weight is not None:
+        local_gradient = torch.zeros(batch, queries, k, weight.shape[1], dtype=dtype)
+        each_cloud(_add_to_local, *chosen, local_gradient, weight.to(dtype).expand(batch, -1, -1))
+    if local is not None:
+        sum_BCD = torch.zeros(batch, channels, local.shape[3], dtype=dtype)  # the same sums for any number of threads
+        each_cloud(_add_to_weight, *chosen, sum_BCD, local.to(dtype))
+        weight_gradient = sum_BCD.sum(0)
+    return _filled(grad_BSC, features_gradient, local_gradient, weight_gradient)
+
+
+@compiled
+def _add_to_features(grad_SC, argmax_SC, sum_NC, index_SK):
+    for s in range(grad_SC.shape[0]):
+        for c in range(grad_SC.shape[1]):
+            sum_NC[index_SK[s, argmax_SC[s, c]], c] += grad_SC[s, c]
+
+
+@compiled
+def _add_to_local(grad_SC, argmax_SC, sum_SKD, weight_CD):
+    for s in range(grad_SC.shape[0]):
+        for c in range(grad_SC.shape[1]):
+            grad, k = grad_SC[s, c], argmax_SC[s, c]
+            if grad != 0:  # the ReLU zeroed the others
+                for d in range(weight_CD.shape[1]):
+                    sum_SKD[s, k, d] += grad * weight_CD[c, d]
+
+
+@compiled
+def _add_to_weight(grad_SC, argmax_SC, sum_CD, local_SKD):
+    for s in range(grad_SC.shape[0]):
+        for c in range(grad_SC.shape[1]):
+            grad, k = grad_SC[s, c], argmax_SC[s, c]
+            if grad != 0:
+                for d in range(local_SKD.shape[2]):
+                    sum_CD[c, d] += grad * local_SKD[s, k, d]
+
+
+# Registers hold two tiles of sums, S by C, and the shared memory the weights, D by C, and the local quantities.
+@autotune(
+    [
+        {"BLOCK_S": 16, "num_warps": 4},
+        {"BLOCK_S": 32, "num_warps": 4},
+        {"BLOCK_S": 64, "num_warps": 4},
+        {"BLOCK_S": 64, "num_warps": 8},
+    ],
+    key=["channels", "depth", "k"],
+)
+@triton.jit(do_not_specialize=["size", "queries"])
+def gather_max_fwd_kernel(
+    features, index, shift, local, weight, out, argmax, size, queries, channels, depth, k,
+    SUM: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """One block of the queries of a cloud by one block of channels a program; one neighbour of each at a time."""
+    blocks = tl.cdiv(queries, BLOCK_S)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    d = tl.arange(0, BLOCK_D)
+    row = cloud * queries + s
+    mask = (s < queries)[:, None] & (c < channels)[None, :]
+    best = tl.full((BLOCK_S, BLOCK_C), float("-inf"), SUM)
+    which = tl.zeros((BLOCK_S, BLOCK_C), tl.int32)
+    if local is not None:
+        weight_mask = (d < depth)[:, None] & (c < channels)[None, :]
+        weight_DC = tl.load(weight + c[None, :] * depth + d[:, None], mask=weight_mask, other=0)
+    for i in range(k):
+        value = tl.zeros((BLOCK_S, BLOCK_C), SUM)
+        if local is not None:
+            local_mask = (s < queries)[:, None] & (d < depth)[None, :]
+            local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
+            value = tl.dot(local_SD, weight_DC, value, input_precision="ieee", out_dtype=SUM)
+        if features is not None:
+            n = cloud * size + tl.load(index + row * k + i, mask=s < queries, other=0)
+            value += tl.load(features + n[:, None] * channels + c[None, :], mask=mask, other=0)
+        better = (value > best) | (value != value)  # a NaN is shown, not skipped
+        best = tl.where(better, value, best)
+        which = tl.where(better, i, which)
+    if shift is not None:
+        best += tl.load(shift + row[:, None] * channels + c[None, :], mask=mask, other=0)
+    if RELU:
+        best = tl.where(best <= 0, 0.0, best)
+    tl.store(out + row[:, None] * channels + c[None, :], best, mask=mask)
+    tl.store(argmax + row[:, None] * channels + c[None, :], which, mask=mask)
+
+
+@triton.jit(do_not_specialize=["size", "queries"])
+def gather_max_features_bwd_kernel(
+    grad, argmax, index, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Every maximum adds its gradient to the point that it came from, in any order (so no trial runs by autotuning)."""
+    blocks = tl.cdiv(queries, BLOCK_S)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = (cloud * queries + s)[:, None]
+    mask = (s < queries)[:, None] & (c < channels)[None, :]
+    value = tl.load(grad + row * channels + c[None, :], mask=mask, other=0).to(total.dtype.element_ty)
+    which = tl.load(argmax + row * channels + c[None, :], mask=mask, other=0)
+    n = cloud * size + tl.load(index + row * k + which, mask=mask, other=0)
+    tl.atomic_add(total + n * channels + c[None, :], value, mask=mask & (value != 0), sem="relaxed")
+
+
+@autotune(
+    [{"BLOCK_S": 16, "num_warps": 4}, {"BLOCK_S": 64, "num_warps": 4}, {"BLOCK_S": 128, "num_warps": 8}],
+    key=["channels", "depth", "k"],
+)
+@triton.jit(do_not_specialize=["rows"])
+def gather_max_local_bwd_kernel(
+    grad, argmax, weight, out, rows, channels, depth, k,
+    SUM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """A block of queries and one k a program: out[s, k, :] = Σ_c [argmax = k] grad[s, c] weight[c, :]."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    i = tl.program_id(1)
+    d = tl.arange(0, BLOCK_D)
+    value = tl.zeros((BLOCK_S, BLOCK_D), SUM)
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        mask = (row < rows)[:, None] & (c < channels)[None, :]
+        which = tl.load(argmax + row[:, None] * channels + c[None, :], mask=mask, other=0)
+        grad_SC = tl.load(grad + row[:, None] * channels + c[None, :], mask=mask & (which == i), other=0)
+        weight_mask = (c < channels)[:, None] & (d < depth)[None, :]
+        weight_CD = tl.load(weight + c[:, None] * depth + d[None, :], mask=weight_mask, other=0)
+        value = tl.dot(grad_SC, weight_CD, value, input_precision="ieee", out_dtype=SUM)
+    mask = (row < rows)[:, None] & (d < depth)[None, :]
+    tl.store(out + (row * k + i)[:, None] * depth + d[None, :], value, mask=mask)
+
+
+@autotune(
+    [{"BLOCK_S": 16, "num_warps": 4}, {"BLOCK_S": 32, "num_warps": 4}, {"BLOCK_S": 64, "num_warps": 8}],
+    key=["channels", "depth", "k"],
+)
+@triton.jit(do_not_specialize=["rows", "splits"])
+def gather_max_weight_bwd_kernel(
+    grad, argmax, local, partial, rows, splits, channels, depth, k,
+    SUM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """One of `splits` shares of Σ_{s, k} [argmax = k] grad[s, c] local[s, k, :], for a block of channels."""
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    d = tl.arange(0, BLOCK_D)
+    value = tl.zeros((BLOCK_C, BLOCK_D), SUM)
+    for first in range(tl.program_id(0) * BLOCK_S, rows, splits * BLOCK_S):
+        row = (first + tl.arange(0, BLOCK_S)).to(tl.int64)
+        mask = (row < rows)[None, :] & (c < channels)[:, None]
+        which = tl.load(argmax + row[None, :] * channels + c[:, None], mask=mask, other=0)
+        grad_CS = tl.load(grad + row[None, :] * channels + c[:, None], mask=mask, other=0)
+        local_mask = (row < rows)[:, None] & (d < depth)[None, :]
+        for i in range(k):
+            local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
+            chosen_CS = tl.where(which == i, grad_CS, tl.zeros_like(grad_CS))
+            value = tl.dot(chosen_CS, local_SD, value, input_precision="ieee", out_dtype=SUM)
+    share = tl.program_id(0).to(tl.int64) * channels + c
+    tl.store(partial + share[:, None] * depth + d[None, :], value, mask=(c < channels)[:, None] & (d < depth)[None, :])
+
+
+# Programs, at most, that share the sum over all neighbours: two for each multiprocessor of a large GPU.
+SHARES = 256
+
+
+def _block(length: int) -> int:
+    """A power of two that `tl.dot` takes."""
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def _operand(x: Tensor) -> Tensor:
+    """What a kernel multiplies: Triton's interpreter would multiply the bits of bfloat16."""
+    return (x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x).contiguous()
+
+
+def _fits(operand: Tensor | None) -> bool:
+    """Whether all D numbers of several neighbours fit into the shared memory of any GPU beside the weights."""
+    return operand is None or operand.shape[-1] * operand.element_size() <= 512
+
+
+def _sum(dtype: torch.dtype):
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _gather_max_triton(features, index, shift, local, weight, relu: bool) -> tuple[Tensor, Tensor]:
+    batch, queries, k, channels = _sizes(features, index, local, weight)
+    if not _fits(local):
+        return gather_max_reference(features, index, shift, local, weight, relu)
+    like = _first(features, local)
+    out_BSC = like.new_empty(batch, queries, channels)
+    argmax_BSC = torch.empty(out_BSC.shape, dtype=_argmax_dtype(k), device=like.device)
+    if out_BSC.numel():
+        tensors = [None if x is None else x.contiguous() for x in (features, index, shift)]
+        operands = [None if x is None else _operand(x) for x in (local, weight)]
+        size = 0 if features is None else features.shape[1]
+        depth = 0 if local is None else local.shape[3]
+        block_c = min(_block(channels), 64)
+        with torch.cuda.device_of(like):
+            gather_max_fwd_kernel[
+                lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_S"]), triton.cdiv(channels, block_c))
+            ](
+                *tensors, *operands, out_BSC, argmax_BSC, size, queries, channels, depth, k,
+                SUM=_sum(like.dtype), RELU=relu, BLOCK_C=block_c, BLOCK_D=_block(depth),
+            )  # fmt: skip
+    return out_BSC, argmax_BSC
+
+
+def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size: int, k: int):
+    batch, queries, channels = grad_BSC.shape
+    if not (_fits(local) and _fits(weight)):
+        return gather_max_backward_reference(grad_BSC, argmax_BSC, index, local, weight, size, k)
+    rows, block_c = batch * queries, min(_block(channels), 64)
+    channel_blocks = triton.cdiv(channels, block_c)
+    options = {"SUM": _sum(grad_BSC.dtype), "BLOCK_C": block_c}
+    features_gradient = local_gradient = weight_gradient = None
+    grad_BSC, argmax_BSC = grad_BSC.contiguous(), argmax_BSC.contiguous()
+    with torch.cuda.device_of(grad_BSC):
+        if index is not None:
+            features_gradient = _features_gradient(grad_BSC, argmax_BSC, index, size)
+        if weight is not None:
+            depth = weight.shape[1]
+            local_gradient = grad_BSC.new_zeros(batch, queries, k, depth)
+            if local_gradient.numel() and channels:
+                gather_max_local_bwd_kernel[lambda meta: (triton.cdiv(rows, meta["BLOCK_S"]), k)](
+                    _operand(grad_BSC), argmax_BSC, _operand(weight), local_gradient, rows, channels, depth, k,
+                    BLOCK_D=_block(depth), **options,
+                )  # fmt: skip
+        if local is not None:
+            depth = local.shape[3]
+            shares = min(triton.cdiv(rows, 64), triton.cdiv(SHARES, max(1, channel_blocks)))
+            partial = grad_BSC.new_zeros(shares, channels, depth, dtype=sum_dtype(grad_BSC))
+            if partial.numel():
+                gather_max_weight_bwd_kernel[shares, channel_blocks](
+                    _operand(grad_BSC), argmax_BSC, _operand(local), partial, rows, shares, channels, depth, k,
+                    BLOCK_D=_block(depth), **options,
+                )  # fmt: skip
+            weight_gradient = partial.sum(0)
+    return _filled(grad_BSC, features_gradient, local_gradient, weight_gradient)
+
+
+def _features_gradient(grad_BSC: Tensor, argmax_BSC: Tensor, index_BSK: Tensor, size: int) -> Tensor:
+    (batch, queries, channels), k = grad_BSC.shape, index_BSK.shape[2]
+    if torch.are_deterministic_algorithms_enabled():
+        # every channel goes to a point of its own: a scatter of single numbers
+        place_BSC = index_BSK.gather(2, argmax_BSC.long()) * channels + torch.arange(channels, device=grad_BSC.device)
+        sums = scatter_neighbors_op(grad_BSC.reshape(batch, -1, 1), place_BSC.flatten(1), size * channels)
+        return sums.view(batch, size, channels)
+    sum_BNC = grad_BSC.new_zeros(batch, size, channels, dtype=sum_dtype(grad_BSC))
+    if grad_BSC.numel():
+        block_c = min(1 << (channels - 1).bit_length(), 128)
+        grid = batch * triton.cdiv(queries, 2048 // block_c), triton.cdiv(channels, block_c)
+        gather_max_features_bwd_kernel[grid](
+            grad_BSC, argmax_BSC, index_BSK.contiguous(), sum_BNC, size, queries, channels, k,
+            BLOCK_S=2048 // block_c, BLOCK_C=block_c,
+        )  # fmt: skip
+    return sum_BNC
+
+
+@torch.library.custom_op("attlas::gather_max", mutates_args=())
+def gather_max_op(
+    features: Tensor | None,
+    index: Tensor | None,
+    shift: Tensor | None,
+    local: Tensor | None,
+    weight: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """The maxima, and the k of each."""
+    if features is not None and index is not None:
+        check_range(index, features.shape[1])
+    run = pick(
+        _first(features, local),
+        reference=gather_max_reference,
+        triton=_gather_max_triton,
+        cpu=_gather_max_cpu,
+    )
+    return run(features, index, shift, local, weight, relu)
+
+
+@torch.library.custom_op("attlas::gather_max_backward", mutates_args=())
+def gather_max_backward_op(
+    grad: Tensor,
+    argmax: Tensor,
+    index: Tensor | None,
+    local: Tensor | None,
+    weight: Tensor | None,
+    size: int,
+    k: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the features if `index` is given, of local if `weight` is, and of the weight if `local` is."""
+    run = pick(
+        grad,
+        reference=gather_max_backward_reference,
+        triton=_gather_max_backward_triton,
+        cpu=_gather_max_backward_cpu,
+    )
+    return run(grad, argmax, index, local, weight, size, k)
+
+
+@gather_max_op.register_fake
+def _(features, index, shift, local, weight, relu):
+    batch, queries, k, channels = _sizes(features, index, local, weight)
+    out = _first(features, local).new_empty(batch, queries, channels)
+    return out, out.new_empty(out.shape, dtype=_argmax_dtype(k))
+
+
+@gather_max_backward_op.register_fake
+def _(grad, argmax, index, local, weight, size, k):
+    batch, queries, channels = grad.shape
+    return (
+        grad.new_empty(0) if index is None else grad.new_empty(batch, size, channels),
+        grad.new_empty(0) if weight is None else grad.new_empty(batch, queries, k, weight.shape[1]),
+        grad.new_empty(0) if local is None else grad.new_empty(channels, local.shape[3]),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    features, index, _, local, weight, relu = inputs
+    out, argmax = output
+    needs_features, _, _, needs_local, needs_weight = ctx.needs_input_grad[:5]
+    ctx.size = features.shape[1] if features is not None else 0
+    ctx.k = _sizes(features, index, local, weight)[2]
+    ctx.set_materialize_grads(False)
+    # what the gradients that are asked for need, and no more
+    ctx.save_for_backward(
+        out if relu else None,
+        argmax,
+        index if needs_features else None,
+        local if needs_weight else None,
+        weight if needs_local else None,
+    )
+
+
+def _backward(ctx, grad, _):
+    if grad is None:
+        return (None,) * 6
+    out, argmax, index, local, weight = ctx.saved_tensors
+    if out is not None:
+        grad = torch.where(out > 0, grad, 0)
+    gradients = gather_max_backward_op(grad, argmax, index, local, weight, ctx.size, ctx.k)
+    needs = ctx.needs_input_grad
+    features, local, weight = (x if need else None for x, need in zip(gradients, (needs[0], needs[3], needs[4])))
+    return features, None, grad if needs[2] else None, local, weight, None
+
+
+gather_max_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,149 @@
+"""First and second moments of local quantities beside gathered features, without gathering the features.
+
+    z[b, s, k] = [local[b, s, k]; features[b, index[b, s, k]]]        of D + C channels
+    first[b] = Σ_sk z[b, s, k],  second[b] = Σ_sk z[b, s, k] z[b, s, k]ᵀ
+
+From these follow the mean and the variance of any linear map of z, hence the batch statistics of a normalisation after
+it, before it is computed. A point counts as often as it is a neighbour, and meets the sum of the local quantities
+around it: one scatter of `local` stands for all products with the features.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .dispatch import compiled, pick
+from .gather import check_features, each_cloud, gather_neighbors_op, scatter_neighbors_op
+
+
+def neighbor_moments(
+    local_BSKD: Tensor, index_BSK: Tensor | None = None, features_BNC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sums of z and of z zᵀ over each cloud's neighbours; differentiable in local quantities and features.
+
+    Args:
+        local_BSKD: (B, S, K, D) float32 or float64.
+        index_BSK: (B, S, K) int64 in 0..N-1; needed with features only.
+        features_BNC: (B, N, C) of the same dtype; None for local quantities alone.
+
+    Returns:
+        first (B, D + C) and second (B, D + C, D + C).
+
+    Raises:
+        ValueError, TypeError, IndexError: for arguments of other shapes, dtypes and values.
+    """
+    if local_BSKD.ndim != 4 or local_BSKD.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"local must be (B, S, K, D), float32 or float64, got {tuple(local_BSKD.shape)} {local_BSKD.dtype}"
+        )
+    if features_BNC is None or index_BSK is None:
+        if features_BNC is not None:
+            raise ValueError("index must be given with features, got None")
+        return neighbor_moments_op(local_BSKD, None, None)[:2]
+    check_features(features_BNC, index_BSK)
+    if index_BSK.shape != local_BSKD.shape[:3] or features_BNC.dtype != local_BSKD.dtype:
+        raise ValueError(
+            "index must have the shape of local without D, and features its dtype, got "
+            f"{tuple(index_BSK.shape)} beside {tuple(local_BSKD.shape)}, {features_BNC.dtype} beside {local_BSKD.dtype}"
+        )
+    return neighbor_moments_op(local_BSKD, index_BSK, features_BNC)[:2]
+
+
+def _moments(local_BSKD: Tensor, index_BSK: Tensor | None, features_BNC: Tensor | None):
+    """first, second, and what the backward needs again: around (B, N, D), the sum of local quantities at each point."""
+    rows = local_BSKD.flatten(1, 2)
+    first, second = rows.sum(1), rows.mT @ rows
+    if features_BNC is None or index_BSK is None:
+        return first, second, rows.new_empty(0)
+    around = scatter_neighbors_op(rows, index_BSK.flatten(1), features_BNC.shape[1])
+    counted = features_BNC * _copies(index_BSK, features_BNC)
+    cross = around.mT @ features_BNC
+    first = torch.cat([first, counted.sum(1)], dim=1)
+    second = torch.cat([torch.cat([second, cross], 2), torch.cat([cross.mT, counted.mT @ features_BNC], 2)], 1)
+    return first, second, around
+
+
+def _copies(index_BSK: Tensor, features_BNC: Tensor) -> Tensor:
+    """How often each point is a neighbour, (B, N, 1)."""
+    index = index_BSK.flatten(1)
+    copies = features_BNC.new_zeros(features_BNC.shape[:2])
+    return copies.scatter_add_(1, index, copies.new_ones(()).expand_as(index)).unsqueeze(2)
+
+
+def _gradients(grad_first, grad_second, local_BSKD, index_BSK, features_BNC, around, add_gathered):
+    grad_second = grad_second + grad_second.mT  # z zᵀ holds z twice
+    depth = local_BSKD.shape[-1]
+    of_rows, grad_row = grad_second[:, :depth, :depth], grad_first[:, None, :depth]
+    rows = local_BSKD.flatten(1, 2)
+    if features_BNC is None:
+        return torch.baddbmm(grad_row, rows, of_rows).view(local_BSKD.shape), rows.new_empty(0)
+    cross, of_features = grad_second[:, :depth, depth:], grad_second[:, depth:, depth:]
+    at_point = torch.baddbmm(grad_row, features_BNC, cross.mT)  # (B, N, D): the same for all copies of a point
+    grad_rows = add_gathered(rows @ of_rows, at_point, index_BSK.flatten(1))
+    grad_features = features_BNC @ of_features + grad_first[:, None, depth:]
+    grad_features = torch.baddbmm(grad_features * _copies(index_BSK, features_BNC), around, cross)
+    return grad_rows.view(local_BSKD.shape), grad_features
+
+
+def _add_gathered(rows_BRD: Tensor, values_BND: Tensor, index_BR: Tensor) -> Tensor:
+    return rows_BRD + gather_neighbors_op(values_BND, index_BR)
+
+
+def _add_gathered_cpu(rows_BRD: Tensor, values_BND: Tensor, index_BR: Tensor) -> Tensor:
+    each_cloud(_add_at, rows_BRD, values_BND, index_BR)
+    return rows_BRD
+
+
+@compiled
+def _add_at(rows_RD, values_ND, index_R):
+    for r in range(len(index_R)):
+        n = index_R[r]
+        for d in range(rows_RD.shape[1]):
+            rows_RD[r, d] += values_ND[n, d]
+
+
+@torch.library.custom_op("attlas::neighbor_moments", mutates_args=())
+def neighbor_moments_op(local: Tensor, index: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return pick(local, reference=_moments, triton=_moments)(local, index, features)
+
+
+@neighbor_moments_op.register_fake
+def _(local, index, features):
+    depth = local.shape[3] + (0 if features is None else features.shape[2])
+    around = (0,) if features is None else (*features.shape[:2], local.shape[3])
+    return local.new_empty(len(local), depth), local.new_empty(len(local), depth, depth), local.new_empty(around)
+
+
+@torch.library.custom_op("attlas::neighbor_moments_backward", mutates_args=())
+def neighbor_moments_backward_op(
+    grad_first: Tensor,
+    grad_second: Tensor,
+    local: Tensor,
+    index: Tensor | None,
+    features: Tensor | None,
+    around: Tensor,
+) -> tuple[Tensor, Tensor]:
+    anywhere = functools.partial(_gradients, add_gathered=_add_gathered)
+    on_cpu = functools.partial(_gradients, add_gathered=_add_gathered_cpu)
+    run = pick(local, reference=anywhere, triton=anywhere, cpu=on_cpu)
+    return run(grad_first, grad_second, local, index, features, around)
+
+
+@neighbor_moments_backward_op.register_fake
+def _(grad_first, grad_second, local, index, features, around):
+    grad_features = local.new_empty(0 if features is None else features.shape)
+    return local.new_empty(local.shape), grad_features
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output[2])
+    ctx.mark_non_differentiable(output[2])
+
+
+def _backward(ctx, grad_first, grad_second, _):
+    grad_local, grad_features = neighbor_moments_backward_op(grad_first, grad_second, *ctx.saved_tensors)
+    return grad_local, None, grad_features if ctx.needs_input_grad[2] else None
+
+
+neighbor_moments_op.register_autograd(_backward, setup_context=_save)

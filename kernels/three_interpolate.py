@@ -1,0 +1,281 @@
+"""Features of coarse points, interpolated at other points: weighted sums over the few nearest, without gathering them.
+
+    three_nn             d_k² = |q - x_k|² of the 3 nearest,  w_k = 1 / (d_k² + 1e-8),  weight_k = w_k / Σ_j w_j
+    three_interpolate    out = Σ_k weight_k · features[index_k]
+
+Shapes in names: M coarse points, C their channels, S points that receive, K = 3 of the coarse points around each.
+
+Source: feature propagation of PointNet++, arXiv 1706.02413, section 3.4 (squared distances: its p = 2); the 1e-8 is the
+habit of the PyTorch versions.
+"""
+
+import torch
+from torch import Tensor
+
+from .checks import check_range
+from .dispatch import compiled, pick, tl, triton
+from .gather import check_features, each_cloud, gather_neighbors, scatter_neighbors_op, sum_dtype
+from .neighbors import knn
+
+
+def three_nn(queries_BS3: Tensor, points_BM3: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+    """The nearest coarse points of every query and their weights, what `three_interpolate` takes.
+
+    Args:
+        queries_BS3: (B, S, 3) float32 or float64.
+        points_BM3: (B, M, 3), same dtype and device.
+        k: how many; all M of them where a cloud has fewer.
+
+    Returns:
+        index (B, S, min(k, M)) int64, nearest first, and weight of the same shape and the dtype of the points, inverse
+        to the squared distance and summing to one. The weight is differentiable in queries and points.
+    """
+    index_BSK = knn(queries_BS3, points_BM3, min(k, points_BM3.shape[1]))
+    distance_BSK = (gather_neighbors(points_BM3, index_BSK) - queries_BS3.unsqueeze(2)).square().sum(-1)
+    weight_BSK = 1 / (distance_BSK + 1e-8)
+    return index_BSK, weight_BSK / weight_BSK.sum(-1, keepdim=True)
+
+
+def three_interpolate(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
+    """Weighted sums of rows of `features_BMC`; differentiable in features and weight.
+
+    Args:
+        features_BMC: (B, M, C) of any floating dtype; half types are summed in float32.
+        index_BSK: (B, S, K) int64 in 0..M-1.
+        weight_BSK: (B, S, K) of any floating dtype.
+
+    Returns:
+        (B, S, C) of the dtype of the features.
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes and dtypes.
+        IndexError: on a CPU, for an index out of range.
+    """
+    check_features(features_BMC, index_BSK)
+    if index_BSK.ndim != 3 or weight_BSK.shape != index_BSK.shape:
+        raise ValueError(
+            "index and weight must both have shape (B, S, K), got "
+            f"{tuple(index_BSK.shape)} and {tuple(weight_BSK.shape)}"
+        )
+    if not (features_BMC.is_floating_point() and weight_BSK.is_floating_point()):
+        raise TypeError(f"features and weight must be floating, got {features_BMC.dtype} and {weight_BSK.dtype}")
+    if weight_BSK.device != features_BMC.device:
+        raise ValueError(
+            f"weight must be on the device of the features, {features_BMC.device}, got {weight_BSK.device}"
+        )
+    return three_interpolate_op(features_BMC, index_BSK, weight_BSK.to(sum_dtype(features_BMC)))
+
+
+# Everything below sums in the dtype of the weight, which is that of the features, or float32 for half types.
+
+
+def three_interpolate_reference(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
+    gathered_BSKC = gather_neighbors(features_BMC, index_BSK).to(weight_BSK.dtype)
+    return torch.einsum("bskc,bsk->bsc", gathered_BSKC, weight_BSK).to(features_BMC.dtype)
+
+
+def features_gradient_reference(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+    copies_BSKC = grad_BSC.unsqueeze(2) * weight_BSK.unsqueeze(3)
+    return scatter_neighbors_op(copies_BSKC.flatten(1, 2), index_BSK.flatten(1), size).to(grad_BSC.dtype)
+
+
+def weight_gradient_reference(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+    dtype = sum_dtype(features_BMC)
+    return torch.einsum("bskc,bsc->bsk", gather_neighbors(features_BMC, index_BSK).to(dtype), grad_BSC.to(dtype))
+
+
+def _three_interpolate_cpu(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
+    (batch, queries, _), channels = index_BSK.shape, features_BMC.shape[2]
+    sum_BSC = torch.zeros(batch, queries, channels, dtype=weight_BSK.dtype)
+    each_cloud(_weighted_sums, sum_BSC, features_BMC.to(sum_BSC.dtype), index_BSK, weight_BSK)
+    return sum_BSC.to(features_BMC.dtype)
+
+
+def _features_gradient_cpu(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+    sum_BMC = torch.zeros(len(grad_BSC), size, grad_BSC.shape[2], dtype=weight_BSK.dtype)
+    each_cloud(_add_weighted, sum_BMC, grad_BSC.to(sum_BMC.dtype), index_BSK, weight_BSK)
+    return sum_BMC.to(grad_BSC.dtype)
+
+
+def _weight_gradient_cpu(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+    product_BSK = torch.zeros(index_BSK.shape, dtype=sum_dtype(features_BMC))
+    each_cloud(_products, product_BSK, grad_BSC.to(product_BSK.dtype), index_BSK, features_BMC.to(product_BSK.dtype))
+    return product_BSK
+
+
+@compiled
+def _weighted_sums(sum_SC, features_MC, index_SK, weight_SK):
+    for s in range(index_SK.shape[0]):
+        for k in range(index_SK.shape[1]):
+            m, weight = index_SK[s, k], weight_SK[s, k]
+            for c in range(features_MC.shape[1]):
+                sum_SC[s, c] += weight * features_MC[m, c]
+
+
+@compiled
+def _add_weighted(sum_MC, grad_SC, index_SK, weight_SK):
+    for s in range(index_SK.shape[0]):
+        for k in range(index_SK.shape[1]):
+            m, weight = index_SK[s, k], weight_SK[s, k]
+            for c in range(grad_SC.shape[1]):
+                sum_MC[m, c] += weight * grad_SC[s, c]
+
+
+@compiled(fastmath={"reassoc", "nsz", "contract"})  # so that the sum over channels is made in vectors
+def _products(product_SK, grad_SC, index_SK, features_MC):
+    for s in range(index_SK.shape[0]):
+        for k in range(index_SK.shape[1]):
+            m, product = index_SK[s, k], product_SK[s, k]
+            for c in range(grad_SC.shape[1]):
+                product += grad_SC[s, c] * features_MC[m, c]
+            product_SK[s, k] = product
+
+
+# Elements of a program's tile of points by channels. Not autotuned, as trial runs of atomic additions would add up.
+TILE = 2048
+
+
+def _launch(kernel, channel_blocks: bool, *tensors: Tensor, size: int) -> None:
+    """Over blocks of the points of every cloud; `tensors`: those of the kernel, the second is the index."""
+    (batch, queries, k), channels = tensors[1].shape, tensors[0].shape[2]
+    block_c = min(1 << (channels - 1).bit_length(), 128)
+    block_s = TILE // block_c
+    grid = batch * triton.cdiv(queries, block_s), triton.cdiv(channels, block_c) if channel_blocks else 1
+    with torch.cuda.device_of(tensors[0]):
+        kernel[grid](*(x.contiguous() for x in tensors), size, queries, channels, k, BLOCK_S=block_s, BLOCK_C=block_c)
+
+
+def _three_interpolate_triton(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
+    out_BSC = features_BMC.new_empty(*index_BSK.shape[:2], features_BMC.shape[2])
+    if out_BSC.numel():
+        size = features_BMC.shape[1]
+        _launch(three_interpolate_fwd_kernel, True, features_BMC, index_BSK, weight_BSK, out_BSC, size=size)
+    return out_BSC
+
+
+def _features_gradient_triton(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+    if torch.are_deterministic_algorithms_enabled():
+        return features_gradient_reference(grad_BSC, index_BSK, weight_BSK, size)
+    sum_BMC = weight_BSK.new_zeros(len(grad_BSC), size, grad_BSC.shape[2])
+    if grad_BSC.numel():
+        _launch(three_interpolate_bwd_kernel, True, grad_BSC, index_BSK, weight_BSK, sum_BMC, size=size)
+    return sum_BMC.to(grad_BSC.dtype)
+
+
+def _weight_gradient_triton(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+    product_BSK = features_BMC.new_zeros(index_BSK.shape, dtype=sum_dtype(features_BMC))
+    if grad_BSC.numel():
+        size = features_BMC.shape[1]
+        _launch(three_interpolate_weight_bwd_kernel, False, grad_BSC, index_BSK, features_BMC, product_BSK, size=size)
+    return product_BSK
+
+
+@triton.jit
+def _rows(queries, BLOCK_S: tl.constexpr):
+    """The cloud of this program, its points as rows of all clouds, and which of them are inside the cloud."""
+    blocks = tl.cdiv(queries, BLOCK_S)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
+    return cloud, cloud * queries + s, s < queries
+
+
+@triton.jit(do_not_specialize=["size", "queries"])
+def three_interpolate_fwd_kernel(
+    features, index, weight, out, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    cloud, row, inside = _rows(queries, BLOCK_S)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = inside[:, None] & (c < channels)[None, :]
+    value = tl.zeros((BLOCK_S, BLOCK_C), dtype=weight.dtype.element_ty)
+    for i in range(k):
+        m = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
+        w = tl.load(weight + row * k + i, mask=inside, other=0)
+        value += w[:, None] * tl.load(features + m[:, None] * channels + c, mask=mask, other=0)
+    tl.store(out + row[:, None] * channels + c, value, mask=mask)
+
+
+@triton.jit(do_not_specialize=["size", "queries"])
+def three_interpolate_bwd_kernel(
+    grad, index, weight, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Every point adds its weighted gradient to its coarse points, in any order."""
+    cloud, row, inside = _rows(queries, BLOCK_S)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = inside[:, None] & (c < channels)[None, :]
+    value = tl.load(grad + row[:, None] * channels + c, mask=mask, other=0)
+    for i in range(k):
+        m = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
+        w = tl.load(weight + row * k + i, mask=inside, other=0)
+        tl.atomic_add(total + m[:, None] * channels + c, w[:, None] * value, mask=mask, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["size", "queries"])
+def three_interpolate_weight_bwd_kernel(
+    grad, index, features, product, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    cloud, row, inside = _rows(queries, BLOCK_S)
+    for i in range(k):
+        m = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
+        value = tl.zeros((BLOCK_S, BLOCK_C), dtype=product.dtype.element_ty)
+        for first in range(0, channels, BLOCK_C):
+            c = first + tl.arange(0, BLOCK_C)
+            mask = inside[:, None] & (c < channels)[None, :]
+            g = tl.load(grad + row[:, None] * channels + c, mask=mask, other=0).to(value.dtype)
+            value += g * tl.load(features + m[:, None] * channels + c, mask=mask, other=0)
+        tl.store(product + row * k + i, tl.sum(value, 1), mask=inside)
+
+
+@torch.library.custom_op("attlas::three_interpolate", mutates_args=())
+def three_interpolate_op(features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    check_range(index, features.shape[1])
+    return pick(
+        features, reference=three_interpolate_reference, triton=_three_interpolate_triton, cpu=_three_interpolate_cpu
+    )(features, index, weight)
+
+
+@torch.library.custom_op("attlas::three_interpolate_backward", mutates_args=())
+def features_gradient_op(grad: Tensor, index: Tensor, weight: Tensor, size: int) -> Tensor:
+    return pick(
+        grad, reference=features_gradient_reference, triton=_features_gradient_triton, cpu=_features_gradient_cpu
+    )(grad, index, weight, size)
+
+
+@torch.library.custom_op("attlas::three_interpolate_weight_backward", mutates_args=())
+def weight_gradient_op(grad: Tensor, index: Tensor, features: Tensor) -> Tensor:
+    return pick(grad, reference=weight_gradient_reference, triton=_weight_gradient_triton, cpu=_weight_gradient_cpu)(
+        grad, index, features
+    )
+
+
+@three_interpolate_op.register_fake
+def _(features, index, weight):
+    return features.new_empty(*index.shape[:2], features.shape[2])
+
+
+@features_gradient_op.register_fake
+def _(grad, index, weight, size):
+    return grad.new_empty(grad.shape[0], size, grad.shape[2])
+
+
+@weight_gradient_op.register_fake
+def _(grad, index, features):
+    return features.new_empty(index.shape, dtype=sum_dtype(features))
+
+
+def _setup_context(ctx, inputs, output):
+    features, index, weight = inputs
+    ctx.size = features.shape[1]
+    # weights that come from fixed points need no gradient, and the features are not kept for it
+    ctx.save_for_backward(index, weight, features if ctx.needs_input_grad[2] else None)
+
+
+def _backward(ctx, grad):
+    index, weight, features = ctx.saved_tensors
+    return (
+        features_gradient_op(grad, index, weight, ctx.size) if ctx.needs_input_grad[0] else None,
+        None,
+        weight_gradient_op(grad, index, features) if ctx.needs_input_grad[2] else None,
+    )
+
+
+three_interpolate_op.register_autograd(_backward, setup_context=_setup_context)
