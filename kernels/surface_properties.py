@@ -22,16 +22,29 @@ n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coo
      6  unit(b-p)·unit(b-a)             13  (unit(c-p) × unit(a-p))·(unit(b-p) × unit(a-p))
 
 Source: RISurConv, ECCV 2024, arXiv 2408.06110; cszyzhang/RISurConv@27c48dd (RISP_features).
+
+Shapes in names: P the points and Q the queries of all clouds in a row (B·N and B·S), L queries side by side.
+
+The operator works in two steps, on every path: the order, which permutes the index, and the properties, which gather
+through the permuted index. That reads it twice (on a GPU it also takes a second launch), but leaves a neighbour's
+predecessor and successor where any thread can find them, whatever K is. The kernels sort by comparing all pairs, so
+beyond `MOST_COUNTED` neighbours the order is that of the reference. The floor is what is read and written: 6 numbers a
+point and a query, 14 and twice an index a neighbour.
 """
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_normals, check_same_clouds
-from .gather import gather_neighbors
+from .checks import check_index, check_normals, check_points, check_range, check_same_clouds
+from .dispatch import autotune, compiled, each, pick, tl, triton
 
 EPSILON = 1e-7
 REFERENCE_SIGNS = ("fixed", "rounding")
+MOST_COUNTED = 128
+LANES = 16
 
 
 @torch.no_grad()
@@ -50,27 +63,29 @@ def surface_properties(
         points_BN3, normals_BN3: (B, N, 3) the cloud that the neighbours are taken from, unit normals.
         queries_BS3, query_normals_BS3: (B, S, 3) the centres and their unit normals.
         index_BSK: (B, S, K) int64 neighbours of every query; the first of each list is the slot-0 neighbour.
-        step: how many places around predecessor and successor are.
+        step: how many places around predecessor and successor are, at least 1.
         reference_sign: "fixed" to +1, or "rounding".
 
     Returns:
         properties (B, S, K, 14) in the dtype of the points, and the index (B, S, K) in that order.
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes, dtypes and values.
+        IndexError: on a CPU, for an index out of range.
     """
     check_same_clouds(queries_BS3, points_BN3)
     check_normals(normals_BN3, points_BN3)
     check_normals(query_normals_BS3, queries_BS3, "query_normals")
-    offsets_3BSK = _planes(gather_neighbors(points_BN3, index_BSK)) - _planes(queries_BS3).unsqueeze(-1)
-    normal_3BS1 = _planes(query_normals_BS3).unsqueeze(-1)
-    order_BSK = _order(offsets_3BSK, normal_3BS1, reference_sign)
-    index_BSK = index_BSK.gather(-1, order_BSK)
-    offsets_3BSK = offsets_3BSK.gather(-1, order_BSK.expand_as(offsets_3BSK))
-    return _properties(offsets_3BSK, _planes(gather_neighbors(normals_BN3, index_BSK)), normal_3BS1, step), index_BSK
-
-
-@torch.no_grad()
-def surface_order(offsets_BSK3: Tensor, normals_BS3: Tensor, reference_sign: str = "fixed") -> Tensor:
-    """Places (B, S, K) int64 that sort neighbours with offsets (B, S, K, 3) once around normals (B, S, 3)."""
-    return _order(_planes(offsets_BSK3), _planes(normals_BS3).unsqueeze(-1), reference_sign)
+    if index_BSK.shape[:-1] != queries_BS3.shape[:-1] or index_BSK.shape[-1] < 1:
+        batch, queries, _ = queries_BS3.shape
+        raise ValueError(f"index must have shape ({batch}, {queries}, K) with K >= 1, got {tuple(index_BSK.shape)}")
+    check_index(index_BSK, len(points_BN3))
+    if not isinstance(step, int) or step < 1:
+        raise ValueError(f"step must be an integer of at least 1, got {step!r}")
+    rounding = _rounding(reference_sign, points_BN3.dtype)
+    return surface_properties_op(
+        points_BN3, normals_BN3, queries_BS3, query_normals_BS3, queries_BS3, index_BSK, step, rounding
+    )
 
 
 @torch.no_grad()
@@ -82,16 +97,64 @@ def ordered_properties(
     The order is taken about the cloud's centroid and `axis_B3`; the properties are taken about the origin, as in the
     release, so the cloud has to be centred by whoever calls. Returns properties (B, 1, N, 14) and index (B, 1, N).
     """
-    points_3B1N, axis_3B11 = _planes(points_BN3).unsqueeze(2), _planes(axis_B3)[..., None, None]
-    index_B1N = _order(points_3B1N - points_3B1N.mean(-1, keepdim=True), axis_3B11, reference_sign)
-    normals_B1N3 = gather_neighbors(normals_BN3, index_B1N)
-    ordered_3B1N = points_3B1N.gather(-1, index_B1N.expand_as(points_3B1N))
-    return _properties(ordered_3B1N, _planes(normals_B1N3), axis_3B11, step=1), index_B1N
+    check_points(points_BN3)
+    check_normals(normals_BN3, points_BN3)
+    centroid_B13, axis_B13 = points_BN3.mean(1, keepdim=True), axis_B3.unsqueeze(1)
+    check_normals(axis_B13, centroid_B13, "axis")
+    batch, size, _ = points_BN3.shape
+    index_B1N = torch.arange(size, device=points_BN3.device).expand(batch, 1, size)
+    rounding = _rounding(reference_sign, points_BN3.dtype)
+    return surface_properties_op(
+        points_BN3, normals_BN3, torch.zeros_like(centroid_B13), axis_B13, centroid_B13, index_B1N, 1, rounding
+    )
+
+
+@torch.no_grad()
+def surface_order(offsets_BSK3: Tensor, normals_BS3: Tensor, reference_sign: str = "fixed") -> Tensor:
+    """Places (B, S, K) int64 that sort neighbours with offsets (B, S, K, 3) once around normals (B, S, 3)."""
+    rounding = _rounding(reference_sign, offsets_BSK3.dtype)
+    return _order(_planes(offsets_BSK3), _planes(normals_BS3).unsqueeze(-1), rounding)
+
+
+def _rounding(reference_sign: str, dtype: torch.dtype) -> float:
+    """How far from r's direction, as |(u × r)·n|, a neighbour still counts as lying in it; 0: nothing does."""
+    if reference_sign not in REFERENCE_SIGNS:
+        raise ValueError(f"reference_sign must be one of {REFERENCE_SIGNS}, got {reference_sign!r}")
+    return 64 * torch.finfo(dtype).eps if reference_sign == "fixed" else 0.0
+
+
+def surface_properties_reference(
+    points_BN3: Tensor,
+    normals_BN3: Tensor,
+    queries_BS3: Tensor,
+    query_normals_BS3: Tensor,
+    centres_BS3: Tensor,
+    index_BSK: Tensor,
+    step: int,
+    rounding: float,
+) -> tuple[Tensor, Tensor]:
+    """Properties about the queries; the order is taken about `centres_BS3`, the queries themselves as a rule."""
+    index_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+    offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(queries_BS3).unsqueeze(-1)
+    normals_3BSK = _neighbor_planes(normals_BN3, index_BSK)
+    return _properties(offsets_3BSK, normals_3BSK, _planes(query_normals_BS3).unsqueeze(-1), step), index_BSK
+
+
+def _ordered_index(
+    points_BN3: Tensor, query_normals_BS3: Tensor, centres_BS3: Tensor, index_BSK: Tensor, rounding: float
+) -> Tensor:
+    offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(centres_BS3).unsqueeze(-1)
+    return index_BSK.gather(-1, _order(offsets_3BSK, _planes(query_normals_BS3).unsqueeze(-1), rounding))
 
 
 def _planes(vectors: Tensor) -> Tensor:
     """(..., 3) -> (3, ...) contiguous: sums over three planes vectorise, sums over a last axis of three do not."""
     return vectors.movedim(-1, 0).contiguous()
+
+
+def _neighbor_planes(vectors_BN3: Tensor, index_BSK: Tensor) -> Tensor:
+    index_3BR = index_BSK.flatten(1).expand(3, -1, -1)
+    return _planes(vectors_BN3).gather(-1, index_3BR).unflatten(-1, index_BSK.shape[1:])
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -102,9 +165,7 @@ def _unit(a: Tensor) -> Tensor:
     return a / (_dot(a, a).sqrt() + EPSILON)
 
 
-def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, reference_sign: str) -> Tensor:
-    if reference_sign not in REFERENCE_SIGNS:
-        raise ValueError(f"reference_sign must be one of {REFERENCE_SIGNS}, got {reference_sign!r}")
+def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, rounding: float) -> Tensor:
     projected_3BSK = offsets_3BSK - _dot(offsets_3BSK, normal_3BS1) * normal_3BS1
     length_BSK = _dot(projected_3BSK, projected_3BSK).sqrt()
     around_3BSK = torch.where(length_BSK > 0, projected_3BSK / length_BSK, 0.0)
@@ -113,13 +174,11 @@ def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, reference_sign: str) -> Te
     # (u × r)·n = u·(r × n): one cross product per query instead of one per neighbour
     side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0))
     turn_BSK = _dot(around_3BSK, reference_3BS1)
-    rounding = 64 * torch.finfo(side_BSK.dtype).eps
+    # the reference, its copies, and whatever else lies in its direction
     at_reference_BSK = (side_BSK.abs() < rounding) & (turn_BSK > 0)
-    side_BSK = side_BSK.sign_()
-    if reference_sign == "fixed":  # of the reference, and of its copies and whatever else lies in its direction
-        side_BSK[at_reference_BSK] = 1
-    side_BSK[..., 0] = 1
-    key_BSK = side_BSK * turn_BSK - (1 - side_BSK)
+    sign_BSK = side_BSK.sign().masked_fill_(at_reference_BSK, 1)
+    sign_BSK[..., 0] = 1
+    key_BSK = sign_BSK * turn_BSK - (1 - sign_BSK)
     return key_BSK.argsort(dim=-1, descending=True, stable=True)
 
 
@@ -151,3 +210,448 @@ def _properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, step: int) -> Ten
         _dot(to_c, to_b) * _dot(to_a, to_a) - next_turn * turn,
     ]
     return torch.stack(properties, dim=-1)
+
+
+def _surface_properties_cpu(
+    points_BN3: Tensor,
+    normals_BN3: Tensor,
+    queries_BS3: Tensor,
+    query_normals_BS3: Tensor,
+    centres_BS3: Tensor,
+    index_BSK: Tensor,
+    step: int,
+    rounding: float,
+) -> tuple[Tensor, Tensor]:
+    batch, queries, count = index_BSK.shape
+    total, size, counted = batch * queries, points_BN3.shape[1], count <= MOST_COUNTED
+    if counted:
+        ordered_BSK = torch.empty(batch, queries, count, dtype=torch.int64)
+    else:
+        ordered_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+    properties_BSK14 = points_BN3.new_empty(batch, queries, count, 14)
+    points_P3, normals_P3, queries_Q3, query_normals_Q3, centres_Q3, index_QK, ordered_QK, properties_QK14 = (
+        x.contiguous().flatten(0, 1).numpy()
+        for x in (
+            points_BN3,
+            normals_BN3,
+            queries_BS3,
+            query_normals_BS3,
+            centres_BS3,
+            index_BSK,
+            ordered_BSK,
+            properties_BSK14,
+        )
+    )
+    number = points_P3.dtype.type
+
+    def work(part: range) -> None:
+        clouds = queries, size, part.start, part.stop
+        if counted:
+            _order_loop(points_P3, centres_Q3, query_normals_Q3, index_QK, *clouds, number(rounding), ordered_QK)
+        _properties_loop(
+            points_P3,
+            normals_P3,
+            queries_Q3,
+            query_normals_Q3,
+            ordered_QK,
+            *clouds,
+            step % count,
+            number(EPSILON),
+            properties_QK14,
+        )
+
+    length = LANES * math.ceil(total / (LANES * torch.get_num_threads()))
+    each(work, (range(start, min(start + length, total)) for start in range(0, total, length)))
+    return properties_BSK14, ordered_BSK
+
+
+# In both loops the innermost runs over LANES queries side by side; lanes after the last query hold what was there
+# before, and nobody reads them. It has a fixed length and no branch, so it becomes vector instructions whatever K is,
+# which a loop over three coordinates or eight neighbours would not. For that the compiler also has to see that what is
+# written is not what is read next, and it looks at a few arrays only: hence vectors of several kinds in the rows (R) of
+# one. Constants have the dtype of the points, since a wider one would widen everything; the numbers of points are
+# unsigned, since signed ones could count from the end, which costs a comparison each.
+
+
+@compiled
+def _vector(rows_RL, row, q):
+    return rows_RL[row, q], rows_RL[row + 1, q], rows_RL[row + 2, q]
+
+
+@compiled
+def _inner(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@compiled
+def _scaled(a, factor):
+    return a[0] * factor, a[1] * factor, a[2] * factor
+
+
+@compiled
+def _minus(a, b):
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2]
+
+
+@compiled
+def _order_loop(points_P3, centres_Q3, normals_Q3, index_QK, queries, size, first, last, rounding, ordered_QK):
+    number = points_P3.dtype.type
+    zero, one = number(0), number(1)
+    count = index_QK.shape[1]
+    around_RL = np.zeros((3 * count, LANES), points_P3.dtype)
+    NORMAL, REFERENCE, ACROSS, LONGEST = 0, 3, 6, 9  # rows of
+    frame_RL = np.zeros((10, LANES), points_P3.dtype)
+    key_KL = np.full(((count + 7) // 8 * 8, LANES), number(-np.inf))  # whole blocks of eight for the comparisons
+    place_KL = np.zeros((count, LANES), points_P3.dtype)
+    taken_K = np.zeros(count, np.int64)
+    for start in range(first, last, LANES):
+        lanes = min(LANES, last - start)
+        for q in range(lanes):
+            row = (start + q) // queries * size
+            for axis in range(3):
+                frame_RL[NORMAL + axis, q] = normals_Q3[start + q, axis]
+            for k in range(count):
+                point = np.uint64(row + index_QK[start + q, k])
+                for axis in range(3):
+                    around_RL[3 * k + axis, q] = points_P3[point, axis] - centres_Q3[start + q, axis]
+        frame_RL[LONGEST] = -one
+        for k in range(count):
+            for q in range(LANES):
+                offset, normal = _vector(around_RL, 3 * k, q), _vector(frame_RL, NORMAL, q)
+                projected = _minus(offset, _scaled(normal, _inner(offset, normal)))
+                length = math.sqrt(_inner(projected, projected))
+                u = _scaled(projected, one / length if length > zero else zero)
+                longer = length > frame_RL[LONGEST, q]
+                frame_RL[LONGEST, q] = length if longer else frame_RL[LONGEST, q]
+                around_RL[3 * k, q], around_RL[3 * k + 1, q], around_RL[3 * k + 2, q] = u
+                frame_RL[REFERENCE, q] = u[0] if longer else frame_RL[REFERENCE, q]
+                frame_RL[REFERENCE + 1, q] = u[1] if longer else frame_RL[REFERENCE + 1, q]
+                frame_RL[REFERENCE + 2, q] = u[2] if longer else frame_RL[REFERENCE + 2, q]
+        for q in range(LANES):
+            nx, ny, nz = _vector(frame_RL, NORMAL, q)
+            rx, ry, rz = _vector(frame_RL, REFERENCE, q)
+            frame_RL[ACROSS, q] = ry * nz - rz * ny
+            frame_RL[ACROSS + 1, q] = rz * nx - rx * nz
+            frame_RL[ACROSS + 2, q] = rx * ny - ry * nx
+        for k in range(count):
+            for q in range(LANES):
+                u = _vector(around_RL, 3 * k, q)
+                turn = _inner(u, _vector(frame_RL, REFERENCE, q))
+                side = _inner(u, _vector(frame_RL, ACROSS, q))
+                at_reference = (abs(side) < rounding) & (turn > zero)
+                sign = one if (side > zero) | at_reference | (k == 0) else (-one if side < zero else zero)
+                key_KL[k, q] = sign * turn - (one - sign)
+        # a neighbour's place is the number of larger keys: for K <= 128 fewer instructions than any sort, without
+        # branches; eight comparisons at a time, so that the sum stays in a register
+        place_KL[:] = zero
+        for k in range(count):
+            for i in range(0, len(key_KL), 8):
+                for q in range(LANES):
+                    larger = zero
+                    for j in range(8):
+                        larger += one if key_KL[i + j, q] > key_KL[k, q] else zero
+                    place_KL[k, q] += larger
+        taken_K[:] = -1
+        for q in range(lanes):
+            for k in range(count):
+                place = int(place_KL[k, q])
+                while taken_K[place] == q:  # equal keys count to the same place: they follow each other
+                    place += 1
+                taken_K[place] = q
+                ordered_QK[start + q, place] = index_QK[start + q, k]
+
+
+@compiled
+def _properties_loop(
+    points_P3,
+    normals_P3,
+    queries_Q3,
+    query_normals_Q3,
+    index_QK,
+    queries,
+    size,
+    first,
+    last,
+    step,
+    epsilon,
+    properties_QK14,
+):
+    one = points_P3.dtype.type(1)
+    count = index_QK.shape[1]
+    OFFSET, NORMAL, UNIT = 0, 3, 6  # rows of
+    near_RL = np.zeros((9 * count, LANES), points_P3.dtype)
+    query_normal_RL = np.zeros((3, LANES), points_P3.dtype)
+    out_RL = np.zeros((14, LANES), points_P3.dtype)
+    for start in range(first, last, LANES):
+        lanes = min(LANES, last - start)
+        for q in range(lanes):
+            row = (start + q) // queries * size
+            for axis in range(3):
+                query_normal_RL[axis, q] = query_normals_Q3[start + q, axis]
+            for k in range(count):
+                point = np.uint64(row + index_QK[start + q, k])
+                for axis in range(3):
+                    near_RL[9 * k + OFFSET + axis, q] = points_P3[point, axis] - queries_Q3[start + q, axis]
+                    near_RL[9 * k + NORMAL + axis, q] = normals_P3[point, axis]
+        for k in range(count):
+            for q in range(LANES):
+                a = _vector(near_RL, 9 * k + OFFSET, q)
+                to_a = _scaled(a, one / (math.sqrt(_inner(a, a)) + epsilon))
+                row = 9 * k + UNIT
+                near_RL[row, q], near_RL[row + 1, q], near_RL[row + 2, q] = to_a
+        for k in range(count):
+            row_a, row_b, row_c = 9 * k, 9 * ((k - step) % count), 9 * ((k + step) % count)
+            for q in range(LANES):
+                a, to_a = _vector(near_RL, row_a + OFFSET, q), _vector(near_RL, row_a + UNIT, q)
+                b, to_b = _vector(near_RL, row_b + OFFSET, q), _vector(near_RL, row_b + UNIT, q)
+                c, to_c = _vector(near_RL, row_c + OFFSET, q), _vector(near_RL, row_c + UNIT, q)
+                normal_a, normal_b = _vector(near_RL, row_a + NORMAL, q), _vector(near_RL, row_b + NORMAL, q)
+                normal_c, normal_p = _vector(near_RL, row_c + NORMAL, q), _vector(query_normal_RL, 0, q)
+                a_to_b, a_to_c = _minus(b, a), _minus(c, a)
+                a_to_b = _scaled(a_to_b, one / (math.sqrt(_inner(a_to_b, a_to_b)) + epsilon))
+                a_to_c = _scaled(a_to_c, one / (math.sqrt(_inner(a_to_c, a_to_c)) + epsilon))
+                turn_b, turn_c = _inner(to_a, to_b), _inner(to_a, to_c)
+                out_RL[0, q] = math.sqrt(_inner(a, a))
+                out_RL[1, q] = _inner(to_a, normal_p)
+                out_RL[2, q] = -_inner(to_a, normal_a)
+                out_RL[3, q] = turn_b
+                out_RL[4, q] = _inner(to_b, normal_p)
+                out_RL[5, q] = -_inner(to_b, normal_b)
+                out_RL[6, q] = _inner(to_b, a_to_b)
+                out_RL[7, q] = _inner(a_to_b, normal_a)
+                out_RL[8, q] = -_inner(a_to_b, normal_b)
+                out_RL[9, q] = turn_c
+                out_RL[10, q] = _inner(to_c, a_to_c)
+                out_RL[11, q] = _inner(a_to_c, normal_c)
+                out_RL[12, q] = _inner(to_a, normal_c)
+                out_RL[13, q] = _inner(to_c, to_b) * _inner(to_a, to_a) - turn_b * turn_c
+            for q in range(lanes):
+                for p in range(14):
+                    properties_QK14[start + q, k, p] = out_RL[p, q]
+
+
+@triton.jit
+def _load_vector(vectors_ptr, row, mask):
+    start = vectors_ptr + row * 3
+    return tl.load(start, mask, 0.0), tl.load(start + 1, mask, 0.0), tl.load(start + 2, mask, 0.0)
+
+
+@triton.jit
+def _dot_tiles(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@triton.jit
+def _scale_tiles(a, factor):
+    return a[0] * factor, a[1] * factor, a[2] * factor
+
+
+@triton.jit
+def _subtract_tiles(a, b):
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2]
+
+
+@triton.jit
+def _unit_tiles(a, EPSILON: tl.constexpr):
+    return _scale_tiles(a, 1.0 / (tl.sqrt(_dot_tiles(a, a)) + EPSILON))
+
+
+# The tile of comparisons holds TILE · BLOCK_K truth values: at K = 128, 128 in each thread, the most registers take.
+@autotune([{"TILE": 256, "num_warps": 8}, {"TILE": 128, "num_warps": 4}], key=["BLOCK_K"])
+@triton.jit(do_not_specialize=["total", "queries", "size", "count", "rounding"])
+def surface_order_fwd_kernel(
+    points_ptr,
+    centres_ptr,
+    query_normals_ptr,
+    index_ptr,
+    ordered_ptr,
+    total,
+    queries,
+    size,
+    count,
+    rounding,
+    BLOCK_K: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * (TILE // BLOCK_K) + tl.arange(0, TILE // BLOCK_K)[:, None]
+    slot = tl.arange(0, BLOCK_K)[None, :]
+    here = query < total
+    known = here & (slot < count)
+    index = tl.load(index_ptr + query * count + slot, known, 0)
+    points = _load_vector(points_ptr, query // queries * size + index, known)
+    normal = _load_vector(query_normals_ptr, query, here)
+    offset = _subtract_tiles(points, _load_vector(centres_ptr, query, here))
+    projected = _subtract_tiles(offset, _scale_tiles(normal, _dot_tiles(offset, normal)))
+    length = tl.sqrt(_dot_tiles(projected, projected))
+    # no length, no direction
+    around = _scale_tiles(projected, 1.0 / tl.where(length > 0, length, float("inf")))
+
+    longest = slot == tl.argmax(tl.where(known, length, -1.0), 1, keep_dims=True)
+    rx = tl.sum(tl.where(longest, around[0], 0.0), 1, keep_dims=True)
+    ry = tl.sum(tl.where(longest, around[1], 0.0), 1, keep_dims=True)
+    rz = tl.sum(tl.where(longest, around[2], 0.0), 1, keep_dims=True)
+    nx, ny, nz = normal
+    turn = _dot_tiles(around, (rx, ry, rz))
+    side = _dot_tiles(around, (ry * nz - rz * ny, rz * nx - rx * nz, rx * ny - ry * nx))
+    first_half = (side > 0) | ((tl.abs(side) < rounding) & (turn > 0)) | (slot == 0)
+    sign = tl.where(first_half, 1.0, tl.where(side < 0, -1.0, 0.0))
+    key = sign * turn - (1 - sign)
+    key = tl.where(key == key, key, -4.0)  # NaN, which nobody looks for on a GPU, comes last: every place is taken
+    key = tl.where(known, key, float("-inf"))
+
+    # a neighbour's place is the number of those before it
+    mine, others = key[:, :, None], key[:, None, :]
+    earlier = slot[:, None, :] < slot[:, :, None]
+    before = (others > mine) | ((others == mine) & earlier)
+    place = tl.sum(before.to(tl.int32), 2)
+    tl.store(ordered_ptr + query * count + place, index, known)
+
+
+@triton.jit
+def _stack_tiles(a, b, c, d):
+    return tl.join(tl.join(a, c), tl.join(b, d))
+
+
+@autotune(
+    [{"TILE": 512, "num_warps": 8}, {"TILE": 256, "num_warps": 8}, {"TILE": 128, "num_warps": 4}], key=["BLOCK_K"]
+)
+@triton.jit(do_not_specialize=["total", "queries", "size", "count", "step"])
+def surface_properties_fwd_kernel(
+    points_ptr,
+    normals_ptr,
+    queries_ptr,
+    query_normals_ptr,
+    index_ptr,
+    properties_ptr,
+    total,
+    queries,
+    size,
+    count,
+    step,
+    EPSILON: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    BLOCK_S: tl.constexpr = TILE // BLOCK_K
+    query = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None]
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    here = query < total
+    known = here & (k < count)
+    list_ptr = index_ptr + query * count
+    row = query // queries * size
+    row_a = row + tl.load(list_ptr + k, known, 0)
+    row_b = row + tl.load(list_ptr + tl.where(k < step, k + count - step, k - step), known, 0)
+    row_c = row + tl.load(list_ptr + tl.where(k + step < count, k + step, k + step - count), known, 0)
+
+    origin, normal_p = _load_vector(queries_ptr, query, here), _load_vector(query_normals_ptr, query, here)
+    a = _subtract_tiles(_load_vector(points_ptr, row_a, known), origin)
+    b = _subtract_tiles(_load_vector(points_ptr, row_b, known), origin)
+    c = _subtract_tiles(_load_vector(points_ptr, row_c, known), origin)
+    normal_a, normal_b = _load_vector(normals_ptr, row_a, known), _load_vector(normals_ptr, row_b, known)
+    normal_c = _load_vector(normals_ptr, row_c, known)
+    to_a, to_b, to_c = _unit_tiles(a, EPSILON), _unit_tiles(b, EPSILON), _unit_tiles(c, EPSILON)
+    a_to_b, a_to_c = _unit_tiles(_subtract_tiles(b, a), EPSILON), _unit_tiles(_subtract_tiles(c, a), EPSILON)
+
+    turn_b, turn_c = _dot_tiles(to_a, to_b), _dot_tiles(to_a, to_c)
+    p0 = tl.sqrt(_dot_tiles(a, a))
+    p1 = _dot_tiles(to_a, normal_p)
+    p2 = -_dot_tiles(to_a, normal_a)
+    p4 = _dot_tiles(to_b, normal_p)
+    p5 = -_dot_tiles(to_b, normal_b)
+    p6 = _dot_tiles(to_b, a_to_b)
+    p7 = _dot_tiles(a_to_b, normal_a)
+    p8 = -_dot_tiles(a_to_b, normal_b)
+    p10 = _dot_tiles(to_c, a_to_c)
+    p11 = _dot_tiles(a_to_c, normal_c)
+    p12 = _dot_tiles(to_a, normal_c)
+    p13 = _dot_tiles(to_c, to_b) * _dot_tiles(to_a, to_a) - turn_b * turn_c
+
+    # side by side in the last axis, which two more fill up to a power of two, so that a row is written as one piece
+    rows = _stack_tiles(
+        _stack_tiles(p0, p4, p8, p12),
+        _stack_tiles(p1, p5, turn_c, p13),
+        _stack_tiles(p2, p6, p10, p13),
+        _stack_tiles(turn_b, p7, p11, p13),
+    )
+    rows = tl.reshape(rows, (BLOCK_S, BLOCK_K, 16))
+    p = tl.arange(0, 16)[None, None, :]
+    target = properties_ptr + (query * count + k)[:, :, None] * 14 + p
+    tl.store(target, rows, known[:, :, None] & (p < 14))
+
+
+def _surface_properties_triton(
+    points_BN3: Tensor,
+    normals_BN3: Tensor,
+    queries_BS3: Tensor,
+    query_normals_BS3: Tensor,
+    centres_BS3: Tensor,
+    index_BSK: Tensor,
+    step: int,
+    rounding: float,
+) -> tuple[Tensor, Tensor]:
+    batch, queries, count = index_BSK.shape
+    total, size = batch * queries, points_BN3.shape[1]
+    points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK = (
+        x.contiguous() for x in (points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK)
+    )
+    block = min(triton.next_power_of_2(count), MOST_COUNTED)
+    properties_BSK14 = points_BN3.new_empty(batch, queries, count, 14)
+
+    def grid(meta):
+        return triton.cdiv(total, meta["TILE"] // block), triton.cdiv(count, block)
+
+    with torch.cuda.device_of(points_BN3):
+        if count <= MOST_COUNTED:
+            ordered_BSK = torch.empty_like(index_BSK)
+            surface_order_fwd_kernel[grid](
+                points_BN3,
+                centres_BS3,
+                query_normals_BS3,
+                index_BSK,
+                ordered_BSK,
+                total,
+                queries,
+                size,
+                count,
+                rounding,
+                BLOCK_K=block,
+            )
+        else:
+            ordered_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+        surface_properties_fwd_kernel[grid](
+            points_BN3,
+            normals_BN3,
+            queries_BS3,
+            query_normals_BS3,
+            ordered_BSK,
+            properties_BSK14,
+            total,
+            queries,
+            size,
+            count,
+            step % count,
+            EPSILON=EPSILON,
+            BLOCK_K=block,
+        )
+    return properties_BSK14, ordered_BSK
+
+
+@torch.library.custom_op("attlas::surface_properties", mutates_args=())
+def surface_properties_op(
+    points: Tensor,
+    normals: Tensor,
+    queries: Tensor,
+    query_normals: Tensor,
+    centres: Tensor,
+    index: Tensor,
+    step: int,
+    rounding: float,
+) -> tuple[Tensor, Tensor]:
+    check_range(index, points.shape[1])
+    paths = dict(reference=surface_properties_reference, cpu=_surface_properties_cpu, triton=_surface_properties_triton)
+    return pick(points, **paths)(points, normals, queries, query_normals, centres, index, step, rounding)
+
+
+@surface_properties_op.register_fake
+def _(points, normals, queries, query_normals, centres, index, step, rounding):
+    return points.new_empty(*index.shape, 14), index.new_empty(index.shape)
