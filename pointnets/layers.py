@@ -1,5 +1,8 @@
 """What at least two point networks share. Features are (..., C): channels last, so that a gather copies whole rows."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +25,57 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    @property
+    def takes_batch(self) -> bool:
+        """Whether it normalises by the statistics of the batch, not by running ones."""
+        return self.training or self.running_mean is None
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards the mean and the biased variance (C,) of a batch of `count` rows."""
+        if count < 2:
+            raise ValueError(f"a batch must have more than one row to take statistics of, got {count}")
+        if not (self.training and self.track_running_stats):
+            return
+        self.num_batches_tracked += 1
+        # without a momentum all batches count alike
+        share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
+        self.running_mean.lerp_(mean.to(self.running_mean), share)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var), share)
+
+    def fold(self, weight: Tensor, bias: Tensor, moments: "Moments | None" = None) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of norm(weight x + bias), one affine map of x (..., D).
+
+        `moments` are those of x, from which the statistics of the batch follow without a look at weight x; they are
+        tracked. None: the running statistics.
+        """
+        if moments is None:
+            mean, variance = self.running_mean, self.running_var
+        else:
+            mean = weight @ moments.mean + bias
+            variance = ((weight @ moments.covariance) * weight).sum(1).clamp_min(0)
+            self.track(mean, variance, moments.count)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return weight * scale.unsqueeze(1), self.bias + scale * (bias - mean)
+
+
+class Moments(NamedTuple):
+    """Mean (D,) and biased covariance (D, D) of `count` rows."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    @classmethod
+    def of_sums(cls, first: Tensor, second: Tensor, count: int, shift: Tensor | float = 0.0) -> "Moments":
+        """From the sums of y = x - shift (B, D) and of y yᵀ (B, D, D) over each cloud's rows.
+
+        The last sums are taken in float64; a `shift` near the mean keeps the digits of a small covariance.
+        """
+        mean = first.double().sum(0) / count
+        covariance = second.double().sum(0) / count - torch.outer(mean, mean)
+        return cls((mean + shift).to(first.dtype), covariance.to(second.dtype), count)
 
 
 class Head(nn.Module):

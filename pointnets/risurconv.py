@@ -30,17 +30,20 @@ from torch import Tensor, nn
 
 from ..kernels import (
     farthest_point_sample,
+    gather_max,
     gather_neighbors,
     knn,
     local_reference_axis,
+    neighbor_moments,
     principal_axis,
+    residual_norm,
     surface_attention,
     surface_properties,
 )
 from ..kernels.checks import check_normals
 from ..kernels.surface_properties import ordered_properties
 from ..registry import MODELS
-from .layers import BatchNorm, Head, check_input
+from .layers import BatchNorm, Head, Moments, check_input
 
 # The authors' names -> ours. `encoder_layer` is a copy that the release registers and never uses.
 CHECKPOINT_RULES = [
@@ -94,29 +97,15 @@ class SurfaceEmbedding(nn.Module):
     def forward(self, properties: Tensor) -> Tensor:
         with torch.autocast(properties.device.type, enabled=False):  # statistics need the digits
             moments = None
-            if self.norm1.training:
+            if self.norm1.takes_batch:
                 rows = properties.reshape(-1, properties.shape[-1])
-                moments = rows.mean(0), torch.cov(rows.mT, correction=0), len(rows)
+                mean = rows.mean(0)
+                centred = rows - mean
+                moments = Moments(mean, centred.mT @ centred / len(rows), len(rows))
             weight = self.linear1.weight
-            weight, bias = _normalise(self.norm1, weight, weight.new_zeros(len(weight)), moments)
-            weight, bias = _normalise(self.norm2, self.linear2.weight @ weight, self.linear2.weight @ bias, moments)
+            weight, bias = self.norm1.fold(weight, weight.new_zeros(len(weight)), moments)
+            weight, bias = self.norm2.fold(self.linear2.weight @ weight, self.linear2.weight @ bias, moments)
         return F.relu(F.linear(properties, weight, bias))
-
-
-def _normalise(norm: BatchNorm, weight: Tensor, bias: Tensor, moments) -> tuple[Tensor, Tensor]:
-    """Weight and bias of norm(weight x + bias) as one affine map of x, by the moments of x or running statistics."""
-    if moments is None:
-        mean, variance = norm.running_mean, norm.running_var
-    else:
-        centre, covariance, count = moments
-        mean = weight @ centre + bias
-        variance = ((weight @ covariance) * weight).sum(1)
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * (count / max(count - 1, 1)), norm.momentum)
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    return weight * scale.unsqueeze(1), norm.bias + scale * (bias - mean)
 
 
 class OffsetAttention(nn.Module):
@@ -132,12 +121,20 @@ class OffsetAttention(nn.Module):
         self.normalise = normalise
 
     def forward(self, x: Tensor) -> Tensor:
-        # W (x - A V x) = W x - A (W V) x: one product gives all four factors, and x - A V x is never written out
-        trans, q, k = self.trans.weight, self.q.weight, self.k.weight
-        weight = torch.cat([trans, trans @ self.v.weight, q, k])
-        bias = torch.cat([self.trans.bias, trans @ self.v.bias, trans.new_zeros(len(q) + len(k))])
-        x_trans, x_value, x_q, x_k = F.linear(x, weight, bias).split([len(trans), len(trans), len(q), len(k)], dim=-1)
-        return x + F.relu(self.norm(x_trans - surface_attention(x_q, x_k, x_value, self.normalise)))
+        # W (x - A V x) = W x + A (-W V x): one product gives all four factors, and x - A V x is never written out
+        norm, trans, bias = self.norm, self.trans.weight, self.trans.bias
+        if not norm.takes_batch:
+            trans, bias = norm.fold(trans, bias)
+        q, k, v = self.q.weight, self.k.weight, -trans @ self.v.weight
+        weight = torch.cat([trans, v, q, k])
+        bias = torch.cat([bias, -trans @ self.v.bias, trans.new_zeros(len(q) + len(k))])
+        x_trans, x_v, x_q, x_k = F.linear(x, weight, bias).split([len(trans), len(v), len(q), len(k)], dim=-1)
+        t = x_trans + surface_attention(x_q, x_k, x_v, self.normalise)
+        if not norm.takes_batch:
+            return x + F.relu(t)
+        y, mean, variance = residual_norm(x, t, norm.weight, norm.bias, norm.eps)
+        norm.track(mean, variance, t.numel() // t.shape[-1])
+        return y
 
 
 class RISurConv(nn.Module):
@@ -189,13 +186,30 @@ class RISurConv(nn.Module):
     def convolve(self, properties: Tensor, index: Tensor, features: Tensor | None) -> Tensor:
         """Properties (B, S, K, 14), index (B, S, K), features (B, N, C) or None -> (B, S, C')."""
         surface = self.neighbour_attention(self.embedding(properties))
-        width = surface.shape[-1]
-        convolved = F.linear(surface, self.linear.weight[:, :width], self.linear.bias)
-        if features is not None:
-            # W [r; f] = W₁ r + W₂ f, and W₂ f before the gather: N products instead of S K
-            convolved = convolved + gather_neighbors(F.linear(features, self.linear.weight[:, width:]), index)
-        # the maximum commutes with ReLU, which then has K times less to do; max() has the cheaper backward of the two
-        return self.point_attention(F.relu(self.norm(convolved).max(2).values))
+        if self.norm.takes_batch and features is None and len(self.linear.weight) < surface.shape[-1]:
+            # the moments of r would be more than W r
+            return self.point_attention(F.relu(self.norm(self.linear(surface)).max(2).values))
+        # W [r; f] = W₁ r + W₂ f, and W₂ f before the gather: N products instead of S K. The batch's statistics follow
+        # from the moments of [r; f], so that neither [r; f] nor W [r; f] exists: (B, S, K, C) is never in memory.
+        with torch.autocast(surface.device.type, enabled=False):
+            moments = None
+            if self.norm.takes_batch:
+                moments = _moments(surface, index, features)
+            weight, bias = self.norm.fold(self.linear.weight, self.linear.bias, moments)
+        of_surface, of_features = weight.split([surface.shape[-1], weight.shape[1] - surface.shape[-1]], dim=1)
+        gathered = (None, None) if features is None else (F.linear(features, of_features), index)
+        shift = bias.to(surface.dtype).expand(*surface.shape[:2], -1)
+        return self.point_attention(gather_max(*gathered, shift, surface, of_surface.to(surface.dtype)))
+
+
+def _moments(surface: Tensor, index: Tensor, features: Tensor | None) -> Moments:
+    """Of [surface; features at the index] over all neighbours."""
+    wide = torch.promote_types(surface.dtype, torch.float32)  # sums over all neighbours need the digits
+    shift = surface.new_zeros(surface.shape[-1], dtype=torch.float64)
+    if features is not None:
+        centre = features.detach().mean((0, 1), dtype=torch.float64)
+        features, shift = features.to(wide) - centre.to(wide), torch.cat([shift, centre])
+    return Moments.of_sums(*neighbor_moments(surface.to(wide), index, features), index.numel(), shift)
 
 
 class GroupAll(RISurConv):

@@ -1,3 +1,5 @@
+import copy
+import importlib
 import re
 
 import pytest
@@ -227,6 +229,74 @@ def test_embedding_equals_its_four_layers_in_training_and_after():
     )
 
 
+def test_convolution_equals_its_layers_in_training_and_after():
+    """Against concatenation, linear layer, batch norm, ReLU and maximum written out: values, statistics, gradients."""
+    torch.manual_seed(0)
+    layer = RISurConv(6, 12, k=5, width=16).double()
+    with torch.no_grad():
+        layer.norm.weight.copy_(torch.randn(12))  # also negative
+    reference = torch.nn.BatchNorm1d(12).double()
+    reference.load_state_dict(layer.norm.state_dict())
+    layer.point_attention = torch.nn.Identity()
+    properties, index = torch.randn(3, 7, 5, 14).double(), torch.randint(0, 11, (3, 7, 5))
+    features = torch.randn(3, 11, 6, dtype=torch.float64, requires_grad=True)
+
+    def written_out():
+        x = torch.cat([layer.neighbour_attention(layer.embedding(properties)), gather_neighbors(features, index)], -1)
+        return F.relu(reference(layer.linear(x).flatten(0, 2))).view(3, 7, 5, 12).max(2).values
+
+    for training in (True, False):
+        result = layer.train(training).convolve(properties, index, features)
+        reference.train(training)
+        expected = written_out()
+        torch.testing.assert_close(result, expected)
+        learned = [p for name, p in layer.named_parameters() if not name.startswith("norm.")]
+        gradients = [torch.autograd.grad(x.square().sum(), [features, *learned]) for x in (result, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+        for name, value in reference.state_dict().items():
+            torch.testing.assert_close(layer.norm.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_all_paths_agree(monkeypatch, training):
+    network = small().train(training)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.0
+    points, normals = random_cloud(3, 100)
+    results = []
+    for path in ("auto", "reference", "triton"):
+        monkeypatch.setenv("ATTLAS_KERNELS", path)
+        logits = network(points, normals)
+        gradient = torch.autograd.grad(logits.square().sum(), network.layers[0].embedding.linear1.weight)[0]
+        results.append((logits, gradient))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_is_one_graph(training):
+    network = small(encoder_layers=0, dropout=0.0).train(training)
+    compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="aot_eager")
+    points, normals = random_cloud(3, 100)
+    logits, expected = compiled(points, normals), network(points, normals)
+    torch.testing.assert_close(logits, expected)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    for got, parameter in zip(compiled.parameters(), network.parameters()):
+        torch.testing.assert_close(got.grad, parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_exports():
+    network = small(encoder_layers=0)
+    points, normals = random_cloud(3, 100)
+    exported = torch.export.export(network, (points, normals)).module()
+    torch.testing.assert_close(exported(points, normals), network(points, normals))
+
+
 def test_every_parameter_has_a_gradient():
     network = small().train()
     points, normals = random_cloud(4, 100)
@@ -252,6 +322,57 @@ def test_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         halved = network(points, normals)
     close(halved.float(), network(points, normals), 0.05)
+
+
+def test_mixed_precision_around_the_backward_too():
+    network = small().float().train()
+    points, normals = random_cloud(4, 100, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        F.cross_entropy(network(points, normals), torch.arange(4)).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_inference_mode_on_several_threads(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("attlas.kernels.dispatch"), "ALONE", 0.0)
+    network, (points, normals) = small(), random_cloud(4, 100)
+    expected, threads = network(points, normals), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            close(network(points, normals), expected.detach(), 1e-12)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_statistics_of_all_batches_and_of_none():
+    """As torch's norms: momentum None averages all batches, and without tracking every batch has its own."""
+    network = small().train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.momentum = None
+            module.reset_running_stats()
+    clouds = random_cloud(4, 100)
+    for _ in range(3):
+        network(*clouds)
+    once = {name: value.clone() for name, value in network.named_buffers()}
+    network(*clouds)
+    for name, value in network.named_buffers():
+        if "running" in name and "encoder" not in name and "head" not in name:
+            torch.testing.assert_close(value, once[name])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    trained = network.group_all.embedding(torch.randn(4, 1, 9, 14).double())
+    assert trained.isfinite().all()
+
+
+def test_large_constant_features_leave_no_nan():
+    layer = RISurConv(16, 32, k=8).train()
+    points = torch.ones(2, 40, 3)
+    normals = F.normalize(torch.ones(2, 40, 3), dim=-1)
+    features = 100 * torch.randn(1, 1, 16).expand(2, 40, 16)
+    assert layer(points, normals, features, points[:, :20], normals[:, :20]).isfinite().all()
 
 
 def test_frozen_norms_stay_frozen():
