@@ -1,0 +1,202 @@
+"""tools/benchmark.py: that it compares equals, that what it writes is whole, and that the page can be made from it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import benchmark
+import benchmark_cases
+import benchmark_page
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbours": (4, 4, 4, 4)}
+
+
+def result(ms, **more):
+    return {"ms": ms, "low_ms": ms, "high_ms": ms, "rounds": 3, "extra_mib": 10 * ms, "total_mib": 99.0, **more}
+
+
+def record(device="cpu", scale=1.0):
+    """A small record as the tool writes it: two sizes of kNN, and a training step."""
+    knn = [
+        {
+            "operator": "knn",
+            "sizes": {"B": 1, "N": n, "K": 16},
+            "grows": True,
+            "floor_ms": n / 1e5,
+            "results": {
+                name: result(scale * n / speed, differs=0.0, cores=1.0)
+                for name, speed in (("attlas", 1000), ("scipy", 500), ("reference", 4000))
+            },
+            "left_out": {"naive": "would take about 99 s"},
+        }
+        for n in (1024, 16384)
+    ]
+    step = {
+        "operator": "network, training",
+        "sizes": {"B": 16, "N": 1024, "num_points": 512},
+        "results": {"attlas": result(scale * 100), "naive": result(500)},
+        "logits_differ": 1e-15,
+    }
+    machine = {"name": "a machine", "type": device, "threads": 2, "python": "3", "versions": {"torch": "2"}}
+    machine |= {"date": "2026-01-01", "command": "python", "bytes_per_s": 1e10, "operations_per_s": 1e11}
+    return {"machine": machine, "missing": {"pykdtree": "no module"}, "cases": [*knn, step], "seconds": 60.0}
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_writes(tmp_path):
+    out = tmp_path / "cpu.json"
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--quick", "--threads", "1"]
+    command += ["--only", "knn,surface_properties,network", "--out", str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads(out.read_text())
+    assert written["machine"]["bytes_per_s"] > 1e8
+    assert written["machine"]["type"] == "cpu"
+    operators = [case["operator"] for case in written["cases"]]
+    assert operators == ["knn", "knn", "surface_properties", "network, inference", "network, training"]
+    for case in written["cases"]:
+        assert {"attlas", "naive"} <= case["results"].keys()
+        for found in case["results"].values():
+            assert 0 < found["low_ms"] <= found["ms"] <= found["high_ms"]
+            assert found["rounds"] >= 2
+            assert found["extra_mib"] >= 0
+            assert found.get("differs", 0) < 0.01
+    assert all(case["floor_ms"] > 0 for case in written["cases"][:3])
+    assert written["cases"][-1]["logits_differ"] < 1e-9
+    assert "training" in done.stdout
+    assert "growth" in done.stdout
+    page = tmp_path / "page.md"
+    page.write_text(f"{benchmark_page.BEGIN}{benchmark_page.END}")
+    benchmark_page.write_page(page, written, None)
+    assert "### Network, training, ms" in page.read_text()
+
+
+def test_the_naive_twin_computes_what_ours_does():
+    assert benchmark.logits_differ(SMALL, 128) < 1e-10
+    ours, naive = benchmark.twins(SMALL, torch.float64)
+    assert [p.numel() for p in ours.parameters()] == [p.numel() for p in naive.parameters()]
+    naive.head.linear3.weight.data *= 1.01
+    cloud = benchmark_cases.surface(2, 128, CPU, torch.float64)
+    assert not torch.allclose(ours.eval()(*cloud), naive.eval()(*cloud))
+
+
+@pytest.mark.parametrize(
+    "case", [x for x in benchmark_cases.all_cases() if x.sizes["B"] == 4], ids=lambda x: x.operator
+)
+def test_small_cases_agree_with_reference_and_naive(case):
+    run = benchmark_cases.Run(CPU, 1, {})
+    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    assert not left_out
+    assert results.keys() == {"attlas", "reference", "naive"}
+    assert all(found["differs"] < 1e-3 for found in results.values())
+
+
+def test_wrong_results_are_seen_and_failures_left_out():
+    points = torch.rand(1, 50, 3)
+    right = torch.cdist(points, points).topk(4, largest=False).indices
+
+    def fails():
+        raise RuntimeError("no kernel for this device\nand more")
+
+    calls = {"attlas": lambda: right, "other": lambda: right.flip(-1), "narrow": lambda: right.int(), "broken": fails}
+    case = benchmark_cases.Case("knn", {"B": 1, "N": 50}, lambda run, **sizes: calls, bytes=1.0)
+    run = benchmark_cases.Run(CPU, 1, {})
+    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    assert results.keys() == {"attlas", "other"}
+    assert results["attlas"]["differs"] == 0
+    assert results["other"]["differs"] == 1
+    assert left_out["broken"] == "no kernel for this device"
+    assert "torch.int32" in left_out["narrow"]
+
+
+def test_samples_are_compared_as_sets():
+    a, b = torch.tensor([[0, 5, 9, 3]]), torch.tensor([[0, 3, 5, 7]])
+    assert benchmark_cases.samples_differ(a, a.flip(-1)) == 0
+    assert benchmark_cases.samples_differ(a, b) == pytest.approx(0.25)
+
+
+def test_padded_lists_are_compared_as_sets():
+    rows, found = torch.tensor([0, 0, 2, 2, 2]), torch.tensor([5, 3, 7, 8, 9])
+    lists = benchmark_cases.padded(rows[:2], found[:2], 1, 3)
+    assert lists.tolist() == [[5, 3, 5]]
+    assert benchmark_cases.lists_differ(lists, torch.tensor([[3, 3, 5]])) == 0
+    assert benchmark_cases.lists_differ(lists, torch.tensor([[3, 4, 5]])) > 0
+
+
+def test_turns_alternate_and_keep_to_budgets():
+    order = []
+
+    def call(name, seconds):
+        return lambda: order.append(name) or seconds
+
+    times = benchmark.take_turns({"a": call("a", 1.0), "b": call("b", 0.3)}, 1.0, lambda name: 2, most=30)
+    assert order == ["a", "b", "a", "b", "b", "b"]
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 4}
+
+
+def test_forecast_follows_the_growth_of_a_series():
+    forecast = benchmark.Forecast()
+    cases = [benchmark_cases.Case("knn", {"B": 1, "N": n}, dict, 1.0, grows=True) for n in (1000, 2000, 4000)]
+    assert forecast(cases[0], "x") == 0
+    forecast.remember(cases[0], "x", 1.0)
+    assert forecast(cases[1], "x") == pytest.approx(2)
+    forecast.remember(cases[1], "x", 4.0)
+    assert forecast(cases[2], "x") == pytest.approx(16)
+
+
+def test_peak_memory_sees_what_was_freed():
+    memory = benchmark.PeakMemory(CPU)
+    torch.ones(16 << 20)  # 64 MiB
+    assert memory.mib()["extra_mib"] == pytest.approx(64, abs=8) or sys.platform != "linux"
+
+
+def test_the_page(tmp_path):
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{benchmark_page.BEGIN}\nold\n{benchmark_page.END}\nafter\n")
+    benchmark_page.write_page(page, record(), None)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| knn | 1.00, to 16,384 |" in text
+    assert "| CPU | kNN, N ≥ 8,192, the same | ≤ 1 | 0.500 (B 1, N 16,384, K 16) |" in text
+    step = "| CPU | training step, 512 samples, naive twin over ours"
+    assert f"{step} | ≥ 4 | 5.00 (B 16, N 1,024, num_points 512) |" in text
+    assert "| GPU | training step, naive twin over ours | ≥ 8 | missing |" in text
+    assert "missing, none was at hand" in text
+    assert "pykdtree (no module)" in text
+    assert "- knn, B 1, N 1,024, K 16: naive, would take about 99 s" in text
+    assert all(line.count("|") == 13 for line in text.splitlines() if line.startswith("| B 1,"))
+
+    benchmark_page.write_page(page, record(), record("cuda", scale=0.5))
+    text = page.read_text()
+    assert "| GPU | training step, naive twin over ours | ≥ 8 | 10.0 (B 16, N 1,024, num_points 512) |" in text
+    assert text.count(benchmark_page.BEGIN) == 1
+
+    page.write_text("no marks")
+    with pytest.raises(SystemExit, match="must hold"):
+        benchmark_page.write_page(page, record(), None)
+    assert page.read_text() == "no marks"
+
+
+def test_what_the_command_refuses(monkeypatch, capsys):
+    for arguments, message in (
+        (["--only", "knn,fps"], "got fps"),
+        (["--markdown", "page.md"], "goes with"),
+        (["cpu.json"], "goes with"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.main()
+        assert message in capsys.readouterr().err

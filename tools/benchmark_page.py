@@ -1,0 +1,233 @@
+"""The tables of tools/benchmark.py: what it prints, and what stands between the marks of docs/performance.md.
+
+A record is what the JSON holds: the machine, the missing peers, and the cases with the results of every implementation.
+"""
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmark_cases import EAGER, OURS
+
+from attlas.files import replacing
+
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+MISSING = "missing"
+LONG_MS = 20.0
+Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def is_network(case: dict) -> bool:
+    return case["operator"].startswith("network")
+
+
+def fastest_other(case: dict) -> str | None:
+    """Of the libraries, or of eager PyTorch where no library does it; a network has its naive twin."""
+    others = [name for name in case["results"] if not name.startswith(OURS)]
+    peers = ["naive"] if is_network(case) else [name for name in others if name not in EAGER]
+    return min(peers or others, key=lambda name: case["results"][name]["ms"], default=None)
+
+
+def over_fastest(case: dict) -> float:
+    other = fastest_other(case)
+    return case["results"][OURS]["ms"] / case["results"][other]["ms"] if other else math.nan
+
+
+def over_floor(case: dict) -> float:
+    return case["results"][OURS]["ms"] / case["floor_ms"]
+
+
+def growth(series: list[tuple[int, float]]) -> float | None:
+    """The exponent p of time ~ N^p: the slope of a line through the logarithms of (N, time)."""
+    if len({n for n, _ in series}) < 2:
+        return None
+    x, y = zip(*((math.log(n), math.log(time)) for n, time in series))
+    return statistics.linear_regression(x, y).slope
+
+
+def figure(value: float) -> str:
+    """Three digits, without exponents."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 0 if value == 0 else min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:,.{digits}f}"
+
+
+def time(result: dict | None) -> str:
+    """Median, and half the distance of the quartiles."""
+    if result is None:
+        return "-"
+    return f"{figure(result['ms'])} ±{50 * (result['high_ms'] - result['low_ms']) / result['ms']:.0f} %"
+
+
+def memory(result: dict) -> str:
+    return f"{result['extra_mib']:,.0f} of {result['total_mib']:,.0f} MiB"
+
+
+def at(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def tables(record: dict, gpu: dict | None = None) -> list[Table]:
+    """One of every operator, with columns for `gpu` unless it is None, and one of how times grow."""
+    found = []
+    for operator in dict.fromkeys(case["operator"] for case in record["cases"]):
+        cases = [case for case in record["cases"] if case["operator"] == operator]
+        names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
+        last = ["logits differ"] if is_network(cases[0]) else ["floor", "MiB, ours / theirs", "results differ"]
+        header = ["size", *names, "ours / fastest other", *last]
+        if gpu is not None:
+            header += ["GPU: ours", "GPU: ours / fastest other", *["GPU: ours / floor"] * (not is_network(cases[0]))]
+        rows = [row(case, names) + (gpu_cells(case, gpu) if gpu is not None else []) for case in cases]
+        found.append((f"{operator}, ms", header, rows))
+    return [*found, *growth_table(record), *cores_table(record)]
+
+
+def row(case: dict, names: list[str]) -> list[str]:
+    results, other = case["results"], fastest_other(case)
+    cells = [at(case["sizes"])]
+    ratio = f"{figure(over_fastest(case))} ({other})" if other else "-"
+    if is_network(case):
+        times = [f"{time(results[name])}; {memory(results[name])}" for name in names]
+        return [*cells, *times, ratio, f"{case['logits_differ']:.1g}"]
+    taken = " / ".join(figure(results[name]["extra_mib"]) for name in (OURS, other) if name)
+    differs = max(result["differs"] for result in results.values())
+    times = [time(results.get(name)) for name in names]
+    return [*cells, *times, ratio, figure(case["floor_ms"]), taken, f"{100 * differs:.2g} %"]
+
+
+def gpu_cells(case: dict, gpu: dict) -> list[str]:
+    same = (x for x in gpu["cases"] if (x["operator"], x["sizes"]) == (case["operator"], case["sizes"]))
+    case_gpu = next(same, None)
+    if case_gpu is None:
+        return [MISSING] * (2 if is_network(case) else 3)
+    ours = case_gpu["results"][OURS]
+    ratio = f"{figure(over_fastest(case_gpu))} ({fastest_other(case_gpu)})"
+    if is_network(case):
+        return [f"{time(ours)}; {memory(ours)}", ratio]
+    return [time(ours), ratio, figure(over_floor(case_gpu))]
+
+
+def growth_table(record: dict) -> list[Table]:
+    series = [case for case in record["cases"] if case.get("grows")]
+    names = list(dict.fromkeys(name for case in series for name in case["results"]))
+    rows = []
+    for operator in dict.fromkeys(case["operator"] for case in series):
+        cells = [operator]
+        for name in names:
+            cases = [case for case in series if case["operator"] == operator and name in case["results"]]
+            points = [(case["sizes"]["N"], case["results"][name]["ms"]) for case in cases]
+            exponent = growth(points)
+            cells.append("-" if exponent is None else f"{exponent:.2f}, to {points[-1][0]:,}")
+        rows.append(cells)
+    return [("growth, p of time ~ N^p", ["operator", *names], rows)] if rows else []
+
+
+def cores_table(record: dict) -> list[Table]:
+    """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
+    Of calls long enough that threads which wait, spinning, for the next do not count."""
+    cases = [case for case in record["cases"] if not is_network(case)] if record["machine"]["type"] == "cpu" else []
+    names = list(dict.fromkeys(name for case in cases for name in case["results"]))
+    rows = []
+    for operator, many in dict.fromkeys((case["operator"], case["sizes"]["B"] > 1) for case in cases):
+        alike = [x["results"] for x in cases if (x["operator"], x["sizes"]["B"] > 1) == (operator, many)]
+        used = {name: [x[name]["cores"] for x in alike if name in x and x[name]["ms"] >= LONG_MS] for name in names}
+        cells = [f"{max(used[name]):.1f}" if used[name] else "-" for name in names]
+        rows.append([f"{operator}, {'batches' if many else 'one cloud'}", *cells])
+    return [("cores busy at most", ["operator", *names], rows)] if rows else []
+
+
+def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
+    """Rows of what this library set out to reach: where, what, target, and the worst that was measured."""
+
+    def worst(record: dict | None, operator: str, value: Callable[[dict], float], choose=max, where=lambda sizes: True):
+        cases = [] if record is None else record["cases"]
+        cases = [
+            case for case in cases if case["operator"] == operator and where(case["sizes"]) and fastest_other(case)
+        ]
+        if not cases:
+            return MISSING
+        case = choose(cases, key=value)
+        return f"{figure(value(case))} ({at(case['sizes'])})"
+
+    def gain(case, eager="naive"):
+        return case["results"][eager]["ms"] / case["results"][OURS]["ms"]
+
+    def over_reference(case):
+        return gain(case, "reference")
+
+    def of(points):
+        return lambda sizes: sizes["num_points"] == points
+
+    def share(case):
+        return case["results"][OURS]["extra_mib"] / case["results"]["naive"]["extra_mib"]
+
+    def per_sample(case):
+        return 1e3 * case["results"][OURS]["ms"] / case["sizes"]["S"]
+
+    fps, properties, step = "farthest_point_sample", "surface_properties", "network, training"
+    medium = {"B": 32, "N": 4096, "K": 16}
+    return [
+        ["CPU", "FPS, over the fastest peer", "≤ 1.2", worst(cpu, fps, over_fastest)],
+        ["CPU", "kNN, N ≥ 8,192, the same", "≤ 1", worst(cpu, "knn", over_fastest, where=lambda x: x["N"] >= 8192)],
+        ["CPU", "kNN, smaller N, the same", "≤ 1.5", worst(cpu, "knn", over_fastest, where=lambda x: x["N"] < 8192)],
+        ["CPU", "surface properties, our reference over ours", "≥ 5", worst(cpu, properties, over_reference, min)],
+        ["CPU", "surface properties, naive PyTorch over ours", "≥ 5", worst(cpu, properties, gain, min)],
+        ["CPU", "training step, 512 samples, naive twin over ours", "≥ 4", worst(cpu, step, gain, min, of(512))],
+        ["CPU", "training step, 1,024 samples, the same", "≥ 4", worst(cpu, step, gain, min, of(1024))],
+        ["CPU", "training step, peak memory over the naive twin's", "≤ 0.5", worst(cpu, step, share)],
+        ["GPU", "FPS, µs a sample", "≤ 1.3", worst(gpu, fps, per_sample)],
+        ["GPU", "kNN, over its floor", "≤ 4", worst(gpu, "knn", over_floor, where=lambda x: x == medium)],
+        ["GPU", "fused attention, over its floor", "≤ 3", worst(gpu, "surface_attention, forward", over_floor)],
+        ["GPU", "training step, naive twin over ours", "≥ 8", worst(gpu, step, gain, min)],
+    ]
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def source(record: dict) -> str:
+    """Where the figures of a record come from."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    missing = "; ".join(f"{name} ({why})" for name, why in record["missing"].items()) or "none"
+    threads = f", {machine['threads']} threads" if machine["type"] == "cpu" else ""
+    return (
+        f"**{'CPU' if machine['type'] == 'cpu' else 'GPU'}:** {machine['name']}{threads}, which copies "
+        f"{machine['bytes_per_s'] / 1e9:,.1f} GB/s and multiplies {machine['operations_per_s'] / 1e9:,.0f} GFLOP/s. "
+        f"Python {machine['python']}, {versions}. {machine['date']}, {record['seconds'] / 60:.1f} minutes: "
+        f"`{machine['command']}`. Missing peers: {missing}."
+    )
+
+
+def markdown(cpu: dict, gpu: dict | None) -> str:
+    def table(header, rows):
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+    blocks = [source(cpu), source(gpu) if gpu else "**GPU:** missing, none was at hand."]
+    blocks.append("### Targets\n\n" + table(["on", "what", "target", "worst measured"], targets(cpu, gpu)))
+    for title, header, rows in tables(cpu, gpu or {"cases": []}):
+        blocks.append(f"### {title[0].upper()}{title[1:]}\n\n{table(header, rows)}")
+    left_out = [
+        f"- {case['operator']}, {at(case['sizes'])}: {name}, {why}"
+        for case in cpu["cases"]
+        for name, why in case.get("left_out", {}).items()
+    ]
+    return "\n\n".join([*blocks, *(["### Left out", "\n".join(left_out)] if left_out else [])])
+
+
+def write_page(page: Path, cpu: dict, gpu: dict | None) -> None:
+    """Replace what stands between the marks of a page."""
+    text = page.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise SystemExit(f"{page} must hold {BEGIN} and {END} once each: the tables go between them")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    with replacing(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n\n{markdown(cpu, gpu)}\n\n{END}{after}")

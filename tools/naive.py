@@ -1,0 +1,192 @@
+"""RISurConv in the manner of its release, for `tools/benchmark.py` to measure against. Not part of the library.
+
+Eager PyTorch as the release has it: farthest point sampling in S rounds in every layer, `cdist` and `topk` for the
+neighbours, every intermediate of the properties written out as (B, S, K, 3), 1x1 convolutions over (B, C, K, S) with
+the neighbours' features gathered before them, and attention with (B, S, K, K) in memory. Module names follow
+`attlas.pointnets.risurconv`, so that both load each other's weights.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def farthest_point_sample(points: Tensor, count: int) -> Tensor:
+    """(B, N, 3) -> (B, S): one round per sample over rows of three."""
+    batch, size, _ = points.shape
+    index = torch.zeros(batch, count, dtype=torch.long, device=points.device)
+    distance = torch.full((batch, size), 1e10, dtype=points.dtype, device=points.device)
+    clouds = torch.arange(batch, device=points.device)
+    farthest = torch.zeros(batch, dtype=torch.long, device=points.device)
+    for s in range(count):
+        index[:, s] = farthest
+        centre = points[clouds, farthest].unsqueeze(1)
+        distance = torch.minimum(distance, ((points - centre) ** 2).sum(-1))
+        farthest = distance.max(-1).indices
+    return index
+
+
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """(B, N, C) at (B, ...) -> (B, ..., C)."""
+    clouds = torch.arange(len(values), device=values.device).view(-1, *[1] * (index.ndim - 1))
+    return values[clouds, index]
+
+
+def knn(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    """(B, S, 3) among (B, N, 3) -> (B, S, K), nearest first, by the whole matrix of distances."""
+    return torch.cdist(queries, points).topk(k, dim=-1, largest=False).indices
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(..., 3) of length 1, or 0."""
+    return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-7)
+
+
+def order(offsets: Tensor, normal: Tensor) -> Tensor:
+    """(B, S, K, 3) around (B, S, 1, 3) -> places (B, S, K), as `surface_order` of the library orders them."""
+    projected = offsets - (offsets * normal).sum(-1, keepdim=True) * normal
+    around = projected / projected.norm(dim=-1, keepdim=True)
+    around = torch.where(around.isnan(), torch.zeros_like(around), around)
+    longest = projected.norm(dim=-1).argmax(-1, keepdim=True)
+    reference = around.gather(2, longest.unsqueeze(-1).expand(-1, -1, -1, 3))
+    turn = (around * reference).sum(-1)
+    sign = torch.sign((torch.cross(around, reference.expand_as(around), dim=-1) * normal).sum(-1))
+    sign = sign.scatter(-1, longest, 1.0)
+    sign[..., 0] = 1
+    return (sign * turn - (1 - sign)).argsort(dim=-1, descending=True)
+
+
+def properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, step: int) -> Tensor:
+    """Ordered offsets and normals (B, S, K, 3), the query's normal (B, S, 1, 3) -> the fourteen, formula by formula."""
+    b, c = a.roll(step, 2), a.roll(-step, 2)
+    normal_b, normal_c = normal_a.roll(step, 2), normal_a.roll(-step, 2)
+    normal_p = normal_p.expand_as(a)
+
+    def dot(x, y):
+        return (x * y).sum(-1)
+
+    return torch.stack(
+        [
+            a.norm(dim=-1),
+            dot(unit(-a), -normal_p),
+            dot(unit(-a), normal_a),
+            dot(unit(-a), unit(-b)),
+            dot(unit(-b), -normal_p),
+            dot(unit(-b), normal_b),
+            dot(unit(b), unit(b - a)),
+            -dot(unit(a - b), normal_a),
+            dot(unit(a - b), normal_b),
+            dot(unit(c), unit(a)),
+            dot(unit(c), unit(c - a)),
+            dot(unit(c - a), normal_c),
+            dot(unit(a), normal_c),
+            dot(torch.cross(unit(c), unit(a), dim=-1), torch.cross(unit(b), unit(a), dim=-1)),
+        ],
+        dim=-1,
+    )
+
+
+class Attention(nn.Module):
+    """Offset attention of x (B, C, K, S) among the neighbours, or (B, C, S) among the points."""
+
+    def __init__(self, channels: int, dims: int):
+        super().__init__()
+        conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv1d, nn.BatchNorm1d)
+        self.q = conv(channels, channels // 4, 1, bias=False)
+        self.k = conv(channels, channels // 4, 1, bias=False)
+        self.v = conv(channels, channels, 1)
+        self.trans = conv(channels, channels, 1)
+        self.norm = norm(channels)
+        # axes that bring (B, C, K, S) to (B, S, C, K), and back
+        self.axes: tuple[int, ...] = (0, 3, 1, 2) if dims == 2 else (0, 1, 2)
+        self.back: tuple[int, ...] = (0, 2, 3, 1) if dims == 2 else (0, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (project(x).permute(self.axes) for project in (self.q, self.k, self.v))
+        weight = torch.softmax(q.transpose(-1, -2) @ k, dim=-1)
+        weight = weight / (1e-9 + weight.sum(dim=1, keepdim=True))
+        attended = (v @ weight).permute(self.back)
+        return x + F.relu(self.norm(self.trans(x - attended)))
+
+
+class Layer(nn.Module):
+    """S queries sampled from a cloud, their K neighbours, the properties, the convolution: features of the queries."""
+
+    def __init__(self, in_channels: int, out_channels: int, k: int, width: int = 64):
+        super().__init__()
+        self.neighbours = k
+        self.embedding = nn.Sequential()
+        self.embedding.linear1 = nn.Conv2d(14, 32, 1, bias=False)
+        self.embedding.norm1 = nn.BatchNorm2d(32)
+        self.embedding.linear2 = nn.Conv2d(32, width, 1, bias=False)
+        self.embedding.norm2 = nn.BatchNorm2d(width)
+        self.neighbour_attention = Attention(width, 2)
+        self.linear = nn.Conv2d(width + in_channels, out_channels, 1)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.point_attention = Attention(out_channels, 1)
+
+    def forward(self, points, normals, features, count):
+        """points, normals (B, N, 3), features (B, N, C) or None -> S points, normals, features; None groups all."""
+        if count is None:
+            centred = points - points.mean(1, keepdim=True)
+            distance = centred.norm(dim=-1, keepdim=True)
+            weight = distance.amax(1, keepdim=True) - distance
+            weight = weight / weight.sum(1, keepdim=True)
+            axis = torch.linalg.eigh((weight * centred).transpose(1, 2) @ centred, UPLO="U").eigenvectors[..., 0]
+            projection = (weight * (centred @ axis.unsqueeze(-1))).sum((1, 2))
+            query_normals = torch.where(projection < 0, -1.0, 1.0)[:, None, None] * axis.unsqueeze(1)
+            index = torch.arange(points.shape[1], device=points.device).expand(len(points), 1, -1)
+            queries, offsets = points[:, :1] * 0, centred.unsqueeze(1)
+            step = 1
+        else:
+            sampled = farthest_point_sample(points, count)
+            queries, query_normals = gather(points, sampled), gather(normals, sampled)
+            index = knn(queries, points, self.neighbours)
+            index = torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], -1)
+            offsets = gather(points, index) - queries.unsqueeze(2)
+            step = 2 if count >= 1024 else 1
+        index = index.gather(-1, order(offsets, query_normals.unsqueeze(2)))
+        relative = gather(points, index) - queries.unsqueeze(2)
+        surface = properties(relative, gather(normals, index), query_normals.unsqueeze(2), step)
+        x = surface.permute(0, 3, 2, 1)  # (B, C, K, S)
+        e = self.embedding
+        x = F.relu(e.norm2(e.linear2(e.norm1(e.linear1(x)))))
+        x = self.neighbour_attention(x)
+        if features is not None:
+            x = torch.cat([x, gather(features, index).permute(0, 3, 2, 1)], dim=1)
+        x = F.relu(self.norm(self.linear(x))).max(2).values
+        return queries, query_normals, self.point_attention(x).transpose(1, 2)
+
+
+class NaiveRISurConv(nn.Module):
+    """The classifier without the transformer encoder: (B, N, 3), (B, N, 3) -> logits."""
+
+    def __init__(self, num_classes, num_points=512, channels=(32, 64, 128, 256, 512), neighbours=(8, 16, 32, 64)):
+        super().__init__()
+        *channels, pooled = channels
+        self.counts = [num_points >> level for level in range(len(channels))]
+        self.layers = nn.ModuleList(
+            Layer(before, after, k) for before, after, k in zip([0, *channels], channels, neighbours)
+        )
+        self.group_all = Layer(channels[-1], pooled, 0)
+        self.head = nn.Sequential()
+        for i, (before, after) in enumerate([(pooled, 256), (256, 128)], start=1):
+            self.head.add_module(f"linear{i}", nn.Linear(before, after))
+            self.head.add_module(f"norm{i}", nn.BatchNorm1d(after))
+        self.head.linear3 = nn.Linear(128, num_classes)
+
+    def forward(self, points: Tensor, normals: Tensor) -> Tensor:
+        features = None
+        for layer, count in zip(self.layers, self.counts):
+            points, normals, features = layer(points, normals, features, count)
+        x = self.group_all(points, normals, features, None)[2].squeeze(1)
+        for i in (1, 2):
+            linear, norm = self.head.get_submodule(f"linear{i}"), self.head.get_submodule(f"norm{i}")
+            x = F.dropout(F.relu(norm(linear(x))), 0.4, self.training)
+        return self.head.linear3(x)
+
+
+def load_from_attlas(naive: NaiveRISurConv, network: nn.Module) -> None:
+    """Copy the weights of an `attlas` classifier (encoder_layers=0) of the same sizes."""
+    state, shapes = network.state_dict(), {name: value.shape for name, value in naive.state_dict().items()}
+    naive.load_state_dict({name: value.view(shapes[name]) for name, value in state.items()})
