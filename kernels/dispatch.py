@@ -116,7 +116,7 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def each(function: Callable, items: Iterable) -> list:
-    """[function(item) for item in items] on as many threads as PyTorch uses.
+    """[function(item) for item in items], after `ALONE` seconds on as many threads as PyTorch uses.
 
     `function` may run compiled loops and PyTorch's operators, which take one thread each meanwhile: a cloud per core
     keeps its data in that core's cache, and nobody waits for others after every operator. For the bodies of operators:

@@ -11,9 +11,10 @@ Gradients, for g = ∂/∂r and with T_ij = v_i·g_j:
 
     X = P (T - Σ T P over `normalise`);  ∂E_ij = X_ij - A_ij Σ_j X_ij;  ∂q = ∂E k;  ∂k = ∂Eᵀ q;  ∂v_i = Σ_j P_ij g_j
 
-No weights of all pairs are ever in memory: they are computed anew, block by block, from the logarithms lse_i = log Σ_j
-exp E_ij and, for "points", from the divisors, K x K numbers per cloud that couple all its queries. All arrays of
-weights here are transposed, (j, i), so that r is a plain product with v.
+No weights of all pairs are kept for the backward. Triton computes them anew, block by block, from the logarithms
+lse_i = log Σ_j exp E_ij and, for "points", from the divisors, K x K numbers per cloud that couple all its queries.
+A CPU takes the softmax anew: of the whole batch while its weights are at most `WHOLE` numbers (16 MB, for a moment),
+block by block beyond. All arrays of weights in blocks are transposed, (j, i), so that r is a plain product with v.
 
 Legend: B clouds, S queries, K neighbours, C channels of v, D channels of q and k. Attention among points is K of them
 around S = 1 query. A third mode, "itself", is "points" with one query only, where each weight is its own divisor.
@@ -36,7 +37,7 @@ EPS = 1e-9
 
 
 def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points") -> Tensor:
-    """Attend among the last-but-one axis; differentiable, without the weights of all pairs in memory.
+    """Attend among the last-but-one axis; differentiable, without keeping the weights of all pairs.
 
     Slices of one tensor (a split of its last axis) are read where they are. Half precision is summed in float32.
 
