@@ -220,7 +220,8 @@ def load(
         rules: (regular expression, replacement) pairs that turn the file's names into the network's, each applied by
             `re.sub` to what the one before left; a replacement of None ignores the file's name on purpose. By default
             the network's `checkpoint_rules`. They are for the authors' names: a file that fits better without them (one
-            of ours) is taken as it is.
+            of ours) is taken as it is. Names of the network's `checkpoint_optional` (regular expressions over the new
+            names) may be in the file without being in the network: the account calls them ignored.
         prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
         resize: for tables whose size depends on the setting (relative positions): functions (name, tensor, shape of the
             network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
@@ -269,7 +270,7 @@ def load(
             account.mismatched[name] = shape, target[name].shape
         elif shape != renamed[name].shape:
             account.resized[name] = shape, target[name].shape
-    refused = [name for name in account.mismatched if not any(re.search(p, name) for p in ignore_mismatched)]
+    refused = [name for name in account.mismatched if not _matches(name, ignore_mismatched)]
     if refused:
         shapes = ((name, *map(tuple, account.mismatched[name])) for name in refused[:10])
         lines = [f"  {name}: {old} in the file, {new} in the network" for name, old, new in shapes]
@@ -293,8 +294,37 @@ def load(
         )
     # a counter that files older than torch 0.4.1 lack, and that means nothing for inference
     account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
-    account.unexpected = list(answer.unexpected_keys)
+    optional = getattr(model, "checkpoint_optional", ())
+    for name in answer.unexpected_keys:
+        (account.ignored if _matches(name, optional) else account.unexpected).append(name)
     return account
+
+
+def fits(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> bool:
+    """Whether a state dict, under the network's rules or as it is, has every tensor of the network in its shape.
+
+    Args:
+        ignore: regular expressions over the network's names; these need not fit.
+    """
+    wanted = {
+        name: value.shape
+        for name, value in model.state_dict().items()
+        if "num_batches_tracked" not in name and not _matches(name, ignore)
+    }
+    for rules in (getattr(model, "checkpoint_rules", ()), ()):
+        renamed = {_rename(name, rules): value for name, value in state.items()}
+        if all(name in renamed and _same(renamed[name].shape, shape) for name, shape in wanted.items()):
+            return True
+    return False
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes differ in dimensions of size one only, as those of a linear layer and a 1x1 convolution do."""
+    return [n for n in one if n != 1] == [n for n in other if n != 1]
 
 
 def _is_wrapper(model: nn.Module) -> bool:
@@ -322,7 +352,7 @@ def _fitting(state: Mapping[str, Tensor], names: Mapping[str, str | None], targe
 def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor:
     if tensor.shape == shape:
         return tensor
-    if [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]:
+    if _same(tensor.shape, shape):
         return tensor.reshape(shape)
     for pattern, function in resize.items():
         if re.search(pattern, name):

@@ -86,6 +86,8 @@ DATASETS = Registry(root.DATASETS)
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS)
 TRANSFORMS = Registry(root.TRANSFORMS)
 MODELS = Registry(root.MODELS)
+# token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
+MIXERS = Registry(root.Registry("mixer", scope="mmengine"))
 MODEL_WRAPPERS = Registry(root.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = Registry(root.WEIGHT_INITIALIZERS)
 OPTIMIZERS = Registry(root.OPTIMIZERS)

@@ -1,1 +1,24 @@
-"""Second floor: images to feature maps, one file per published system."""
+"""Second floor: images to feature maps, one file per published system.
+
+    from attlas import backbones
+
+    backbones.list("*former*")
+    network = backbones.create("biformer_tiny", pretrained="biformer_tiny_best.pth", num_classes=14)
+    maps = backbones.create("biformer_tiny", out_indices=(0, 1, 2, 3))(image)
+
+Every other module of this package is imported here, so that a system is known by being a file.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .backbone import Backbone
+from .isotropic import Isotropic
+from .pyramid import Pyramid
+from .zoo import Variant, create, load, register, systems, variant
+from .zoo import names as list
+
+__all__ = ["Backbone", "Isotropic", "Pyramid", "Variant", "create", "list", "load", "register", "systems", "variant"]
+
+for _module in iter_modules(__path__):
+    import_module(f".{_module.name}", __name__)

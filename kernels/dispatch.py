@@ -95,6 +95,20 @@ def autotune(configs: list[dict], key: list[str]):
     return decorate
 
 
+_decompositions: dict[torch._ops.OpOverload, Callable] = {}
+
+
+def decompose(operator, reference: Callable) -> None:
+    """Say which PyTorch function an operator stands for, for exporters that know no operators of ours."""
+    _decompositions[operator._opoverload] = reference
+
+
+def decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """For `torch.export.ExportedProgram.run_decompositions`, before a program goes to ONNX: every operator that has one
+    is written out as its reference."""
+    return dict(_decompositions)
+
+
 def compiled(function: Callable | None = None, **options):
     """Compile a function of NumPy arrays to machine code on its first call (Numba), without the GIL.
 

@@ -46,6 +46,11 @@ class Record:
         """The reference's state dict under the reference's names."""
         return {name: parameter(name, shape) for name, shape in self.fields["state"]}
 
+    @property
+    def inputs(self):
+        """All inputs by the last part of their names ("op-1d.q" is q)."""
+        return {key.rpartition(".")[2]: self.input(key) for key in self.fields["inputs"]}
+
     def input(self, key, dtype=torch.float64):
         """The input `key`: stored, or rebuilt from its name."""
         if key in self.arrays:

@@ -1,0 +1,92 @@
+"""Channel mixers: what every pixel does for itself. All take and give maps (B, C, H, W)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .norm import ConvNorm
+from .residual import depthwise
+
+
+class Linear2d(nn.Linear):
+    """A linear layer over the channels of a map: in channels-last memory one matrix product without a copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, dim: int, ratio: float = 4.0, activation: Callable[[], nn.Module] = nn.GELU):
+        super().__init__()
+        self.fc1 = Linear2d(dim, int(dim * ratio))
+        self.activation = activation()
+        self.fc2 = Linear2d(int(dim * ratio), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class ConvGlu(nn.Module):
+    """Convolutional gated linear unit: fc2(norm(activation(depth-wise 3x3(a)) * v)), where (a, v) = fc1(x).
+
+    The hidden width is two thirds of `ratio` times `dim`, which makes it as costly as an `Mlp` of that ratio.
+    Source: TransNeXt, arXiv 2311.17132.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ratio: float,
+        norm: Callable[[int], nn.Module] | None = None,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ):
+        super().__init__()
+        hidden = 2 * int(dim * ratio) // 3
+        self.fc1 = Linear2d(dim, 2 * hidden)
+        self.dwconv = depthwise(hidden, 3)
+        self.activation = activation()
+        self.norm = norm(hidden) if norm else nn.Identity()
+        self.fc2 = Linear2d(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=1)
+        return self.fc2(self.norm(self.activation(self.dwconv(gate)) * value))
+
+
+class ConvMlp(nn.Module):
+    """1x1 convolution, batch norm, ReLU, 1x1 convolution, batch norm that begins at zero (a branch that begins as none)."""
+
+    def __init__(self, dim: int, ratio: float = 2.0):
+        super().__init__()
+        self.fc1 = ConvNorm(dim, int(dim * ratio))
+        self.activation = nn.ReLU()
+        self.fc2 = ConvNorm(int(dim * ratio), dim, weight=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """x times a gate for each channel that looks at the mean of all pixels. Source: arXiv 1709.01507."""
+
+    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module] = nn.ReLU):
+        super().__init__()
+        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.activation = activation()
+        self.fc2 = nn.Conv2d(hidden, dim, 1)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(B, C, 1, 1), in (0, 1)."""
+        return torch.sigmoid(self.fc2(self.activation(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `value`, but not below 0.9 of it: the rule for widths in mobile networks."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

@@ -1,0 +1,81 @@
+"""Normalisation of maps, and convolutions that can swallow the normalisation behind them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of every pixel of a map (B, C, H, W)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then batch norm. `fused` gives the one convolution that equals both in inference.
+
+    Args:
+        in_dim, dim: channels.
+        kernel_size, stride, groups, dilation: of the convolution; its padding keeps the size (rounded up by a stride).
+        weight: initial scale of the norm; 0 makes a residual branch begin as nothing.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        weight: float = 1.0,
+    ):
+        super().__init__()
+        padding = dilation * (kernel_size - 1) // 2
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+        self.initial_weight = weight
+        nn.init.constant_(self.norm.weight, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+    @torch.no_grad()
+    def fused(self) -> nn.Conv2d:
+        return fuse_norm(self.conv, self.norm)
+
+
+@torch.no_grad()
+def fuse_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """One convolution with bias that equals `conv` and then `norm` with its running statistics."""
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    bias = conv.bias if conv.bias is not None else torch.zeros_like(scale)
+    fused = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    fused.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
+    fused.bias.copy_(norm.bias + (bias - norm.running_mean) * scale)  # type: ignore[union-attr]
+    return fused
+
+
+def fuse(module: nn.Module) -> nn.Module:
+    """Replace every part that has a `fused()` by what it returns, the inner parts first; for inference only.
+
+    `module` itself is changed and returned (if it has a `fused()`, that is returned).
+    """
+    for name, child in module.named_children():
+        setattr(module, name, fuse(child))
+    return module.fused() if hasattr(module, "fused") else module

@@ -1,0 +1,152 @@
+"""The skeleton of hierarchical networks: a stem, stages of blocks, a transition between stages, outputs at each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import MIXERS, MODELS
+from .backbone import Backbone
+from .layers import Block, ConvNorm, Head, LayerNorm2d, Mlp
+
+
+class Stage(nn.Module):
+    """One level: a transition from the level before (none in the first), blocks, and a norm where the system has one on
+    its path."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module):
+        super().__init__()
+        self.downsample, self.blocks, self.norm = downsample, nn.ModuleList(blocks), norm
+
+
+@MODELS.register_module()
+class Pyramid(Backbone):
+    """A hierarchical network of any mixers, and the base of the published ones.
+
+        Pyramid(dims=(64, 128, 256, 512), depths=(2, 2, 6, 2), mixers=["BiLevelRouting", "BiLevelRouting", "Attention",
+                "Attention"])
+
+    A system overrides the pieces that its paper invented: `make_stem`, `make_downsample`, `make_block`,
+    `make_stage_norm`, `make_output_norm`, `make_head`. They are called while the network is built, so what they need
+    must be set before `super().__init__`.
+
+    Args:
+        dims: channels of each stage.
+        depths: blocks of each stage (in units of `blocks_per_depth` of the system).
+        mixers: one for each stage, or one for all: a name of MIXERS, or dict(type=name, **options).
+        mlp_ratio: hidden width of the channel mixer over the stage's.
+        drop_path_rate: of the last block; that of the others grows linearly up to it, over all stages.
+        layer_scale: initial value of the learned factors on the branches; None for none.
+        **common: of `Backbone`.
+    """
+
+    stem_stride = 4
+    blocks_per_depth = 1
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 6, 2),
+        mixers: str | Mapping | Sequence[str | Mapping] = "Attention",
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        **common,
+    ):
+        if len(dims) != len(depths) or not dims:
+            raise ValueError(f"dims and depths must have one entry for each stage, got {tuple(dims)}, {tuple(depths)}")
+        stages = len(dims)
+        super().__init__(dims, [self.stem_stride * 2**i for i in range(stages)], **common)
+        self.dims, self.depths = tuple(dims), tuple(depths)
+        self.mixers = _per_stage(mixers, stages)
+        self.mlp_ratio, self.layer_scale = mlp_ratio, layer_scale
+        counts = [depth * self.blocks_per_depth for depth in depths]
+        rates = iter(torch.linspace(0, drop_path_rate, sum(counts), device="cpu").tolist())
+
+        self.stem = self.make_stem(self.in_channels, dims[0])
+        self.stages = nn.ModuleList()
+        for i, (dim, count) in enumerate(zip(dims, counts)):
+            downsample = self.make_downsample(i, dims[i - 1], dim) if i else nn.Identity()
+            blocks = [self.make_block(i, j, dim, next(rates)) for j in range(count)]
+            self.stages.append(Stage(downsample, blocks, self.make_stage_norm(i, dim)))
+        if self.num_classes is not None:
+            self.head = self.make_head(dims[-1], self.num_classes)
+        else:
+            del self.stages[self.out_indices[-1] + 1 :]  # that nobody would read
+            for i, channels in zip(self.out_indices, self.out_channels):
+                self.norms[str(i)] = self.make_output_norm(i, channels)
+        self.apply(self.initialise)
+        self.train()
+
+    # --- the pieces --------------------------------------------------------------------------------------------------
+
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        """Image -> map of the first stage, at `stem_stride`."""
+        return nn.Sequential(
+            ConvNorm(in_channels, dim // 2, 3, stride=2), nn.GELU(), ConvNorm(dim // 2, dim, 3, stride=2)
+        )
+
+    def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
+        """The transition to a stage >= 1: half the height and width, rounded up."""
+        return ConvNorm(in_dim, dim, 3, stride=2)
+
+    def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
+        """Block number `index` of a stage."""
+        mixer = MIXERS.build({**self.mixers[stage], "dim": dim})
+        return Block(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path, self.layer_scale)
+
+    def make_stage_norm(self, stage: int, dim: int) -> nn.Module:
+        """A norm after the blocks, whose output is both the level's map and what the next stage reads."""
+        return nn.Identity()
+
+    def make_output_norm(self, stage: int, dim: int) -> nn.Module:
+        """The norm of a map that is given out in the dense form; the next stage reads the map without it."""
+        return LayerNorm2d(dim)
+
+    def make_head(self, dim: int, num_classes: int) -> nn.Module:
+        return Head(dim, num_classes, after=nn.LayerNorm(dim, eps=1e-6))
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def levels(self, image: Tensor) -> Iterator[Tensor]:
+        x = self.stem(image)
+        for stage in self.stages:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = self.run(block, x)
+            x = stage.norm(x)
+            yield x
+
+    @property
+    def checkpoint_optional(self) -> Sequence[str]:
+        left_out = range(len(self.stages), len(self.dims))
+        return (*super().checkpoint_optional, *(rf"^stages\.{i}\." for i in left_out))
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.stages)
+
+    def frozen_parts(self) -> list[nn.Module]:
+        return [self.stem, *self.stages[: self.frozen_stages]]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        if coarse:
+            return dict(stem=r"^stem", blocks=[(r"^stages\.(\d+)", None), (r"^(head|norms)", (99999,))])
+        return dict(
+            stem=r"^stem",
+            blocks=[
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.norm", (99998,)),
+                (r"^(head|norms)", (99999,)),
+            ],
+        )
+
+
+def _per_stage(mixers: Any, stages: int) -> list[dict]:
+    """One dict(type=...) for each stage."""
+    listed = [mixers] * stages if isinstance(mixers, (str, Mapping)) else list(mixers)
+    if len(listed) != stages:
+        raise ValueError(f"mixers must be one, or one for each of the {stages} stages, got {len(listed)}: {listed}")
+    return [dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in listed]

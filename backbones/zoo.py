@@ -1,0 +1,167 @@
+"""Networks by name: `create`, `names`, and how a system file brings in its variants."""
+
+import difflib
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+
+from .. import checkpoint
+from ..registry import MODELS
+from .backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published network: how to build it, and what was published of it.
+
+    Args:
+        options: keyword arguments of the class.
+        params: learnable parameters with `classes` classes.
+        gflops, top1: as published (10⁹ multiply-adds; ImageNet-1k, percent), None where nothing was.
+        size: side of the image in classification.
+        drop_path: rate of stochastic depth in the published training.
+        classes: of the published head.
+    """
+
+    options: Mapping[str, Any]
+    params: int
+    gflops: float | None = None
+    top1: float | None = None
+    size: int = 224
+    drop_path: float = 0.0
+    classes: int = 1000
+
+
+@dataclass
+class System:
+    """What a system file registers."""
+
+    network: type[Backbone]
+    variants: dict[str, Variant] = field(default_factory=dict)
+
+
+_systems: dict[str, System] = {}  # by the name of the module
+
+
+def register(
+    network: type[Backbone],
+    variants: Mapping[str, Variant],
+    rules: checkpoint.Rules = (),
+    resize: checkpoint.Resize | None = None,
+) -> None:
+    """Make a class and its variants known by name, with the rules that rename the authors' checkpoints.
+
+    A file may register several classes. Their names and those of the variants must be new.
+    """
+    known = {name for system in _systems.values() for name in system.variants}
+    if twice := known & variants.keys():
+        raise ValueError(f"these variants are registered already: {', '.join(sorted(twice))}")
+    MODELS.register_module(module=network)
+    network.variants = dict(variants)
+    network.checkpoint_rules = [*rules]
+    network.checkpoint_resize = {**network.checkpoint_resize, **(resize or {})}
+    _systems[network.__name__] = System(network, dict(variants))
+
+
+def systems() -> dict[str, System]:
+    """All registered classes by name."""
+    return dict(_systems)
+
+
+def variant(name: str) -> tuple[type[Backbone], Variant]:
+    """The class and the variant of a name.
+
+    Raises:
+        ValueError: lists near names.
+    """
+    for system in _systems.values():
+        if name in system.variants:
+            return system.network, system.variants[name]
+    known = names()
+    near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.5)
+    near += [n for n in known if name.lower() in n and n not in near]
+    hint = f"Near it: {', '.join(near)}." if near else "attlas.backbones.list() names all."
+    raise ValueError(f"{name!r} is no variant of a backbone. {hint}")
+
+
+def names(pattern: str = "*") -> list[str]:
+    """Names of the variants that match a shell pattern; `attlas.backbones.list("*former*")`."""
+    known = [name for system in _systems.values() for name in system.variants]
+    return sorted(fnmatch.filter(known, pattern))
+
+
+def create(name: str, pretrained: str | Path | Mapping | None = None, **options) -> Backbone:
+    """Build a published network.
+
+    Args:
+        name: a variant (`attlas.backbones.list()` names all).
+        pretrained: a file of the authors or of ours (or what it holds) to load now. Its last layer is left out where
+            the number of classes differs; any other difference of shape is an error, which says what the file looks like.
+        **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
+            `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
+            that gives maps. `in_channels`, `drop_path_rate`, `frozen_stages`, ...: see the class, `Pyramid`, `Backbone`.
+
+    Returns:
+        The network in training mode.
+    """
+    network, found = variant(name)
+    options = {**found.options, **options}
+    if "out_indices" not in options:
+        options.setdefault("num_classes", found.classes)
+    built = network(**options)
+    if pretrained is not None:
+        load(built, pretrained)
+    return built
+
+
+MODELS.register_module(name="Backbone", module=create)
+
+
+def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
+    """Load a checkpoint of the authors or of ours, log what became of every name, and return that account.
+
+    A last layer for other classes is left as it is.
+
+    Raises:
+        ValueError: shapes differ; says which variant the file looks like.
+    """
+    state = checkpoint.weights(source if isinstance(source, Mapping) else checkpoint.read(source))
+    last = [rf"^{name}\." for name in classifier_names(network)]
+    try:
+        account = checkpoint.load(network, state, ignore_mismatched=last)
+    except ValueError as error:
+        likely = looks_like(state, network)
+        raise ValueError(f"{error}\n{likely}" if likely else str(error)) from None
+    account.source = "the given state" if isinstance(source, Mapping) else str(source)
+    print_log(str(account), logger="current")
+    return account
+
+
+def classifier_names(network: Backbone) -> list[str]:
+    """The names of the layers that `reset_classifier` replaces."""
+    if network.head is None:
+        return []
+    return [name for name, module in network.named_modules() if name.startswith("head") and name.endswith("fc")]
+
+
+def looks_like(state: Mapping[str, torch.Tensor], network: Backbone | None = None) -> str:
+    """A sentence that names the variants whose tensors a state dict fits, all of them; "" if there is none.
+
+    The class of `network` is tried first, then the others.
+    """
+    classes = sorted(_systems.values(), key=lambda system: not isinstance(network, system.network))
+    for system in classes:
+        fitting = []
+        for name, found in system.variants.items():
+            with torch.device("meta"):
+                built = system.network(**{**found.options, "num_classes": found.classes})
+            if checkpoint.fits(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)]):
+                fitting.append(name)
+        if fitting:
+            return f"The file looks like {' or '.join(fitting)}."
+    return ""

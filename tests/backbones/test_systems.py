@@ -1,0 +1,283 @@
+"""What every backbone and every mixer must do, driven by name: a new system is tested by being registered."""
+
+import inspect
+
+import pytest
+import torch
+from agreement import assert_agree
+from golden_records import parameter
+
+from attlas import backbones, checkpoint
+from attlas.kernels.dispatch import decompositions
+from attlas.registry import MIXERS
+
+SYSTEMS = sorted(backbones.systems())
+
+
+def options_of(system):
+    """The smallest variant, cut to at most two blocks a stage."""
+    network, variants = backbones.systems()[system].network, backbones.systems()[system].variants
+    options = dict(min(variants.values(), key=lambda variant: variant.params).options)
+    for name, argument in inspect.signature(network.__init__).parameters.items():
+        value = options.get(name, argument.default)
+        if name.endswith("depths"):
+            options[name] = tuple(min(2, depth) for depth in value)
+    return options
+
+
+def build(system, fill=True, **options):
+    """A shallow network of a system; its weights follow from their names, so that none of them is zero or one."""
+    torch.manual_seed(0)
+    network = backbones.systems()[system].network(**{**options_of(system), **options})
+    if fill:
+        state = {
+            name: parameter(name, value.shape) for name, value in network.state_dict().items() if _fillable(name, value)
+        }
+        network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def _fillable(name, value):
+    return value.is_floating_point() and name.endswith(("weight", "bias", "gamma", "running_mean", "running_var"))
+
+
+def image(*size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def close(got, expected, tolerance=1e-4):
+    got, expected = got.detach().float(), expected.detach().float()
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("name", backbones.list())
+def test_parameters(name):
+    """Built without memory, each variant has the published number of parameters."""
+    with torch.device("meta"):
+        network = backbones.create(name)
+    assert sum(p.numel() for p in network.parameters()) == backbones.variant(name)[1].params
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_any_size(system):
+    network = build(system)
+    for height, width in ((64, 64), (75, 50), (33, 20), (7, 70)):
+        maps = network(image(height, width))
+        assert len(maps) == len(network.out_channels)
+        for x, channels, stride in zip(maps, network.out_channels, network.out_strides):
+            if network.min_size == 1:
+                expected = -(-height // stride), -(-width // stride)
+            else:  # strides without padding
+                expected = tuple(max(size, network.min_size) // stride for size in (height, width))
+            assert x.shape == (2, channels, *expected)
+            assert torch.isfinite(x).all()
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_parameter_learns(system):
+    x = image(64, 96)
+    for options in (dict(num_classes=5), dict()):
+        network = build(system, **options).train()
+        outputs = network(x)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum((y * torch.randn_like(y)).sum() for y in outputs).backward()
+        silent = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+        assert silent == []
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_features(system):
+    network, x = build(system, num_classes=5), image(64, 96)
+    logits = network(x)
+    features = network.forward_features(x)
+    close(network.forward_head(features), logits)
+    final, maps = network.forward_intermediates(x)
+    close(final, features)
+    assert len(maps) == network.num_levels
+    close(network.forward_intermediates(x, indices=1, intermediates_only=True)[0], maps[-1])
+    vector = network.forward_head(features, pre_logits=True)
+    network.reset_classifier(0)
+    close(network(x), vector)
+    network.reset_classifier(7)
+    assert network(x).shape == (2, 7)
+    dense = build(system)
+    last = len(dense.out_indices) - 1
+    close(dense.forward_intermediates(x, indices=dense.out_indices[-1:], norm=True)[1][0], dense(x)[last])
+    part = build(system, out_indices=dense.out_indices[:2])
+    assert len(part(x)) == len(part.out_channels) == 2
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_checkpointing_changes_nothing(system):
+    results = []
+    for enable in (False, True):
+        network = build(system, num_classes=5).train()
+        network.set_grad_checkpointing(enable)
+        torch.manual_seed(0)
+        loss = _first(network(image(64, 64))).square().mean()
+        loss.backward()
+        buffers = {name: b for name, b in network.named_buffers() if b.is_floating_point()}
+        results.append((loss, {name: p.grad for name, p in network.named_parameters()}, buffers))
+    (loss, grads, buffers), (other_loss, other_grads, other_buffers) = results
+    close(other_loss, loss, 1e-6)
+    for name, buffer in buffers.items():
+        close(other_buffers[name], buffer, 1e-6)
+    for name, grad in grads.items():
+        if grad is not None:
+            close(other_grads[name], grad, 1e-4)
+
+
+def _first(outputs):
+    """The logits; some systems give those of an auxiliary head beside them in training."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_half_precision_and_memory_format(system):
+    network, x = build(system, num_classes=5), image(64, 64)
+    expected = network(x)
+    close(network(x.contiguous(memory_format=torch.channels_last)), expected, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(network(x), expected, 0.15)
+    half = network.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    close(half, expected, 0.15)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_compiles_in_one_graph(system):
+    network, x = build(system, num_classes=5), image(64, 96)
+    close(torch.compile(network, backend="aot_eager", fullgraph=True)(x), network(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_exports(system, tmp_path):
+    """torch.export, and ONNX in onnxruntime, give the same logits."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    network, x = build(system, num_classes=5), image(64, 64)
+    expected = network(x)
+    program = torch.export.export(network, (x,))
+    close(program.module()(x), expected)
+    with torch.no_grad():
+        torch.onnx.export(
+            program.run_decompositions(decompositions()), (x,), tmp_path / "network.onnx", dynamo=True, verbose=False
+        )
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    close(torch.from_numpy(logits), expected, 1e-3)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_state_comes_back(system, tmp_path):
+    network, x = build(system, num_classes=5), image(64, 64)
+    checkpoint.save(tmp_path / "network.safetensors", network.state_dict())
+    again = build(system, fill=False, num_classes=5)
+    account = backbones.load(again, tmp_path / "network.safetensors")
+    assert account.complete, str(account)
+    assert torch.equal(again(x), network(x))
+    dense = build(system, fill=False)
+    account = backbones.load(dense, network.state_dict())  # a head that a dense form has no use for is no surprise
+    assert not account.unexpected
+    other = build(system, fill=False, num_classes=3)
+    account = backbones.load(other, network.state_dict())
+    assert all("fc" in name for name in account.mismatched)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_layers_for_decay(system):
+    from attlas.backbones.optim import layer_numbers
+
+    network = build(system, num_classes=5)
+    numbers = layer_numbers(network)
+    assert set(numbers) == {name for name, _ in network.named_parameters()}
+    assert len(set(numbers.values())) >= len(options_of(system).get("depths", (0, 0)))
+    assert network.no_weight_decay() <= set(numbers)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_freezing(system):
+    network = build(system, frozen_stages=1).train()
+    for part in network.frozen_parts():
+        assert not part.training
+        assert not any(p.requires_grad for p in part.parameters())
+    assert any(p.requires_grad for p in network.parameters())
+    network = build(system, norm_eval=True).train()
+    assert not any(m.training for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_fused(system):
+    network, x = build(system, num_classes=5), image(64, 96)
+    expected = network(x)
+    close(network.fuse()(x), expected, 1e-3)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_bad_images(system):
+    network = build(system)
+    with pytest.raises(ValueError, match=r"image must have shape \(B, 3, H, W\)"):
+        network(torch.zeros(2, 64, 64, 3))
+    with pytest.raises(TypeError, match="floating point"):
+        network(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="empty"):
+        network(torch.zeros(0, 3, 64, 64))
+    with pytest.raises(ValueError, match="out_indices"):
+        build(system, out_indices=(0, 99))
+
+
+# --- mixers ----------------------------------------------------------------------------------------------------------
+
+MIXER_NAMES = sorted(MIXERS.module_dict)
+SIZES = ((56, 56), (28, 28), (14, 14), (7, 7), (9, 5), (2, 3), (1, 1))
+
+
+@pytest.mark.parametrize("name", MIXER_NAMES)
+def test_mixer_at_any_size(name):
+    mixer = MIXERS.build(dict(type=name, dim=64)).eval()
+    for height, width in SIZES:
+        x = torch.randn(1, 64, height, width).contiguous(memory_format=torch.channels_last)
+        y = mixer(x)
+        assert y.shape == x.shape
+        assert torch.isfinite(y).all()
+        if hasattr(mixer, "attention_maps"):
+            maps = mixer.attention_maps(x, (height // 2, width // 2))
+            assert maps.shape[0] == 1
+            assert maps.shape[2:] == (height, width)
+
+
+@pytest.mark.parametrize("name", MIXER_NAMES)
+def test_mixer_in_a_pyramid(name):
+    network = backbones.Pyramid((64, 64), (1, 1), mixers=[name, "Attention"], num_classes=3, layer_scale=1.0)
+    x = image(50, 70, batch=4)
+    network(x).logsumexp(1).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_pyramid_of_mixers_takes_options():
+    network = backbones.Pyramid((64, 128), (1, 1), mixers=["GnConv", dict(type="Attention", heads=2)])
+    assert network.stages[1].blocks[0].mixer.heads == 2
+    assert_agree("maps", network(image(32, 32))[1], network(image(32, 32))[1])
+    with pytest.raises(ValueError, match="one for each of the 2 stages"):
+        backbones.Pyramid((64, 128), (1, 1), mixers=["GnConv"] * 3)
+    with pytest.raises(ValueError, match=r"Attention: dim=64 is not divisible by heads=7"):
+        backbones.Pyramid((64, 128), (1, 1), mixers=dict(type="Attention", heads=7))
+    with pytest.raises(KeyError, match="GnConv"):
+        backbones.Pyramid((64, 128), (1, 1), mixers="GnCov")
+
+
+# --- the zoo ---------------------------------------------------------------------------------------------------------
+
+
+def test_names():
+    assert "hornet_tiny_7x7" in backbones.list("hornet*")
+    with pytest.raises(ValueError, match="hornet_tiny_7x7"):
+        backbones.create("hornet_tiny")
+
+
+def test_a_file_of_another_variant():
+    """The error names what the file is."""
+    state = backbones.create("hornet_tiny_gf", num_classes=1000).state_dict()
+    with pytest.raises(ValueError, match="The file looks like hornet_tiny_gf"):
+        backbones.create("hornet_tiny_7x7", pretrained=state)
