@@ -20,8 +20,8 @@ from .layers import fuse
 class Backbone(BaseModule):
     """Base of all networks of images. Two forms, by `num_classes`:
 
-    - None: a backbone for dense prediction. `forward(image)` gives a tuple of the maps at `out_indices`, normalised by a
-      norm for each; there is no head.
+    - None: a backbone for dense prediction. `forward(image)` gives a tuple of the maps at `out_indices`, each behind a
+      norm of its own; there is no head.
     - a number: a classifier. `forward(image)` gives logits (B, num_classes), or for 0 the features before the last
       layer (B, features).
 
@@ -91,8 +91,9 @@ class Backbone(BaseModule):
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort the parameters by depth, for layer-wise decay, as timm defines them: `stem`, and
-        `blocks` as (expression, None: by its numbers | (number,): this one)."""
+        """Regular expressions that sort the parameters by depth for layer-wise decay, as timm defines them: `stem`, and
+        `blocks` as (expression, None: by its numbers | (99999,): with the one before). The head, which none matches,
+        comes last. `coarse`: by stage, not by block."""
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
@@ -189,11 +190,14 @@ class Backbone(BaseModule):
         )
 
     def initialise(self, module: nn.Module) -> None:
-        """Initial weights of one module; called for all of them, the inner ones first."""
+        """Initial weights of one module; called for all of them, the inner ones first. A module that has a
+        `reset_weights()` of its own is asked after its parts, and so has the last word on them."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if hasattr(module, "reset_weights"):
+            module.reset_weights()
 
     # --- head --------------------------------------------------------------------------------------------------------
 
@@ -252,7 +256,7 @@ def _check_indices(indices: Sequence[int], levels: int) -> tuple[int, ...]:
     chosen = tuple(i + levels if -levels <= i < 0 else i for i in indices)
     if not chosen or any(not 0 <= i < levels for i in chosen) or list(chosen) != sorted(chosen):
         raise ValueError(
-            f"out_indices={tuple(indices)} must be levels of 0 to {levels - 1} in ascending order: this network has {levels}"
+            f"out_indices={tuple(indices)} must be levels from 0 to {levels - 1} in ascending order: there are {levels}"
         )
     return chosen
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import Block, Head, LayerNorm2d, Mlp, depthwise
+from .layers import LayerNorm2d, depthwise
 from .pyramid import Pyramid
 from .zoo import Variant, register
 

@@ -71,12 +71,12 @@ class Isotropic(Backbone):
         patch_size: side of the square patches.
         image_size: (height and width of) the image for which `position` is built; other images get it resized.
         position: whether the patches get a learned absolute position.
-        class_token: block before which the class token joins; None for none (the head then reads the mean of all pixels).
+        class_token: block before which the class token joins; None for none, and the head reads the mean of all pixels.
         registers: further learned tokens, which join with the class token or at the first block.
         mlp_ratio, drop_path_rate: as of `Pyramid`.
         scales: in the dense form, for each of `out_indices` the size of the map that is given out, in units of the
             patches': 4, 2, 1 or 0.5; all 1 by default.
-        **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, the last one last.
+        **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
     """
 
     def __init__(
@@ -204,5 +204,5 @@ class Isotropic(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
             stem=r"^(patch_embed|pos_embed|cls_token|register_tokens)",
-            blocks=[(r"^blocks\.(\d+)", None), (r"^(norm|head|rescale)", (99999,))],
+            blocks=[(r"^blocks\.(\d+)", None), (r"^(norm|rescale)", (99999,))],
         )

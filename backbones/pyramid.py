@@ -132,14 +132,14 @@ class Pyramid(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         if coarse:
-            return dict(stem=r"^stem", blocks=[(r"^stages\.(\d+)", None), (r"^(head|norms)", (99999,))])
+            return dict(stem=r"^stem", blocks=[(r"^stages\.(\d+)", None), (r"^norms", (99999,))])
         return dict(
             stem=r"^stem",
             blocks=[
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.norm", (99998,)),
-                (r"^(head|norms)", (99999,)),
+                (r"^stages\.(\d+)\.norm", (99999,)),
+                (r"^norms", (99999,)),
             ],
         )
 

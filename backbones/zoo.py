@@ -2,6 +2,8 @@
 
 import difflib
 import fnmatch
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,10 +103,10 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
     Args:
         name: a variant (`attlas.backbones.list()` names all).
         pretrained: a file of the authors or of ours (or what it holds) to load now. Its last layer is left out where
-            the number of classes differs; any other difference of shape is an error, which says what the file looks like.
+            the number of classes differs. A file of another variant is an error that says what it looks like.
         **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
             `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
-            that gives maps. `in_channels`, `drop_path_rate`, `frozen_stages`, ...: see the class, `Pyramid`, `Backbone`.
+            that gives maps. `in_channels`, `drop_path_rate`, `frozen_stages`, ...: of the class, `Pyramid`, `Backbone`.
 
     Returns:
         The network in training mode.
@@ -128,17 +130,20 @@ def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
     A last layer for other classes is left as it is.
 
     Raises:
-        ValueError: shapes differ; says which variant the file looks like.
+        ValueError: shapes differ, or the file is of another variant; says of which.
     """
     state = checkpoint.weights(source if isinstance(source, Mapping) else checkpoint.read(source))
     last = [rf"^{name}\." for name in classifier_names(network)]
+    name = "the given state" if isinstance(source, Mapping) else str(source)
     try:
         account = checkpoint.load(network, state, ignore_mismatched=last)
     except ValueError as error:
-        likely = looks_like(state, network)
-        raise ValueError(f"{error}\n{likely}" if likely else str(error)) from None
-    account.source = "the given state" if isinstance(source, Mapping) else str(source)
-    print_log(str(account), logger="current")
+        raise ValueError(f"{error}\n{looks_like(state, network)}".replace("the given state", name, 1).strip()) from None
+    account.source = name
+    lacking = [n for n in account.missing if not re.match(r"norms\.|rescale\.", n)]  # norms of outputs are often new
+    if lacking and (likely := looks_like(state, network)):
+        raise ValueError(f"{account}\n{likely}")
+    print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
     return account
 
 

@@ -1,10 +1,10 @@
 """Every record of a backbone or an operator of images, driven by what the record itself says under "attlas":
 
     "attlas": {
-        "model": "backbones.hornet.HorNet(dims=(16, 32, 64, 128), ...)",      how to build ours; null for a function
-        "rules": "backbones.hornet.HorNet",                                   whose rules rename it (the model's own)
-        "outputs": ["model(img)[0]", ...],                                    one for each output of the record, in order;
-        "tolerance": 1e-4                                                     null for an output that ours has no form of
+        "model": "backbones.hornet.HorNet(dims=(16, 32, 64, 128), ...)",    how to build ours; absent for a function
+        "rules": "backbones.hornet.HorNet",                                 whose rules rename it (the model's own)
+        "outputs": ["model(img)[0]", ...],                                  one for each output of the record, in order
+        "tolerance": 1e-4                                                   of the largest difference (1e-5)
     }
 
 The expressions see `model`, the inputs by name, `torch`, `F`, `attlas`, and `backbones` and `kernels`.

@@ -57,7 +57,7 @@ class ConvGlu(nn.Module):
 
 
 class ConvMlp(nn.Module):
-    """1x1 convolution, batch norm, ReLU, 1x1 convolution, batch norm that begins at zero (a branch that begins as none)."""
+    """Two 1x1 convolutions with batch norms, ReLU between; the last norm begins at zero, and so the branch."""
 
     def __init__(self, dim: int, ratio: float = 2.0):
         super().__init__()

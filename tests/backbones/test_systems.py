@@ -8,6 +8,7 @@ from agreement import assert_agree
 from golden_records import parameter
 
 from attlas import backbones, checkpoint
+from attlas.backbones.optim import layer_groups
 from attlas.kernels.dispatch import decompositions
 from attlas.registry import MIXERS
 
@@ -187,13 +188,15 @@ def test_state_comes_back(system, tmp_path):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_layers_for_decay(system):
-    from attlas.backbones.optim import layer_numbers
-
     network = build(system, num_classes=5)
-    numbers = layer_numbers(network)
-    assert set(numbers) == {name for name, _ in network.named_parameters()}
-    assert len(set(numbers.values())) >= len(options_of(system).get("depths", (0, 0)))
-    assert network.no_weight_decay() <= set(numbers)
+    depths = layer_groups([name for name, _ in network.named_parameters()], network.group_matcher())
+    assert all(name.startswith("head") for name, depth in depths.items() if depth is None)
+    numbers = {depth for depth in depths.values() if depth is not None}
+    assert numbers == set(range(len(numbers)))  # no gaps
+    assert len(numbers) > network.num_levels
+    coarse = layer_groups(depths, network.group_matcher(coarse=True))
+    assert len(set(coarse.values())) <= len(set(depths.values()))
+    assert network.no_weight_decay() <= set(depths)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
