@@ -13,6 +13,7 @@ import torch
 from mmengine.logging import print_log
 
 from .. import checkpoint
+from ..config import load_config
 from ..registry import MODELS
 from .backbone import Backbone
 
@@ -122,6 +123,28 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
 
 
 MODELS.register_module(name="Backbone", module=create)
+
+
+def find(what: str | Path, weights: str | Path | None = None, **options) -> Backbone:
+    """A network for a tool: the variant of that name, or the backbone of the model of a config, in inference mode.
+
+    Args:
+        what: a name, or the path of a config (it ends in .py).
+        weights: a checkpoint to load, of the network alone or of a training.
+        **options: keyword arguments over those of the variant or the config.
+    """
+    if str(what).endswith(".py"):
+        model = load_config(what).get("model") or {}
+        if "backbone" not in model:
+            raise ValueError(f"{what} has no model with a backbone")
+        network = MODELS.build({**model["backbone"], **options})
+    else:
+        network = create(str(what), **options)
+    if weights is not None:
+        state = checkpoint.weights(checkpoint.read(weights))
+        inner = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+        load(network, inner or state)
+    return network.eval()
 
 
 def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 # Floor: the floors that it may import, and the distributions that it adds to theirs ("attlas" is the package root).
 FLOORS = {
     "kernels": (set(), {"torch", "numpy", "numba", "triton"}),
-    "attlas": (set(), {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard"}),
-    "backbones": ({"kernels", "attlas"}, set()),
+    "attlas": (set(), {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2"}),
+    "backbones": ({"kernels", "attlas"}, {"matplotlib"}),  # which MMEngine brings
     "pointnets": (
         {"kernels", "attlas", "backbones"},
         {"torch_geometric", "trimesh", "open3d", "scipy", "h5py", "matplotlib"},

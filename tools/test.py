@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.table import Table
 
+from attlas.backbones.channels import fill_channels
 from attlas.config import load_config
 from attlas.engine import Runner
 from attlas.files import near_files
@@ -70,6 +71,8 @@ def prepare(args: argparse.Namespace) -> Config:
     cfg.resume = False
     if cfg.get("test_dataloader") is None:
         raise ValueError(f"{args.config} has no test_dataloader (with test_cfg and test_evaluator): nothing to test.")
+    if cfg.get("model"):
+        fill_channels(cfg.model)
     for stage in ("train", "val"):  # their data need not be on this machine
         for name in ("dataloader", "cfg", "evaluator"):
             cfg[f"{stage}_{name}"] = None

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
+from attlas.backbones.channels import fill_channels
 from attlas.config import first_process, load_config
 from attlas.engine import Runner
 from attlas.files import near_files
@@ -74,6 +75,7 @@ def prepare(args: argparse.Namespace) -> Config:
             raise ValueError(f"{args.config} has no {name}: nothing to train.")
     if cfg.get("sync_bn"):  # MMEngine's conversion takes axis 1 for the channels; here they are last
         raise ValueError("sync_bn: the networks of attlas.pointnets normalise in each process; it may only be unset.")
+    fill_channels(cfg.model)
     use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):

@@ -1,4 +1,4 @@
-"""Look at clouds, at what a RISurConv makes of them, and at results; in a window, or as a picture (.png, .pdf, .svg).
+"""Look at clouds, images, what networks make of them, and at results; in a window, or as a picture (.png, .pdf, .svg).
 
     python tools/visualize.py cloud CONFIG --item 3 --out chair.png
     python tools/visualize.py normals --file chair.obj --window
@@ -6,6 +6,7 @@
     python tools/visualize.py neighbourhood CONFIG CHECKPOINT --item 3 --layer 1 --query 10 --out neighbours.png
     python tools/visualize.py turning CONFIG CHECKPOINT --against PointNet++=CONFIG:CHECKPOINT --item 3 --out strip.png
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
+    python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
 
 Items are those of the config's test data; --file takes a mesh or a cloud of yours instead.
 """
@@ -13,6 +14,8 @@ Items are those of the config's test data; --file takes a mesh or a cloud of you
 import argparse
 from pathlib import Path
 
+from attlas.backbones.viewer import draw, look, read_image
+from attlas.backbones.zoo import find
 from attlas.config import load_config
 from attlas.pointnets import render, viewer
 
@@ -56,6 +59,13 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the rotations")
     sub = command("confusion", "confusion matrices of tools/test.py --out", None, None, False)
     sub.add_argument("results", type=Path, nargs="+")
+    sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
+    sub.add_argument("network", help="a variant (attlas.backbones.list() names all), or a config with a backbone")
+    sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours")
+    sub.add_argument("--image", type=Path, required=True)
+    sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
+    sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
+    sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each resolution)")
     return parser
 
 
@@ -86,6 +96,11 @@ def run(args: argparse.Namespace) -> None:
     out = viewer.check_out(args.out, args.overwrite) if args.out else None
     if args.command == "confusion":
         viewer.save(viewer.draw_confusions({path.stem: path for path in args.results}), out)
+        return
+    if args.command == "attention":
+        pixels, image = read_image(args.image, args.size)
+        looks = look(find(args.network, args.weights), image, tuple(args.place), args.mixers)
+        viewer.save(draw(pixels, looks), out)
         return
     shape = subject(args)
     backward = render.view_direction(args.azimuth, args.elevation, args.up)
@@ -118,7 +133,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         parser.error(str(error))
     if args.out:
         print(args.out)

@@ -1,0 +1,243 @@
+"""Make docs/atlas.md: every system with its published and counted figures, the cost law of every mixer, small trainings.
+
+    python tools/atlas.py train configs/*/*_furniture_views.py   # train, test and measure; a .json beside each config
+    python tools/atlas.py mixers                                 # measure time and memory against the size of the map
+    python tools/atlas.py write                                  # docs/atlas.md, from the above and the library
+
+`train` leaves alone what has been measured already, unless --overwrite. Measure on a quiet machine.
+"""
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from attlas import backbones
+from attlas.backbones.analysis import PeakMemory, analyze
+from attlas.config import load_config
+from attlas.files import replacing
+from attlas.registry import MIXERS, MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, MEASURED = ROOT / "docs/atlas.md", ROOT / "docs/atlas_mixers.json"
+SIDES, DIM = (14, 28, 56, 112), 64
+out = Console()
+
+
+def machine() -> str:
+    return f"{torch.get_num_threads()} CPU cores, PyTorch {torch.__version__.split('+')[0]}, {date.today()}"
+
+
+def save(path: Path, found: dict) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def train(config: Path, work_dir: Path) -> dict:
+    """Train and test a config by the tools that users call, and measure its network."""
+    began = time.time()
+    command = [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(work_dir), "--resume"]
+    subprocess.run(command, check=True)
+    minutes = (time.time() - began) / 60
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime)
+    lines = [json.loads(line) for path in logs for line in path.read_text().splitlines()]
+    last = [line for line in lines if "top1" in line][-1]
+    cfg = load_config(config)
+    model = MODELS.build(cfg.model)
+    network = model.backbone.eval()
+    side = model_side(cfg)
+    image = torch.randn(1, 3, side, side)
+    whole = analyze(network, image, repeats=20)[-1]
+    batch = cfg.train_dataloader.batch_size
+    inputs = dict(images=torch.randn(batch, 3, side, side), labels=torch.randint(0, 2, (batch,)))
+    with PeakMemory([*inputs.values(), *model.parameters(), *model.buffers()]) as memory:
+        sum(model.train()(**inputs, mode="loss").values()).backward()
+    return dict(
+        top1=round(last["top1"], 1),
+        mAcc=round(last["mAcc"], 1),
+        epochs=cfg.train_cfg.max_epochs,
+        minutes=round(minutes, 1),
+        side=side,
+        params=whole.params,
+        macs=whole.macs,
+        milliseconds=round(whole.seconds * 1e3, 1),
+        batch=batch,
+        peak_mib=round(memory.peak / 2**20),
+        machine=machine(),
+    )
+
+
+def model_side(cfg) -> int:
+    """The side of the images that a config tests on."""
+    sizes = [t["size"] for t in cfg.test_dataloader.dataset.transforms if "size" in t]
+    return int(sizes[-1] if isinstance(sizes[-1], int) else sizes[-1][0])
+
+
+def measure_mixer(name: str) -> dict:
+    """Seconds (forward and backward, one thread) and peak bytes for square maps, and their exponents against H·W."""
+    mixer = MIXERS.build(dict(type=name, dim=DIM)).train()
+    rows = []
+    for side in SIDES:
+        x = torch.randn(1, DIM, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
+        with PeakMemory([x, *mixer.parameters(), *mixer.buffers()]) as memory:
+            mixer(x).sum().backward()
+        seconds = math.inf
+        for _ in range(5):
+            begin = time.process_time()
+            mixer(x).sum().backward()
+            seconds = min(seconds, time.process_time() - begin)
+        rows.append(dict(side=side, seconds=seconds, bytes=memory.peak))
+    params = sum(p.numel() for p in mixer.parameters())
+    return dict(params=params, rows=rows, time=exponent(rows, "seconds"), memory=exponent(rows, "bytes"))
+
+
+def exponent(rows: list[dict], key: str) -> float:
+    """Slope of log(figure) over log(H·W), by least squares over the three largest maps."""
+    points = [(2 * math.log(row["side"]), math.log(row[key])) for row in rows[-3:]]
+    mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def count_macs(name: str) -> float:
+    """Multiply-adds for one image of the variant's size, counted on tensors without memory."""
+    with torch.device("meta"):
+        network = backbones.create(name).eval()
+        image = torch.empty(1, 3, *[backbones.variant(name)[1].size] * 2)
+    return analyze(network, image, repeats=0)[-1].macs
+
+
+def systems_section() -> list[str]:
+    lines = [
+        "## Systems",
+        "",
+        "Parameters are counted, with the head of the published classes, and tested against the authors' to the digit. "
+        "G: 10⁹ multiply-adds for one image, published, and as `tools/analyze.py` counts them (matrix products and "
+        "convolutions). Top-1: ImageNet-1k, percent, published by the authors; not measured here, where no ImageNet is.",
+        "",
+    ]
+    for class_name, system in backbones.systems().items():
+        text = (sys.modules[system.network.__module__].__doc__ or "").split("\n\n")
+        where = system.network.__module__.removeprefix("attlas.").replace(".", "/")
+        lines += [f"### {class_name}", "", f"{text[0].strip()} {' '.join(text[1].split())}", ""]
+        lines += [f"`{where}.py`", ""]
+        lines += ["| variant | parameters | image | G, published | G, counted | top-1 |", "|---|---|---|---|---|---|"]
+        for name, variant in system.variants.items():
+            published = "" if variant.gflops is None else f"{variant.gflops:g}"
+            top1 = "" if variant.top1 is None else f"{variant.top1:g}"
+            macs = f"{count_macs(name) / 1e9:.2f}"
+            lines.append(f"| `{name}` | {variant.params:,} | {variant.size} | {published} | {macs} | {top1} |")
+        lines.append("")
+    return lines
+
+
+def mixers_section() -> list[str]:
+    found = json.loads(MEASURED.read_text())
+    lines = [
+        "## Mixers and their cost laws",
+        "",
+        "Any of them stands in any stage: `Pyramid(mixers=[...])`. Forward and backward of one map of "
+        f"{DIM} channels, default options, one CPU thread; the exponents are slopes over H·W from {SIDES[-3]}² to "
+        f"{SIDES[-1]}² pixels (1: linear, 2: quadratic; below 1: fixed costs still show). Memory is the peak of all "
+        "tensors that the pass makes, weights and scratch of operators not counted.",
+        "",
+        "| mixer | parameters | " + " | ".join(f"{side}², ms" for side in SIDES) + " | time ~ (H·W)^ | peak at "
+        f"{SIDES[-1]}², MiB | memory ~ (H·W)^ |",
+        "|---|" + "---|" * (len(SIDES) + 4),
+    ]
+    for name, mixer in sorted(found["mixers"].items()):
+        times = " | ".join(f"{row['seconds'] * 1e3:.3g}" for row in mixer["rows"])
+        peak = mixer["rows"][-1]["bytes"] / 2**20
+        lines.append(
+            f"| `{name}` | {mixer['params']:,} | {times} | {mixer['time']:.2f} | {peak:.1f} | {mixer['memory']:.2f} |"
+        )
+    return [*lines, "", f"Measured on {found['machine']}.", ""]
+
+
+def trainings_section() -> list[str]:
+    results = {path: json.loads(path.read_text()) for path in sorted(ROOT.glob("configs/*/*.json"))}
+    results = {path: result for path, result in results.items() if "top1" in result}
+    if not results:
+        return []
+    some = next(iter(results.values()))
+    lines = [
+        "## Small trainings",
+        "",
+        "Every system as a small network on the built-in pictures of furniture (14 classes; 286 models seen in training, "
+        "122 others in the test), from nothing, by the same short recipe. They show that each trains, not which is best: "
+        "one run each, narrow networks, few pictures, and a test shape is worth 0.8 %.",
+        "",
+        f"| config | top-1 | class accuracy | parameters | M multiply-adds | ms for one image | peak MiB, batch of "
+        f"{some['batch']} | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path, r in sorted(results.items(), key=lambda item: -item[1]["top1"]):
+        config = path.with_suffix(".py").relative_to(ROOT)
+        lines.append(
+            f"| [{path.stem}](../{config.as_posix()}) | {r['top1']} | {r['mAcc']} | {r['params']:,} | "
+            f"{r['macs'] / 1e6:.1f} | {r['milliseconds']} | {r['peak_mib']} | {r['minutes']} |"
+        )
+    return [*lines, "", f"{some['epochs']} epochs, images of {some['side']} pixels. {some['machine']}.", ""]
+
+
+def write() -> None:
+    lines = [
+        "# The atlas",
+        "",
+        "<!-- made by tools/atlas.py: change that, not this -->",
+        "",
+        *systems_section(),
+        *mixers_section(),
+        *trainings_section(),
+    ]
+    with replacing(PAGE) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n")
+    out.print(PAGE.relative_to(ROOT))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("train")
+    sub.add_argument("configs", type=Path, nargs="+")
+    sub.add_argument("--work-dir", type=Path, default=Path("work_dirs/atlas"))
+    sub.add_argument("--overwrite", action="store_true", help="measure again what has been measured")
+    sub = commands.add_parser("mixers")
+    sub.add_argument("names", nargs="*", help="these alone (all)")
+    commands.add_parser("write")
+    args = parser.parse_args()
+    if args.command == "train":
+        for config in args.configs:
+            result = config.with_suffix(".json")
+            if result.exists() and not args.overwrite:
+                out.print(f"{result} exists")
+                continue
+            save(result, train(config, args.work_dir / config.stem))
+            out.print(f"{result}: {json.loads(result.read_text())}")
+    elif args.command == "mixers":
+        torch.set_num_threads(1)
+        MODELS.import_from_location()
+        known = json.loads(MEASURED.read_text())["mixers"] if MEASURED.exists() and args.names else {}
+        for name in args.names or sorted(MIXERS.module_dict):
+            known[name] = measure_mixer(name)
+            out.print(f"{name}: time ~ (H·W)^{known[name]['time']:.2f}, memory ~ (H·W)^{known[name]['memory']:.2f}")
+        save(MEASURED, dict(machine=f"one core of {platform.machine()}, {machine()}", mixers=known))
+    else:
+        write()
+
+
+if __name__ == "__main__":
+    main()
