@@ -52,10 +52,10 @@ class GlobalLocalFilter(nn.Module):
     def _filter(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            weight = resize_filter(self.complex_weight.to(wide), (height, width // 2 + 1))
-            spectrum = torch.fft.rfft2(x.to(wide).contiguous(), norm="ortho")
-            return torch.fft.irfft2(spectrum * torch.view_as_complex(weight), s=(height, width), norm="ortho")
+        # nothing here is cast by autocast
+        weight = resize_filter(self.complex_weight.to(wide), (height, width // 2 + 1))
+        spectrum = torch.fft.rfft2(x.to(wide).contiguous(), norm="ortho")
+        return torch.fft.irfft2(spectrum * torch.view_as_complex(weight), s=(height, width), norm="ortho")
 
 
 def resize_filter(weight: Tensor, size: tuple[int, int]) -> Tensor:

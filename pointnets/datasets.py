@@ -13,34 +13,23 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from mmengine.dataset import DefaultSampler
 from torch_geometric.data import Data, Dataset
-from torch_geometric.transforms import Compose
 
 from .. import furniture
+from ..data import EpochSampler as EpochSampler  # whose indices these data sets understand
+from ..data import build_transforms, check_seed, drawing, existing_root, held_out, one_of, positive, seeded
 from ..files import replacing
-from ..registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
+from ..registry import DATASETS
 from .shapes import CLOUDS, MESHES, Shape, check_shape, read_shape
-from .transforms import GROUPS, UP_AXES, one_of, positive, random_rotation, rotate, seeded
+from .transforms import GROUPS, UP_AXES, random_rotation, rotate
 
 SPLITS = ("train", "test", "all")
 
 
-def build_transforms(transforms: Sequence[dict | Callable[[Data], Data]]) -> Compose:
-    """One callable of a list of configs and callables."""
-    for entry in transforms:
-        if not isinstance(entry, Mapping) and not callable(entry):
-            raise TypeError(f"transforms holds {entry!r}; its entries may be dict(type=...) or callables.")
-    return Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in transforms])
-
-
 def draw(transform: Callable[[Data], Data], data: Data, *key: int) -> Data:
     """`transform(data)` under generators seeded from `key`; an error names the shape."""
-    with seeded(*key):
-        try:
-            return transform(data)
-        except ValueError as error:
-            raise ValueError(f"shape {data.name}: {error}") from error
+    with drawing(f"shape {data.name}", *key):
+        return transform(data)
 
 
 class PointClouds(Dataset):
@@ -57,9 +46,7 @@ class PointClouds(Dataset):
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
         self.split, self.classes = split, tuple(classes)
         self.names, self.labels = list(names), np.asarray(labels, dtype=np.int64)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0.")
-        self.seed = seed
+        self.seed = check_seed(seed)
         if not self.names:
             raise ValueError(f"{type(self).__name__}: split {split!r} holds no shape.")
         super().__init__(transform=build_transforms(transforms))
@@ -133,14 +120,6 @@ class ShapeFiles(PointClouds):
         return read_shape(cached)
 
 
-def existing_root(dataset: str, root: str | Path, layout: str) -> Path:
-    """`root` as a folder that exists, or an error that says what the data set looks for in it."""
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{dataset}: root {str(root)!r} is not a folder. Expected there: {layout}")
-    return path
-
-
 def find_shapes(
     root: Path, split: str, suffixes: set[str], layout: str, test_share: float | None = None
 ) -> tuple[list[str], list[tuple[Path, int]]]:
@@ -166,12 +145,9 @@ def find_shapes(
             found = [p for part in parts for p in shapes(root / name / part)]
         elif test_share is not None:
             found = shapes(root / name)
-            by_hash = sorted(found, key=lambda p: hashlib.sha256(p.relative_to(root).as_posix().encode()).digest())
-            count = round(test_share * len(found))
-            if test_share > 0 and len(found) > 1:
-                count = max(count, 1)
-            held_out = set(by_hash[:count])
-            found = [p for p in found if split == "all" or (p in held_out) == (split == "test")]
+            names = [p.relative_to(root).as_posix() for p in found]
+            test = held_out(names, test_share)
+            found = [p for p, n in zip(found, names) if split == "all" or (n in test) == (split == "test")]
         files += [(path, label) for path in found]
     if not files:
         raise FileNotFoundError(
@@ -198,8 +174,6 @@ class ShapeFolder(ShapeFiles):
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, cache=None):
         one_of("ShapeFolder.split", split, SPLITS)
-        if not 0 <= test_share <= 1:
-            raise ValueError(f"ShapeFolder.test_share is {test_share!r}; it must lie in [0, 1].")
         root = existing_root("ShapeFolder", root, self.LAYOUT)
         classes, files = find_shapes(root, split, MESHES | CLOUDS, self.LAYOUT, test_share)
         super().__init__(split, classes, files, transforms, seed, cache)
@@ -390,13 +364,3 @@ class RotatedViews(torch.utils.data.Dataset):
             data = rotate(data, random_rotation(group, self.up))
         data.protocol = group
         return draw(self.transform, data, self.seed, epoch, cloud)
-
-
-@DATA_SAMPLERS.register_module()
-class EpochSampler(DefaultSampler):
-    """MMEngine's DefaultSampler, with epoch * len(dataset) added to its indices: every epoch draws every item afresh,
-    the same with any number of workers and after a resumption."""
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.epoch * len(self.dataset)
-        return (start + index for index in super().__iter__())

@@ -8,11 +8,6 @@ their own names; those of its transforms that would leave normals behind (`Rando
 Random transforms draw from torch's global generator; `seeded` makes a draw a function of a few integers.
 """
 
-import difflib
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,6 +17,8 @@ from torch_geometric import transforms as pyg
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
+from ..data import one_of, positive
+from ..data import seeded as seeded  # beside the transforms that it seeds
 from ..kernels import farthest_point_sample, local_reference_axis
 from ..registry import TRANSFORMS
 
@@ -30,39 +27,6 @@ UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 for transform in (pyg.Center, pyg.NormalizeScale, pyg.NormalizeRotation):
     TRANSFORMS.register_module(module=transform)
-
-
-def one_of(argument: str, value: str, choices: Sequence[str]) -> str:
-    """`value` if it is one of `choices`; otherwise a ValueError that names the argument and the nearest spelling."""
-    if value in choices:
-        return value
-    near = difflib.get_close_matches(str(value).lower(), [c.lower() for c in choices], n=1)
-    hint = "".join(f" Did you mean {c!r}?" for c in choices if near and c.lower() == near[0])
-    raise ValueError(f"{argument} is {value!r}; it may be {', '.join(map(repr, choices))}.{hint}")
-
-
-def positive(argument: str, value: int) -> int:
-    """`value` if it is a positive integer; otherwise a ValueError that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{argument} is {value!r}; it must be a positive integer.")
-    return value
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seeds `random`, NumPy's and torch's (CPU) global generators from `key` (integers >= 0), and afterwards gives the
-    caller's generators back as they were. All three, because transforms of PyG and of users draw from any of them."""
-    caller = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seeds = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(seeds[0]))
-    np.random.seed(seeds[1])
-    torch.default_generator.manual_seed(int(seeds[2]))  # torch.manual_seed would reseed a GPU's generator as well
-    try:
-        yield
-    finally:
-        random.setstate(caller[0])
-        np.random.set_state(caller[1])
-        torch.set_rng_state(caller[2])
 
 
 def random_rotation(group: str, up: str = "y") -> Tensor:

@@ -1,4 +1,4 @@
-"""Make docs/atlas.md: every system with its published and counted figures, the cost law of every mixer, small trainings.
+"""Make docs/atlas.md: every system with its published and counted figures, cost laws of mixers, small trainings.
 
     python tools/atlas.py train configs/*/*_furniture_views.py   # train, test and measure; a .json beside each config
     python tools/atlas.py mixers                                 # measure time and memory against the size of the map
@@ -124,9 +124,9 @@ def systems_section() -> list[str]:
     lines = [
         "## Systems",
         "",
-        "Parameters are counted, with the head of the published classes, and tested against the authors' to the digit. "
-        "G: 10⁹ multiply-adds for one image, published, and as `tools/analyze.py` counts them (matrix products and "
-        "convolutions). Top-1: ImageNet-1k, percent, published by the authors; not measured here, where no ImageNet is.",
+        "Parameters are counted, with the published head, and tested against the authors' to the digit. G: 10⁹ "
+        "multiply-adds for one image, published, and as `tools/analyze.py` counts them (products, convolutions). "
+        "Top-1: ImageNet-1k, percent, as published; not measured here, for want of ImageNet.",
         "",
     ]
     for class_name, system in backbones.systems().items():
@@ -176,9 +176,9 @@ def trainings_section() -> list[str]:
     lines = [
         "## Small trainings",
         "",
-        "Every system as a small network on the built-in pictures of furniture (14 classes; 286 models seen in training, "
-        "122 others in the test), from nothing, by the same short recipe. They show that each trains, not which is best: "
-        "one run each, narrow networks, few pictures, and a test shape is worth 0.8 %.",
+        "Every system as a small network on the built-in pictures of furniture (14 classes; 286 models seen in "
+        "training, 122 others in the test), from nothing, by the same short recipe. They show that each trains, not "
+        "which is best: one run each, narrow networks, few pictures, and a test model is worth 0.8 %.",
         "",
         f"| config | top-1 | class accuracy | parameters | M multiply-adds | ms for one image | peak MiB, batch of "
         f"{some['batch']} | minutes |",

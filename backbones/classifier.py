@@ -1,0 +1,384 @@
+"""Image classification as an MMEngine model: a backbone, a loss with mixed images, and the accuracy of the answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from ..data import one_of
+from ..files import replacing
+from ..registry import METRICS, MODELS
+
+# --- from a batch to the network's arguments -------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class ImagePreprocessor(BaseDataPreprocessor):
+    """A collated batch -> the arguments of `ImageClassifier.forward`, on the model's device.
+
+    The batch is dict(image, label, index), each stacked (`default_collate`) or a list (`pseudo_collate`): normalised
+    images (3, H, W) of one size, integer labels and, if it has them, the items' numbers in the data set. Images come
+    out in the channels-last memory format, which the backbones are written for.
+
+    Args:
+        num_classes: labels must be below. They are looked at before they leave the CPU, where that costs nothing.
+    """
+
+    def __init__(self, num_classes: int | None = None, non_blocking: bool = True):
+        super().__init__(non_blocking)
+        self.num_classes = num_classes
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        images, labels, indices = data["image"], data.get("label"), data.get("index")
+        if len(images) == 0:
+            raise ValueError("the batch is empty: it must hold at least one image.")
+        if not isinstance(images, Tensor):
+            sizes = sorted({tuple(image.shape) for image in images})
+            if len(sizes) != 1:
+                raise ValueError(f"the images of a batch must have one size, got {sizes}: have a transform crop them.")
+            images = torch.stack(list(images))
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f"images must be floats of shape (B, channels, H, W), got {images.dtype} of {tuple(images.shape)}: "
+                "end the transforms by dict(type='PackImage'), which normalises them."
+            )
+        if labels is not None:
+            labels = torch.as_tensor(labels)
+            if self.num_classes is not None and not labels.is_cuda:
+                wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+                if len(wrong):
+                    raise ValueError(
+                        f"label {int(wrong[0])} is not of a class of the network, which has num_classes="
+                        f"{self.num_classes} (0 to {self.num_classes - 1})."
+                    )
+            labels = labels.to(self.device, non_blocking=self._non_blocking)
+        return dict(
+            images=images.to(self.device, non_blocking=self._non_blocking, memory_format=torch.channels_last),
+            labels=labels,
+            indices=None if indices is None else torch.as_tensor(indices).tolist(),
+        )
+
+
+# --- mixing images ---------------------------------------------------------------------------------------------------
+
+
+def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Labels (B,) -> targets (B, num_classes) that sum to 1; a share `smoothing` of each is spread over all classes."""
+    return F.one_hot(labels.long(), num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+def mix(
+    images: Tensor, targets: Tensor, mixup: float, cutmix: float, switch_probability: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al., ICLR 2018) or CutMix (Yun et al., ICCV 2019) of a batch with itself in reverse order.
+
+    Args:
+        images: (B, C, H, W).
+        targets: (B, classes).
+        mixup, cutmix: alpha of the Beta(alpha, alpha) of the share that an image keeps; 0 turns one of them off.
+        switch_probability: of CutMix, where both are on.
+
+    Returns:
+        New images and targets of the same shapes. The random numbers are NumPy's global ones: the draw is one for the
+        batch and is needed on the CPU, where a number from the device would have to be waited for.
+    """
+    cut = cutmix > 0 and (mixup == 0 or np.random.rand() < switch_probability)
+    alpha = cutmix if cut else mixup
+    kept = float(np.random.beta(alpha, alpha))
+    if cut:
+        height, width = images.shape[-2:]
+        top, bottom, left, right = cut_box(height, width, 1 - kept)
+        kept = 1 - (bottom - top) * (right - left) / (height * width)  # the border may have cut the box
+        reverse = images[..., top:bottom, left:right].flip(0)
+        images = images.clone()
+        images[..., top:bottom, left:right] = reverse
+    else:
+        images = torch.lerp(images.flip(0), images, kept)
+    return images, torch.lerp(targets.flip(0), targets, kept)
+
+
+def cut_box(height: int, width: int, share: float) -> tuple[int, int, int, int]:
+    """Rows [top, bottom) and columns [left, right) of a box with a `share` of the area around a uniform centre, as far
+    as it lies inside the image."""
+    half_height, half_width = (int(side * share**0.5) // 2 for side in (height, width))
+    y, x = np.random.randint(height), np.random.randint(width)
+    return max(y - half_height, 0), min(y + half_height, height), max(x - half_width, 0), min(x + half_width, width)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class PooledHead(nn.Module):
+    """Logits of a feature pyramid: its last map, pooled over the places, normalised, through one linear layer.
+
+    Args:
+        num_classes, in_channels: of the logits and of the last map.
+        pooling: 'mean' or 'max'.
+        norm: a LayerNorm after the pooling.
+        dropout: before the linear layer.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int, pooling: str = "mean", norm: bool = True, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.pooling = one_of("PooledHead.pooling", pooling, ("mean", "max"))
+        self.norm = nn.LayerNorm(in_channels) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(in_channels, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, H_i, W_i) -> logits (B, num_classes)."""
+        if isinstance(maps, Tensor):
+            raise TypeError(
+                f"PooledHead takes a tuple of maps, got a tensor {tuple(maps.shape)}: a network of Attlas gives maps "
+                "if it is built with out_indices, such as backbone=dict(..., out_indices=(0, 1, 2, 3))."
+            )
+        places = maps[-1].flatten(2)
+        return self.linear(self.dropout(self.norm(places.mean(-1) if self.pooling == "mean" else places.amax(-1))))
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """Training and prediction of an image network.
+
+    Args:
+        backbone: config of a module that maps images (B, 3, H, W) to logits (B, num_classes), such as
+            dict(type='Backbone', name='biformer_tiny', num_classes=14), or, with a `head`, to a tuple of maps.
+        head: config of a module that maps a tuple of maps to logits, such as dict(type='PooledHead', num_classes=14).
+            Its `in_channels` are `backbone.out_channels[-1]` if not given (mmdet's backbones do not say theirs).
+        loss: 'cross_entropy', or 'bce': each class against the rest, averaged over classes (Wightman et al., "ResNet
+            strikes back", 2021).
+        target_threshold: of 'bce', makes targets above it 1 and the others 0; None leaves them soft.
+        label_smoothing: share of the targets that is spread over all classes.
+        mixup, cutmix: the alphas of `mix`; 0 turns one of them off.
+        mix_probability: share of the batches that are mixed.
+        switch_probability: share of CutMix among them, where both are on.
+        auxiliary_weight: of the loss of the second logits of a backbone that gives two in training (OverLoCK).
+
+    `mode="loss"` gives {"loss", "accuracy"}, the accuracy in percent against the class that dominates a mixed image,
+    and {"auxiliary"}, the unweighted loss of second logits; `mode="tensor"` the logits (B, num_classes);
+    `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The log-probabilities are of the
+    softmax, or with 'bce' of each class by itself.
+    """
+
+    def __init__(
+        self,
+        backbone: dict,
+        head: dict | None = None,
+        loss: str = "cross_entropy",
+        target_threshold: float | None = None,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_probability: float = 1.0,
+        switch_probability: float = 0.5,
+        auxiliary_weight: float = 0.4,
+        data_preprocessor=None,
+        init_cfg=None,
+    ):
+        num_classes = (backbone if head is None else head).get("num_classes")
+        if not num_classes:
+            raise ValueError(
+                "ImageClassifier: nothing says num_classes. Give backbone=dict(..., num_classes=...), or, for a "
+                "backbone that gives maps, head=dict(type='PooledHead', num_classes=...)."
+            )
+        super().__init__(data_preprocessor or dict(type="ImagePreprocessor", num_classes=num_classes), init_cfg)
+        one_of("ImageClassifier.loss", loss, ("cross_entropy", "bce"))
+        if target_threshold is not None and loss != "bce":
+            raise ValueError(f"ImageClassifier.target_threshold={target_threshold} belongs to loss='bce', not {loss!r}")
+        for name, share in (
+            ("target_threshold", target_threshold or 0.0),
+            ("label_smoothing", label_smoothing),
+            ("mix_probability", mix_probability),
+            ("switch_probability", switch_probability),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"ImageClassifier.{name} must lie in [0, 1], got {share!r}")
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            if alpha < 0:
+                raise ValueError(f"ImageClassifier.{name} must be at least 0 (off), got {alpha!r}")
+        self.backbone = MODELS.build(backbone)
+        if head is not None:
+            channels = getattr(self.backbone, "out_channels", None)
+            if "in_channels" not in head and channels is None:
+                raise ValueError(
+                    f"ImageClassifier.head: {type(self.backbone).__name__} does not say its out_channels; "
+                    "give head=dict(..., in_channels=...), the channels of its last map."
+                )
+            head = head if "in_channels" in head else {**head, "in_channels": channels[-1]}
+        self.head = None if head is None else MODELS.build(head)
+        self.num_classes = num_classes
+        self.loss, self.target_threshold, self.label_smoothing = loss, target_threshold, label_smoothing
+        self.mixup, self.cutmix = mixup, cutmix
+        self.mix_probability, self.switch_probability = mix_probability, switch_probability
+        self.auxiliary_weight = auxiliary_weight
+
+    @property
+    def checkpoint_rules(self) -> list:
+        """The rules for the authors' files, which hold a backbone and no more."""
+        return [*getattr(self.backbone, "checkpoint_rules", ()), (r"^(?!backbone\.)", "backbone.")]
+
+    @property
+    def checkpoint_optional(self) -> list[str]:
+        return [_inside(pattern) for pattern in getattr(self.backbone, "checkpoint_optional", ())]
+
+    @property
+    def checkpoint_resize(self) -> dict:
+        resize = getattr(self.backbone, "checkpoint_resize", {})
+        return {_inside(pattern): function for pattern, function in resize.items()}
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, indices=None, mode: str = "tensor"):
+        if mode == "loss":
+            return self._losses(images, labels)
+        logits = self._logits(images)[0]
+        if mode == "tensor":
+            return logits
+        if mode == "predict":
+            log_probs = F.logsigmoid(logits.float()) if self.loss == "bce" else logits.float().log_softmax(-1)
+            return [
+                dict(log_probs=row, label=label, index=index)
+                for row, label, index in zip(
+                    log_probs,
+                    [None] * len(logits) if labels is None else labels,
+                    [None] * len(logits) if indices is None else indices,
+                )
+            ]
+        raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The logits, and behind them the auxiliary logits that some backbones give in training."""
+        found = self.backbone(images)
+        if self.head is not None:
+            return (self.head(found),)
+        found = (found,) if isinstance(found, Tensor) else tuple(found)
+        if found[0].ndim != 2:
+            raise ValueError(
+                f"{type(self.backbone).__name__} gives maps {[tuple(f.shape) for f in found]}, not logits: add "
+                "head=dict(type='PooledHead', num_classes=...)."
+            )
+        return found
+
+    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
+        if (self.mixup or self.cutmix) and np.random.rand() < self.mix_probability:
+            images, targets = mix(images, targets, self.mixup, self.cutmix, self.switch_probability)
+        logits, *auxiliary = self._logits(images)
+        loss = self._loss(logits, targets)
+        found = dict(
+            loss=loss,
+            accuracy=(logits.detach().argmax(-1) == targets.argmax(-1)).float().mean() * 100,
+        )
+        if auxiliary:
+            second = self._loss(auxiliary[0], targets)
+            # "auxiliary", for MMEngine adds up whatever has "loss" in its name
+            found |= dict(loss=loss + self.auxiliary_weight * second, auxiliary=second.detach())
+        if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not torch.isfinite(found["loss"]):
+            raise FloatingPointError(
+                "the loss is NaN or infinite: the images hold such values, or the training has diverged (a lower "
+                "learning rate, a warm-up or gradient clipping may help)."
+            )
+        return found
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(logits.float(), targets)
+        if self.target_threshold is not None:
+            targets = (targets > self.target_threshold).float()
+        return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+def _inside(pattern: str) -> str:
+    """A regular expression over the backbone's names as one over the model's."""
+    return rf"^backbone\.{pattern[1:]}" if pattern.startswith("^") else pattern
+
+
+# --- the metric ------------------------------------------------------------------------------------------------------
+
+
+@METRICS.register_module()
+class ImageAccuracy(BaseMetric):
+    """Accuracy in percent: `top1`, `top5` (of more than five classes), and `mAcc`, the mean over the classes seen.
+
+    Takes samples dict(log_probs (C,), label, index). Of equal log-probabilities the lower class comes first. The table
+    of class accuracies goes to MMEngine's logger, if there are at most 100. Samples from several processes are gathered
+    by MMEngine, which drops the repetitions that fill up the last batch.
+
+    Args:
+        out_file: an npz for `classes`, `labels` (M,), `indices` (M,), `log_probs` (M, C) and `confusion` (C, C; rows:
+            truth, columns: prediction).
+        overwrite: replace an `out_file` of an earlier run. Otherwise it is a FileExistsError, raised at once.
+    """
+
+    default_prefix = ""  # not None, which MMEngine would warn of
+
+    def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.out_file = Path(out_file).expanduser() if out_file else None
+        if self.out_file and self.out_file.suffix != ".npz":
+            raise ValueError(f"ImageAccuracy.out_file is {str(out_file)!r}; its name must end in .npz.")
+        if self.out_file and self.out_file.exists() and not overwrite:
+            raise FileExistsError(f"{self.out_file} exists; move it away, or pass overwrite=True to replace it.")
+
+    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+        log_probs = torch.stack([sample["log_probs"] for sample in data_samples]).float()
+        labels = torch.as_tensor([int(sample["label"]) for sample in data_samples], device=log_probs.device)
+        indices = [int(sample["index"]) for sample in data_samples]
+        num_classes = log_probs.shape[1]
+        finite = torch.isfinite(log_probs).all(1).tolist()
+        if not all(finite):
+            raise ValueError(
+                f"log_probs of image {indices[finite.index(False)]} are NaN or infinite: the network has diverged (a "
+                "lower learning rate, a warm-up or gradient clipping may help)."
+            )
+        if labels.max() >= num_classes:
+            raise ValueError(f"the network gives {num_classes} log-probabilities; a label is {int(labels.max())}.")
+        own = log_probs.gather(1, labels[:, None])
+        before = torch.arange(num_classes, device=labels.device) < labels[:, None]
+        ranks = ((log_probs > own) | ((log_probs == own) & before)).sum(1).tolist()
+        predictions = log_probs.argmax(1).tolist()
+        rows = log_probs.cpu().numpy() if self.out_file else [None] * len(indices)  # of ImageNet 200 MB
+        self.results += zip(indices, labels.tolist(), predictions, ranks, [num_classes] * len(indices), rows)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        *columns, rows = zip(*results)
+        indices, labels, predictions, ranks, (num_classes, *_) = map(np.array, columns)
+        classes = (self.dataset_meta or {}).get("classes") or [str(c) for c in range(num_classes)]
+        if len(classes) != num_classes:
+            raise ValueError(f"the network has {num_classes} classes, the data set {len(classes)}.")
+        count = np.bincount(labels, minlength=num_classes)
+        right = np.bincount(labels[ranks == 0], minlength=num_classes)
+        metrics = dict(top1=float(100 * (ranks == 0).mean()))
+        if num_classes > 5:
+            metrics["top5"] = float(100 * (ranks < 5).mean())
+        metrics["mAcc"] = float(100 * (right[count > 0] / count[count > 0]).mean())
+        if num_classes <= 100:  # more are no table to read
+            width = max(map(len, classes))
+            lines = [
+                f"  {name:<{width}}  {total:>6}  {f'{100 * hits / total:.1f}' if total else '-':>6}"
+                for name, total, hits in zip(classes, count, right)
+            ]
+            print_log("\n".join([f"class accuracy, %\n  {'class':<{width}}  images  top1", *lines]), logger="current")
+        if self.out_file:
+            confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+            np.add.at(confusion, (labels, predictions), 1)
+            with replacing(self.out_file) as temporary:
+                np.savez(
+                    temporary,
+                    classes=np.array(classes),
+                    labels=labels,
+                    indices=indices,
+                    log_probs=np.stack(rows),
+                    confusion=confusion,
+                )
+            print_log(f"confusion matrix and log-probabilities: {self.out_file}", logger="current")
+        return metrics

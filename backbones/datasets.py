@@ -1,0 +1,296 @@
+"""Images to learn classes from: folders of pictures (ImageNet, EuroSAT, yours), CIFAR, MNIST and Fashion-MNIST.
+
+Every data set serves dict(image, label int, index int) after its `transforms`; before them the image is uint8
+(H, W, 3), red, green, blue, and `backbones.transforms.PackImage` makes it a float32 tensor (3, H, W). A draw depends on
+nothing but (seed, epoch, item): `dataset[item + epoch * len(dataset)]` is the same in any process and order, and
+`EpochSampler` asks for just that. No file is ever unpickled.
+"""
+
+import gzip
+import os
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..data import build_transforms, check_seed, drawing, existing_root, held_out, one_of
+from ..registry import DATASETS
+
+
+class Images(Dataset):
+    """Base of the data sets: `classes`, `labels` (N,) int64, and the `load(item) -> uint8 (H, W, 3)` that each brings.
+
+    Args:
+        transforms: configs or callables, applied in order at each draw.
+        seed: chooses another series of draws (>= 0).
+    """
+
+    load: Callable[[int], np.ndarray]
+
+    def __init__(self, split: str, classes: Sequence[str], labels, transforms, seed: int):
+        self.split, self.classes = split, tuple(classes)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self.transform, self.seed = build_transforms(transforms), check_seed(seed)
+        if len(self.labels) == 0:
+            raise ValueError(f"{type(self).__name__}: split {split!r} holds no image.")
+
+    @property
+    def metainfo(self) -> dict:
+        """What MMEngine hands to metrics and visualizers."""
+        return dict(classes=self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, item: int) -> str:
+        """What errors call an item."""
+        return f"{type(self).__name__} {self.split}[{item}]"
+
+    def get(self, item: int) -> dict:
+        """The image as it was read, without transforms."""
+        return dict(image=self.load(item), label=int(self.labels[item]), index=item)
+
+    def __getitem__(self, index: int) -> dict:
+        if index < 0:
+            index += len(self)
+            if index < 0:
+                raise IndexError(f"index {index - len(self)} of a data set of {len(self)} images")
+        epoch, item = divmod(int(index), len(self))
+        data = self.get(item)
+        with drawing(self.name(item), self.seed, epoch, item):
+            return self.transform(data)
+
+    def __iter__(self):  # Python's own iteration would wait for an IndexError, and epochs have no end
+        return (self[item] for item in range(len(self)))
+
+
+class ImageArrays(Images):
+    """A data set whose `images` lie in one array: uint8 (N, H, W, 3), or grey (N, H, W), which is given three times."""
+
+    def __init__(self, split, classes, images: np.ndarray, labels, transforms, seed):
+        self.images = images
+        super().__init__(split, classes, labels, transforms, seed)
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise ValueError(
+                f"{type(self).__name__} {split}: labels 0 to {len(self.classes) - 1} were expected, "
+                f"not {self.labels.min()} to {self.labels.max()}."
+            )
+
+    def load(self, item: int) -> np.ndarray:
+        image = self.images[item]
+        if image.ndim == 2:
+            image = np.broadcast_to(image[..., None], (*image.shape, 3))
+        return np.array(image, order="C")  # a copy: a transform may write into it
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+PARTS = ("train", "val", "test")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
+    times, opacity is dropped. ValueError where it is none, or a JPEG that breaks off, which OpenCV may fill up."""
+    with open(path, "rb") as file:
+        content = file.read()
+    if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content:
+        raise ValueError(f"{path} is a JPEG that breaks off after {len(content)} bytes.")
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
+    if image is None:
+        raise ValueError(f"{path} is not an image that OpenCV can decode ({len(content)} bytes).")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _folders(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Paths of the images below `folder`, sorted. Of a million files none is opened or asked for its status."""
+    found = []
+    for top, _, names in os.walk(folder):
+        found += [f"{top}/{name}" for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
+    return sorted(found)
+
+
+@DATASETS.register_module()
+class ImageFolder(Images):
+    """Pictures, a folder for each class: `<root>/<train|val|test>/<class>/*` (ImageNet's layout), or `<root>/<class>/*`
+    (EuroSAT's), of which a share is held out. Classes are the folders' names in order; files may lie in folders below.
+
+    Args:
+        split: 'train', 'val', 'test' or 'all'. Where a share is held out, it is 'val' and 'test' alike.
+        test_share: the share of each class that is held out where the folders do not say; the choice depends only on
+            the files' names.
+        in_memory: decode everything at once and keep it; for small pictures (EuroSAT: 330 MB).
+    """
+
+    LAYOUT = "<train|val|test>/<class>/<picture> or <class>/<picture>."
+
+    def __init__(
+        self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, in_memory: bool = False
+    ):
+        one_of("ImageFolder.split", split, (*PARTS, "all"))
+        root = existing_root("ImageFolder", root, self.LAYOUT)
+        parts = [part for part in PARTS if (root / part).is_dir()]
+        if parts and split not in (*parts, "all"):
+            raise FileNotFoundError(f"ImageFolder: {root} has no folder {split!r}; it has {', '.join(parts)}.")
+        tops = [root / part for part in parts] or [root]
+        classes = sorted({name for top in tops for name in _folders(top)})
+        files: list[str] = []
+        labels: list[int] = []
+        for label, name in enumerate(classes):
+            found = [path for top in tops if split in (top.name, "all") or not parts for path in _pictures(top / name)]
+            if not parts and split != "all":
+                names = [Path(path).relative_to(root).as_posix() for path in found]
+                test = held_out(names, test_share)
+                found = [path for path, name in zip(found, names) if (name in test) == (split != "train")]
+            files += found
+            labels += [label] * len(found)
+        if not files:
+            raise FileNotFoundError(
+                f"{root} holds no image for split {split!r} ({len(classes)} class folders; suffixes "
+                f"{' '.join(SUFFIXES)}). Expected there: {self.LAYOUT}"
+            )
+        # One array of bytes: a million Python strings would be copied into every worker, touched as they are counted
+        self.files = np.array([os.fsencode(path) for path in files])
+        super().__init__(split, classes, labels, transforms, seed)
+        self.kept = [read_image(self.name(item)) for item in range(len(self))] if in_memory else None
+
+    def name(self, item: int) -> str:
+        return os.fsdecode(self.files[item])
+
+    def load(self, item: int) -> np.ndarray:
+        return read_image(self.name(item)) if self.kept is None else self.kept[item].copy()
+
+
+# --- CIFAR -----------------------------------------------------------------------------------------------------------
+
+
+def read_cifar(version: int, root: Path, names: Sequence[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 32, 32, 3) and label bytes (N, label_bytes) of files of the binary version: records of the labels,
+    then 3,072 bytes (3, 32, 32)."""
+    records, size = [], label_bytes + 3072
+    for path in (root / name for name in names):
+        if not path.is_file():
+            pickled = root / ("data_batch_1" if version == 10 else "train")
+            inside = (
+                root / (f"cifar-{version}-batches-py" if version == 10 else f"cifar-{version}-python") / pickled.name
+            )
+            hint = "Here lies the pickled version, and nothing is ever unpickled. "
+            raise FileNotFoundError(
+                f"CIFAR{version}: {path} is missing. {hint if pickled.is_file() or inside.is_file() else ''}Get the "
+                f"binary version: cifar-{version}-binary.tar.gz of https://www.cs.toronto.edu/~kriz/cifar.html"
+            )
+        content = np.fromfile(path, np.uint8)
+        if len(content) == 0 or len(content) % size:
+            raise ValueError(f"{path} has {len(content)} bytes, not a multiple of {size}: it is broken.")
+        records.append(content.reshape(-1, size))
+    table = np.concatenate(records)
+    return table[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, :label_bytes]
+
+
+@DATASETS.register_module()
+class CIFAR10(ImageArrays):
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 images of 32 x 32. `root` is `cifar-10-batches-bin` (the binary
+    version) or holds it."""
+
+    CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0):
+        one_of("CIFAR10.split", split, tuple(self.FILES))
+        root = existing_root("CIFAR10", root, "data_batch_1.bin to data_batch_5.bin and test_batch.bin.")
+        folder = root / "cifar-10-batches-bin"
+        images, labels = read_cifar(10, folder if folder.is_dir() else root, self.FILES[split], label_bytes=1)
+        super().__init__(split, self.CLASSES, images, labels[:, 0], transforms, seed)
+
+
+@DATASETS.register_module()
+class CIFAR100(ImageArrays):
+    """CIFAR-100 (Krizhevsky, 2009): as CIFAR-10, in 100 'fine' classes or their 20 'coarse' ones. `root` is
+    `cifar-100-binary` or holds it."""
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, labels: str = "fine"):
+        one_of("CIFAR100.split", split, ("train", "test"))
+        one_of("CIFAR100.labels", labels, ("coarse", "fine"))
+        root = existing_root("CIFAR100", root, "train.bin, test.bin, fine_label_names.txt and coarse_label_names.txt.")
+        folder = root / "cifar-100-binary"
+        root = folder if folder.is_dir() else root
+        images, table = read_cifar(100, root, (f"{split}.bin",), label_bytes=2)
+        names = root / f"{labels}_label_names.txt"
+        if not names.is_file():
+            raise FileNotFoundError(f"CIFAR100: {names} is missing; it lies in the archive beside {split}.bin.")
+        column = 0 if labels == "coarse" else 1
+        super().__init__(split, names.read_text().split(), images, table[:, column], transforms, seed)
+
+
+# --- MNIST -----------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path, magic: int) -> np.ndarray:
+    """An IDX file of bytes, also where it is packed: a big-endian magic number (2051: (N, H, W); 2049: (N,)), the
+    lengths of the axes, the bytes."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) < 4 or (found := struct.unpack_from(">I", content)[0]) != magic:
+        shown = found if len(content) >= 4 else f"a file of {len(content)} bytes"
+        raise ValueError(f"{path}: magic number {magic} of an IDX file was expected, not {shown}.")
+    axes = magic & 255
+    start = 4 + 4 * axes
+    shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
+    if not shape or len(content) - start != np.prod(shape, dtype=np.int64):
+        raise ValueError(f"{path} says that its shape is {shape}, which its {len(content)} bytes do not hold.")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+@DATASETS.register_module()
+class MNIST(ImageArrays):
+    """MNIST (LeCun et al., 1998): 60,000 + 10,000 grey digits of 28 x 28 in IDX files, packed (.gz) or not."""
+
+    CLASSES: tuple[str, ...] = tuple("0123456789")
+    HINT = "Get the four files of the data set."
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0):
+        dataset = type(self).__name__
+        one_of(f"{dataset}.split", split, ("train", "test"))
+        part = {"train": "train", "test": "t10k"}[split]
+        arrays = []
+        for kind, magic in (("images-idx3", 2051), ("labels-idx1", 2049)):
+            plain = Path(root).expanduser() / f"{part}-{kind}-ubyte"
+            path = plain if plain.is_file() else Path(f"{plain}.gz")
+            if not path.is_file():
+                raise FileNotFoundError(f"{dataset}: {plain} is missing, packed (.gz) or not. {self.HINT}")
+            arrays.append(read_idx(path, magic))
+        images, labels = arrays
+        if len(images) != len(labels):
+            raise ValueError(f"{dataset}: {len(images)} images and {len(labels)} labels lie in {root} for {split!r}.")
+        super().__init__(split, self.CLASSES, images, labels, transforms, seed)
+
+
+@DATASETS.register_module()
+class FashionMNIST(MNIST):
+    """Fashion-MNIST (Xiao et al., 2017, MIT licence): 60,000 + 10,000 grey pictures of clothes, 28 x 28, in MNIST's
+    files. Debian and Ubuntu install them: `apt-get install dataset-fashion-mnist`."""
+
+    CLASSES = (
+        "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+    )  # fmt: skip
+    HINT = (
+        "On Debian and Ubuntu: apt-get install dataset-fashion-mnist (then root is /usr/share/datasets/fashion-mnist)."
+    )
+
+    def __init__(self, root="/usr/share/datasets/fashion-mnist", split: str = "train", transforms=(), seed: int = 0):
+        super().__init__(root, split, transforms, seed)

@@ -1,0 +1,380 @@
+import gzip
+import pickle
+import random
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from attlas.backbones import datasets as D
+from attlas.data import EpochSampler, build_transforms
+from attlas.registry import DATASETS
+
+ROOT = Path(__file__).parents[2]
+RNG = np.random.default_rng(0)
+
+
+def picture(*shape, high=256) -> np.ndarray:
+    return RNG.integers(0, high, shape, dtype=np.uint8)
+
+
+def put(path: Path, image: np.ndarray, **options) -> Path:
+    """Writes an image (red, green, blue) in the format that the path's suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = [flag for name, value in options.items() for flag in (getattr(cv2, name), value)]
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image, flags)
+    return path
+
+
+def idx(magic: int, array: np.ndarray) -> bytes:
+    return struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """Five images to train on, packed, and two to test, plain, in Fashion-MNIST's files."""
+    arrays = {}
+    for part, count in (("train", 5), ("t10k", 2)):
+        arrays[part] = picture(count, 28, 28), (np.arange(count) % 10).astype(np.uint8)
+        for kind, magic, array in zip(("images-idx3", "labels-idx1"), (2051, 2049), arrays[part]):
+            content, path = idx(magic, array), tmp_path / f"{part}-{kind}-ubyte"
+            path.write_bytes(content) if part == "t10k" else Path(f"{path}.gz").write_bytes(gzip.compress(content))
+    return tmp_path, arrays
+
+
+# --- draws
+
+
+CROP = [dict(type="RandomCrop", size=20), dict(type="PackImage")]
+
+
+def same(a: dict, b: dict) -> bool:
+    return torch.equal(a["image"], b["image"]) and (a["label"], a["index"]) == (b["label"], b["index"])
+
+
+def test_a_draw_is_a_function_of_seed_epoch_and_item(mnist):
+    dataset = D.FashionMNIST(mnist[0], transforms=CROP)
+    first = dataset[1]
+    assert {key: type(value) for key, value in first.items()} == dict(image=torch.Tensor, label=int, index=int)
+    assert (first["image"].shape, first["image"].dtype) == ((3, 20, 20), torch.float32)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    state = np.random.get_state()[1].tolist(), torch.get_rng_state(), random.getstate()
+    assert same(dataset[1], first)
+    assert same(dataset[-4], first)
+    assert same(pickle.loads(pickle.dumps(dataset))[1], first)
+    assert np.random.get_state()[1].tolist() == state[0]
+    assert torch.equal(torch.get_rng_state(), state[1])
+    assert random.getstate() == state[2]
+    others = [dataset[1 + 5], dataset[1 + 10], D.FashionMNIST(mnist[0], transforms=CROP, seed=1)[1]]
+    assert [other["index"] for other in others] == [1, 1, 1]
+    assert not any(torch.equal(other["image"], first["image"]) for other in others)
+    assert [data["index"] for data in dataset] == [0, 1, 2, 3, 4]
+    assert dataset.metainfo == dict(classes=D.FashionMNIST.CLASSES)
+    assert dataset.num_classes == 10
+    with pytest.raises(IndexError, match="index -6 of a data set of 5 images"):
+        dataset[-6]
+
+
+def epochs(root, num_workers):
+    """Two epochs of batches, as MMEngine's Runner makes them."""
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=dict(type="attlas.FashionMNIST", root=str(root), transforms=CROP),
+            sampler=dict(type="attlas.EpochSampler", shuffle=True),
+            collate_fn=dict(type="default_collate"),
+            batch_size=2,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+        ),
+        seed=3,
+    )
+    drawn = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        drawn.append(list(loader))
+    return drawn
+
+
+def test_epochs_differ_and_workers_do_not_matter(mnist):
+    alone, workers = epochs(mnist[0], 0), epochs(mnist[0], 2)
+    for a, b in zip(alone, workers):
+        assert sorted(torch.cat([batch["index"] for batch in a]).tolist()) == [0, 1, 2, 3, 4]
+        assert all(torch.equal(x[key], y[key]) for x, y in zip(a, b) for key in ("image", "label", "index"))
+    assert alone[0][0]["image"].shape == (2, 3, 20, 20)
+    assert alone[0][0]["label"].dtype == torch.int64
+    first, second = ({int(i): x for b in epoch for i, x in zip(b["index"], b["image"])} for epoch in alone)
+    assert not any(torch.equal(first[item], second[item]) for item in range(5))
+
+
+def test_epoch_sampler_repeats_after_a_resumption():
+    indices = []
+    for _ in range(2):
+        sampler = EpochSampler(range(5), shuffle=True, seed=1)
+        sampler.set_epoch(7)
+        indices.append(list(sampler))
+    assert sorted(indices[0]) == [35, 36, 37, 38, 39]
+    assert indices[0] == indices[1]
+
+
+def test_transforms_may_write_and_errors_name_the_image(mnist):
+    def whiten(data):
+        data["image"][:] = 255
+        return data
+
+    dataset = D.FashionMNIST(mnist[0], transforms=[whiten])
+    assert dataset[0]["image"].min() == 255
+    assert np.array_equal(dataset.get(0)["image"][..., 1], mnist[1]["train"][0][0])
+    with pytest.raises(
+        ValueError, match=r"FashionMNIST train\[3\]: CenterCrop of \(40, 40\) got an image of \(28, 28\)"
+    ):
+        D.FashionMNIST(mnist[0], transforms=[dict(type="CenterCrop", size=40)])[3]
+    with pytest.raises(ValueError, match="seed is -1"):
+        D.FashionMNIST(mnist[0], seed=-1)
+    with pytest.raises(TypeError, match="transforms holds 'PackImage'; its entries may be"):
+        D.FashionMNIST(mnist[0], transforms=["PackImage"])
+
+
+# --- folders
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Smooth pictures, which survive JPEG, by their paths below the root."""
+    images = {}
+    for name in ("train/n02/a.JPEG", "train/n01/b.JPEG", "train/n01/a.JPEG", "val/n01/v.JPEG", "val/n02/deep/v.png"):
+        images[name] = cv2.resize(picture(3, 4, 3), (40, 30), interpolation=cv2.INTER_LINEAR)
+        put(tmp_path / name, images[name])
+    return tmp_path, images
+
+
+def test_imagenet_layout(imagenet):
+    root, images = imagenet
+    (root / "test").mkdir()  # of flat files without labels, as ImageNet's
+    put(root / "test" / "t.JPEG", images["val/n01/v.JPEG"])
+    (root / "train" / "n01" / ".hidden.JPEG").write_bytes(b"")
+    (root / "train" / "n01" / "notes.txt").write_bytes(b"")
+    dataset = D.ImageFolder(root)
+    assert dataset.classes == ("n01", "n02")
+    assert [Path(dataset.name(i)).relative_to(root).as_posix() for i in range(3)] == [
+        "train/n01/a.JPEG", "train/n01/b.JPEG", "train/n02/a.JPEG",
+    ]  # fmt: skip
+    assert dataset.labels.tolist() == [0, 0, 1]
+    for item, name in enumerate(("train/n01/a.JPEG", "train/n01/b.JPEG", "train/n02/a.JPEG")):
+        data = dataset[item]
+        assert (data["image"].dtype, data["image"].shape) == (np.uint8, (30, 40, 3))
+        assert np.abs(data["image"].astype(int) - images[name]).mean() < 6  # red is red
+    val = D.ImageFolder(root, "val")
+    assert np.array_equal(val[1]["image"], images["val/n02/deep/v.png"])
+    assert len(D.ImageFolder(root, "all")) == 5
+    with pytest.raises(FileNotFoundError, match=r"holds no image for split 'test' \(2 class folders; suffixes \.bmp"):
+        D.ImageFolder(root, "test")
+    (root / "test" / "t.JPEG").unlink()
+    (root / "test").rmdir()
+    with pytest.raises(FileNotFoundError, match="has no folder 'test'; it has train, val"):
+        D.ImageFolder(root, "test")
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_eurosat_layout(tmp_path, in_memory):
+    for name, count in (("Forest", 10), ("River", 5)):
+        for i in range(count):
+            put(tmp_path / name / f"{name}_{i + 1}.jpg", picture(8, 8, 3))
+    train, val, test, whole = (
+        D.ImageFolder(tmp_path, split, in_memory=in_memory) for split in ("train", "val", "test", "all")
+    )
+    assert train.classes == val.classes == ("Forest", "River")
+    assert np.bincount(train.labels).tolist() == [8, 4]
+    assert np.bincount(val.labels).tolist() == [2, 1]
+    names = {dataset: {dataset.name(i) for i in range(len(dataset))} for dataset in (train, val, test, whole)}
+    assert names[val] == names[test]
+    assert not names[train] & names[val]
+    assert names[train] | names[val] == names[whole]
+    assert np.array_equal(train[3]["image"], D.read_image(train.name(3)))
+    train[3]["image"][:] = 0  # is a copy
+    assert train[3]["image"].any()
+    assert len(D.ImageFolder(tmp_path, "test", test_share=0.5)) == 7
+    with pytest.raises(ValueError, match=r"test_share is 20; it must lie in \[0, 1\]"):
+        D.ImageFolder(tmp_path, test_share=20)
+
+
+def test_formats(tmp_path):
+    image = picture(6, 9, 3)
+    for suffix in ("png", "bmp", "ppm", "tif"):
+        assert np.array_equal(D.read_image(put(tmp_path / f"image.{suffix}", image)), image)
+    assert np.array_equal(D.read_image(put(tmp_path / "grey.png", image[..., 0])), image[..., :1].repeat(3, 2))
+    opaque = np.dstack([image, picture(6, 9)])
+    assert cv2.imwrite(str(tmp_path / "opacity.png"), cv2.cvtColor(opaque, cv2.COLOR_RGBA2BGRA))
+    assert np.array_equal(D.read_image(tmp_path / "opacity.png"), image)
+
+
+def test_exif_orientation_is_followed(tmp_path):
+    path = put(
+        tmp_path / "turned.jpg", np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 3).reshape(1, 24, 3).repeat(16, 0)
+    )
+    upright = D.read_image(path)
+    content = path.read_bytes()
+    # one EXIF tag: orientation 6, to be turned by a quarter clockwise
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:])
+    assert np.array_equal(D.read_image(path), np.rot90(upright, -1))
+
+
+def test_broken_pictures_are_named(imagenet):
+    root, _ = imagenet
+    path = root / "train" / "n01" / "a.JPEG"
+    whole = path.read_bytes()
+    dataset = D.ImageFolder(root)
+    for content, message in [
+        (b"", r"a\.JPEG is not an image that OpenCV can decode \(0 bytes\)"),
+        (b"<html>not found</html>", r"a\.JPEG is not an image that OpenCV can decode \(22 bytes\)"),
+        (whole[:-20], rf"a\.JPEG is a JPEG that breaks off after {len(whole) - 20} bytes"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            dataset[0]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.JPEG"):
+        dataset[0]
+    with pytest.raises(ValueError, match=r"ImageFolder.split is 'validation'; it may be 'train', 'val', 'test', 'all'"):
+        D.ImageFolder(root, "validation")
+    with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder. Expected there: <train\|val\|test>"):
+        D.ImageFolder(root / "nowhere")
+
+
+# --- CIFAR
+
+
+def cifar(path: Path, labels: np.ndarray) -> np.ndarray:
+    """Writes records of labels (N, L) and random images, and gives the images (N, 3, 32, 32)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = picture(len(labels), 3, 32, 32)
+    path.write_bytes(np.hstack([labels.astype(np.uint8), images.reshape(len(labels), -1)]).tobytes())
+    return images
+
+
+def test_cifar10(tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    batches = [cifar(folder / f"data_batch_{i}.bin", np.array([[i], [9]])) for i in range(1, 6)]
+    cifar(folder / "test_batch.bin", np.array([[3]]))
+    for root in (tmp_path, folder):
+        dataset = D.CIFAR10(root)
+        assert dataset.labels.tolist() == [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]
+        for item, image in enumerate(np.concatenate(batches)):
+            assert np.array_equal(dataset[item]["image"], image.transpose(1, 2, 0))
+    assert [data["label"] for data in D.CIFAR10(tmp_path, "test")] == [3]
+    assert dataset.classes[9] == "truck"
+    (folder / "data_batch_3.bin").write_bytes(bytes(3072))
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 3072 bytes, not a multiple of 3073: it is broken"):
+        D.CIFAR10(tmp_path)
+    cifar(folder / "test_batch.bin", np.array([[10]]))
+    with pytest.raises(ValueError, match="CIFAR10 test: labels 0 to 9 were expected, not 10 to 10"):
+        D.CIFAR10(tmp_path, "test")
+    with pytest.raises(ValueError, match=r"CIFAR10.split is 'val'"):
+        D.CIFAR10(tmp_path, "val")
+
+
+def test_cifar100(tmp_path):
+    folder = tmp_path / "cifar-100-binary"
+    images = cifar(folder / "train.bin", np.array([[1, 5], [0, 2]]))
+    with pytest.raises(FileNotFoundError, match=r"fine_label_names\.txt is missing"):
+        D.CIFAR100(tmp_path)
+    (folder / "fine_label_names.txt").write_text("\n".join(f"fine{i}" for i in range(100)) + "\n")
+    (folder / "coarse_label_names.txt").write_text("\n".join(f"coarse{i}" for i in range(20)) + "\n\n")
+    fine, coarse = D.CIFAR100(folder), D.CIFAR100(tmp_path, labels="coarse")
+    assert (fine.num_classes, coarse.num_classes) == (100, 20)
+    assert [fine.classes[data["label"]] for data in fine] == ["fine5", "fine2"]
+    assert [coarse.classes[data["label"]] for data in coarse] == ["coarse1", "coarse0"]
+    assert np.array_equal(fine[1]["image"], images[1].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pickled"), [(D.CIFAR10, "cifar-10-batches-py/data_batch_1"), (D.CIFAR100, "cifar-100-python/train")]
+)
+def test_pickled_cifar_is_refused(tmp_path, dataset, pickled):
+    with pytest.raises(
+        FileNotFoundError, match=r"missing\. Get the binary version: cifar-100?-binary\.tar\.gz of https"
+    ):
+        dataset(tmp_path)
+    path = tmp_path / pickled
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for root in (tmp_path, path.parent):
+        with pytest.raises(
+            FileNotFoundError, match=r"Here lies the pickled version, and nothing is ever unpickled\. Get"
+        ):
+            dataset(root)
+
+
+# --- MNIST
+
+
+def test_mnist(mnist):
+    root, arrays = mnist
+    for dataset, classes in ((D.MNIST, "0123456789"), (D.FashionMNIST, D.FashionMNIST.CLASSES)):
+        for split, part in (("train", "train"), ("test", "t10k")):
+            items = dataset(root, split)
+            assert items.classes == tuple(classes)
+            for data, image, label in zip(items, *arrays[part], strict=True):
+                assert data["label"] == label
+                assert data["image"].shape == (28, 28, 3)
+                assert np.array_equal(data["image"], image[..., None].repeat(3, 2))
+
+
+def test_mnist_errors_name_the_file(mnist):
+    root, arrays = mnist
+    with pytest.raises(
+        FileNotFoundError, match=r"FashionMNIST: .*train-images-idx3-ubyte is missing.* apt-get install dat"
+    ):
+        D.FashionMNIST(root / "nowhere")
+    with pytest.raises(ValueError, match=r"FashionMNIST\.split is 'val'"):
+        D.FashionMNIST(root, "val")
+    packed, plain = root / "train-images-idx3-ubyte.gz", root / "t10k-images-idx3-ubyte"
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not a whole gzip file"):
+        D.MNIST(root)
+    content = plain.read_bytes()
+    for changed, message in [
+        (b"", "magic number 2051 of an IDX file was expected, not a file of 0 bytes"),
+        (idx(2049, arrays["t10k"][1]), "magic number 2051 of an IDX file was expected, not 2049"),
+        (content[:10], r"says that its shape is \(\), which its 10 bytes do not hold"),
+        (content[:-1], r"says that its shape is \(2, 28, 28\), which its 1583 bytes do not hold"),
+        (content + b"0", "which its 1585 bytes do not hold"),
+        (idx(2051, arrays["t10k"][0][:1]), "1 images and 2 labels lie in"),
+    ]:
+        plain.write_bytes(changed)
+        with pytest.raises(ValueError, match=message):
+            D.MNIST(root, "test")
+    plain.write_bytes(content)
+    (root / "t10k-labels-idx1-ubyte").write_bytes(idx(2049, np.array([1, 10], np.uint8)))
+    with pytest.raises(ValueError, match="MNIST test: labels 0 to 9 were expected, not 1 to 10"):
+        D.MNIST(root, "test")
+    for path, array in zip((plain, root / "t10k-labels-idx1-ubyte"), arrays["t10k"]):
+        path.write_bytes(idx(2051 if array.ndim == 3 else 2049, array[:0]))
+    with pytest.raises(ValueError, match="MNIST: split 'test' holds no image"):
+        D.MNIST(root, "test")
+
+
+# --- configs
+
+
+@pytest.mark.parametrize("name", ["imagenet", "eurosat", "cifar10", "fashion_mnist"])
+def test_pipelines_of_the_base_configs(name):
+    config = Config.fromfile(ROOT / f"configs/_base_/{name}.py")
+    size, raw = dict(imagenet=(224, (250, 310)), eurosat=(64, (64, 64)), fashion_mnist=(32, (28, 28))).get(
+        name, (32, (32, 32))
+    )
+    for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
+        assert issubclass(DATASETS.get(loader.dataset.type), D.Images)
+        data = build_transforms(loader.dataset.transforms)(dict(image=picture(*raw, 3), label=1, index=2))
+        assert data["image"].shape == (3, size, size)
+        assert data["image"].dtype == torch.float32
+        assert (data["label"], data["index"]) == (1, 2)
+    assert config.val_dataloader.dataset == config.test_dataloader.dataset
+    assert config.val_evaluator == config.test_evaluator == dict(type="ImageAccuracy")
+    assert config.train_dataloader.sampler == dict(type="EpochSampler", shuffle=True)
