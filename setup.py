@@ -19,6 +19,7 @@ MMENGINE = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.8"]
 BACKBONES = [*MMENGINE, "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
 POINTNETS = ["torch-geometric>=2.6", "trimesh>=4.5", "open3d-cpu>=0.19", "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4"]
+EXPORT = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
 
 setup(
     name="attlas",
@@ -38,9 +39,10 @@ setup(
         "pointnets": BACKBONES + POINTNETS,
         "dense": BACKBONES + DENSE,
         "all": BACKBONES + POINTNETS + DENSE,
+        "export": EXPORT,  # tools/export.py to ONNX
         # who tools/benchmark.py measures against; torch-cluster besides, which builds without isolation only
         "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],
         # triton: for its interpreter; PyTorch's builds for GPUs bring it along
-        "dev": ["pytest>=8", "ruff", "mypy", "setuptools>=77", "triton>=3.4; sys_platform == 'linux'"],
+        "dev": ["pytest>=8", "ruff", "mypy", "setuptools>=77", "triton>=3.4; sys_platform == 'linux'", *EXPORT],
     },
 )

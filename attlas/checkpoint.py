@@ -7,7 +7,7 @@ safetensors. `attlas.engine` makes `read` and `load` MMEngine's own (`load_from`
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -301,7 +301,8 @@ def load(
 
 
 def fits(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> bool:
-    """Whether a state dict, under the network's rules or as it is, has every tensor of the network in its shape.
+    """Whether a state dict, under the network's rules or as it is, has every tensor of the network in its shape, or
+    in another where the network can resize it.
 
     Args:
         ignore: regular expressions over the network's names; these need not fit.
@@ -313,12 +314,16 @@ def fits(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = 
     }
     for rules in (getattr(model, "checkpoint_rules", ()), ()):
         renamed = {_rename(name, rules): value for name, value in state.items()}
-        if all(name in renamed and _same(renamed[name].shape, shape) for name, shape in wanted.items()):
+        resized = getattr(model, "checkpoint_resize", {})
+        if all(
+            name in renamed and (_same(renamed[name].shape, shape) or _matches(name, resized))
+            for name, shape in wanted.items()
+        ):
             return True
     return False
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 

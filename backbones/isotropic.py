@@ -1,5 +1,6 @@
 """The skeleton of plain vision transformers: patches, one resolution, class and register tokens beside the map."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS, MODELS
-from .backbone import Backbone
+from .backbone import Backbone, _check_indices
 from .layers import DropPath, Head, LayerNorm2d, Mlp
 from .pyramid import _per_stage
 
@@ -60,6 +61,27 @@ class Rescale(nn.Module):
         return self.steps(x)
 
 
+def resize_position(position: Tensor, size: Sequence[int]) -> Tensor:
+    """A learned position, a map (1, C, h, w), bicubically resized to (1, C, *size)."""
+    if tuple(position.shape[-2:]) == tuple(size):
+        return position
+    wide = torch.promote_types(position.dtype, torch.float32)
+    return F.interpolate(position.to(wide), tuple(size), mode="bicubic", antialias=True).to(position.dtype)
+
+
+def position_of_file(name: str, position: Tensor, shape: Sequence[int]) -> Tensor:
+    """The position of a checkpoint as a map of `shape` (1, C, h, w): the authors' files hold (1, N, C), row by row, of
+    a square grid, ours a map. A class token's row must have been taken off."""
+    if position.ndim == 3:
+        count = position.shape[1]
+        side = math.isqrt(count)
+        height, width = shape[-2:] if shape[-2] * shape[-1] == count else (side, side)
+        if height * width != count:
+            return position  # of no grid: the loader reports the shapes
+        position = position.transpose(1, 2).unflatten(2, (height, width))
+    return resize_position(position, shape[-2:]) if position.shape[:2] == tuple(shape[:2]) else position
+
+
 @MODELS.register_module()
 class Isotropic(Backbone):
     """A network of one resolution and width. Its levels are its blocks: `out_indices` counts them.
@@ -78,6 +100,8 @@ class Isotropic(Backbone):
             patches': 4, 2, 1 or 0.5; all 1 by default.
         **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
     """
+
+    checkpoint_resize = {r"^pos_embed$": position_of_file}
 
     def __init__(
         self,
@@ -107,8 +131,10 @@ class Isotropic(Backbone):
         self.patch_embed = self.make_stem(self.in_channels, dim)
         side = -(-image_size // patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, side, side)) if position else None
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token is not None else None
-        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        blocks = depth if self.num_classes is not None else self.out_indices[-1] + 1
+        reached = self.joins < blocks  # in the dense form, the tokens may join behind the last output
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token is not None and reached else None
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers and reached else None
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(self.make_block(i, dim, rate) for i, rate in enumerate(rates))
         for learned in (self.pos_embed, self.cls_token, self.register_tokens):
@@ -118,7 +144,7 @@ class Isotropic(Backbone):
         if self.num_classes is not None:
             self.head = Head(dim, self.num_classes)
         else:
-            del self.blocks[self.out_indices[-1] + 1 :]
+            del self.blocks[blocks:]  # that nobody would read
             self._make_outputs(scales)
         self.apply(self.initialise)
         self.train()
@@ -147,10 +173,7 @@ class Isotropic(Backbone):
         bottom, right = (-size % self.patch_size for size in image.shape[-2:])
         x = self.patch_embed(F.pad(image, (0, right, 0, bottom)) if bottom or right else image)
         if self.pos_embed is not None:
-            position = self.pos_embed
-            if position.shape[-2:] != x.shape[-2:]:
-                position = F.interpolate(position, x.shape[-2:], mode="bicubic", antialias=True)
-            x = x + position
+            x = x + resize_position(self.pos_embed, x.shape[-2:])
         tokens = None
         for i, block in enumerate(self.blocks):
             if i == self.joins:
@@ -169,8 +192,12 @@ class Isotropic(Backbone):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.num_classes is not None:
             return self.forward_head(self.forward_features(image))
+        height, width = image.shape[-2:]
         maps = self._maps(image, self.out_indices, norm=True)
-        return tuple(rescale(x) for rescale, x in zip(self.rescale, maps))
+        return tuple(  # without what the padding to whole patches added to the enlarged ones
+            rescale(x)[..., : -(-height // stride), : -(-width // stride)]
+            for rescale, x, stride in zip(self.rescale, maps, self.out_strides)
+        )
 
     def _norm(self, level: int, x: Tensor) -> Tensor:
         return TokenBlock._map(self.norm, x)
@@ -181,8 +208,32 @@ class Isotropic(Backbone):
         for x, tokens in self._run(self.check(image)):  # noqa: B007
             pass
         assert x is not None
+        return self._rows(x, tokens)
+
+    def _rows(self, x: Tensor, tokens: Tensor | None) -> Tensor:
         rows = x.flatten(2).transpose(1, 2)
         return self.norm(rows if tokens is None else torch.cat([tokens, rows], dim=1))
+
+    def forward_intermediates(
+        self,
+        image: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As of `Backbone`. The maps are those of the pixels, without the tokens."""
+        count = self.num_levels
+        if indices is None or isinstance(indices, int):
+            indices = range(0 if indices is None else count - indices, count)
+        chosen = _check_indices(indices, count)
+        maps = []
+        x, tokens = None, None
+        for i, (x, tokens) in enumerate(self._run(self.check(image))):  # noqa: B007
+            maps += [self._norm(i, x) if norm else x] * chosen.count(i)
+            if intermediates_only and i == chosen[-1]:
+                break
+        assert x is not None
+        return maps if intermediates_only else (self._rows(x, tokens), maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of what `forward_features` gave: of its class token, or of the mean of its pixels."""
@@ -191,11 +242,23 @@ class Isotropic(Backbone):
         return super().forward_head(read.transpose(1, 2).unsqueeze(-1), pre_logits)
 
     @property
+    def checkpoint_optional(self) -> Sequence[str]:
+        left_out = [rf"^blocks\.{i}\." for i in range(len(self.blocks), self.depth)]
+        tokens = [rf"^{name}$" for name in ("cls_token", "register_tokens") if getattr(self, name) is None]
+        return (*super().checkpoint_optional, *left_out, *tokens)
+
+    @property
     def num_levels(self) -> int:
         return len(self.blocks)
 
     def frozen_parts(self) -> list[nn.Module]:
         return [self.patch_embed, *self.blocks[: self.frozen_stages]]
+
+    def train(self, mode: bool = True) -> "Isotropic":
+        super().train(mode)
+        if self.frozen_stages >= 0 and self.pos_embed is not None:
+            self.pos_embed.requires_grad_(False)  # part of the stem, but no module
+        return self
 
     def no_weight_decay(self) -> set[str]:
         own = {n for n in ("pos_embed", "cls_token", "register_tokens") if getattr(self, n) is not None}

@@ -1,5 +1,7 @@
 """The head of a classifier: a map becomes a vector, a vector becomes logits."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -35,24 +37,36 @@ class Head(nn.Module):
         x = self.after(self.before(x).mean((2, 3)))
         return x if pre_logits else self.fc(x)
 
+    @torch.no_grad()
+    def fused(self) -> "Head":
+        """The same with a batch norm `after` inside the last layer; `pre_logits` is then what that norm would read."""
+        norm, fc = self.after, self.fc
+        if isinstance(norm, nn.BatchNorm1d) and isinstance(fc, nn.Linear):
+            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+            fc.bias += fc.weight @ (norm.bias - norm.running_mean * scale)
+            fc.weight *= scale
+            self.after = nn.Identity()
+        return self
 
-class DistilledHead(nn.Module):
-    """Two heads, one of which learnt from a teacher; their logits are averaged.
 
-    The heads may be `Head`s that share nothing, as in LeViT-like networks. Source: DeiT, arXiv 2012.12877.
+class DistilledHead(Head):
+    """Two heads that share nothing, one of which learns from a teacher; their logits are averaged.
+
+    Args:
+        dim, num_classes: of both.
+        after: dim -> module on the vector (B, dim).
+
+    Source: DeiT, arXiv 2012.12877, and LeViT, arXiv 2104.01136.
     """
 
-    def __init__(self, head: Head, distilled: Head):
-        super().__init__()
-        self.head, self.distilled = head, distilled
-
-    @property
-    def fc(self) -> nn.Module:
-        return self.head.fc
+    def __init__(self, dim: int, num_classes: int, after: Callable[[int], nn.Module]):
+        super().__init__(dim, num_classes, after=after(dim))
+        self.distilled = Head(dim, num_classes, after=after(dim))
 
     def reset(self, num_classes: int) -> None:
-        self.head.reset(num_classes)
-        self.distilled.reset(num_classes)
+        super().reset(num_classes)
+        if hasattr(self, "distilled"):  # the base class calls this before there is one
+            self.distilled.reset(num_classes)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return torch.lerp(self.head(x, pre_logits), self.distilled(x, pre_logits), 0.5)
+        return torch.lerp(super().forward(x, pre_logits), self.distilled(x, pre_logits), 0.5)

@@ -17,12 +17,13 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then batch norm. `fused` gives the one convolution that equals both in inference.
+    """Convolution, then batch norm. `fused` gives the one convolution that equals both in inference.
 
     Args:
         in_dim, dim: channels.
         kernel_size, stride, groups, dilation: of the convolution; its padding keeps the size (rounded up by a stride).
         weight: initial scale of the norm; 0 makes a residual branch begin as nothing.
+        bias: of the convolution; the norm makes it superfluous, some published networks have it.
     """
 
     def __init__(
@@ -34,10 +35,11 @@ class ConvNorm(nn.Module):
         groups: int = 1,
         dilation: int = 1,
         weight: float = 1.0,
+        bias: bool = False,
     ):
         super().__init__()
         padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = nn.BatchNorm2d(dim)
         self.initial_weight = weight
         nn.init.constant_(self.norm.weight, weight)

@@ -78,14 +78,20 @@ class Block(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + branch(x). If the branch is a depth-wise `ConvNorm`, fusing puts the identity into its centre tap."""
+    """x + branch(x). If the branch is a depth-wise `ConvNorm`, fusing puts the identity into its centre tap.
 
-    def __init__(self, branch: nn.Module):
+    Args:
+        branch: (B, C, H, W) -> (B, C, H, W).
+        drop_path: rate of stochastic depth.
+    """
+
+    def __init__(self, branch: nn.Module, drop_path: float = 0.0):
         super().__init__()
         self.branch = branch
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x)
+        return x + self.drop_path(self.branch(x))
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
