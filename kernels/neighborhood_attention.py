@@ -1,0 +1,820 @@
+"""Neighborhood attention: every query attends to a window of keys around it that moves inwards at borders.
+
+    out_i = Σ_j P_ij v_j,   P_i = softmax_j(scale q_i·k_j + bias[j - i]),   j in the window of i
+
+The window is the product of one window per axis. On an axis of length L with kernel κ and dilation δ, query i is number
+j = i // δ of n in its dilation group g = i mod δ, and its keys are g + δ t for t in [start, end):
+
+    not causal   start = j - κ // 2, clamped to 0..n - κ;   end = start + κ: always κ keys
+    causal       start = max(j - κ + 1, 0);                 end = j + 1: 1..κ keys
+
+With a stride s, the s queries of a group share the window of their leader: j becomes min(⌊j/s⌋ s + s // 2, n - 1), and
+min(⌊j/s⌋ s + s - 1, n - 1) in a causal start; s = κ is attention in blocks.
+
+Gradients, for g = ∂/∂out, h = ∂/∂lse and Δ_i = g_i·out_i - h_i, with P computed anew from lse_i = log Σ_j exp(...):
+
+    S_ij = P_ij (g_i·v_j - Δ_i);   ∂v_j = Σ_i P_ij g_i;   ∂bias[r] = Σ S_ij over j - i = r
+    ∂q_i = scale Σ_j S_ij k_j;   ∂k_j = scale Σ_i S_ij q_i
+
+No copies of keys per window and no weights of all windows are kept. Inside, all tensors have three spatial axes: those
+that are missing have length and kernel 1 and stand behind the first.
+
+Legend: B batch, X, Y, Z spatial axes, N = XYZ tokens, H heads, D channels of q and k, V channels of v.
+
+Source: NAT, arXiv 2204.07143; DiNAT, arXiv 2209.15001; fused: arXiv 2403.04690; strides: arXiv 2504.16922
+(SHI-Labs/NATTEN; the bias is that of its v0.17.5).
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import compiled, decompose, each, pick, tl, triton
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    extra_keys: Tensor | None = None,
+    extra_values: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend to the neighbourhood of every token of a sequence, an image or a volume; differentiable in all tensors.
+
+    Args:
+        q, k: (B, *spatial, H, D) with one to three spatial axes, of any floating dtype; half types are summed in
+            float32.
+        v: (B, *spatial, H, V), of the same dtype.
+        kernel_size: κ >= 2, one or one per spatial axis, as the next three; κ δ may not exceed the length.
+        dilation: δ, the distance between neighbouring keys.
+        stride: how many queries share a window, 1..κ.
+        is_causal: whether a query sees nothing behind it on this axis.
+        scale: of the products of q and k; D^-0.5 by default.
+        bias: (H, 2 κ_1 - 1, ...) of any floating dtype, for every relative position (key - query) / δ + κ - 1; added to
+            the scaled products. Not with a causal axis.
+        extra_keys, extra_values: (B, M, H, D) and (B, M, H, V), which every query attends to as well.
+        return_lse: also return the logarithm of the softmax's divisor.
+
+    Returns:
+        (B, *spatial, H, V) in the dtype of v; with `return_lse` also (B, *spatial, H), float32, or float64 for float64.
+
+    Raises:
+        ValueError: for shapes or settings that do not go together; it names the axis.
+        TypeError: for dtypes that differ or are not floating.
+    """
+    if not 4 <= q.ndim <= 6 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            "q and k must have one shape, (B, *spatial, H, D) with 1 to 3 spatial axes, and v the same but for its "
+            f"last axis, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in FLOATS:
+        raise TypeError(f"q, k and v must be of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    lengths = tuple(q.shape[1:-2])
+    kernel_size, dilation, stride = (
+        _per_axis(value, name, len(lengths))
+        for value, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride"))
+    )
+    is_causal = _per_axis(is_causal, "is_causal", len(lengths), bool)
+    _check_axes(lengths, kernel_size, dilation, stride)
+    _check_bias(bias, q, kernel_size, is_causal)
+    _check_extra(extra_keys, extra_values, k, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+
+    if kernel_size == lengths and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
+        query, key, value = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return out.transpose(1, 2).contiguous().view(v.shape)
+
+    missing = 3 - len(lengths)
+    volumes = (x.reshape(*x.shape[:2], *[1] * missing, *x.shape[2:]) for x in (q, k, v))
+    wide_bias = None if bias is None else bias.to(_wide(q)).reshape(*bias.shape[:2], *[1] * missing, *bias.shape[2:])
+    settings = ([x[0], *[neutral] * missing, *x[1:]] for x, neutral in ((kernel_size, 1), (dilation, 1), (stride, 1)))
+    causal = [is_causal[0], *[False] * missing, *is_causal[1:]]
+    out, lse = _neighborhood_attention(*volumes, wide_bias, *settings, causal, float(scale))
+    out, lse = out.reshape(v.shape), lse.reshape(v.shape[:-1])
+    if extra_keys is not None and extra_values is not None:
+        with torch.autocast(q.device.type, enabled=False):
+            out, lse = _with_extra(out, lse, q, extra_keys, extra_values, scale)
+    return (out, lse) if return_lse else out
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The dtype of sums."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _per_axis(value, name: str, axes: int, kind: type = int) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    if len(values) != axes or any(type(x) is not kind for x in values):
+        raise ValueError(f"{name} must be one {kind.__name__}, or one for each of {axes} spatial axes, got {value!r}")
+    return values
+
+
+def _check_axes(lengths: tuple, kernel_size: tuple, dilation: tuple, stride: tuple) -> None:
+    for axis, (length, kernel, step, group) in enumerate(zip(lengths, kernel_size, dilation, stride)):
+        if kernel < 2:
+            raise ValueError(f"kernel_size must be at least 2, got {kernel} on spatial axis {axis}")
+        if step < 1:
+            raise ValueError(f"dilation must be at least 1, got {step} on spatial axis {axis}")
+        if kernel * step > length:
+            raise ValueError(
+                f"kernel_size * dilation must be at most the length, got {kernel} * {step} = {kernel * step} on "
+                f"spatial axis {axis} of length {length}: pad the input, or take at most "
+                + (f"dilation {length // kernel}" if length >= kernel else f"kernel_size {length}")
+            )
+        if not 1 <= group <= kernel:
+            raise ValueError(f"stride must lie in 1..kernel_size = {kernel}, got {group} on spatial axis {axis}")
+
+
+def _check_bias(bias: Tensor | None, q: Tensor, kernel_size: tuple, is_causal: tuple) -> None:
+    if bias is None:
+        return
+    if any(is_causal):
+        raise ValueError(f"bias is not defined with a causal axis, got is_causal {is_causal}")
+    shape = (q.shape[-2], *(2 * kernel - 1 for kernel in kernel_size))
+    if bias.shape != shape:
+        raise ValueError(
+            f"bias must have shape (heads, 2 * kernel_size - 1 per spatial axis) = {shape}, got {tuple(bias.shape)}"
+        )
+    if not bias.is_floating_point() or bias.device != q.device:
+        raise TypeError(f"bias must be floating, on {q.device}, got {bias.dtype} on {bias.device}")
+
+
+def _check_extra(extra_keys: Tensor | None, extra_values: Tensor | None, k: Tensor, v: Tensor) -> None:
+    if extra_keys is None and extra_values is None:
+        return
+    if extra_keys is None or extra_values is None:
+        raise ValueError("extra_keys and extra_values must be given together")
+    tokens = extra_keys.shape[1] if extra_keys.ndim == 4 else 0
+    for name, extra, own in (("extra_keys", extra_keys, k), ("extra_values", extra_values, v)):
+        if tokens == 0 or extra.shape != (own.shape[0], tokens, *own.shape[-2:]):
+            raise ValueError(
+                f"{name} must have shape ({own.shape[0]}, M, {own.shape[-2]}, {own.shape[-1]}) with one M >= 1 for "
+                f"keys and values, got {tuple(extra.shape)}"
+            )
+        if extra.dtype != own.dtype or extra.device != own.device:
+            raise TypeError(f"{name} must be {own.dtype} on {own.device}, got {extra.dtype} on {extra.device}")
+
+
+def _with_extra(out: Tensor, lse: Tensor, q: Tensor, keys: Tensor, values: Tensor, scale: float):
+    """Merge `out` with the attention of every query to M more tokens, weighted by the two divisors."""
+    wide = _wide(q)
+    logits = torch.einsum("bnhd,bmhd->bnhm", q.flatten(1, -3).to(wide), keys.to(wide)) * scale
+    extra = torch.einsum("bnhm,bmhv->bnhv", logits.softmax(-1), values.to(wide)).view(out.shape)
+    extra_lse = logits.logsumexp(-1).view(lse.shape)
+    merged = torch.logaddexp(lse, extra_lse)
+    own, other = torch.exp(lse - merged).unsqueeze(-1), torch.exp(extra_lse - merged).unsqueeze(-1)
+    return (own * out + other * extra).to(out.dtype), merged
+
+
+# The rule, per axis. Everything else reads these tables.
+
+
+def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: bool, device=None) -> list[Tensor]:
+    """For every query of an axis: its first key, how many keys (`dilation` apart), and the first one's index of bias.
+
+    Three (length,) int64 tensors.
+    """
+    i = torch.arange(length, device=device)
+    group, j = i % dilation, i // dilation
+    n = (length - group + dilation - 1) // dilation
+    if causal:
+        leader = torch.minimum(j // stride * stride + stride - 1, n - 1)
+        start = (leader - kernel + 1).clamp(min=0)
+        count = j + 1 - start
+    else:
+        leader = torch.minimum(j // stride * stride + stride // 2, n - 1)
+        start = torch.minimum((leader - kernel // 2).clamp(min=0), n - kernel)
+        count = torch.full_like(i, kernel)
+    return [group + dilation * start, count, start - j + kernel - 1]
+
+
+def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> np.ndarray:
+    """The inverse: for every key its first query, how many queries, and the first one's index of bias: (length, 3).
+
+    The queries of a key are neighbours in their dilation group, as starts and ends of windows never decrease.
+    """
+    first, count, _ = (x.numpy() for x in axis_windows(length, kernel, dilation, stride, causal))
+    table = np.empty((length, 3), np.int64)
+    for g in range(dilation):
+        start = first[g::dilation] // dilation
+        t = np.arange(len(start))
+        begin = np.searchsorted(start + count[g::dilation], t, side="right")  # windows that end at t or before
+        end = np.searchsorted(start, t, side="right")
+        table[g::dilation] = np.stack([g + dilation * begin, end - begin, t - begin + kernel - 1], 1)
+    return table
+
+
+@functools.lru_cache(maxsize=128)
+def _tables(axes: tuple[tuple, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows and their inverse, the rows of all axes one after the other: two (X + Y + Z, 3), int32."""
+    windows = torch.cat([torch.stack(axis_windows(*axis), 1) for axis in axes])
+    queries = torch.cat([torch.from_numpy(axis_queries(*axis)) for axis in axes])
+    return windows.to(device, torch.int32), queries.to(device, torch.int32)
+
+
+def _axes(q: Tensor, kernel_size, dilation, stride, causal) -> tuple[tuple, ...]:
+    return tuple(zip(q.shape[1:4], kernel_size, dilation, stride, causal))
+
+
+# The reference: one line of the window, κ_Z keys of every query, at a time.
+
+
+def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For every line of the window: keys as indices of tokens, which of them are in the window, indices of bias.
+
+    Each is (N, κ_Z). A key outside a causal window is replaced by one inside.
+    """
+    tables: tuple[list, list, list] = [], [], []
+    for i, (length, kernel, dilation, stride, causal) in enumerate(axes):
+        first, count, relative = axis_windows(length, kernel, dilation, stride, causal, device)
+        w = torch.arange(kernel, device=device)
+        inside = w < count.unsqueeze(1)
+        place = first.unsqueeze(1) + dilation * torch.minimum(w, count.unsqueeze(1) - 1)
+        shape = [*[1] * i, length, *[1] * (2 - i), kernel]
+        for table, values in zip(tables, (place, inside, relative.unsqueeze(1) + w)):
+            table.append(values.view(shape))
+    (_, kernel_x, *_), (width, kernel_y, *_), (depth, kernel_z, *_) = axes
+    for a, b in itertools.product(range(kernel_x), range(kernel_y)):
+        (x, y, z), (in_x, in_y, in_z), (to_x, to_y, to_z) = (
+            (along_x[..., a, None], along_y[..., b, None], along_z) for along_x, along_y, along_z in tables
+        )
+        relative = (to_x * (2 * kernel_y - 1) + to_y) * (2 * kernel_z - 1) + to_z
+        key = (x * width + y) * depth + z
+        yield key.flatten(0, 2), (in_x & in_y & in_z).flatten(0, 2), relative.flatten(0, 2)
+
+
+def _reference_logits(q_BNHD: Tensor, k_BNHD: Tensor, bias: Tensor | None, lines: list, scale: float) -> Tensor:
+    """(B, N, H, κ_X κ_Y κ_Z), -inf outside the window."""
+    parts = []
+    for key, inside, relative in lines:
+        part = torch.einsum("bnhd,bnchd->bnhc", q_BNHD, _rows(k_BNHD, key)) * scale
+        if bias is not None:
+            part = part + bias.flatten(1).index_select(1, relative.flatten()).view(-1, *key.shape).transpose(0, 1)
+        parts.append(part.masked_fill(~inside.unsqueeze(1), -math.inf))
+    return torch.cat(parts, -1)
+
+
+def _rows(x_BNHD: Tensor, key_NC: Tensor) -> Tensor:
+    """(B, N, C, H, D)."""
+    return x_BNHD.index_select(1, key_NC.flatten()).unflatten(1, key_NC.shape)
+
+
+def neighborhood_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+) -> tuple[Tensor, Tensor]:
+    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal), q.device))
+    flat_q, flat_k, flat_v = (x.flatten(1, 3).to(_wide(x)) for x in (q, k, v))
+    logits = _reference_logits(flat_q, flat_k, bias, lines, scale)
+    lse = logits.logsumexp(-1)
+    weights = torch.exp(logits - lse.unsqueeze(-1)).split(kernel_size[2], -1)
+    out = torch.zeros_like(flat_v)
+    for (key, _, _), weight in zip(lines, weights):
+        out = out + torch.einsum("bnhc,bnchv->bnhv", weight, _rows(flat_v, key))
+    return out.to(v.dtype).view(v.shape), lse.view(v.shape[:-1])
+
+
+def neighborhood_attention_backward_reference(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
+    kernel_size, dilation, stride, causal, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v and bias (empty without one); `delta`: Δ (B, X, Y, Z, H)."""
+    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal), q.device))
+    flat_q, flat_k, flat_v, flat_grad = (x.flatten(1, 3).to(lse.dtype) for x in (q, k, v, grad))
+    flat_lse, flat_delta = (x.flatten(1, 3).unsqueeze(-1) for x in (lse, delta))
+    weights = torch.exp(_reference_logits(flat_q, flat_k, bias, lines, scale) - flat_lse).split(kernel_size[2], -1)
+    dq, dk, dv = (torch.zeros_like(x) for x in (flat_q, flat_k, flat_v))
+    dbias = torch.zeros_like(lse.new_empty(0) if bias is None else bias)
+    for (key, _, relative), weight in zip(lines, weights):
+        index = key.flatten()
+        dv.index_add_(1, index, torch.einsum("bnhc,bnhv->bnchv", weight, flat_grad).flatten(1, 2))
+        through = weight * (torch.einsum("bnhv,bnchv->bnhc", flat_grad, _rows(flat_v, key)) - flat_delta)
+        dq += torch.einsum("bnhc,bnchd->bnhd", through, _rows(flat_k, key)) * scale
+        dk.index_add_(1, index, torch.einsum("bnhc,bnhd->bnchd", through, flat_q).flatten(1, 2) * scale)
+        if bias is not None:
+            dbias.flatten(1).index_add_(1, relative.flatten(), through.sum(0).transpose(0, 1).flatten(1))
+    return dq.to(q.dtype).view(q.shape), dk.to(k.dtype).view(k.shape), dv.to(v.dtype).view(v.shape), dbias
+
+
+# The CPU's path: loops over the queries of one head, whose keys and values were made contiguous. Sums over keys take
+# four at a time: q, or the sum, is read once for them.
+
+
+@compiled
+def _walk(start, counts, steps, places):
+    """Write start + a steps[0] + b steps[1] + c steps[2] for all offsets in a window; return their number."""
+    i = 0
+    for a in range(counts[0]):
+        for b in range(counts[1]):
+            line = start + a * steps[0] + b * steps[1]
+            for c in range(counts[2]):
+                places[i] = line + c * steps[2]
+                i += 1
+    return i
+
+
+@compiled
+def _window(n, windows, lengths, dilation, keys):
+    """Write the keys of query n; return their number."""
+    x, y, z = n // (lengths[1] * lengths[2]), n // lengths[2] % lengths[1], n % lengths[2]
+    row_x, row_y, row_z = windows[x], windows[lengths[0] + y], windows[lengths[0] + lengths[1] + z]
+    start = (row_x[0] * lengths[1] + row_y[0]) * lengths[2] + row_z[0]
+    steps = dilation[0] * lengths[1] * lengths[2], dilation[1] * lengths[2], dilation[2]
+    return _walk(start, (row_x[1], row_y[1], row_z[1]), steps, keys)
+
+
+@compiled
+def _relative(n, windows, lengths, kernel, places):
+    """Write the indices of bias of the keys of query n."""
+    x, y, z = n // (lengths[1] * lengths[2]), n // lengths[2] % lengths[1], n % lengths[2]
+    row_x, row_y, row_z = windows[x], windows[lengths[0] + y], windows[lengths[0] + lengths[1] + z]
+    steps = (2 * kernel[1] - 1) * (2 * kernel[2] - 1), 2 * kernel[2] - 1, 1
+    start = row_x[2] * steps[0] + row_y[2] * steps[1] + row_z[2]
+    _walk(start, (row_x[1], row_y[1], row_z[1]), steps, places)
+
+
+@compiled(fastmath={"reassoc", "nsz", "contract"})  # so that sums over channels are made in vectors
+def _products(x, rows, keys, count, products):
+    """products[i] = x · rows[keys[i]]."""
+    whole, zero = count // 4 * 4, x.dtype.type(0)
+    for i in range(0, whole, 4):
+        row_0, row_1, row_2, row_3 = rows[keys[i]], rows[keys[i + 1]], rows[keys[i + 2]], rows[keys[i + 3]]
+        product_0 = product_1 = product_2 = product_3 = zero
+        for d in range(x.shape[0]):
+            product_0 += x[d] * row_0[d]
+            product_1 += x[d] * row_1[d]
+            product_2 += x[d] * row_2[d]
+            product_3 += x[d] * row_3[d]
+        products[i], products[i + 1], products[i + 2], products[i + 3] = product_0, product_1, product_2, product_3
+    for i in range(whole, count):
+        row, product = rows[keys[i]], zero
+        for d in range(x.shape[0]):
+            product += x[d] * row[d]
+        products[i] = product
+
+
+@compiled(fastmath={"contract"})
+def _add_rows(weights, rows, keys, count, total):
+    """total += Σ_i weights[i] rows[keys[i]]."""
+    whole = count // 4 * 4
+    for i in range(0, whole, 4):
+        row_0, row_1, row_2, row_3 = rows[keys[i]], rows[keys[i + 1]], rows[keys[i + 2]], rows[keys[i + 3]]
+        weight_0, weight_1, weight_2, weight_3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
+        for d in range(total.shape[0]):
+            total[d] += weight_0 * row_0[d] + weight_1 * row_1[d] + weight_2 * row_2[d] + weight_3 * row_3[d]
+    for i in range(whole, count):
+        row, weight = rows[keys[i]], weights[i]
+        for d in range(total.shape[0]):
+            total[d] += weight * row[d]
+
+
+@compiled(fastmath={"contract"})
+def _add_to_rows(weights, x, keys, count, rows):
+    """rows[keys[i]] += weights[i] x."""
+    for i in range(count):
+        row, weight = rows[keys[i]], weights[i]
+        for d in range(x.shape[0]):
+            row[d] += weight * x[d]
+
+
+@compiled(fastmath={"contract", "reassoc"})
+def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, lse_N):
+    """Attention of one head; q is scaled, the bias flat, and empty if there is none."""
+    size = kernel[0] * kernel[1] * kernel[2]
+    keys, places, weights = np.empty(size, np.uintp), np.empty(size, np.uintp), np.empty(size, q_ND.dtype)
+    for n in range(q_ND.shape[0]):
+        count = _window(n, windows, lengths, dilation, keys)
+        _products(q_ND[n], k_ND, keys, count, weights)
+        if bias.size:
+            _relative(n, windows, lengths, kernel, places)
+            for i in range(count):
+                weights[i] += bias[places[i]]
+        top = weights[0]
+        for i in range(1, count):
+            top = max(top, weights[i])
+        total = q_ND.dtype.type(0)
+        for i in range(count):
+            weights[i] = math.exp(weights[i] - top)
+            total += weights[i]
+        out = out_NV[n]
+        out[:] = 0
+        _add_rows(weights, v_NV, keys, count, out)
+        for d in range(out.shape[0]):
+            out[d] /= total
+        lse_N[n] = top + math.log(total)
+
+
+@compiled
+def _differentiate(
+    g_NV, q_ND, k_ND, v_NV, bias, lse_N, delta_N, windows, lengths, kernel, dilation, dq_ND, dk_ND, dv_NV, dbias
+):
+    """Gradients of one head, added to zeros; q is scaled, and dq still to be scaled."""
+    size = kernel[0] * kernel[1] * kernel[2]
+    keys, places = np.empty(size, np.uintp), np.empty(size, np.uintp)
+    weights, through = np.empty(size, q_ND.dtype), np.empty(size, q_ND.dtype)
+    for n in range(q_ND.shape[0]):
+        count = _window(n, windows, lengths, dilation, keys)
+        _products(q_ND[n], k_ND, keys, count, weights)
+        _products(g_NV[n], v_NV, keys, count, through)
+        if bias.size:
+            _relative(n, windows, lengths, kernel, places)
+            for i in range(count):
+                weights[i] += bias[places[i]]
+        for i in range(count):
+            weights[i] = math.exp(weights[i] - lse_N[n])
+            through[i] = weights[i] * (through[i] - delta_N[n])
+        _add_rows(through, k_ND, keys, count, dq_ND[n])
+        _add_to_rows(through, q_ND[n], keys, count, dk_ND)
+        _add_to_rows(weights, g_NV[n], keys, count, dv_NV)
+        if bias.size:
+            for i in range(count):
+                dbias[places[i]] += through[i]
+
+
+def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, X, Y, Z, H, ...) as (B H, N, ...), contiguous, in new memory."""
+    heads_first = x.detach().flatten(1, 3).transpose(1, 2)
+    return heads_first.to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def _by_token(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The way back: (B H, N, ...) as `shape`, (B, X, Y, Z, H, ...)."""
+    return x.unflatten(0, (shape[0], shape[4])).transpose(1, 2).to(dtype).contiguous().view(shape)
+
+
+def _bias_by_head(bias: Tensor | None, q: Tensor) -> np.ndarray:
+    """(B H, indices of bias), of none without a bias; every image sees the same."""
+    batch, heads = q.shape[0], q.shape[4]
+    flat = torch.zeros(heads, 0, dtype=_wide(q)) if bias is None else bias.detach().flatten(1)
+    return flat.repeat(batch, 1).numpy()
+
+
+def _neighborhood_attention_cpu(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+) -> tuple[Tensor, Tensor]:
+    wide = _wide(q)
+    windows = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)[0].numpy()
+    settings = windows, tuple(q.shape[1:4]), tuple(kernel_size), tuple(dilation)
+    inputs = [
+        _by_head(q, wide).mul_(scale).numpy(),
+        *(_by_head(x, wide).numpy() for x in (k, v)),
+        _bias_by_head(bias, q),
+    ]
+    out, lse = torch.empty(inputs[2].shape, dtype=wide), torch.empty(inputs[0].shape[:2], dtype=wide)
+    outputs = out.numpy(), lse.numpy()
+    each(lambda i: _attend(*(x[i] for x in inputs), *settings, *(x[i] for x in outputs)), range(len(out)))
+    return _by_token(out, v.shape, v.dtype), _by_token(lse, v.shape[:-1], wide)
+
+
+def _neighborhood_attention_backward_cpu(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
+    kernel_size, dilation, stride, causal, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    wide = lse.dtype
+    windows = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)[0].numpy()
+    settings = windows, tuple(q.shape[1:4]), tuple(kernel_size), tuple(dilation)
+    inputs = [
+        _by_head(grad, wide).numpy(),
+        _by_head(q, wide).mul_(scale).numpy(),
+        *(_by_head(x, wide).numpy() for x in (k, v)),
+        _bias_by_head(bias, q),
+        *(_by_head(x, wide).numpy() for x in (lse, delta)),
+    ]
+    dq, dk, dv = (torch.zeros(x.shape, dtype=wide) for x in inputs[1:4])
+    # every index of bias is met by all tokens: their sum needs more digits
+    dbias = torch.zeros(inputs[4].shape, dtype=torch.float64)
+    outputs = [x.numpy() for x in (dq, dk, dv, dbias)]
+    each(lambda i: _differentiate(*(x[i] for x in inputs), *settings, *(x[i] for x in outputs)), range(len(dq)))
+    dq, dk, dv = (_by_token(x, y.shape, y.dtype) for x, y in ((dq.mul_(scale), q), (dk, k), (dv, v)))
+    if bias is None:
+        return dq, dk, dv, lse.new_empty(0)
+    return dq, dk, dv, dbias.view(q.shape[0], *bias.shape).sum(0).to(bias.dtype)
+
+
+# Triton: a program takes a tile of queries (or keys) of one head and walks the offsets of their windows, each query
+# gathering its own key. That is right for every dilation, stride and border, and the reuse of keys is left to the
+# caches. A tuned version would take boxes of queries of one dilation group, walk the boxes of keys around them with
+# tl.dot, and mask only at the borders of windows (arXiv 2403.04690).
+
+
+@triton.jit
+def _tokens(tokens, heads, BLOCK_N: tl.constexpr):
+    """The first token of this program's image, its head, its tokens in the image and which of them it may write.
+
+    A tile that reaches over the end repeats the last token.
+    """
+    tiles = tl.cdiv(tokens, BLOCK_N)
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    n = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return item // heads * tokens, item % heads, tl.minimum(n, tokens - 1), n < tokens
+
+
+@triton.jit
+def _row(table, index):
+    """Of windows, or of their inverse: the first token on an axis, how many, and the first one's index of bias."""
+    return tl.load(table + 3 * index), tl.load(table + 3 * index + 1), tl.load(table + 3 * index + 2)
+
+
+@triton.jit
+def _load_tile(x, token, head, heads, seen, channels, BLOCK_C: tl.constexpr, SUM: tl.constexpr):
+    """Rows of x (tokens, H, C), in the dtype of sums; zero where not seen."""
+    c = tl.arange(0, BLOCK_C)
+    at = (token * heads + head)[:, None] * channels + c[None, :]
+    return tl.load(x + at, mask=seen[:, None] & (c < channels)[None, :], other=0.0).to(SUM)
+
+
+@triton.jit
+def _store_tile(x, value, token, head, heads, inside, channels, BLOCK_C: tl.constexpr):
+    c = tl.arange(0, BLOCK_C)
+    at = (token * heads + head)[:, None] * channels + c[None, :]
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
+
+
+@triton.jit(do_not_specialize=["X", "Y", "Z"])
+def neighborhood_attention_fwd_kernel(
+    q, k, v, bias, windows, out, lse, X, Y, Z, heads, width, channels, KX, KY, KZ, DX, DY, DZ,
+    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    SUM: tl.constexpr = lse.dtype.element_ty
+    image, head, n, inside = _tokens(X * Y * Z, heads, BLOCK_N)
+    first_x, count_x, place_x = _row(windows, n // (Y * Z))
+    first_y, count_y, place_y = _row(windows, X + n // Z % Y)
+    first_z, count_z, place_z = _row(windows, X + Y + n % Z)
+    q_tile = _load_tile(q, image + n, head, heads, inside, width, BLOCK_D, SUM) * SCALE
+    top = tl.full((BLOCK_N,), float("-inf"), SUM)
+    total = tl.zeros((BLOCK_N,), SUM)
+    value = tl.zeros((BLOCK_N, BLOCK_V), SUM)
+    for a in range(KX):
+        for b in range(KY):
+            for c in range(KZ):
+                seen = (a < count_x) & (b < count_y) & (c < count_z)
+                x, y, z = first_x + a * DX, first_y + b * DY, first_z + c * DZ
+                key = image + (x * Y + y) * Z + z
+                logit = tl.sum(q_tile * _load_tile(k, key, head, heads, seen, width, BLOCK_D, SUM), 1)
+                if HAS_BIAS:
+                    place = (head * (2 * KX - 1) + place_x + a) * (2 * KY - 1) + place_y + b
+                    place = place * (2 * KZ - 1) + place_z + c
+                    logit += tl.load(bias + place, mask=seen, other=0.0)
+                logit = tl.where(seen, logit, float("-inf"))
+                new_top = tl.maximum(top, logit)  # finite from the first key on, which every window has
+                weight, shrink = tl.exp(logit - new_top), tl.exp(top - new_top)
+                v_tile = _load_tile(v, key, head, heads, seen, channels, BLOCK_V, SUM)
+                value = value * shrink[:, None] + weight[:, None] * v_tile
+                total = total * shrink + weight
+                top = new_top
+    _store_tile(out, value / total[:, None], image + n, head, heads, inside, channels, BLOCK_V)
+    tl.store(lse + (image + n) * heads + head, top + tl.log(total), mask=inside)
+
+
+@triton.jit(do_not_specialize=["X", "Y", "Z"])
+def neighborhood_attention_bwd_q_kernel(
+    grad, q, k, v, bias, lse, delta, windows, dq, X, Y, Z, heads, width, channels, KX, KY, KZ, DX, DY, DZ,
+    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    SUM: tl.constexpr = lse.dtype.element_ty
+    image, head, n, inside = _tokens(X * Y * Z, heads, BLOCK_N)
+    first_x, count_x, place_x = _row(windows, n // (Y * Z))
+    first_y, count_y, place_y = _row(windows, X + n // Z % Y)
+    first_z, count_z, place_z = _row(windows, X + Y + n % Z)
+    q_tile = _load_tile(q, image + n, head, heads, inside, width, BLOCK_D, SUM) * SCALE
+    grad_tile = _load_tile(grad, image + n, head, heads, inside, channels, BLOCK_V, SUM)
+    lse_tile, delta_tile = tl.load(lse + (image + n) * heads + head), tl.load(delta + (image + n) * heads + head)
+    value = tl.zeros((BLOCK_N, BLOCK_D), SUM)
+    for a in range(KX):
+        for b in range(KY):
+            for c in range(KZ):
+                seen = (a < count_x) & (b < count_y) & (c < count_z)
+                x, y, z = first_x + a * DX, first_y + b * DY, first_z + c * DZ
+                key = image + (x * Y + y) * Z + z
+                k_tile = _load_tile(k, key, head, heads, seen, width, BLOCK_D, SUM)
+                v_tile = _load_tile(v, key, head, heads, seen, channels, BLOCK_V, SUM)
+                logit = tl.sum(q_tile * k_tile, 1)
+                if HAS_BIAS:
+                    place = (head * (2 * KX - 1) + place_x + a) * (2 * KY - 1) + place_y + b
+                    place = place * (2 * KZ - 1) + place_z + c
+                    logit += tl.load(bias + place, mask=seen, other=0.0)
+                weight = tl.where(seen, tl.exp(logit - lse_tile), 0.0)
+                value += (weight * (tl.sum(grad_tile * v_tile, 1) - delta_tile))[:, None] * k_tile
+    _store_tile(dq, value * SCALE, image + n, head, heads, inside, width, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=["X", "Y", "Z"])
+def neighborhood_attention_bwd_kv_kernel(
+    grad, q, k, v, bias, lse, delta, queries, dk, dv, X, Y, Z, heads, width, channels, KX, KY, KZ, DX, DY, DZ,
+    SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Every key walks the queries that see it; a key at a border has more of them than the others of its tile."""
+    SUM: tl.constexpr = lse.dtype.element_ty
+    image, head, n, inside = _tokens(X * Y * Z, heads, BLOCK_N)
+    first_x, count_x, place_x = _row(queries, n // (Y * Z))
+    first_y, count_y, place_y = _row(queries, X + n // Z % Y)
+    first_z, count_z, place_z = _row(queries, X + Y + n % Z)
+    k_tile = _load_tile(k, image + n, head, heads, inside, width, BLOCK_D, SUM)
+    v_tile = _load_tile(v, image + n, head, heads, inside, channels, BLOCK_V, SUM)
+    dk_tile, dv_tile = tl.zeros((BLOCK_N, BLOCK_D), SUM), tl.zeros((BLOCK_N, BLOCK_V), SUM)
+    most_x, most_y, most_z = tl.max(count_x, 0), tl.max(count_y, 0), tl.max(count_z, 0)
+    for a in range(most_x):
+        for b in range(most_y):
+            for c in range(most_z):
+                seen = (a < count_x) & (b < count_y) & (c < count_z)
+                x, y, z = first_x + a * DX, first_y + b * DY, first_z + c * DZ
+                query = image + (x * Y + y) * Z + z
+                q_tile = _load_tile(q, query, head, heads, seen, width, BLOCK_D, SUM) * SCALE
+                grad_tile = _load_tile(grad, query, head, heads, seen, channels, BLOCK_V, SUM)
+                lse_tile = tl.load(lse + query * heads + head, mask=seen, other=0.0)
+                delta_tile = tl.load(delta + query * heads + head, mask=seen, other=0.0)
+                logit = tl.sum(q_tile * k_tile, 1)
+                if HAS_BIAS:
+                    place = (head * (2 * KX - 1) + place_x - a) * (2 * KY - 1) + place_y - b
+                    place = place * (2 * KZ - 1) + place_z - c
+                    logit += tl.load(bias + place, mask=seen, other=0.0)
+                weight = tl.where(seen, tl.exp(logit - lse_tile), 0.0)
+                dv_tile += weight[:, None] * grad_tile
+                dk_tile += (weight * (tl.sum(grad_tile * v_tile, 1) - delta_tile))[:, None] * q_tile
+    _store_tile(dk, dk_tile, image + n, head, heads, inside, width, BLOCK_D)
+    _store_tile(dv, dv_tile, image + n, head, heads, inside, channels, BLOCK_V)
+
+
+@triton.jit(do_not_specialize=["X", "Y", "Z"])
+def neighborhood_attention_bwd_bias_kernel(
+    grad, q, k, v, bias, lse, delta, windows, dbias, X, Y, Z, heads, width, channels, KX, KY, KZ, DX, DY, DZ,
+    SCALE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """The sum over the queries of one image and head that see the key at one relative position.
+
+    Positions outside a query's window are computed in vain: 2^d as many as there are keys. It needs neither atomics nor
+    a buffer, and its sums come out the same every time.
+    """
+    SUM: tl.constexpr = lse.dtype.element_ty
+    positions = (2 * KX - 1) * (2 * KY - 1) * (2 * KZ - 1)
+    item, place = (tl.program_id(0) // positions).to(tl.int64), tl.program_id(0) % positions
+    tokens = X * Y * Z
+    image, head = item // heads * tokens, item % heads
+    move_x = (place // (2 * KZ - 1) // (2 * KY - 1) - KX + 1) * DX
+    move_y = (place // (2 * KZ - 1) % (2 * KY - 1) - KY + 1) * DY
+    move_z = (place % (2 * KZ - 1) - KZ + 1) * DZ
+    bias_here = tl.load(bias + head * positions + place)
+    total = tl.zeros((BLOCK_N,), SUM)
+    for start in range(0, tokens, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        inside = n < tokens
+        n = tl.minimum(n, tokens - 1)
+        first_x, count_x, _ = _row(windows, n // (Y * Z))
+        first_y, count_y, _ = _row(windows, X + n // Z % Y)
+        first_z, count_z, _ = _row(windows, X + Y + n % Z)
+        x, y, z = n // (Y * Z) + move_x, n // Z % Y + move_y, n % Z + move_z
+        seen = inside & (x >= first_x) & (x < first_x + count_x * DX)
+        seen = seen & (y >= first_y) & (y < first_y + count_y * DY)
+        seen = seen & (z >= first_z) & (z < first_z + count_z * DZ)
+        key = image + (x * Y + y) * Z + z
+        q_tile = _load_tile(q, image + n, head, heads, seen, width, BLOCK_D, SUM) * SCALE
+        k_tile = _load_tile(k, key, head, heads, seen, width, BLOCK_D, SUM)
+        grad_tile = _load_tile(grad, image + n, head, heads, seen, channels, BLOCK_V, SUM)
+        v_tile = _load_tile(v, key, head, heads, seen, channels, BLOCK_V, SUM)
+        lse_tile, delta_tile = tl.load(lse + (image + n) * heads + head), tl.load(delta + (image + n) * heads + head)
+        weight = tl.where(seen, tl.exp(tl.sum(q_tile * k_tile, 1) + bias_here - lse_tile), 0.0)
+        total += weight * (tl.sum(grad_tile * v_tile, 1) - delta_tile)
+    tl.store(dbias + item * positions + place, tl.sum(total, 0))
+
+
+def _launch(kernel, programs_per_head: int | None, q: Tensor, v: Tensor, *tensors, settings, **flags) -> None:
+    """`kernel` over all images and heads; by default a program per tile of tokens."""
+    if not v.numel():
+        return
+    batch, *lengths, heads, width = q.shape
+    channels = v.shape[-1]
+    block_d, block_v = triton.next_power_of_2(width), triton.next_power_of_2(channels)
+    block_n = max(1, 1024 // max(block_d, block_v))  # the four tiles of a program stay in its registers
+    kernel_size, dilation, scale = settings
+    programs = programs_per_head or triton.cdiv(math.prod(lengths), block_n)
+    with torch.cuda.device_of(q):
+        kernel[(programs * batch * heads,)](
+            *tensors, *lengths, heads, width, channels, *kernel_size, *dilation,
+            SCALE=scale, BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_V=block_v, num_warps=4, **flags,
+        )  # fmt: skip
+
+
+def _neighborhood_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+) -> tuple[Tensor, Tensor]:
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    windows, _ = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)
+    out, lse = torch.empty_like(v), torch.empty(v.shape[:-1], dtype=_wide(v), device=v.device)
+    _launch(
+        neighborhood_attention_fwd_kernel, None, q, v, q, k, v, lse if bias is None else bias.contiguous(), windows,
+        out, lse, settings=(kernel_size, dilation, scale), HAS_BIAS=bias is not None,
+    )  # fmt: skip
+    return out, lse
+
+
+def _neighborhood_attention_backward_triton(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
+    kernel_size, dilation, stride, causal, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    windows, queries = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)
+    settings, has_bias = (kernel_size, dilation, scale), bias is not None
+    table = lse if bias is None else bias.contiguous()
+    inputs = (grad.contiguous(), q, k, v, table, lse.contiguous(), delta.contiguous())
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _launch(neighborhood_attention_bwd_q_kernel, None, q, v, *inputs, windows, dq, settings=settings, HAS_BIAS=has_bias)
+    _launch(
+        neighborhood_attention_bwd_kv_kernel, None, q, v, *inputs, queries, dk, dv,
+        settings=settings, HAS_BIAS=has_bias,
+    )  # fmt: skip
+    if bias is None:
+        return dq, dk, dv, lse.new_empty(0)
+    dbias = torch.zeros(q.shape[0], *bias.shape, dtype=bias.dtype, device=bias.device)
+    positions = math.prod(bias.shape[1:])
+    _launch(neighborhood_attention_bwd_bias_kernel, positions, q, v, *inputs, windows, dbias, settings=settings)
+    return dq, dk, dv, dbias.sum(0)
+
+
+@torch.library.custom_op("attlas::neighborhood_attention", mutates_args=())
+def _neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`out` and the logarithm of the divisors, of three spatial axes."""
+    run = pick(
+        q,
+        reference=neighborhood_attention_reference,
+        triton=_neighborhood_attention_triton,
+        cpu=_neighborhood_attention_cpu,
+    )
+    return run(q, k, v, bias, kernel_size, dilation, stride, causal, scale)
+
+
+@_neighborhood_attention.register_fake
+def _(q, k, v, bias, kernel_size, dilation, stride, causal, scale):
+    return v.new_empty(v.shape), v.new_empty(v.shape[:-1], dtype=_wide(v))
+
+
+@torch.library.custom_op("attlas::neighborhood_attention_backward", mutates_args=())
+def _neighborhood_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and bias (empty without one)."""
+    run = pick(
+        q,
+        reference=neighborhood_attention_backward_reference,
+        triton=_neighborhood_attention_backward_triton,
+        cpu=_neighborhood_attention_backward_cpu,
+    )
+    return run(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale)
+
+
+@_neighborhood_attention_backward.register_fake
+def _(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale):
+    dbias = lse.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+
+
+def _save(ctx, inputs, output):
+    q, k, v, bias, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, bias, *output)
+
+
+def _backward(ctx, grad, grad_lse):
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1) - grad_lse
+    *grads, dbias = _neighborhood_attention_backward(grad, q, k, v, bias, lse, delta, *ctx.settings)
+    return *grads, None if bias is None else dbias, None, None, None, None, None
+
+
+_neighborhood_attention.register_autograd(_backward, setup_context=_save)
+decompose(_neighborhood_attention, neighborhood_attention_reference)
