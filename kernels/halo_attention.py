@@ -1,0 +1,588 @@
+"""Halo attention: the queries of a block attend to the window of the block and a halo around it.
+
+    out_i = Σ_j P_ij v_j;   P_ij = softmax_j(scale q_i·k_j + q_i·Rh[u - y + win - 1] + q_i·Rw[w - x + win - 1])
+
+(y, x) is the place of query i in its block, (u, w) that of key j in the window, whose side is win = block + 2 halo.
+Beyond the map k and v are zero but not masked: such a key has the logit of its place, and takes its share of the
+softmax. With a stride the queries are a coarser map; their places in a block count 0, 1, ... without the stride, as
+the published weights have it.
+
+Nobody holds the (win / block)² copies of k and v that the windows are: Triton reads windows where they lie, a CPU
+copies those of a few blocks at a time into a buffer that fits a cache. The two terms of place are products of q with
+small tables, which PyTorch does: `position` (..., 2 win), first q_i·Rh by u, then q_i·Rw by w. The weights are
+computed anew in the backward: Triton takes them from lse_i, the logarithm of the sum over j, a CPU takes the softmax
+again.
+
+Gradients, for g = ∂/∂out, δ_i = g_i·out_i and S_ij = P_ij (g_i·v_j - δ_i):
+
+    ∂q_i = scale Σ_j S_ij k_j;  ∂k_j = scale Σ_i S_ij q_i;  ∂v_j = Σ_i P_ij g_i;  ∂position = sums of S over w, over u
+
+Legend: B images, D channels of q and k, C channels of v, N all (image, head), P problems: all (image, head, block), Q
+queries of a block.
+
+Source: HaloNet, arXiv 2103.12731, without official code; details as in layers/halo_attn.py of timm 1.0.31.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import compiled, decompose, each, pick, tl, triton
+from .routed_attention import (
+    check_attention,
+    contiguous,
+    dot,
+    from_regions,
+    load_rows,
+    region_rows,
+    slices,
+    store_rows,
+    sum_dtype,
+    tile_of,
+    to_regions,
+)
+
+
+def halo_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    height_rel: Tensor,
+    width_rel: Tensor,
+    block_size: int,
+    halo_size: int,
+    scale: float | None = None,
+    scale_position: bool = False,
+) -> Tensor:
+    """Attend from blocks to their windows; differentiable in all tensors. Half types are summed in float32.
+
+    Args:
+        q: (B, Hq, Wq, heads, D), floating point; H = stride Hq and W = stride Wq with a stride that divides the block.
+        k: (B, H, W, heads, D), of that dtype, with H and W multiples of `block_size`.
+        v: (B, H, W, heads, C), of that dtype.
+        height_rel, width_rel: Rh and Rw (2 win - 1, D), shared by the heads; used in the dtype of q.
+        block_size: side of a block of keys.
+        halo_size: how far a window reaches beyond its block, 0 or more.
+        scale: of the products q·k; D^-0.5 by default.
+        scale_position: multiply the terms of place by `scale`, too.
+
+    Returns:
+        (B, Hq, Wq, heads, C), in the dtype of v.
+
+    Raises:
+        ValueError: shapes and sizes that do not go together.
+        TypeError: dtypes of q, k and v that differ or are not floating point.
+    """
+    check_attention(q, k, v)
+    if block_size < 1 or halo_size < 0:
+        raise ValueError(f"block_size must be at least 1 and halo_size at least 0, got {block_size} and {halo_size}")
+    (rows, columns), (height, width), depth = q.shape[1:3], k.shape[1:3], q.shape[-1]
+    if height % block_size or width % block_size:
+        raise ValueError(f"H and W of k must be multiples of block_size = {block_size}, got {height} and {width}")
+    stride = height // rows
+    if (rows * stride, columns * stride) != (height, width) or not stride or block_size % stride:
+        raise ValueError(
+            f"q must have the height and width of k, {height} and {width}, both divided by a stride that divides "
+            f"block_size = {block_size}, got {rows} and {columns}"
+        )
+    window = block_size + 2 * halo_size
+    for name, table in (("height_rel", height_rel), ("width_rel", width_rel)):
+        if table.shape != (2 * window - 1, depth):
+            raise ValueError(
+                f"{name} must have shape (2 win - 1, D) = ({2 * window - 1}, {depth}) for the window side "
+                f"block_size + 2 halo_size = {window}, got {tuple(table.shape)}"
+            )
+    scale = depth**-0.5 if scale is None else float(scale)
+    position = position_terms(q, height_rel, width_rel, window, block_size // stride)
+    return halo_attention_op(q, k, v, position * scale if scale_position else position, block_size, halo_size, scale)[0]
+
+
+def position_terms(q: Tensor, height_rel: Tensor, width_rel: Tensor, window: int, side: int) -> Tensor:
+    """q·Rh[u - y + win - 1] for all u, then q·Rw[w - x + win - 1] for all w: (B, Hq, Wq, heads, 2 win).
+
+    `side` is that of a block of queries.
+    """
+    places = torch.arange(window, device=q.device) - torch.arange(side, device=q.device).unsqueeze(1) + window - 1
+    by_height, by_width = (
+        x.to(q.dtype).index_select(0, places.flatten()).view(side, window, -1) for x in (height_rel, width_rel)
+    )
+    vertical = torch.einsum("bnyxhd,yud->bnyxhu", q.unflatten(1, (-1, side)), by_height)
+    horizontal = torch.einsum("bynxhd,xwd->bynxhw", q.unflatten(2, (-1, side)), by_width)
+    return torch.cat([vertical.flatten(1, 2), horizontal.flatten(2, 3)], -1)
+
+
+def _grid(k: Tensor, block: int) -> tuple[int, int]:
+    """Rows and columns of blocks."""
+    return k.shape[1] // block, k.shape[2] // block
+
+
+def _window_places(blocks: int, block: int, halo: int, device: torch.device) -> Tensor:
+    """Along one axis of the padded map, the places (blocks · win,) that the windows read."""
+    starts = torch.arange(0, blocks * block, block, device=device).unsqueeze(1)
+    return (starts + torch.arange(block + 2 * halo, device=device)).flatten()
+
+
+def _read_windows(x: Tensor, block: int, halo: int) -> Tensor:
+    """(B, H, W, heads, C) -> (P, win², C), in the dtype that is summed in."""
+    rows, columns = _grid(x, block)
+    x = F.pad(x.to(sum_dtype(x)), (0, 0, 0, 0, halo, halo, halo, halo))
+    x = x.index_select(1, _window_places(rows, block, halo, x.device))
+    x = x.index_select(2, _window_places(columns, block, halo, x.device))
+    return to_regions(x, rows, columns)
+
+
+def _add_windows(windows: Tensor, like: Tensor, block: int, halo: int) -> Tensor:
+    """The transpose of `_read_windows`: every pixel of a map like `like` sums its copies."""
+    (batch, height, width, heads, _), (rows, columns), side = like.shape, _grid(like, block), block + 2 * halo
+    x = from_regions(windows, like.new_empty(batch, rows * side, columns * side, heads, 1), rows, columns)
+    sums = x.new_zeros(batch, rows * side, width + 2 * halo, *x.shape[3:])
+    x = sums.index_add(2, _window_places(columns, block, halo, x.device), x)
+    sums = x.new_zeros(batch, height + 2 * halo, *x.shape[2:])
+    x = sums.index_add(1, _window_places(rows, block, halo, x.device), x)
+    return x[:, halo : halo + height, halo : halo + width].contiguous()
+
+
+def _weights(q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and logits (P, Q, win²)."""
+    vertical, horizontal = position.chunk(2, -1)
+    place = (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(-2)
+    logits = q @ k.mT + place
+    return torch.softmax(logits, -1), logits
+
+
+def halo_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The definition, with all windows in memory; also lse (B, Hq, Wq, heads)."""
+    rows, columns = _grid(k, block)
+    k_windows, v_windows = _read_windows(k, block, halo), _read_windows(v, block, halo)
+    place = to_regions(position, rows, columns).to(k_windows.dtype)
+    weight, logits = _weights(to_regions(q, rows, columns) * scale, k_windows, place)
+    lse = from_regions(logits.logsumexp(-1, keepdim=True), q, rows, columns).squeeze(-1)
+    return from_regions(weight @ v_windows, q, rows, columns).to(v.dtype), lse
+
+
+def halo_attention_backward_reference(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    block: int,
+    halo: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, columns = _grid(k, block)
+    window = block + 2 * halo
+    k_windows, v_windows = _read_windows(k, block, halo), _read_windows(v, block, halo)
+    g, q_blocks, place, out_blocks = (to_regions(x, rows, columns).to(lse.dtype) for x in (grad, q, position, out))
+    weight, _ = _weights(q_blocks * scale, k_windows, place)
+    logits_grad = weight * (g @ v_windows.mT - (g * out_blocks).sum(-1, keepdim=True))
+    by_place = logits_grad.unflatten(-1, (window, window))
+    dq = from_regions(logits_grad @ k_windows * scale, q, rows, columns)
+    dk = _add_windows(logits_grad.mT @ (q_blocks * scale), k, block, halo)
+    dv = _add_windows(weight.mT @ g, v, block, halo)
+    dposition = from_regions(torch.cat([by_place.sum(-1), by_place.sum(-2)], -1), q, rows, columns)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dposition.to(position.dtype)
+
+
+# The CPU's path: products of matrices, for so many blocks at a time that their weights fit a cache.
+
+# weights that are computed at once: 1 MB in float32
+BLOCK = 1 << 18
+# queries that a block should have, to be worth the copy of its window
+QUERIES = 16
+
+
+@compiled(fastmath={"contract", "reassoc"})
+def _add_places(logits, position):
+    """logits (R, win, win) += position (R, :win) along u and position (R, win:) along w."""
+    window = logits.shape[1]
+    for r in range(logits.shape[0]):
+        for u in range(window):
+            vertical = position[r, u]
+            for w in range(window):
+                logits[r, u, w] += vertical + position[r, window + w]
+
+
+@compiled(fastmath={"contract", "reassoc"})
+def _sum_places(grad, out):
+    """The transpose: out (R, :win) = sums of grad (R, win, win) over w, and out (R, win:) over u."""
+    window = grad.shape[1]
+    for r in range(grad.shape[0]):
+        for w in range(window):
+            out[r, window + w] = 0
+        for u in range(window):
+            total = grad.dtype.type(0)
+            for w in range(window):
+                total += grad[r, u, w]
+                out[r, window + w] += grad[r, u, w]
+            out[r, u] = total
+
+
+def _padded(x: Tensor, halo: int) -> Tensor:
+    """(B, H, W, heads, C) -> (N, H + 2 halo, W + 2 halo, C), in the dtype that is summed in."""
+    x = x.to(sum_dtype(x)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    return F.pad(x, (0, 0, halo, halo, halo, halo)).contiguous()
+
+
+def _cropped(x: Tensor, like: Tensor, halo: int) -> Tensor:
+    """The inverse of `_padded`, of the shape and dtype of `like`."""
+    batch, height, width, heads, _ = like.shape
+    x = x[:, halo : halo + height, halo : halo + width].unflatten(0, (batch, heads))
+    return x.permute(0, 2, 3, 1, 4).to(like.dtype).contiguous()
+
+
+def _windows(x_padded: Tensor, block: int, halo: int) -> Tensor:
+    """A view (N, rows, columns, win, win, C) of the padded map, in which neighbours overlap."""
+    side = block + 2 * halo
+    return x_padded.unfold(1, side, block).unfold(2, side, block).permute(0, 1, 2, 4, 5, 3)
+
+
+def _gathered(windows: Tensor) -> Tensor:
+    """A copy (problems, win², C) of some windows."""
+    return windows.contiguous().flatten(3, 4).flatten(0, 2)
+
+
+def _schedule(pairs: int, rows: int, columns: int, queries: int, keys: int) -> list[list[tuple[slice, slice, slice]]]:
+    """For every thread's turn, its parts: slices of the (image, head), of rows and of columns of blocks.
+
+    A turn has all blocks of some images and heads: whatever adds to the gradient of one key is in one turn.
+    """
+    count = max(1, BLOCK // (max(queries, QUERIES) * keys))  # of tiny blocks no more: their windows are the larger part
+    parts = [
+        (y, x)
+        for y in slices(0, rows, max(1, min(rows, count // columns)))
+        for x in slices(0, columns, min(columns, count))
+    ]
+    return [[(n, y, x) for y, x in parts] for n in slices(0, pairs, max(1, count // (rows * columns)))]
+
+
+def _some_weights(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
+    """Weights (problems, Q, win²) of a part."""
+    logits, window = torch.bmm(q, k.mT), place.shape[-1] // 2
+    _add_places(logits.view(-1, window, window).numpy(), place.flatten(0, 1).numpy())
+    return torch.softmax(logits, -1)
+
+
+def _blocks(x: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """(B, Hq, Wq, heads, C) -> (N, rows, columns, Q, C)."""
+    x = to_regions(x.detach(), rows, columns).to(dtype)
+    return x.view(len(x) // (rows * columns), rows, columns, *x.shape[1:])
+
+
+def _part(x: Tensor, part: tuple[slice, slice, slice]) -> Tensor:
+    """A view (problems, Q, C) of some of the blocks."""
+    return x[part].view(-1, *x.shape[3:])
+
+
+def _halo_attention_cpu(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    (rows, columns), dtype = _grid(k, block), sum_dtype(q)
+    q_blocks, place = _blocks(q, rows, columns, dtype) * scale, _blocks(position, rows, columns, dtype)
+    k_windows, v_windows = (_windows(_padded(x, halo), block, halo) for x in (k, v))
+    out = q_blocks.new_empty(*q_blocks.shape[:-1], v.shape[-1])
+
+    def work(turn: list) -> None:
+        for part in turn:
+            weight = _some_weights(_part(q_blocks, part), _gathered(k_windows[part]), _part(place, part))
+            torch.bmm(weight, _gathered(v_windows[part]), out=_part(out, part))
+
+    each(work, _schedule(len(out), rows, columns, out.shape[3], (block + 2 * halo) ** 2))
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=dtype)  # the backward of this path does not need it
+    return from_regions(out, q, rows, columns).to(v.dtype), lse
+
+
+def _halo_attention_backward_cpu(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    block: int,
+    halo: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (rows, columns), window = _grid(k, block), block + 2 * halo
+    g_blocks, q_blocks, place, out_blocks = (_blocks(x, rows, columns, lse.dtype) for x in (grad, q, position, out))
+    q_blocks = q_blocks * scale
+    delta = (g_blocks * out_blocks).sum(-1, keepdim=True)
+    k_padded, v_padded = _padded(k, halo), _padded(v, halo)
+    k_windows, v_windows = _windows(k_padded, block, halo), _windows(v_padded, block, halo)
+    dq, dplace = torch.empty_like(q_blocks), torch.empty_like(place)
+    dk_padded, dv_padded = torch.zeros_like(k_padded), torch.zeros_like(v_padded)
+    dk_windows, dv_windows = _windows(dk_padded, block, halo), _windows(dv_padded, block, halo)
+    apart = -(-window // block)  # windows so many blocks apart do not overlap: they are added at once
+
+    def add(windows: Tensor, values: Tensor) -> None:
+        values = values.view(windows.shape)
+        for y in range(min(apart, windows.shape[1])):
+            for x in range(min(apart, windows.shape[2])):
+                windows[:, y::apart, x::apart].add_(values[:, y::apart, x::apart])
+
+    def work(turn: list) -> None:
+        for part in turn:
+            g, q_part, delta_part = (_part(x, part) for x in (g_blocks, q_blocks, delta))
+            k_part, v_part = _gathered(k_windows[part]), _gathered(v_windows[part])
+            weight = _some_weights(q_part, k_part, _part(place, part))
+            add(dv_windows[part], torch.bmm(weight.mT, g))
+            logits_grad = torch.bmm(g, v_part.mT).sub_(delta_part).mul_(weight)
+            torch.bmm(logits_grad, k_part, out=_part(dq, part))
+            add(dk_windows[part], torch.bmm(logits_grad.mT, q_part))
+            _sum_places(logits_grad.view(-1, window, window).numpy(), _part(dplace, part).flatten(0, 1).numpy())
+
+    each(work, _schedule(len(dq), rows, columns, dq.shape[3], window**2))
+    dq *= scale
+    return (
+        from_regions(dq, q, rows, columns).to(q.dtype),
+        _cropped(dk_padded, k, halo),
+        _cropped(dv_padded, v, halo),
+        from_regions(dplace, q, rows, columns).to(position.dtype),
+    )
+
+
+# Triton: a program walks a window row by row, so that the term of w is one tile for all rows, and that of u a column.
+# (Tuned: two or four rows of a window at a time where win <= 16, for larger products.)
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "columns"])
+def halo_attention_fwd_kernel(
+    q, k, v, position, scale, out, lse, heads, rows, columns, side, block, halo, width, channels,
+    BLOCK_Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out and lse of some queries of a block, with a running softmax over the rows of its window."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, region, image = problem % heads, problem // heads % (rows * columns), problem // heads // (rows * columns)
+    d, c, w = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_W)
+    factor, window = tl.load(scale), block + 2 * halo
+    query = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    inside = query < side * side
+    row = region_rows(image, region, query, head, heads, rows * columns, columns, side, side)
+    q_tile = load_rows(q, row, d, inside, width)
+    place = position + row * (2 * window)
+    horizontal = tl.load(
+        place[:, None] + window + w[None, :], mask=inside[:, None] & (w < window)[None, :], other=0.0
+    ).to(factor.dtype)
+    x = region % columns * block - halo + w
+    on_map = (x >= 0) & (x < columns * block) & (w < window)
+    top = tl.full((BLOCK_Q,), float("-inf"), factor.dtype)
+    norm = tl.zeros((BLOCK_Q,), factor.dtype)
+    total = tl.zeros((BLOCK_Q, BLOCK_C), factor.dtype)
+    for u in range(window):
+        y = region // columns * block - halo + u + tl.zeros_like(x)  # as many as x: scalar masks do not mix everywhere
+        key_row = ((image * rows * block + y) * (columns * block) + x) * heads + head
+        key = on_map & (y >= 0) & (y < rows * block)
+        k_tile = load_rows(k, key_row, d, key, width)
+        vertical = tl.load(place + u, mask=inside, other=0.0).to(factor.dtype)
+        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor + vertical[:, None] + horizontal
+        logits = tl.where((w < window)[None, :], logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        weight, decay = tl.exp(logits - new_top[:, None]), tl.exp(top - new_top)
+        norm = norm * decay + tl.sum(weight, 1)
+        total = total * decay[:, None] + dot(weight, load_rows(v, key_row, c, key, channels), factor.dtype)
+        top = new_top
+    store_rows(out, total / norm[:, None], row, c, inside, channels)
+    tl.store(lse + row, top + tl.log(norm), mask=inside)
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "columns"])
+def halo_attention_bwd_q_kernel(
+    g, q, k, v, position, scale, lse, delta, dq, dposition, heads, rows, columns, side, block, halo, width, channels,
+    BLOCK_Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """∂q and ∂position of some queries of a block."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, region, image = problem % heads, problem // heads % (rows * columns), problem // heads // (rows * columns)
+    d, c, w = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_W)
+    factor, window = tl.load(scale), block + 2 * halo
+    query = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    inside = query < side * side
+    row = region_rows(image, region, query, head, heads, rows * columns, columns, side, side)
+    q_tile = load_rows(q, row, d, inside, width)
+    g_tile = load_rows(g, row, c, inside, channels)
+    norm = tl.load(lse + row, mask=inside, other=0.0)
+    mean = tl.load(delta + row, mask=inside, other=0.0)
+    place, mask = row * (2 * window), inside[:, None] & (w < window)[None, :]
+    horizontal = tl.load(position + place[:, None] + window + w[None, :], mask=mask, other=0.0).to(factor.dtype)
+    x = region % columns * block - halo + w
+    on_map = (x >= 0) & (x < columns * block) & (w < window)
+    total = tl.zeros((BLOCK_Q, BLOCK_D), factor.dtype)
+    by_column = tl.zeros((BLOCK_Q, BLOCK_W), factor.dtype)
+    for u in range(window):
+        y = region // columns * block - halo + u + tl.zeros_like(x)  # as many as x: scalar masks do not mix everywhere
+        key_row = ((image * rows * block + y) * (columns * block) + x) * heads + head
+        key = on_map & (y >= 0) & (y < rows * block)
+        k_tile = load_rows(k, key_row, d, key, width)
+        v_tile = load_rows(v, key_row, c, key, channels)
+        vertical = tl.load(position + place + u, mask=inside, other=0.0).to(factor.dtype)
+        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor + vertical[:, None] + horizontal
+        weight = tl.where(mask, tl.exp(logits - norm[:, None]), 0.0)
+        grad = weight * (dot(g_tile, tl.trans(v_tile), factor.dtype) - mean[:, None])
+        total += dot(grad, k_tile, factor.dtype)
+        by_column += grad
+        tl.store(dposition + place + u, tl.sum(grad, 1).to(dposition.dtype.element_ty), mask=inside)
+    store_rows(dq, total * factor, row, d, inside, width)
+    out = dposition + place[:, None] + window + w[None, :]
+    tl.store(out, by_column.to(dposition.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["heads", "rows", "columns"])
+def halo_attention_bwd_kv_kernel(
+    g, q, k, v, position, scale, lse, delta, dk, dv, heads, rows, columns, side, block, halo, width, channels,
+    BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """∂k and ∂v of one row of pixels of a block, from all blocks whose windows reach it."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, column, line = problem % heads, problem // heads % columns, problem // heads // columns
+    image, y = line // (rows * block), line % (rows * block)
+    d, c, i = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_X)
+    factor, window = tl.load(scale), block + 2 * halo
+    x = column * block + i
+    key_row = (line * (columns * block) + x) * heads + head
+    k_tile = load_rows(k, key_row, d, i < block, width)
+    v_tile = load_rows(v, key_row, c, i < block, channels)
+    total_k = tl.zeros((BLOCK_X, BLOCK_D), factor.dtype)
+    total_v = tl.zeros((BLOCK_X, BLOCK_C), factor.dtype)
+    for block_y in range(tl.maximum(y - halo, 0) // block, tl.minimum((y + halo) // block + 1, rows)):
+        u = y - block_y * block + halo
+        left = tl.maximum(column * block - halo, 0) // block
+        for block_x in range(left, tl.minimum((column * block + block - 1 + halo) // block + 1, columns)):
+            w = x - block_x * block + halo
+            in_window = (i < block) & (w >= 0) & (w < window)
+            for start in range(0, side * side, BLOCK_Q):
+                query = start + tl.arange(0, BLOCK_Q)
+                inside = query < side * side
+                region = block_y * columns + block_x
+                row = region_rows(image, region, query, head, heads, rows * columns, columns, side, side)
+                q_tile = load_rows(q, row, d, inside, width)
+                g_tile = load_rows(g, row, c, inside, channels)
+                norm = tl.load(lse + row, mask=inside, other=0.0)
+                mean = tl.load(delta + row, mask=inside, other=0.0)
+                place, mask = position + row * (2 * window), in_window[:, None] & inside[None, :]
+                vertical = tl.load(place + u, mask=inside, other=0.0).to(factor.dtype)
+                horizontal = tl.load(place[None, :] + window + w[:, None], mask=mask, other=0.0).to(factor.dtype)
+                logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor + vertical[None, :] + horizontal
+                weight = tl.where(mask, tl.exp(logits - norm[None, :]), 0.0)
+                grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
+                total_v += dot(weight, g_tile, factor.dtype)
+                total_k += dot(grad, q_tile, factor.dtype)
+    store_rows(dk, total_k * factor, key_row, d, i < block, width)
+    store_rows(dv, total_v, key_row, c, i < block, channels)
+
+
+def _launch(kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int, ...], tiles: dict, *arguments):
+    """Runs `kernel` over `grid` x heads."""
+    (rows, columns), heads, channels = _grid(v, block), q.shape[3], v.shape[-1]
+    if not q.numel():
+        return
+    with torch.cuda.device_of(q):
+        kernel[(grid[0] * heads, *grid[1:])](
+            *arguments, heads, rows, columns, q.shape[1] // rows, block, halo, q.shape[-1], channels,
+            BLOCK_D=tile_of(q.shape[-1]), BLOCK_C=tile_of(channels), num_warps=4, **tiles,
+        )  # fmt: skip
+
+
+def _query_tiles(q: Tensor, k: Tensor, block: int, halo: int) -> tuple[tuple[int, int], dict]:
+    """Grid (blocks, tiles of queries), and the tiles."""
+    rows, columns = _grid(k, block)
+    queries = (q.shape[1] // rows) ** 2
+    tile = tile_of(queries, 64)
+    tiles = {"BLOCK_Q": tile, "BLOCK_W": tile_of(block + 2 * halo)}
+    return (len(q) * rows * columns, triton.cdiv(queries, tile)), tiles
+
+
+def _halo_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
+    out, lse = v.new_empty(*q.shape[:-1], v.shape[-1]), factor.new_empty(q.shape[:-1])
+    q, k, v, position = contiguous(q, k, v, position)
+    plan = _query_tiles(q, k, block, halo)
+    _launch(halo_attention_fwd_kernel, q, v, block, halo, *plan, q, k, v, position, factor, out, lse)
+    return out, lse
+
+
+def _halo_attention_backward_triton(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    block: int,
+    halo: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    factor = torch.full((1,), scale, dtype=lse.dtype, device=q.device)
+    dq, dk, dv, dposition = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, position))
+    delta = (grad.to(lse.dtype) * out).sum(-1)
+    g, q, k, v, position = contiguous(grad, q, k, v, position)
+    inputs = g, q, k, v, position, factor, lse, delta
+    plan = _query_tiles(q, k, block, halo)
+    _launch(halo_attention_bwd_q_kernel, q, v, block, halo, *plan, *inputs, dq, dposition)
+    grid, tiles = (
+        (len(k) * k.shape[1] * _grid(k, block)[1],),
+        {"BLOCK_Q": plan[1]["BLOCK_Q"], "BLOCK_X": tile_of(block)},
+    )
+    _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles, *inputs, dk, dv)
+    return dq, dk, dv, dposition
+
+
+@torch.library.custom_op("attlas::halo_attention", mutates_args=())
+def halo_attention_op(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    run = pick(q, reference=halo_attention_reference, triton=_halo_attention_triton, cpu=_halo_attention_cpu)
+    return run(q, k, v, position, block, halo, scale)
+
+
+@halo_attention_op.register_fake
+def _(q, k, v, position, block, halo, scale):
+    return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=sum_dtype(q))
+
+
+@torch.library.custom_op("attlas::halo_attention_backward", mutates_args=())
+def halo_attention_backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    position: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    block: int,
+    halo: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    run = pick(
+        q,
+        reference=halo_attention_backward_reference,
+        triton=_halo_attention_backward_triton,
+        cpu=_halo_attention_backward_cpu,
+    )
+    return run(grad, q, k, v, position, out, lse, block, halo, scale)
+
+
+@halo_attention_backward_op.register_fake
+def _(grad, q, k, v, position, out, lse, block, halo, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, position))
+
+
+def _save(ctx, inputs, output):
+    q, k, v, position, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, position, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):
+    return *halo_attention_backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 3
+
+
+halo_attention_op.register_autograd(_backward, setup_context=_save)
+decompose(halo_attention_op, halo_attention_reference)

@@ -1,0 +1,479 @@
+"""Routed attention: every token of a region attends to all tokens of the few regions that its region has chosen.
+
+    out_i = Σ_j softmax_j(scale q_i·k_j) v_j        j over the tokens of regions index[b, region of i, :]
+
+A map of H x W tokens is cut into Ry x Rx regions of equal size, numbered row by row. The choice is shared by all heads;
+the order of the chosen regions does not matter, and a region that is named twice counts twice.
+
+Nobody holds `topk` copies of k and v: Triton reads the chosen regions where they lie, a CPU gathers those of a few
+query regions at a time into a buffer that fits a cache. The weights are computed anew in the backward: Triton takes
+them from lse_i = log Σ_j exp(scale q_i·k_j), a CPU takes the softmax again.
+
+Gradients, for g = ∂/∂out, P the weights, δ_i = g_i·out_i:
+
+    S_ij = P_ij (g_i·v_j - δ_i);  ∂q_i = scale Σ_j S_ij k_j;  ∂k_j = scale Σ_i S_ij q_i;  ∂v_j = Σ_i P_ij g_i
+
+Legend: B images, R regions, T tokens of a region, K chosen regions, D channels of q and k, C channels of v, P problems:
+all (image, head, region) in this order.
+
+Source: step 3 of bi-level routing attention, BiFormer, arXiv 2303.08810 (rayleizhu/BiFormer@1697bbb).
+"""
+
+import torch
+from torch import Tensor
+
+from .checks import check_range
+from .dispatch import INTERPRETED, decompose, each, pick, tl, triton
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def routed_attention(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: tuple[int, int], scale: float | None = None
+) -> Tensor:
+    """Attend to the tokens of chosen regions; differentiable in q, k and v. Half types are summed in float32.
+
+    Args:
+        q, k: (B, H, W, heads, D) of one floating-point dtype.
+        v: (B, H, W, heads, C), of that dtype.
+        index: (B, R, K) int64 in 0..R-1, the regions that each region reads; R = Ry Rx.
+        regions: (Ry, Rx), the number of regions along H and W, which they must divide.
+        scale: of the products q·k; D^-0.5 by default.
+
+    Returns:
+        (B, H, W, heads, C), in the dtype of v.
+
+    Raises:
+        ValueError: shapes that do not go together.
+        TypeError: dtypes that differ or are not floating point; an index that is not int64.
+        IndexError: on a CPU, for an index out of range.
+    """
+    check_attention(q, k, v)
+    if q.shape != k.shape:
+        raise ValueError(f"q and k must have one shape, got {tuple(q.shape)} and {tuple(k.shape)}")
+    batch, height, width = q.shape[:3]
+    rows, columns = regions
+    if rows < 1 or columns < 1 or height % rows or width % columns:
+        raise ValueError(
+            f"regions must be (Ry, Rx) with Ry a divisor of H = {height} and Rx one of W = {width}, got {regions}"
+        )
+    if index.dtype != torch.int64:
+        raise TypeError(f"index must be int64, got {index.dtype}")
+    if index.ndim != 3 or index.shape[:2] != (batch, rows * columns) or index.shape[2] < 1:
+        raise ValueError(
+            f"index must have shape (B, R, K) = ({batch}, {rows * columns}, at least 1), got {tuple(index.shape)}"
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return routed_attention_op(q, k, v, index, rows, columns, scale)[0]
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless q, k and v are maps (B, H, W, heads, channels) that agree where an attention needs it."""
+    shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 5:
+        raise ValueError(f"q, k and v must have shape (B, H, W, heads, channels), got {shapes}")
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"k and v must have one shape but for their last axis, got {shapes}")
+    if q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
+        raise ValueError(f"q and k must agree in images, heads and channels, got {shapes}")
+    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
+        raise ValueError(f"q, k and v must have heights, widths, heads and channels of at least 1, got {shapes}")
+    if not q.dtype == k.dtype == v.dtype or v.dtype not in FLOATS:
+        raise TypeError(f"q, k and v must be of one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def to_regions(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, H, W, heads, C) -> (P, T, C), in the dtype that is summed in."""
+    x = x.to(sum_dtype(x)).unflatten(1, (rows, -1)).unflatten(3, (columns, -1))  # B Ry h Rx w heads C
+    return x.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5).flatten(0, 3).contiguous()
+
+
+def from_regions(x: Tensor, like: Tensor, rows: int, columns: int) -> Tensor:
+    """The inverse of `to_regions`, for a map of the height, width and heads of `like`."""
+    batch, height, width, heads, _ = like.shape
+    shape = batch, heads, rows, columns, height // rows, width // columns, x.shape[-1]
+    x = x.view(shape).permute(0, 2, 4, 3, 5, 1, 6)
+    return x.flatten(1, 2).flatten(2, 3).contiguous()
+
+
+def _chosen(index: Tensor, heads: int) -> Tensor:
+    """Index (B, R, K) into the regions of a map -> (P, K) into those of all images and heads."""
+    batch, regions, _ = index.shape
+    first = torch.arange(0, batch * heads * regions, regions, device=index.device).view(batch, heads, 1, 1)
+    return (index.unsqueeze(1) + first).flatten(0, 2)
+
+
+def _read(x_PTC: Tensor, chosen_NK: Tensor) -> Tensor:
+    """The tokens (N, K T, C) of chosen regions: each is one run of memory."""
+    (count, topk), (_, tokens, channels) = chosen_NK.shape, x_PTC.shape
+    return x_PTC.flatten(1).index_select(0, chosen_NK.flatten()).view(count, topk * tokens, channels)
+
+
+def routed_attention_reference(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The definition, with K copies of k and v in memory; also lse (B, H, W, heads)."""
+    q_PTD, k_PTD, v_PTC = (to_regions(x, rows, columns) for x in (q, k, v))
+    chosen = _chosen(index, q.shape[3])
+    logits = (q_PTD * scale) @ _read(k_PTD, chosen).mT
+    out = torch.softmax(logits, -1) @ _read(v_PTC, chosen)
+    lse = from_regions(logits.logsumexp(-1, keepdim=True), q, rows, columns).squeeze(-1)
+    return from_regions(out, q, rows, columns).to(v.dtype), lse
+
+
+def routed_attention_backward_reference(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    g, q_PTD, k_PTD, v_PTC, out_PTC = (to_regions(x, rows, columns) for x in (grad, q, k, v, out))
+    chosen = _chosen(index, q.shape[3])
+    k_read, v_read = _read(k_PTD, chosen), _read(v_PTC, chosen)
+    weight = torch.softmax((q_PTD * scale) @ k_read.mT, -1)
+    logits_grad = weight * (g @ v_read.mT - (g * out_PTC).sum(-1, keepdim=True))
+    dq = (logits_grad @ k_read) * scale
+    dk = _add_read(torch.zeros_like(k_PTD), logits_grad.mT @ (q_PTD * scale), chosen)
+    dv = _add_read(torch.zeros_like(v_PTC), weight.mT @ g, chosen)
+    return tuple(from_regions(x, q, rows, columns).to(q.dtype) for x in (dq, dk, dv))  # type: ignore[return-value]
+
+
+def _add_read(x_PTC: Tensor, read: Tensor, chosen_NK: Tensor) -> Tensor:
+    """Adds to every region what was computed for its copies: the transpose of `_read`. In place."""
+    x_PTC.flatten(1).index_add_(0, chosen_NK.flatten(), read.reshape(-1, x_PTC.shape[1] * x_PTC.shape[2]))
+    return x_PTC
+
+
+# The CPU's path: products of matrices, for so many problems at a time that their weights fit a cache.
+
+# weights that are computed at once: 1 MB in float32
+BLOCK = 1 << 18
+# queries that a product of matrices should have at least, to be worth the copies of k and v
+QUERIES = 16
+
+
+def slices(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+
+def _schedule(problems: int, regions: int, tokens: int, keys: int) -> tuple[list[list[slice]], list[slice]]:
+    """The problems of each thread's turn, in blocks, and the queries of a problem, in blocks.
+
+    A turn has all regions of some images and heads: whatever adds to the gradient of one key is in one turn.
+    """
+    block = max(1, BLOCK // (max(tokens, QUERIES) * keys))  # of tiny regions no more: their copies are the larger part
+    turns = slices(0, problems, regions * max(1, block // regions))
+    return [slices(turn.start, turn.stop, block) for turn in turns], slices(0, tokens, max(QUERIES, BLOCK // keys))
+
+
+def _routed_attention_cpu(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    check_range(index, rows * columns)
+    q_PTD, k_PTD, v_PTC = (to_regions(x, rows, columns) for x in (q, k, v))
+    q_PTD = q_PTD * scale
+    chosen, out_PTC = _chosen(index, q.shape[3]), torch.empty_like(v_PTC)
+    turns, query_blocks = _schedule(len(chosen), rows * columns, q_PTD.shape[1], chosen.shape[1] * q_PTD.shape[1])
+
+    def work(turn: list[slice]) -> None:
+        for part in turn:
+            k_read, v_read = _read(k_PTD, chosen[part]), _read(v_PTC, chosen[part])
+            for queries in query_blocks:
+                weight = torch.softmax(torch.bmm(q_PTD[part, queries], k_read.mT), -1)
+                out_PTC[part, queries] = torch.bmm(weight, v_read)
+
+    each(work, turns)
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=q_PTD.dtype)  # the backward of this path does not need it
+    return from_regions(out_PTC, q, rows, columns).to(v.dtype), lse
+
+
+def _routed_attention_backward_cpu(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    g_PTC, q_PTD, k_PTD, v_PTC, out_PTC = (to_regions(x, rows, columns) for x in (grad, q, k, v, out))
+    q_PTD = q_PTD * scale
+    delta_PT1 = (g_PTC * out_PTC).sum(-1, keepdim=True)
+    chosen = _chosen(index, q.shape[3])
+    dq_PTD, dk_PTD, dv_PTC = torch.empty_like(q_PTD), torch.zeros_like(k_PTD), torch.zeros_like(v_PTC)
+    turns, query_blocks = _schedule(len(chosen), rows * columns, q_PTD.shape[1], chosen.shape[1] * q_PTD.shape[1])
+
+    def work(turn: list[slice]) -> None:
+        for part in turn:
+            k_read, v_read = _read(k_PTD, chosen[part]), _read(v_PTC, chosen[part])
+            for queries in query_blocks:
+                g, q_part = g_PTC[part, queries], q_PTD[part, queries]
+                weight = torch.softmax(torch.bmm(q_part, k_read.mT), -1)
+                _add_read(dv_PTC, torch.bmm(weight.mT, g), chosen[part])
+                logits_grad = torch.bmm(g, v_read.mT).sub_(delta_PT1[part, queries]).mul_(weight)
+                dq_PTD[part, queries] = torch.bmm(logits_grad, k_read)
+                _add_read(dk_PTD, torch.bmm(logits_grad.mT, q_part), chosen[part])
+
+    each(work, turns)
+    dq_PTD *= scale
+    return tuple(from_regions(x, q, rows, columns).to(q.dtype) for x in (dq_PTD, dk_PTD, dv_PTC))  # type: ignore
+
+
+# Triton: a program reads the tokens of its regions from the maps themselves.
+
+
+@triton.jit
+def dot(x, y, SUM: tl.constexpr):
+    """x @ y summed in the dtype SUM, with all digits of float32; weights are rounded to what they multiply."""
+    return tl.dot(x.to(y.dtype), y, input_precision="ieee", out_dtype=SUM)
+
+
+@triton.jit
+def load_rows(x, row, column, inside, width):
+    """Rows by columns of x, whose rows have `width` entries; zero outside."""
+    mask = inside[:, None] & (column < width)[None, :]
+    return tl.load(x + row[:, None] * width + column[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(x, value, row, column, inside, width):
+    mask = inside[:, None] & (column < width)[None, :]
+    tl.store(x + row[:, None] * width + column[None, :], value.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def region_rows(image, region, token, head, heads, regions, columns, high, wide):
+    """The rows of tokens of a region in a map (B, H, W, heads, ...) whose regions are `high` x `wide`."""
+    y, x = region // columns * high + token // wide, region % columns * wide + token % wide
+    return ((image * regions * high * wide) + y * (columns * wide) + x) * heads + head
+
+
+@triton.jit(do_not_specialize=["heads", "regions", "columns", "high", "wide", "topk"])
+def routed_attention_fwd_kernel(
+    q, k, v, index, scale, out, lse, heads, regions, columns, high, wide, topk, width, channels,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out and lse of a block of queries of a region, with a running softmax over blocks of keys."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, region, image = problem % heads, problem // heads % regions, problem // heads // regions
+    d, c, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
+    tokens, factor = high * wide, tl.load(scale)
+    query = tl.program_id(1) * BLOCK_T + t
+    row = region_rows(image, region, query, head, heads, regions, columns, high, wide)
+    q_tile = load_rows(q, row, d, query < tokens, width)
+    top = tl.full((BLOCK_T,), float("-inf"), factor.dtype)
+    norm = tl.zeros((BLOCK_T,), factor.dtype)
+    total = tl.zeros((BLOCK_T, BLOCK_C), factor.dtype)
+    for j in range(topk):
+        chosen = tl.load(index + (image * regions + region) * topk + j)
+        for start in range(0, tokens, BLOCK_T):
+            key = start + t
+            key_row = region_rows(image, chosen, key, head, heads, regions, columns, high, wide)
+            k_tile = load_rows(k, key_row, d, key < tokens, width)
+            logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor
+            logits = tl.where((key < tokens)[None, :], logits, float("-inf"))
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            weight, decay = tl.exp(logits - new_top[:, None]), tl.exp(top - new_top)
+            v_tile = load_rows(v, key_row, c, key < tokens, channels)
+            norm = norm * decay + tl.sum(weight, 1)
+            total = total * decay[:, None] + dot(weight, v_tile, factor.dtype)
+            top = new_top
+    store_rows(out, total / norm[:, None], row, c, query < tokens, channels)
+    tl.store(lse + row, top + tl.log(norm), mask=query < tokens)
+
+
+@triton.jit(do_not_specialize=["heads", "regions", "columns", "high", "wide", "topk"])
+def routed_attention_bwd_q_kernel(
+    g, q, k, v, index, scale, lse, delta, dq, heads, regions, columns, high, wide, topk, width, channels,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """∂q of a block of queries of a region."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, region, image = problem % heads, problem // heads % regions, problem // heads // regions
+    d, c, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
+    tokens, factor = high * wide, tl.load(scale)
+    query = tl.program_id(1) * BLOCK_T + t
+    row = region_rows(image, region, query, head, heads, regions, columns, high, wide)
+    q_tile = load_rows(q, row, d, query < tokens, width)
+    g_tile = load_rows(g, row, c, query < tokens, channels)
+    norm = tl.load(lse + row, mask=query < tokens, other=0.0)
+    mean = tl.load(delta + row, mask=query < tokens, other=0.0)
+    total = tl.zeros((BLOCK_T, BLOCK_D), factor.dtype)
+    for j in range(topk):
+        chosen = tl.load(index + (image * regions + region) * topk + j)
+        for start in range(0, tokens, BLOCK_T):
+            key = start + t
+            key_row = region_rows(image, chosen, key, head, heads, regions, columns, high, wide)
+            k_tile = load_rows(k, key_row, d, key < tokens, width)
+            v_tile = load_rows(v, key_row, c, key < tokens, channels)
+            weight = tl.exp(dot(q_tile, tl.trans(k_tile), factor.dtype) * factor - norm[:, None])
+            weight = tl.where((key < tokens)[None, :], weight, 0.0)
+            grad = weight * (dot(g_tile, tl.trans(v_tile), factor.dtype) - mean[:, None])
+            total += dot(grad, k_tile, factor.dtype)
+    store_rows(dq, total * factor, row, d, query < tokens, width)
+
+
+@triton.jit(do_not_specialize=["heads", "regions", "columns", "high", "wide", "topk"])
+def routed_attention_bwd_kv_kernel(
+    g, q, k, v, pairs, first, scale, lse, delta, dk, dv, heads, regions, columns, high, wide, topk, width, channels,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """∂k and ∂v of a block of keys of a region; pairs[first[region]:first[region + 1]] are those who chose it."""
+    problem = tl.program_id(0).to(tl.int64)
+    head, region, image = problem % heads, problem // heads % regions, problem // heads // regions
+    d, c, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
+    tokens, factor = high * wide, tl.load(scale)
+    key = tl.program_id(1) * BLOCK_T + t
+    key_row = region_rows(image, region, key, head, heads, regions, columns, high, wide)
+    k_tile = load_rows(k, key_row, d, key < tokens, width)
+    v_tile = load_rows(v, key_row, c, key < tokens, channels)
+    total_k = tl.zeros((BLOCK_T, BLOCK_D), factor.dtype)
+    total_v = tl.zeros((BLOCK_T, BLOCK_C), factor.dtype)
+    begin = tl.load(first + image * (regions + 1) + region)
+    for pair in range(begin, tl.load(first + image * (regions + 1) + region + 1)):
+        reader = tl.load(pairs + image * regions * topk + pair) // topk
+        for start in range(0, tokens, BLOCK_T):
+            query = start + t
+            row = region_rows(image, reader, query, head, heads, regions, columns, high, wide)
+            q_tile = load_rows(q, row, d, query < tokens, width)
+            g_tile = load_rows(g, row, c, query < tokens, channels)
+            norm = tl.load(lse + row, mask=query < tokens, other=0.0)
+            mean = tl.load(delta + row, mask=query < tokens, other=0.0)
+            # rows are keys here; queries beyond the region have q = g = 0 and δ = 0: they add nothing
+            weight = tl.exp(dot(k_tile, tl.trans(q_tile), factor.dtype) * factor - norm[None, :])
+            grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
+            total_v += dot(weight, g_tile, factor.dtype)
+            total_k += dot(grad, q_tile, factor.dtype)
+    store_rows(dk, total_k * factor, key_row, d, key < tokens, width)
+    store_rows(dv, total_v, key_row, c, key < tokens, channels)
+
+
+def contiguous(*tensors: Tensor) -> list[Tensor]:
+    """The tensors as the kernels read them."""
+    if INTERPRETED:  # its tl.dot multiplies the bits of bfloat16
+        tensors = tuple(x.float() if x.dtype == torch.bfloat16 else x for x in tensors)
+    return [x.contiguous() for x in tensors]
+
+
+def tile_of(length: int, at_most: int = 1 << 30) -> int:
+    """The tile for an axis of a matrix product: a power of two, 16 at least."""
+    return min(max(16, triton.next_power_of_2(length)), at_most)
+
+
+def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *arguments) -> None:
+    batch, height, width, heads, depth = q.shape
+    high, wide, channels = height // rows, width // columns, v.shape[-1]
+    # wide heads get small tiles, so that a program's fit the registers
+    tile = tile_of(high * wide, 64 if max(depth, channels) <= 64 else 32)
+    grid = (batch * rows * columns * heads, triton.cdiv(high * wide, tile))
+    if not grid[0]:
+        return
+    with torch.cuda.device_of(q):
+        kernel[grid](
+            *arguments, heads, rows * columns, columns, high, wide, topk, depth, channels,
+            BLOCK_T=tile, BLOCK_D=tile_of(depth), BLOCK_C=tile_of(channels), num_warps=4,
+        )  # fmt: skip
+
+
+def _routed_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    check_range(index, rows * columns)
+    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    lse = factor.new_empty(q.shape[:-1])
+    q, k, v, index = contiguous(q, k, v, index)
+    _launch(routed_attention_fwd_kernel, q, v, index.shape[2], rows, columns, q, k, v, index, factor, out, lse)
+    return out, lse
+
+
+def _routed_attention_backward_triton(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor = torch.full((1,), scale, dtype=lse.dtype, device=q.device)
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    delta = (grad.to(lse.dtype) * out).sum(-1)
+    g, q, k, v, index = contiguous(grad, q, k, v, index)
+    common = q, v, index.shape[2], rows, columns
+    _launch(routed_attention_bwd_q_kernel, *common, g, q, k, v, index, factor, lse, delta, dq)
+    # who reads a region: the pairs (reader, j) numbered reader · topk + j, sorted by the region that they name
+    regions, pairs = index.flatten(1).sort(stable=True)
+    first = torch.searchsorted(regions, torch.arange(rows * columns + 1, device=q.device).repeat(len(regions), 1))
+    _launch(routed_attention_bwd_kv_kernel, *common, g, q, k, v, pairs, first, factor, lse, delta, dk, dv)
+    return dq, dk, dv
+
+
+@torch.library.custom_op("attlas::routed_attention", mutates_args=())
+def routed_attention_op(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    run = pick(q, reference=routed_attention_reference, triton=_routed_attention_triton, cpu=_routed_attention_cpu)
+    return run(q, k, v, index, rows, columns, scale)
+
+
+@routed_attention_op.register_fake
+def _(q, k, v, index, rows, columns, scale):
+    return v.new_empty(v.shape), q.new_empty(q.shape[:-1], dtype=sum_dtype(q))
+
+
+@torch.library.custom_op("attlas::routed_attention_backward", mutates_args=())
+def routed_attention_backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    index: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: int,
+    columns: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    run = pick(
+        q,
+        reference=routed_attention_backward_reference,
+        triton=_routed_attention_backward_triton,
+        cpu=_routed_attention_backward_cpu,
+    )
+    return run(grad, q, k, v, index, out, lse, rows, columns, scale)
+
+
+@routed_attention_backward_op.register_fake
+def _(grad, q, k, v, index, out, lse, rows, columns, scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, index, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, index, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad, _):
+    return *routed_attention_backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 4
+
+
+routed_attention_op.register_autograd(_backward, setup_context=_save)
+decompose(routed_attention_op, routed_attention_reference)

@@ -1,0 +1,161 @@
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import assert_agree, assert_gradients_agree
+
+from attlas.kernels.halo_attention import (
+    halo_attention,
+    halo_attention_backward_op,
+    halo_attention_op,
+)
+
+# (B, H, W, heads), block, halo, stride, dtype: halos smaller and larger than the block, none; a block beyond a tile
+CASES = [
+    ((2, 4, 2, 1), 2, 1, 1, torch.bfloat16),
+    ((1, 2, 6, 1), 2, 3, 2, torch.bfloat16),
+    ((1, 4, 4, 1), 4, 0, 1, torch.float64),
+    ((1, 3, 6, 1), 3, 1, 1, torch.float64),
+    ((1, 1, 2, 2), 1, 1, 1, torch.float32),
+    ((1, 9, 9, 1), 9, 4, 1, torch.float32),
+]
+
+
+def tensors(shape, block, halo, stride=1, depth=5, channels=7, dtype=torch.float64, device="cpu"):
+    batch, height, width, heads = shape
+    q = torch.randn(batch, height // stride, width // stride, heads, depth, dtype=torch.float64)
+    k, v = torch.randn(*shape, depth, dtype=torch.float64), torch.randn(*shape, channels, dtype=torch.float64)
+    tables = torch.randn(2, 2 * (block + 2 * halo) - 1, depth, dtype=torch.float64) / 2
+    return [x.to(device, dtype) for x in (q, k, v, *tables)]
+
+
+def by_definition(q, k, v, height_rel, width_rel, block, halo, scale=None, scale_position=False):
+    """Query by query, with the window cut out of the padded map."""
+    (batch, rows, columns, heads, depth), height = q.shape, k.shape[1]
+    side, window, scale = block * rows // height, block + 2 * halo, depth**-0.5 if scale is None else scale
+    k, v = (F.pad(x, (0, 0, 0, 0, halo, halo, halo, halo)) for x in (k, v))
+    out = []
+    for i in range(rows):
+        for j in range(columns):
+            top, left = i // side * block, j // side * block
+            keys, values = (x[:, top : top + window, left : left + window] for x in (k, v))
+            place = height_rel[window - 1 - i % side :][:window, None] + width_rel[window - 1 - j % side :][:window]
+            place = (place * (scale if scale_position else 1)).unsqueeze(2)  # (win, win, 1, D)
+            logits = (q[:, i, j, None, None] * (keys * scale + place)).sum(-1)
+            weight = logits.flatten(1, 2).softmax(1).view_as(logits)
+            out.append((weight.unsqueeze(-1) * values).sum((1, 2)))
+    return torch.stack(out, 1).view(batch, rows, columns, heads, -1)
+
+
+def leaves(inputs):
+    return [x.requires_grad_() for x in inputs]
+
+
+@pytest.mark.parametrize(("shape", "block", "halo", "stride", "dtype"), CASES)
+def test_equals_the_sums(shape, block, halo, stride, dtype, path, device):
+    inputs = leaves(tensors(shape, block, halo, stride, dtype=dtype, device=device))
+    work = torch.promote_types(dtype, torch.float32)
+    assert_gradients_agree(
+        lambda *x: halo_attention(*x, block, halo),
+        lambda *x: by_definition(*(y.to(work) for y in x), block, halo).to(dtype),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("scale_position", [False, True])
+def test_scales(scale_position, path, device):
+    inputs = leaves(tensors((1, 2, 4, 1), 2, 1, device=device))
+    function, expected = (lambda *x, f=f: f(*x, 2, 1, 0.3, scale_position) for f in (halo_attention, by_definition))
+    assert_gradients_agree(function, expected, inputs)
+
+
+def test_without_halo_it_is_attention_in_blocks(path, device):
+    q, k, v, height_rel, width_rel = tensors((1, 4, 4, 2), 4, 0, device=device)
+    out = halo_attention(q, k, v, 0 * height_rel, 0 * width_rel, 4, 0)
+    full = F.scaled_dot_product_attention(*(x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)))
+    assert_agree("out", out, full.transpose(1, 2).reshape(v.shape))
+
+
+def test_reach(path, device):
+    """A pixel is seen by the blocks within `halo` pixels of it, and by no other."""
+    inputs = tensors((1, 2, 8, 1), 2, 1, device=device)
+    before = halo_attention(*inputs, 2, 1)
+    inputs[1][:, 0, 3] += 1  # the second column of the second block: the third block's halo
+    changed = (halo_attention(*inputs, 2, 1) != before).any(-1).any(1).squeeze()
+    assert changed.tolist() == [False, False, True, True, True, True, False, False]
+
+
+def test_strided(path, device):
+    """Slices of one projection with the heads in front, and tables with a stride."""
+    both = torch.randn(1, 2, 2, 4, 17, device=device, dtype=torch.float64).permute(0, 2, 3, 1, 4).requires_grad_()
+    tables = torch.randn(2, 5, 7, device=device, dtype=torch.float64).mT.requires_grad_()
+
+    def sliced(function):
+        return lambda x, t: function(x[..., :5], x[..., 5:10], x[..., 10:], *t, 2, 1)
+
+    assert_gradients_agree(sliced(halo_attention), sliced(by_definition), [both, tables])
+
+
+def test_large_logits(path, device):
+    """Weights far beyond what exp can hold."""
+    q, *others = tensors((1, 2, 4, 1), 2, 1, dtype=torch.float32, device=device)
+    inputs = leaves([100 * q, *others])
+    out = halo_attention(*inputs, 2, 1)
+    expected = by_definition(*(x.double() for x in inputs), 2, 1)
+    assert_agree("out", out, expected.float(), torch.float16)  # the rounding of large logits shows
+    gradients = torch.autograd.grad(out.sum(), inputs)
+    assert all(x.isfinite().all() for x in gradients)
+
+
+@pytest.mark.parametrize("block", [1, 150, 600, 2000])
+def test_blocks(block, monkeypatch):
+    """The CPU's path with one block at a time, two of a row, some rows of blocks, and some heads."""
+    module = importlib.import_module("attlas.kernels.halo_attention")
+    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "QUERIES", 1)
+    inputs = leaves(tensors((2, 6, 6, 2), 2, 1))
+    function, expected = (lambda *x, f=f: f(*x, 2, 1) for f in (halo_attention, by_definition))
+    assert_gradients_agree(function, expected, inputs)
+
+
+def test_no_images(path, device):
+    inputs = leaves(tensors((0, 4, 4, 2), 2, 1, device=device))
+    out = halo_attention(*inputs, 2, 1)
+    assert out.shape == inputs[2].shape
+    out.sum().backward()
+    assert inputs[1].grad.shape == inputs[1].shape
+    assert not inputs[3].grad.any()
+
+
+def test_gradcheck(path):
+    inputs = leaves(tensors((1, 2, 2, 1), 2, 1, 2, depth=2, channels=3))
+    assert torch.autograd.gradcheck(lambda *x: halo_attention(*x, 2, 1), inputs, fast_mode=True)
+
+
+def test_operators(path):
+    q, k, v, *_ = tensors((1, 2, 2, 1), 2, 1)
+    position = torch.randn(*q.shape[:-1], 8, dtype=q.dtype)
+    arguments = (2, 1, 0.5)
+    out, lse = halo_attention_op(q, k, v, position, *arguments)
+    torch.library.opcheck(halo_attention_backward_op, (out, q, k, v, position, out, lse, *arguments))
+    torch.library.opcheck(halo_attention_op, (*leaves([q, k, v, position]), *arguments))
+
+
+def test_bad_arguments():
+    q, k, v, height_rel, width_rel = tensors((2, 4, 6, 3), 2, 1)
+    tables = height_rel, width_rel
+    with pytest.raises(ValueError, match=r"must have shape \(B, H, W, heads, channels\), got \(2, 4, 6, 15\)"):
+        halo_attention(q.flatten(3), k, v, *tables, 2, 1)
+    with pytest.raises(TypeError, match=r"one floating-point dtype, got torch\.float64, torch\.float32"):
+        halo_attention(q, k.float(), v, *tables, 2, 1)
+    with pytest.raises(ValueError, match="block_size must be at least 1 and halo_size at least 0, got 2 and -1"):
+        halo_attention(q, k, v, *tables, 2, -1)
+    with pytest.raises(ValueError, match="multiples of block_size = 4, got 4 and 6"):
+        halo_attention(q, k, v, *tables, 4, 0)
+    with pytest.raises(ValueError, match="a stride that divides block_size = 2, got 4 and 3"):
+        halo_attention(q[:, :, ::2], k, v, *tables, 2, 1)
+    with pytest.raises(ValueError, match="a stride that divides block_size = 1, got 2 and 3"):
+        halo_attention(q[:, ::2, ::2], k, v, *tables, 1, 1)
+    with pytest.raises(ValueError, match=r"width_rel must have shape \(2 win - 1, D\) = \(7, 5\) .* = 4, got \(6, 5\)"):
+        halo_attention(q, k, v, height_rel, width_rel[1:], 2, 1)
