@@ -5,7 +5,7 @@ A skeleton (`Pyramid`, `Isotropic`) adds the loop over its parts; a system adds 
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -264,9 +264,14 @@ def _check_indices(indices: Sequence[int], levels: int) -> tuple[int, ...]:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norms leave their running averages alone: what is computed again must not be counted again."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    with ExitStack() as stack:
-        for norm in norms:
-            norm.track_running_stats = False
-            stack.callback(setattr, norm, "track_running_stats", True)
+    norms = [
+        m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.num_batches_tracked is not None
+    ]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:  # they still take the averages, so that the same tensors are saved as the first time
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
