@@ -1,0 +1,488 @@
+"""Every pixel averages the values in its window, by weights that it brings itself: A V of neighbourhood attention.
+
+    out[p] = Σ_t softmax_t(logits[p, t] + bias[offset of tap t from p]) · v[tap t of p]
+
+The k x k window is clamped: at a border it stops inside the map instead of reaching out, so that its first row for row
+i is min(max(i - k // 2, 0), H - k), and every pixel has k² taps. Taps are in row-major order. Neither copies of v for
+each tap nor, for the backward, the softmax are kept; the backward makes it again.
+
+Source: OverLoCK's dynamic convolution ContMix, arXiv 2502.20087; the window: Neighborhood Attention Transformer, arXiv
+2204.07143.
+"""
+
+import torch
+from torch import Tensor
+
+from .dispatch import compiled, decompose, each, pick, tl, triton
+from .gather import sum_dtype
+
+
+def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Tensor | None = None) -> Tensor:
+    """Averages of v over clamped windows, weighted by the softmax of logits + bias; differentiable in all three.
+
+    The softmax and the sums are made in float32 for half types.
+
+    Args:
+        logits: (B, H, W, heads, k²) of any floating dtype.
+        v: (B, H, W, heads, c) of any floating dtype: (B, H, W, C), a map that is channels-last, seen as heads.
+        kernel_size: k, odd, at most H and W.
+        bias: (heads, 2k - 1, 2k - 1) of any floating dtype: bias[g, y + k - 1, x + k - 1] is added to the logits of
+            taps that lie y rows below and x columns right of their pixel.
+
+    Returns:
+        (B, H, W, heads, c), contiguous, of the dtype of v.
+
+    Raises:
+        ValueError, TypeError: for arguments of other shapes and dtypes.
+    """
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd positive integer, got {kernel_size!r}")
+    if v.ndim != 5:
+        raise ValueError(f"v must have shape (B, H, W, heads, c), got {tuple(v.shape)}")
+    if logits.shape != (*v.shape[:4], kernel_size**2):
+        raise ValueError(
+            f"logits must have shape (B, H, W, heads, k²) = {(*v.shape[:4], kernel_size**2)} for kernel_size "
+            f"{kernel_size} and v {tuple(v.shape)}, got {tuple(logits.shape)}"
+        )
+    if kernel_size > min(v.shape[1:3]):
+        raise ValueError(
+            f"kernel_size must be at most H and W, {v.shape[1]} and {v.shape[2]}, got {kernel_size}: a window does "
+            "not reach beyond the map"
+        )
+    side = 2 * kernel_size - 1
+    if bias is not None and bias.shape != (v.shape[3], side, side):
+        raise ValueError(
+            f"bias must have shape (heads, 2k - 1, 2k - 1) = {(v.shape[3], side, side)}, got {tuple(bias.shape)}"
+        )
+    for name, tensor in (("logits", logits), ("v", v), ("bias", v if bias is None else bias)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
+        if tensor.device != v.device:
+            raise ValueError(f"{name} must be on the device of v, {v.device}, got {tensor.device}")
+    return _neighborhood_aggregate(logits, v, bias, kernel_size)
+
+
+def _wide(logits: Tensor, v: Tensor) -> torch.dtype:
+    """The dtype of the softmax and of sums."""
+    return torch.promote_types(sum_dtype(logits), v.dtype)
+
+
+def _starts(size: int, k: int, device: torch.device) -> Tensor:
+    """The first row (or column) of the window of every row."""
+    return (torch.arange(size, device=device) - k // 2).clamp(0, size - k)
+
+
+def _offsets(size: int, k: int, device: torch.device) -> Tensor:
+    """(size · k,): the row of the bias table for every row of pixels and of their windows."""
+    first = _starts(size, k, device) - torch.arange(size, device=device) + k - 1
+    return (first.unsqueeze(1) + torch.arange(k, device=device)).flatten()
+
+
+def _softmax_reference(logits: Tensor, bias: Tensor | None, k: int, wide: torch.dtype) -> Tensor:
+    logits = logits.to(wide)
+    if bias is not None:
+        height, width = logits.shape[1:3]
+        table = bias.to(wide).index_select(1, _offsets(height, k, bias.device))
+        table = table.index_select(2, _offsets(width, k, bias.device))  # (heads, H k, W k)
+        logits = logits + table.view(-1, height, k, width, k).permute(1, 3, 0, 2, 4).flatten(3)
+    return logits.softmax(-1)
+
+
+def _bias_gradient(grad_logits: Tensor, bias: Tensor | None, k: int, wide: torch.dtype) -> Tensor:
+    """Gradient of the bias; without one, no numbers."""
+    if bias is None:
+        return grad_logits.new_empty(0)
+    height, width, heads = grad_logits.shape[1:4]
+    grad = grad_logits.sum(0, dtype=wide).view(height, width, heads, k, k).permute(2, 0, 3, 1, 4)
+    grad = grad.reshape(heads, height * k, width * k)
+    rows = grad.new_zeros(heads, 2 * k - 1, width * k).index_add(1, _offsets(height, k, grad.device), grad)
+    table = grad.new_zeros(heads, 2 * k - 1, 2 * k - 1).index_add(2, _offsets(width, k, grad.device), rows)
+    return table.to(bias.dtype)
+
+
+def neighborhood_aggregate_reference(logits: Tensor, v: Tensor, bias: Tensor | None, k: int) -> Tensor:
+    wide = _wide(logits, v)
+    weight = _softmax_reference(logits, bias, k, wide)
+    top, left = _starts(v.shape[1], k, v.device), _starts(v.shape[2], k, v.device)
+    out = torch.zeros_like(v, dtype=wide, memory_format=torch.contiguous_format)
+    for y in range(k):
+        seen = v.index_select(1, top + y).to(wide)
+        for x in range(k):
+            out = out + weight[..., y * k + x, None] * seen.index_select(2, left + x)
+    return out.to(v.dtype)
+
+
+def neighborhood_aggregate_backward_reference(grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, k: int):
+    """Gradients of logits, v and bias."""
+    wide = _wide(logits, v)
+    weight, grad = _softmax_reference(logits, bias, k, wide), grad.to(wide)
+    top, left = _starts(v.shape[1], k, v.device), _starts(v.shape[2], k, v.device)
+    grad_v = torch.zeros_like(v, dtype=wide, memory_format=torch.contiguous_format)
+    products = []
+    for y in range(k):
+        seen, grad_seen = v.index_select(1, top + y).to(wide), torch.zeros_like(grad_v)
+        for x in range(k):
+            products.append((grad * seen.index_select(2, left + x)).sum(-1))
+            grad_seen = grad_seen.index_add(2, left + x, weight[..., y * k + x, None] * grad)
+        grad_v = grad_v.index_add(1, top + y, grad_seen)
+    grad_logits = torch.stack(products, -1) * weight
+    grad_logits = grad_logits - weight * grad_logits.sum(-1, keepdim=True)
+    grad_bias = _bias_gradient(grad_logits, bias, k, wide)
+    return grad_logits.to(logits.dtype).contiguous(), grad_v.to(v.dtype), grad_bias
+
+
+# The CPU's path: a head of an image at a time, copied in the dtype of sums, as its values fit into a core's cache.
+# Channels are innermost.
+
+
+@compiled
+def _start(i, size, k):
+    return min(max(i - k // 2, 0), size - k)
+
+
+@compiled
+def _add_bias(logits, bias, k):
+    height, width, _ = logits.shape
+    for i in range(height):
+        row = _start(i, height, k) - i + k - 1
+        for j in range(width):
+            column = _start(j, width, k) - j + k - 1
+            for y in range(k):
+                for x in range(k):
+                    logits[i, j, y * k + x] += bias[row + y, column + x]
+
+
+@compiled
+def _collect_bias(grad, total, k):
+    height, width, _ = grad.shape
+    for i in range(height):
+        row = _start(i, height, k) - i + k - 1
+        for j in range(width):
+            column = _start(j, width, k) - j + k - 1
+            for y in range(k):
+                for x in range(k):
+                    total[row + y, column + x] += grad[i, j, y * k + x]
+
+
+@compiled(fastmath={"contract"})
+def _sums(weight, v, total, k):
+    height, width, channels = v.shape
+    for i in range(height):
+        top = _start(i, height, k)
+        for j in range(width):
+            left = _start(j, width, k)
+            for y in range(k):
+                for x in range(k):
+                    w = weight[i, j, y * k + x]
+                    for c in range(channels):
+                        total[i, j, c] += w * v[top + y, left + x, c]
+
+
+@compiled(fastmath={"contract", "reassoc", "nsz"})  # so that the sum over channels is made in vectors
+def _products(grad, v, product, k):
+    height, width, channels = v.shape
+    for i in range(height):
+        top = _start(i, height, k)
+        for j in range(width):
+            left = _start(j, width, k)
+            for y in range(k):
+                for x in range(k):
+                    total = v.dtype.type(0)
+                    for c in range(channels):
+                        total += grad[i, j, c] * v[top + y, left + x, c]
+                    product[i, j, y * k + x] = total
+
+
+@compiled(fastmath={"contract"})
+def _spread(weight, grad, grad_v, k):
+    height, width, channels = grad_v.shape
+    for i in range(height):
+        top = _start(i, height, k)
+        for j in range(width):
+            left = _start(j, width, k)
+            for y in range(k):
+                for x in range(k):
+                    w = weight[i, j, y * k + x]
+                    for c in range(channels):
+                        grad_v[top + y, left + x, c] += w * grad[i, j, c]
+
+
+def _copy(x: Tensor, wide: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=wide).copy_(x)
+
+
+def _softmax_cpu(logits_HWT: Tensor, bias: Tensor | None, k: int, wide: torch.dtype) -> Tensor:
+    logits_HWT = _copy(logits_HWT, wide)
+    if bias is not None:
+        _add_bias(logits_HWT.numpy(), _copy(bias, wide).numpy(), k)
+    return logits_HWT.softmax(-1)
+
+
+def _heads(v: Tensor) -> list[tuple[int, int]]:
+    return [(image, head) for image in range(v.shape[0]) for head in range(v.shape[3])]
+
+
+def _neighborhood_aggregate_cpu(logits: Tensor, v: Tensor, bias: Tensor | None, k: int) -> Tensor:
+    wide, out = _wide(logits, v), v.new_empty(v.shape)
+
+    def one(item: tuple[int, int]) -> None:
+        image, head = item
+        weight = _softmax_cpu(logits[image, :, :, head], None if bias is None else bias[head], k, wide)
+        values = _copy(v[image, :, :, head], wide)
+        total = torch.zeros_like(values)
+        _sums(weight.numpy(), values.numpy(), total.numpy(), k)
+        out[image, :, :, head] = total
+
+    each(one, _heads(v))
+    return out
+
+
+def _neighborhood_aggregate_backward_cpu(grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, k: int):
+    wide = _wide(logits, v)
+    grad_logits, grad_v = logits.new_empty(logits.shape), v.new_empty(v.shape)
+    shares = torch.zeros(() if bias is None else (len(v), *bias.shape), dtype=wide)  # of every image
+
+    def one(item: tuple[int, int]) -> None:
+        image, head = item
+        weight = _softmax_cpu(logits[image, :, :, head], None if bias is None else bias[head], k, wide)
+        values, gradient = _copy(v[image, :, :, head], wide), _copy(grad[image, :, :, head], wide)
+        product, total = torch.empty_like(weight), torch.zeros_like(values)
+        _products(gradient.numpy(), values.numpy(), product.numpy(), k)
+        _spread(weight.numpy(), gradient.numpy(), total.numpy(), k)
+        product *= weight
+        product.addcmul_(weight, product.sum(-1, keepdim=True), value=-1)
+        if bias is not None:
+            _collect_bias(product.numpy(), shares[image, head].numpy(), k)
+        grad_logits[image, :, :, head] = product
+        grad_v[image, :, :, head] = total
+
+    each(one, _heads(v))
+    return grad_logits, grad_v, v.new_empty(0) if bias is None else shares.sum(0).to(bias.dtype)
+
+
+# Triton: a program takes a block of pixels of one head, and walks over their taps. The softmax is made as it goes:
+# whenever a higher logit comes, what was summed so far is scaled down.
+
+# Elements of a tile of pixels by channels, and pixels at most.
+TILE, PIXELS = 2048, 64
+
+
+@triton.jit
+def _block(heads, height, width, BLOCK_P: tl.constexpr):
+    """Image, head, rows and columns of this program's pixels, and which of them exist."""
+    blocks = tl.cdiv(height * width, BLOCK_P)
+    image_head = tl.program_id(0) // blocks
+    pixel = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    image, head = (image_head // heads).to(tl.int64), image_head % heads
+    return image, head, pixel // width, pixel % width, pixel < height * width
+
+
+@triton.jit
+def _first(i, size, K: tl.constexpr):
+    return tl.minimum(tl.maximum(i - K // 2, 0), size - K)
+
+
+@triton.jit
+def _at(b, i, j, head, stride_b, stride_h, stride_w, stride_g):
+    return b * stride_b + i.to(tl.int64) * stride_h + j.to(tl.int64) * stride_w + head * stride_g
+
+
+@triton.jit
+def _logit(logits, bias, mask, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr):
+    logit = tl.load(logits, mask=mask, other=0).to(WIDE)
+    if HAS_BIAS:
+        logit += tl.load(bias, mask=mask, other=0).to(WIDE)
+    return logit
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def neighborhood_aggregate_fwd_kernel(
+    logits, v, bias, out, heads, channels, height, width,
+    l_b, l_h, l_w, l_g, v_b, v_h, v_w, v_g,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    b, head, i, j, inside = _block(heads, height, width, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    tile = inside[:, None] & (c < channels)[None, :]
+    top, left = _first(i, height, K), _first(j, width, K)
+    logits += _at(b, i, j, head, l_b, l_h, l_w, l_g)
+    v += _at(b, top, left, head, v_b, v_h, v_w, v_g)
+    bias += (head * (2 * K - 1) + top - i + K - 1) * (2 * K - 1) + left - j + K - 1
+    highest = tl.full((BLOCK_P,), -1e38, dtype=WIDE)  # finite, so that a logit of -inf is left out
+    total = tl.zeros((BLOCK_P,), dtype=WIDE)
+    value = tl.zeros((BLOCK_P, BLOCK_C), dtype=WIDE)
+    for tap in range(K * K):
+        y, x = tap // K, tap % K
+        logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
+        higher = tl.maximum(highest, logit)
+        fade, weight = tl.exp(highest - higher), tl.exp(logit - higher)
+        seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
+        value = value * fade[:, None] + weight[:, None] * seen
+        total = total * fade + weight
+        highest = higher
+    out += (((b * height + i) * width + j) * heads + head)[:, None] * channels + c[None, :]
+    tl.store(out, value / total[:, None], mask=tile)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def neighborhood_aggregate_bwd_logits_kernel(
+    grad, logits, v, bias, grad_logits, normaliser, heads, channels, height, width,
+    g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g, v_b, v_h, v_w, v_g,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the logits, and log Σ exp(logits + bias), which the gradient of v needs."""
+    b, head, i, j, inside = _block(heads, height, width, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    tile = inside[:, None] & (c < channels)[None, :]
+    top, left = _first(i, height, K), _first(j, width, K)
+    g = tl.load(grad + _at(b, i, j, head, g_b, g_h, g_w, g_g)[:, None] + c[None, :], mask=tile, other=0).to(WIDE)
+    logits += _at(b, i, j, head, l_b, l_h, l_w, l_g)
+    v += _at(b, top, left, head, v_b, v_h, v_w, v_g)
+    bias += (head * (2 * K - 1) + top - i + K - 1) * (2 * K - 1) + left - j + K - 1
+    highest = tl.full((BLOCK_P,), -1e38, dtype=WIDE)
+    total = tl.zeros((BLOCK_P,), dtype=WIDE)
+    mean = tl.zeros((BLOCK_P,), dtype=WIDE)  # of the taps' products with the gradient
+    for tap in range(K * K):
+        y, x = tap // K, tap % K
+        logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
+        higher = tl.maximum(highest, logit)
+        fade, weight = tl.exp(highest - higher), tl.exp(logit - higher)
+        seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
+        mean = mean * fade + weight * tl.sum(g * seen, 1)
+        total = total * fade + weight
+        highest = higher
+    mean /= total
+    highest += tl.log(total)
+    pixel = ((b * height + i) * width + j) * heads + head
+    tl.store(normaliser + pixel, highest, mask=inside)
+    for tap in range(K * K):
+        y, x = tap // K, tap % K
+        logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
+        seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
+        tl.store(
+            grad_logits + pixel * (K * K) + tap, tl.exp(logit - highest) * (tl.sum(g * seen, 1) - mean), mask=inside
+        )
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def neighborhood_aggregate_bwd_v_kernel(
+    grad, logits, bias, normaliser, grad_v, heads, channels, height, width,
+    g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g,
+    K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Every pixel (a, e) collects from those (i, j) that see it, which are a rectangle: at a border a larger one."""
+    b, head, a, e, inside = _block(heads, height, width, BLOCK_P)
+    c = tl.arange(0, BLOCK_C)
+    tile = inside[:, None] & (c < channels)[None, :]
+    top, bottom = tl.where(a < K, 0, a - K // 2), tl.where(a >= height - K, height - 1, a + K // 2)
+    left, right = tl.where(e < K, 0, e - K // 2), tl.where(e >= width - K, width - 1, e + K // 2)
+    value = tl.zeros((BLOCK_P, BLOCK_C), dtype=WIDE)
+    for y in range(tl.max(bottom - top, 0) + 1):
+        i = top + y
+        for x in range(tl.max(right - left, 0) + 1):
+            j = left + x
+            seen = inside & (i <= bottom) & (j <= right)
+            tap = (a - _first(i, height, K)) * K + e - _first(j, width, K)
+            at = (head * (2 * K - 1) + a - i + K - 1) * (2 * K - 1) + e - j + K - 1
+            logit = _logit(logits + _at(b, i, j, head, l_b, l_h, l_w, l_g) + tap, bias + at, seen, HAS_BIAS, WIDE)
+            pixel = ((b * height + i) * width + j) * heads + head
+            weight = tl.exp(logit - tl.load(normaliser + pixel, mask=seen, other=0))
+            g = grad + _at(b, i, j, head, g_b, g_h, g_w, g_g)[:, None] + c[None, :]
+            value += weight[:, None] * tl.load(g, mask=tile & seen[:, None], other=0).to(WIDE)
+    grad_v += (((b * height + a) * width + e) * heads + head)[:, None] * channels + c[None, :]
+    tl.store(grad_v, value, mask=tile)
+
+
+def _launch(kernel, v: Tensor, wide: torch.dtype, k: int, has_bias: bool, strided: list[Tensor], *tensors) -> None:
+    """Over blocks of pixels of all heads of all images; the strides of `strided` follow its other arguments."""
+    batch, height, width, heads, channels = v.shape
+    block_c = 1 << (channels - 1).bit_length()
+    block_p = max(min(PIXELS, TILE // block_c), 1)
+    strides = [stride for tensor in strided for stride in tensor.stride()[:4]]
+    options = dict(K=k, HAS_BIAS=has_bias, WIDE=tl.float64 if wide == torch.float64 else tl.float32)
+    grid = (batch * heads * triton.cdiv(height * width, block_p),)
+    with torch.cuda.device_of(v):
+        kernel[grid](*tensors, heads, channels, height, width, *strides, **options, BLOCK_P=block_p, BLOCK_C=block_c)
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """x, copied only if the last axis is not contiguous: the kernels know the strides of the others."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _neighborhood_aggregate_triton(logits: Tensor, v: Tensor, bias: Tensor | None, k: int) -> Tensor:
+    wide, out = _wide(logits, v), v.new_empty(v.shape)
+    if out.numel():
+        logits, v = _side_by_side(logits), _side_by_side(v)
+        table = logits if bias is None else bias.contiguous()  # without one, a pointer that nobody follows
+        kernel = neighborhood_aggregate_fwd_kernel
+        _launch(kernel, v, wide, k, bias is not None, [logits, v], logits, v, table, out)
+    return out
+
+
+def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, k: int):
+    wide = _wide(logits, v)
+    grad_logits, grad_v = logits.new_empty(logits.shape), v.new_empty(v.shape)
+    if not grad_v.numel():
+        grad_logits.zero_()
+    else:
+        grad, logits, v = map(_side_by_side, (grad, logits, v))
+        table = logits if bias is None else bias.contiguous()
+        normaliser = v.new_empty(v.shape[:4], dtype=wide)
+        _launch(
+            neighborhood_aggregate_bwd_logits_kernel, v, wide, k, bias is not None, [grad, logits, v],
+            grad, logits, v, table, grad_logits, normaliser,
+        )  # fmt: skip
+        _launch(
+            neighborhood_aggregate_bwd_v_kernel, v, wide, k, bias is not None, [grad, logits],
+            grad, logits, table, normaliser, grad_v,
+        )  # fmt: skip
+    return grad_logits, grad_v, _bias_gradient(grad_logits, bias, k, wide)
+
+
+@torch.library.custom_op("attlas::neighborhood_aggregate", mutates_args=())
+def _neighborhood_aggregate(logits: Tensor, v: Tensor, bias: Tensor | None, kernel_size: int) -> Tensor:
+    return pick(
+        v,
+        reference=neighborhood_aggregate_reference,
+        triton=_neighborhood_aggregate_triton,
+        cpu=_neighborhood_aggregate_cpu,
+    )(logits, v, bias, kernel_size)
+
+
+@_neighborhood_aggregate.register_fake
+def _(logits, v, bias, kernel_size):
+    return v.new_empty(v.shape)
+
+
+@torch.library.custom_op("attlas::neighborhood_aggregate_backward", mutates_args=())
+def _neighborhood_aggregate_backward(
+    grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, kernel_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return pick(
+        v,
+        reference=neighborhood_aggregate_backward_reference,
+        triton=_neighborhood_aggregate_backward_triton,
+        cpu=_neighborhood_aggregate_backward_cpu,
+    )(grad, logits, v, bias, kernel_size)
+
+
+@_neighborhood_aggregate_backward.register_fake
+def _(grad, logits, v, bias, kernel_size):
+    grad_bias = v.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return logits.new_empty(logits.shape), v.new_empty(v.shape), grad_bias
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.kernel_size = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, grad):
+    logits, v, bias = ctx.saved_tensors
+    grad_logits, grad_v, grad_bias = _neighborhood_aggregate_backward(grad, logits, v, bias, ctx.kernel_size)
+    return grad_logits, grad_v, None if bias is None else grad_bias, None
+
+
+_neighborhood_aggregate.register_autograd(_backward, setup_context=_save)
+decompose(_neighborhood_aggregate, neighborhood_aggregate_reference)
