@@ -1,0 +1,255 @@
+"""DaViT: attention over windows of pixels alternates with attention over groups of channels.
+
+"DaViT: Dual Attention Vision Transformers", ECCV 2022, arXiv 2204.03645; https://github.com/dingmyu/davit (MIT), whose
+weights load, as do those of timm's port. One unit of depth is a spatial block, then a channel block. With N pixels,
+width d = C / h of a head or group, and q, k, v = linear(x), each (N, d) in every window and head, or in every group:
+
+    spatial, in windows of w x w pixels:   y = softmax(q kᵀ / √d) v        cost 2 N w² C
+    channel, over all pixels:              A = softmax(kᵀ v / √d)          (d, d), rows are channels of k
+                                           y = q Aᵀ                        cost 2 N d C
+
+Both are linear in N. Where paper and code differ, the code counts, for the weights' sake: in channel attention the keys
+and values make the map and the queries are averaged by it; windows have no relative bias; the zeros that fill up the
+last windows take part in their softmax.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import MIXERS
+from .layers import DropPath, Head, LayerNorm2d, Mlp, Residual, depthwise, heads_of
+from .pyramid import Pyramid
+from .zoo import Variant, register
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+@MIXERS.register_module()
+class SpatialWindowAttention(nn.Module):
+    """Self-attention within windows that do not overlap, without any notion of position, see above.
+
+    Args:
+        dim: channels C.
+        heads: their number; C / 32 by default.
+        window: side w of a window in pixels. Maps are filled up with zeros, right and below.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`.
+    """
+
+    def __init__(self, dim: int, heads: int | None = None, window: int = 7):
+        super().__init__()
+        self.heads = heads_of("SpatialWindowAttention", dim, heads)
+        self.window = window
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, rows of windows, columns of windows, heads, w², d)."""
+        w = self.window
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -x.shape[3] % w, 0, -x.shape[2] % w))
+        qkv = self.qkv(x).unflatten(2, (-1, w)).unflatten(1, (-1, w)).unflatten(-1, (3, self.heads, -1))
+        # (B, rows, w, columns, w, 3, heads, d) -> (3, B, rows, columns, heads, w, w, d)
+        return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        q, k, v = (part.flatten(0, 2) for part in self._split(x))
+        y = F.scaled_dot_product_attention(q, k, v)  # (windows, heads, w², d)
+        rows, columns = -(-height // self.window), -(-width // self.window)
+        y = y.unflatten(2, (self.window, self.window)).unflatten(0, (-1, rows, columns))
+        y = y.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)  # (B, rows · w, columns · w, C)
+        return self.proj(y[:, :height, :width]).permute(0, 3, 1, 2)
+
+    def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+        """How the pixel (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero outside its window;
+        the sum is 1 less what goes to the filling beyond the map."""
+        (row, inner_row), (column, inner_column) = (divmod(index, self.window) for index in place)
+        q, k, _ = (part[:, row, column] for part in self._split(x))
+        query = q[:, :, inner_row * self.window + inner_column, None]
+        weights = (query @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        maps = x.new_zeros(len(x), self.heads, *x.shape[-2:])
+        top, left = row * self.window, column * self.window
+        here = maps[:, :, top : top + self.window, left : left + self.window]
+        here.copy_(weights.unflatten(-1, (self.window, self.window)).squeeze(2)[..., : here.shape[2], : here.shape[3]])
+        return maps
+
+
+@MIXERS.register_module()
+class ChannelGroupAttention(nn.Module):
+    """Self-attention between the channels of a group, each channel a token of N = H · W features, see above.
+
+    The scale is that of d features although the logits are sums over N: they grow with the image.
+
+    Args:
+        dim: channels C.
+        groups: their number; C / 32 by default.
+        channel_attn_v2: timm's operator of that name (the weights of Florence-2) instead: the queries and keys make the
+            map, which averages the values, and the scale is that of N: y = v softmax(qᵀ k / √N)ᵀ.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`.
+    """
+
+    def __init__(self, dim: int, groups: int | None = None, channel_attn_v2: bool = False):
+        super().__init__()
+        self.groups = heads_of("ChannelGroupAttention", dim, groups)
+        self.channel_attn_v2 = channel_attn_v2
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """rows (B, N, C) -> A (B, groups, d, d), and what it averages, (B, groups, N, d)."""
+        qkv = self.qkv(rows).unflatten(-1, (3, self.groups, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.channel_attn_v2:
+            q, k, v = v, q, k
+        count, width = q.shape[-2:]
+        scale = (count if self.channel_attn_v2 else width) ** -0.5
+        return ((k * scale).transpose(-1, -2) @ v).softmax(-1), q
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention, q = self._map(x.flatten(2).transpose(1, 2))
+        y = q @ attention.transpose(-1, -2)
+        return self.proj(y.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+def _norm(dim: int) -> LayerNorm2d:
+    return LayerNorm2d(dim, eps=1e-5)
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 4, then layer norm."""
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, 7, stride=4, padding=3)
+        self.norm = _norm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Downsample(nn.Module):
+    """Layer norm, then a convolution of stride 2, 2x2 or (`overlapped`) 3x3. Odd sizes are rounded up."""
+
+    def __init__(self, in_dim: int, dim: int, overlapped: bool):
+        super().__init__()
+        self.norm = _norm(in_dim)
+        self.conv = nn.Conv2d(in_dim, dim, 3 if overlapped else 2, stride=2, padding=1 if overlapped else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        # the zeros come after the norm; the 3x3 convolution has them in its padding
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return self.conv(x)
+
+
+class DualBlock(nn.Module):
+    """A spatial or a channel block: a depth-wise 3x3 convolution (which tells positions) before the attention, and
+    another before the MLP, all on residual branches."""
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float):
+        super().__init__()
+        self.position1, self.position2 = Residual(depthwise(dim, 3)), Residual(depthwise(dim, 3))
+        self.norm1, self.mixer = _norm(dim), mixer
+        self.norm2, self.mlp = _norm(dim), mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.position1(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.position2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class DaViT(Pyramid):
+    """DaViT, at any size of the image.
+
+    Args:
+        dims, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
+        depths: pairs of a spatial and a channel block in each stage.
+        heads: of the spatial and groups of the channel attention, by stage; by default of 32 channels each.
+        window: side of the windows.
+        overlapped_patch: 3x3 convolutions between the stages, not 2x2.
+        channel_attn_v2: as of `ChannelGroupAttention`. With this, overlapped_patch and windows of 12 it is the image
+            tower of Florence-2.
+    """
+
+    blocks_per_depth = 2
+
+    def __init__(
+        self,
+        dims=(96, 192, 384, 768),
+        depths=(1, 1, 3, 1),
+        heads=None,
+        window: int = 7,
+        overlapped_patch: bool = False,
+        channel_attn_v2: bool = False,
+        **common,
+    ):
+        if heads is not None and len(heads) != len(dims):
+            raise ValueError(f"heads must have one entry for each of the {len(dims)} stages, got {tuple(heads)}")
+        self.heads = [None] * len(dims) if heads is None else list(heads)
+        self.window = window
+        self.overlapped_patch, self.channel_attn_v2 = overlapped_patch, channel_attn_v2
+        super().__init__(dims, depths, **common)
+
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        return Stem(in_channels, dim)
+
+    def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
+        return Downsample(in_dim, dim, self.overlapped_patch)
+
+    def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
+        heads = self.heads[stage]
+        mixer: nn.Module
+        if index % 2 == 0:
+            mixer = SpatialWindowAttention(dim, heads, self.window)
+        else:
+            mixer = ChannelGroupAttention(dim, heads, self.channel_attn_v2)
+        return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path)
+
+    def make_output_norm(self, stage: int, dim: int) -> nn.Module:
+        return _norm(dim)
+
+    def make_head(self, dim: int, num_classes: int) -> nn.Module:
+        return Head(dim, num_classes, after=nn.LayerNorm(dim))
+
+
+def _size(width: int, *depths: int) -> dict:
+    return dict(dims=(width, 2 * width, 4 * width, 8 * width), depths=depths)
+
+
+VARIANTS = {
+    "davit_tiny": Variant(_size(96, 1, 1, 3, 1), 28_360_168, 4.5, 82.8, drop_path=0.1),
+    "davit_small": Variant(_size(96, 1, 1, 9, 1), 49_745_896, 8.8, 84.2, drop_path=0.1),
+    "davit_base": Variant(_size(128, 1, 1, 9, 1), 87_954_408, 15.5, 84.6, drop_path=0.1),
+    "davit_large": Variant(_size(192, 1, 1, 9, 1) | dict(window=12), 196_811_752, 103.0, size=384, drop_path=0.1),
+    "davit_huge": Variant(_size(256, 1, 1, 9, 1), 348_922_856, drop_path=0.1),
+    "davit_giant": Variant(_size(384, 1, 1, 12, 3), 1_406_470_120, top1=90.4, drop_path=0.1),  # after 1.5 G pairs
+}
+
+# --- the authors' checkpoints, and timm's ----------------------------------------------------------------------------
+
+RULES = [
+    (r"^patch_embeds\.0\.", r"stem."),
+    (r"^patch_embeds\.(\d)\.", r"stages.\1.downsample."),
+    (r"^(stem|stages\.\d\.downsample)\.proj\.", r"\1.conv."),
+    (r"^main_blocks\.(\d)\.", r"stages.\1.blocks."),
+    (r"\.spatial_block\.", r".0."),  # of Florence-2
+    (r"\.channel_block\.", r".1."),
+    # block 0 (spatial) or 1 (channel) of pair j is our block 2j or 2j + 1
+    (r"^(stages\.\d\.blocks)\.(\d+)\.([01])\.", lambda m: f"{m[1]}.{2 * int(m[2]) + int(m[3])}."),
+    (r"(^|\.)cpe(\.0|1)\.proj\.", r"\1position1.branch."),
+    (r"(^|\.)cpe(\.1|2)\.proj\.", r"\1position2.branch."),
+    (r"(^|\.)attn\.", r"\1mixer."),
+    (r"^norm(\d)\.", r"norms.\1."),
+    (r"^norms\.(weight|bias)$", r"head.after.\1"),
+    (r"^head\.norm\.", r"head.after."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
+register(DaViT, VARIANTS, RULES)

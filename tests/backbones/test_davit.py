@@ -1,0 +1,128 @@
+"""What characterises DaViT: channel attention does not see the order of pixels, windows do not see each other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_records import Record
+from torch.utils.flop_counter import FlopCounterMode
+
+from attlas import backbones
+from attlas.backbones.davit import ChannelGroupAttention, DaViT, Downsample, SpatialWindowAttention, Stem
+from attlas.registry import MIXERS
+
+
+def normal(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("channel_attn_v2", [False, True])
+def test_channel_attention_commutes_with_permutations(channel_attn_v2):
+    mixer, x = ChannelGroupAttention(12, 3, channel_attn_v2).double(), normal(2, 12, 5, 7)
+    order = torch.randperm(35, generator=torch.Generator().manual_seed(1))
+    permuted = x.flatten(2)[..., order].unflatten(2, (5, 7))
+    torch.testing.assert_close(mixer(permuted).flatten(2), mixer(x).flatten(2)[..., order])
+
+
+@pytest.mark.parametrize("channel_attn_v2", [False, True])
+def test_channel_attention_by_definition(channel_attn_v2):
+    """Channel by channel, in loops."""
+    mixer, rows = ChannelGroupAttention(6, 2, channel_attn_v2).double(), normal(10, 6)
+    q, k, v = mixer.qkv(rows).split(6, dim=1)
+    y = torch.empty_like(rows)
+    for group in (slice(0, 3), slice(3, 6)):
+        if channel_attn_v2:
+            seen, by, averaged, scale = k[:, group], q[:, group], v[:, group], 10**-0.5
+        else:
+            seen, by, averaged, scale = v[:, group], k[:, group], q[:, group], 3**-0.5
+        for channel in range(3):
+            weights = torch.stack([by[:, channel] @ seen[:, other] * scale for other in range(3)]).softmax(0)
+            y[:, group.start + channel] = averaged @ weights
+    torch.testing.assert_close(mixer(rows.mT[None].unflatten(2, (2, 5))).flatten(2)[0].mT, mixer.proj(y))
+    attention, _ = mixer._map(rows[None])
+    torch.testing.assert_close(attention.sum(-1), torch.ones(1, 2, 3, dtype=torch.float64))
+
+
+def test_windows_do_not_see_each_other():
+    mixer, x = SpatialWindowAttention(8, 2, window=3).double(), normal(2, 8, 7, 8)
+    changed = x.clone()
+    changed[:, :, 3:6, 3:6] = normal(2, 8, 3, 3)
+    same = (mixer(x) == mixer(changed)).all(1)
+    assert not same[:, 3:6, 3:6].any()
+    same[:, 3:6, 3:6] = True
+    assert same.all()
+
+
+def test_attention_maps():
+    """The weights of one pixel, against its output recomputed from them."""
+    mixer, x = SpatialWindowAttention(8, 2, window=3).double(), normal(2, 8, 6, 9)
+    maps = mixer.attention_maps(x, (4, 8))
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 2, dtype=torch.float64))
+    assert maps[:, :, 3:, 6:].count_nonzero() == maps.count_nonzero() == 2 * 2 * 9
+    values = mixer.qkv(x.permute(0, 2, 3, 1))[..., 16:].unflatten(-1, (2, 4))
+    y = mixer.proj(torch.einsum("bhyx,byxhd->bhd", maps, values).flatten(1))
+    torch.testing.assert_close(y, mixer(x)[:, :, 4, 8])
+    at_border = mixer.attention_maps(x[:, :, :5], (4, 8))  # a third of the window is filling
+    assert ((at_border.sum((2, 3)) > 0) & (at_border.sum((2, 3)) < 1)).all()
+
+
+@pytest.mark.parametrize("mixer", ["SpatialWindowAttention", "ChannelGroupAttention"])
+def test_cost_is_linear_in_pixels(mixer):
+    with torch.device("meta"):
+        mixer = MIXERS.build(dict(type=mixer, dim=64))
+    costs = []
+    for side in (14, 28, 56):
+        with FlopCounterMode(display=False) as counter:
+            mixer(torch.empty(1, 64, side, side, device="meta"))
+        costs.append(counter.get_total_flops())
+    assert costs[0] > 0
+    assert costs == [costs[0], 4 * costs[0], 16 * costs[0]]
+
+
+def test_overlapping_patches_need_no_filling():
+    """The authors fill every map up to a multiple of the stride; with 7x7 and 3x3 kernels that changes nothing."""
+    stem, downsample = Stem(3, 8).double(), Downsample(8, 8, overlapped=True).double()
+    for size in range(1, 10):
+        x = normal(1, 3, size, size + 1)
+        filled = F.pad(x, (0, -(size + 1) % 4, 0, -size % 4))
+        torch.testing.assert_close(stem(x), stem(filled))
+        x = normal(1, 8, size, size + 1)
+        filled = F.pad(downsample.norm(x), (0, (size + 1) % 2, 0, size % 2))
+        torch.testing.assert_close(downsample(x), downsample.conv(filled))
+    assert DaViT((32, 64), (1, 1), overlapped_patch=True)(torch.zeros(1, 3, 37, 29))[1].shape == (1, 64, 5, 4)
+
+
+@pytest.mark.parametrize("named_blocks", [False, True])
+def test_official_names_and_those_of_timm(named_blocks):
+    record = Record("davit/dense-backbone")
+    official = {name: value for name, value in record.state_dict().items() if not name.startswith("norm")}
+    official |= {"norms.weight": normal(96), "norms.bias": normal(96)}
+    official |= {"head.weight": normal(10, 96), "head.bias": normal(10)}
+    pairs = {
+        "patch_embeds.0.": "stem.",
+        **{f"patch_embeds.{s}.": f"stages.{s}.downsample." for s in (1, 2, 3)},
+        **{f"main_blocks.{s}.": f"stages.{s}.blocks." for s in range(4)},
+        "norms.": "head.norm.",
+        "head.": "head.fc.",
+    }
+    timm = {}
+    for name, value in official.items():
+        begin = next(begin for begin in pairs if name.startswith(begin))
+        new = pairs[begin] + name.removeprefix(begin).replace("cpe.0.", "cpe1.").replace("cpe.1.", "cpe2.")
+        if begin.startswith("patch"):
+            new = new.replace(".proj.", ".conv.")
+        if named_blocks and "blocks" in new:
+            stages, stage, blocks, pair, kind, rest = new.split(".", 5)
+            new = ".".join([stages, stage, blocks, pair, ("spatial_block", "channel_block")[int(kind)], rest])
+        timm[new] = value
+    logits = []
+    for state in (official, timm):
+        network = DaViT((32, 48, 64, 96), (1, 1, 2, 1), heads=(1, 2, 2, 3), window=4, num_classes=10).eval()
+        account = backbones.load(network, state)
+        assert account.complete, str(account)
+        logits.append(network(torch.ones(1, 3, 32, 32)))
+    assert torch.equal(*logits)
+
+
+def test_heads_for_every_stage():
+    with pytest.raises(ValueError, match=r"heads must have one entry for each of the 4 stages, got \(3, 6\)"):
+        DaViT(heads=(3, 6))
