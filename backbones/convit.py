@@ -145,8 +145,8 @@ def _width(dim: int, heads: int) -> dict:
     return dict(dim=dim, heads=heads)
 
 
-# 48 channels a head, 64 in the plus models, whose weights were not published. The accuracies of the others were verified
-# with the published weights; those of the plus models are the paper's.
+# 48 channels a head, 64 in the plus models, whose weights were not published. The accuracies of the others were
+# verified with the published weights; those of the plus models are the paper's.
 VARIANTS = {
     "convit_tiny": Variant(_width(192, 4), 5_710_512, 1.0, 73.1, drop_path=0.1),
     "convit_tiny_plus": Variant(_width(256, 4), 9_972_912, 2.0, 76.7, drop_path=0.1),

@@ -26,7 +26,6 @@ Source: NAT, arXiv 2204.07143; DiNAT, arXiv 2209.15001; fused: arXiv 2403.04690;
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -236,8 +235,9 @@ def _axes(q: Tensor, kernel_size, dilation, stride, causal) -> tuple[tuple, ...]
 # The reference: one line of the window, κ_Z keys of every query, at a time.
 
 
-def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For every line of the window: keys as indices of tokens, which of them are in the window, indices of bias.
+def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """For every line of the window: keys as indices of tokens, which of them are outside the window (None if no axis is
+    causal, and so none is), indices of bias.
 
     Each is (N, κ_Z). A key outside a causal window is replaced by one inside.
     """
@@ -247,27 +247,28 @@ def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tup
         w = torch.arange(kernel, device=device)
         inside = w < count.unsqueeze(1)
         place = first.unsqueeze(1) + dilation * torch.minimum(w, count.unsqueeze(1) - 1)
-        shape = [*[1] * i, length, *[1] * (2 - i), kernel]
+        shape = [*[1] * i, length, *[1] * (2 - i), *[1] * i, kernel, *[1] * (2 - i)]  # X, Y, Z, κ_X, κ_Y, κ_Z
         for table, values in zip(tables, (place, inside, relative.unsqueeze(1) + w)):
             table.append(values.view(shape))
-    (_, kernel_x, *_), (width, kernel_y, *_), (depth, kernel_z, *_) = axes
-    for a, b in itertools.product(range(kernel_x), range(kernel_y)):
-        (x, y, z), (in_x, in_y, in_z), (to_x, to_y, to_z) = (
-            (along_x[..., a, None], along_y[..., b, None], along_z) for along_x, along_y, along_z in tables
-        )
-        relative = (to_x * (2 * kernel_y - 1) + to_y) * (2 * kernel_z - 1) + to_z
-        key = (x * width + y) * depth + z
-        yield key.flatten(0, 2), (in_x & in_y & in_z).flatten(0, 2), relative.flatten(0, 2)
+    (x, y, z), (in_x, in_y, in_z), (to_x, to_y, to_z) = tables
+    (width, kernel_y, *_), (depth, kernel_z, *_) = axes[1:]
+    # all lines at once: few operations where the operator is written out for an exporter
+    key = (x * width + y) * depth + z
+    relative = (to_x * (2 * kernel_y - 1) + to_y) * (2 * kernel_z - 1) + to_z
+    rows = [table.expand_as(key).flatten(0, 2).flatten(1, 2).unbind(1) for table in (key, relative)]
+    causal = any(axis[4] for axis in axes)
+    outside = (~(in_x & in_y & in_z)).flatten(0, 2).flatten(1, 2).unbind(1) if causal else [None] * len(rows[0])
+    yield from zip(rows[0], outside, rows[1])
 
 
 def _reference_logits(q_BNHD: Tensor, k_BNHD: Tensor, bias: Tensor | None, lines: list, scale: float) -> Tensor:
     """(B, N, H, κ_X κ_Y κ_Z), -inf outside the window."""
     parts = []
-    for key, inside, relative in lines:
+    for key, outside, relative in lines:
         part = torch.einsum("bnhd,bnchd->bnhc", q_BNHD, _rows(k_BNHD, key)) * scale
         if bias is not None:
             part = part + bias.flatten(1).index_select(1, relative.flatten()).view(-1, *key.shape).transpose(0, 1)
-        parts.append(part.masked_fill(~inside.unsqueeze(1), -math.inf))
+        parts.append(part if outside is None else part.masked_fill(outside.unsqueeze(1), -math.inf))
     return torch.cat(parts, -1)
 
 

@@ -17,7 +17,7 @@ FLOORS = {
     "backbones": ({"kernels", "attlas"}, {"matplotlib"}),  # which MMEngine brings
     "pointnets": (
         {"kernels", "attlas", "backbones"},
-        {"torch_geometric", "trimesh", "open3d", "scipy", "h5py", "matplotlib"},
+        {"torch_geometric", "trimesh", "open3d", "scipy", "h5py"},
     ),
     "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg"}),
 }

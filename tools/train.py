@@ -73,7 +73,8 @@ def prepare(args: argparse.Namespace) -> Config:
     for name in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
         if cfg.get(name) is None:
             raise ValueError(f"{args.config} has no {name}: nothing to train.")
-    if cfg.get("sync_bn"):  # MMEngine's conversion takes axis 1 for the channels; here they are last
+    if cfg.get("sync_bn") and cfg.model.get("type", "").endswith("PointClassifier"):
+        # MMEngine's conversion takes axis 1 for the channels; there they are last
         raise ValueError("sync_bn: the networks of attlas.pointnets normalise in each process; it may only be unset.")
     fill_channels(cfg.model)
     use_amp(cfg, args.amp)

@@ -7,8 +7,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.05, begin=0, end=1, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=1, end=10, T_max=9, eta_min=2e-5, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", begin=1, end=20, T_max=19, eta_min=2e-5, convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=5)
+train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=10)
 custom_hooks = [dict(type="EMAHook", ema_type="MomentumAnnealingEMA", momentum=0.02, gamma=10, update_buffers=True)]
 auto_scale_lr = dict(base_batch_size=64)

@@ -1,0 +1,308 @@
+"""BiFormer: attention in two levels; regions choose regions, then tokens attend to the tokens of the chosen ones.
+
+"BiFormer: Vision Transformer with Bi-Level Routing Attention", CVPR 2023, arXiv 2303.08810;
+https://github.com/rayleizhu/BiFormer (MIT), whose weights load.
+
+Bi-level routing attention of a map with C channels, cut into p x p regions, with h heads:
+
+    q, k, v = linear(x)
+    I = the K columns with the largest (mean of q over region r) · (mean of k over region s), for every row r
+    out = linear(softmax(q k[I]ᵀ / √C) v[I] + DW5x5(v))             # I is one for all heads; DW5x5 is called LePE
+
+Where paper and code differ, the code counts, for the weights' sake: logits are divided by the root of the whole width
+C, not of a head's; the last stage attends to all pixels, with another projection and the LePE of its input.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.routed_attention import routed_attention
+from ..registry import MIXERS
+from .layers import Attention, Block, ConvNorm, Head, LayerNorm2d, Mlp, depthwise, heads_of
+from .pyramid import Pyramid
+from .zoo import Variant, register
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+FORMS = ("legacy", "nchw")
+
+
+@MIXERS.register_module()
+class BiLevelRouting(nn.Module):
+    """Bi-level routing attention, see above.
+
+    The authors have two forms of it, which differ where p does not divide the map. "legacy", of all published weights:
+    the input is filled up with zeros to p x p regions, right and below; the filling becomes tokens like others, with
+    the biases of the projection. "nchw": a region has (H // p, W // p) pixels, at least one, so that there may be more
+    than p regions in a row, or fewer; q, k, v are filled up, so that filling has logits and values of 0 (and a share of
+    the softmax), and means are of real pixels.
+
+    Args:
+        dim: channels C.
+        heads: h; C / 32 by default.
+        regions: p.
+        topk: K; where the map has fewer regions, all are chosen.
+        scale: of the logits; C^-0.5 by default.
+        form: "legacy" or "nchw".
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. The choice passes no gradient on.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int | None = None,
+        regions: int = 7,
+        topk: int = 4,
+        scale: float | None = None,
+        form: str = "legacy",
+    ):
+        super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"BiLevelRouting: form={form!r} must be one of {FORMS}")
+        if regions < 1 or topk < 1:
+            raise ValueError(f"BiLevelRouting: regions={regions} and topk={topk} must be at least 1")
+        self.heads = heads_of("BiLevelRouting", dim, heads)
+        self.regions, self.topk, self.form = regions, topk, form
+        self.scale = dim**-0.5 if scale is None else scale
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lepe = depthwise(dim, 5)
+        self.proj = nn.Linear(dim, dim)
+
+    def _region(self, size: int) -> int:
+        """The side of a region along an axis."""
+        return max(1, size // self.regions) if self.form == "nchw" else -(-size // self.regions)
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """q, k and v in one, (B, H', W', 3 C), where H' and W' are whole regions; the choice I (B, R, K), best first;
+        the number of regions along H' and W'."""
+        sides = [self._region(size) for size in x.shape[-2:]]
+        if self.form == "nchw":
+            grid = tuple(-(-size // side) for size, side in zip(x.shape[-2:], sides))
+        else:
+            grid = self.regions, self.regions
+        bottom, right = (count * side - size for count, side, size in zip(grid, sides, x.shape[-2:]))
+        filling = 0, 0, 0, right, 0, bottom
+        rows = x.permute(0, 2, 3, 1)
+        qkv = self.qkv(F.pad(rows, filling) if self.form == "legacy" else rows)
+        q_and_k = qkv.detach()[..., : 2 * x.shape[1]].permute(0, 3, 1, 2)
+        means = F.avg_pool2d(q_and_k, sides, ceil_mode=True, count_include_pad=False).flatten(2)
+        q, k = means.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=1)
+        with torch.autocast(x.device.type, enabled=False):  # the choice should not hang on a rounding
+            index = (q.mT @ k).topk(min(self.topk, grid[0] * grid[1]), dim=-1).indices
+        return F.pad(qkv, filling) if self.form == "nchw" else qkv, index, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        qkv, index, grid = self._route(x)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
+        y = routed_attention(q, k, v, index, grid, self.scale).flatten(3)
+        lepe = self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj((y + lepe)[:, :height, :width]).permute(0, 3, 1, 2)
+
+    def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+        """How the pixel (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero in regions that its
+        own has not chosen; the sum is 1 less what goes to filling."""
+        qkv, index, grid = self._route(x)
+        q, k, _ = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
+        row, column = (i // self._region(size) for i, size in zip(place, x.shape[-2:]))
+        chosen = torch.zeros(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
+        chosen = chosen.scatter(1, index[:, row * grid[1] + column], True).unflatten(1, grid)
+        for axis, size in enumerate(x.shape[-2:], 1):
+            chosen = chosen.repeat_interleave(self._region(size), axis)
+        logits = torch.einsum("bhd,byxhd->bhyx", q[:, place[0], place[1]], k) * self.scale
+        weights = logits.masked_fill(~chosen.unsqueeze(1), -torch.inf).flatten(2).softmax(-1)
+        return weights.unflatten(2, logits.shape[2:])[..., : x.shape[2], : x.shape[3]]
+
+
+@MIXERS.register_module()
+class AttentionLePE(Attention):
+    """Attention to all pixels, without biases of q, k, v, plus LePE: the last stage of BiFormer.
+
+    Args:
+        dim: channels C.
+        heads: their number; the authors' networks always have 8.
+        lepe_of: what the depth-wise 5x5 convolution reads, the "input" or the "value" (the authors' nchw network).
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`.
+    """
+
+    takes_tokens = False
+
+    def __init__(self, dim: int, heads: int | None = 8, lepe_of: str = "input"):
+        heads_of("AttentionLePE", dim, heads)
+        super().__init__(dim, heads, qkv_bias=False)
+        if lepe_of not in ("input", "value"):
+            raise ValueError(f"AttentionLePE: lepe_of={lepe_of!r} must be 'input' or 'value'")
+        self.lepe_of = lepe_of
+        self.lepe = depthwise(dim, 5)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        q, k, v = self._split(x.flatten(2).transpose(1, 2))
+        rows = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if self.lepe_of == "value":
+            x = v.transpose(-1, -2).flatten(1, 2).unflatten(2, x.shape[-2:])
+        rows = self.proj(rows + self.lepe(x).flatten(2).transpose(1, 2))
+        return rows.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+class BiFormer(Pyramid):
+    """BiFormer. It takes images of any size, for which `regions` should fit: 7 for 224 pixels, 8 for 512, 16 for COCO.
+
+    Args:
+        dims, depths, mlp_ratio, drop_path_rate, layer_scale, **common: as of `Pyramid`.
+        topks: by stage, the regions that each region chooses; -2 for `AttentionLePE` instead, -1 for the same without
+            LePE (in the form "nchw" with LePE of the values), 0 for no attention: a 1x1 convolution, a depth-wise 5x5
+            one, and another 1x1.
+        regions: p, of all stages.
+        head_dim: channels of a head of `BiLevelRouting`.
+        form: of `BiLevelRouting`. In "nchw" batch norms stand for the layer norms.
+    """
+
+    def __init__(
+        self,
+        dims=(64, 128, 256, 512),
+        depths=(2, 2, 8, 2),
+        topks=(1, 4, 16, -2),
+        regions: int = 7,
+        head_dim: int = 32,
+        form: str = "legacy",
+        mlp_ratio=3.0,
+        **common,
+    ):
+        if len(topks) != len(dims) or min(topks) < -2:
+            raise ValueError(f"topks must have one entry of -2 or more for each of {len(dims)} stages, got {topks}")
+        self.topks, self.regions, self.head_dim, self.form = tuple(topks), regions, head_dim, form
+        self.norm = nn.BatchNorm2d if form == "nchw" else LayerNorm2d
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
+
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        return nn.Sequential(
+            ConvNorm(in_channels, dim // 2, 3, stride=2, bias=True),
+            nn.GELU(),
+            ConvNorm(dim // 2, dim, 3, stride=2, bias=True),
+        )
+
+    def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
+        return ConvNorm(in_dim, dim, 3, stride=2, bias=True)
+
+    def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
+        return Block(
+            dim,
+            self._mixer(self.topks[stage], dim),
+            Mlp(dim, self.mlp_ratio),
+            drop_path,
+            self.layer_scale,
+            position=self.make_position(dim),
+            norm=self.norm,
+        )
+
+    def make_position(self, dim: int) -> nn.Module | None:
+        """What tells positions before the attention of a block."""
+        return depthwise(dim, 3)
+
+    def _mixer(self, topk: int, dim: int) -> nn.Module:
+        if topk > 0:
+            heads = heads_of("BiFormer", dim, None, self.head_dim)
+            return BiLevelRouting(dim, heads, self.regions, topk, form=self.form)
+        if topk == 0:
+            return nn.Sequential(nn.Conv2d(dim, dim, 1), depthwise(dim, 5), nn.Conv2d(dim, dim, 1))
+        if self.form == "nchw":
+            return AttentionLePE(dim, lepe_of="value" if topk == -1 else "input")
+        return Attention(dim, 8, qkv_bias=False) if topk == -1 else AttentionLePE(dim)
+
+    def make_head(self, dim: int, num_classes: int) -> nn.Module:
+        return Head(dim, num_classes, before=nn.BatchNorm2d(dim))
+
+    def initialise(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
+            super().initialise(module)
+
+
+class Patches(nn.Module):
+    """Patches that do not overlap become pixels. A map is filled up to whole patches with zeros, right and below,
+    where the authors' networks lose the rest."""
+
+    def __init__(self, in_dim: int, dim: int, side: int):
+        super().__init__()
+        self.side = side
+        self.conv = nn.Conv2d(in_dim, dim, side, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = (-size % self.side for size in x.shape[-2:])
+        return self.conv(F.pad(x, (0, right, 0, bottom)) if bottom or right else x)
+
+
+class BiFormerSTL(BiFormer):
+    """BiFormer in the layout of Swin-T: patches of 4x4 and 2x2 pixels, no convolution before the attention.
+
+    Args:
+        as of `BiFormer`.
+    """
+
+    def __init__(self, dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), mlp_ratio=4.0, **common):
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
+
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        return nn.Sequential(Patches(in_channels, dim, 4), self.norm(dim))
+
+    def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
+        return nn.Sequential(self.norm(in_dim), Patches(in_dim, dim, 2))
+
+    def make_position(self, dim: int) -> None:
+        return None
+
+
+def _dims(width: int) -> dict:
+    return dict(dims=(width, 2 * width, 4 * width, 8 * width))
+
+
+_deep = dict(depths=(4, 4, 18, 4))
+
+# drop path: published for S alone, and taken for all
+VARIANTS = {
+    "biformer_tiny": Variant(_dims(64), 13_142_760, 2.2, 81.4, drop_path=0.15),
+    "biformer_small": Variant(_dims(64) | _deep, 25_536_232, 4.5, 83.8, drop_path=0.15),
+    "biformer_base": Variant(_dims(96) | _deep, 56_804_968, 9.8, 84.3, drop_path=0.15),
+}
+STL_VARIANTS = {
+    "biformer_stl": Variant(dict(), 28_372_552, 4.6, 82.7, drop_path=0.15),
+    "biformer_stl_nchw": Variant(dict(form="nchw", topks=(1, 4, 16, -1)), 28_372_552, 4.6, 82.7, drop_path=0.15),
+}
+
+# --- the authors' checkpoints ----------------------------------------------------------------------------------------
+
+_OF_THE_STEM = {"0": "0.conv", "1": "0.norm", "3": "2.conv", "4": "2.norm"}
+
+RULES = [
+    (r"^downsample_layers\.0\.([0134])\.", lambda m: f"stem.{_OF_THE_STEM[m[1]]}."),
+    (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.conv."),
+    (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.norm."),
+    (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"\.pos_embed\.", r".position."),
+    (r"(^|\.)(qkv\.qkv|qkv_linear)\.", r"\1qkv."),
+    (r"(^|\.)(wo|output_linear)\.", r"\1proj."),
+    (r"\.attn\.([123])\.", lambda m: f".mixer.{int(m[1]) - 1}."),  # of topk 0, behind a change of layout
+    (r"\.attn\.", r".mixer."),
+    (r"\.mlp\.0\.", r".mlp.fc1."),
+    (r"\.mlp\.[23]\.", r".mlp.fc2."),
+    (r"^norm\.", r"head.before."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"^extra_norms\.(\d)\.", r"norms.\1."),
+]
+
+# no file of these was at hand: names as of the others, in the order of the layers
+STL_RULES = [
+    (r"^downsample_layers\.0\.0\.", r"stem.0.conv."),
+    (r"^downsample_layers\.0\.1\.", r"stem.1."),
+    (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.0."),
+    (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.1.conv."),
+    *RULES,
+]
+
+register(BiFormer, VARIANTS, RULES)
+register(BiFormerSTL, STL_VARIANTS, STL_RULES)
