@@ -47,7 +47,7 @@ def look(
         network: in inference mode.
         image: (1, 3, H, W), normalised.
         place: row and column as fractions of height and width, in [0, 1).
-        names: of modules (`mixers_of`); by default the last mixer of each resolution.
+        names: of modules (`mixers_of`); by default the last of each class of mixers at each resolution.
 
     Returns:
         For each, the mixer's own `attention_maps` where it has them; else the influence of every pixel of its input on
@@ -72,7 +72,7 @@ def look(
     if names is None:
         last: dict[tuple, str] = {}
         for name, x in inputs.items():
-            last[tuple(x.shape[-2:])] = name
+            last[(type(mixers[name]), *x.shape[-2:])] = name
         names = list(last.values())
     return [_look(name, mixers[name], inputs[name], place) for name in names]
 
@@ -92,6 +92,8 @@ def _look(name: str, mixer: nn.Module, x: Tensor, place: tuple[float, float]) ->
 
 def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
     """An image file as (H, W, 3) uint8 RGB, its short side `size` pixels, and as a normalised batch (1, 3, H, W)."""
+    if size < 1:
+        raise ValueError(f"size={size}: the short side of the image has at least one pixel")
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise ValueError(f"{path} cannot be read as an image")
@@ -102,17 +104,22 @@ def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
     return pixels, torch.from_numpy(normalised.astype(np.float32)).permute(2, 0, 1)[None]
 
 
-def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 4) -> Figure:
-    """A row for each look: the image with the place, the mean over all maps, and the maps themselves, as many as fit.
+def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 5) -> Figure:
+    """A row for each look: the image with the place, the mean over all maps, and the first maps themselves.
 
-    Each map has its own scale, from nothing to its largest value.
+    Each map has its own scale, from nothing to its largest value; titles say how far that is above the map's mean (a
+    map that looks at everything alike has 1.0).
+
+    Args:
+        columns: the most maps in a row, the mean among them.
     """
+    columns = min(columns, max(len(seen.maps) + (len(seen.maps) > 1) for seen in looks))
     height, width = pixels.shape[:2]
     tile = 2.2
     canvas = Figure((tile * (columns + 1) * width / height, (tile + 0.35) * len(looks)), layout="constrained", dpi=110)
     grid = canvas.subplots(len(looks), columns + 1, squeeze=False)
     for row, seen in zip(grid, looks):
-        maps = [seen.maps.mean(0), *(seen.maps if len(seen.maps) > 1 else [])]
+        maps = [seen.maps.mean(0), *(seen.maps if len(seen.maps) > 1 else [])][:columns]
         titles = [f"mean of {len(seen.maps)}" if len(seen.maps) > 1 else seen.kind]
         titles += [f"{seen.kind} {i}" for i in range(len(seen.maps))]
         for axes in row:
@@ -122,7 +129,7 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 4) -> Figure:
         y, x = ((at + 0.5) / n * size for at, n, size in zip(seen.place, seen.maps.shape[1:], (height, width)))
         for axes, values, title in zip(row[1:], maps, titles):
             axes.imshow(_overlay(pixels, values))
-            axes.set_title(title, fontsize=8)
+            axes.set_title(f"{title}\nto {values.max() / max(values.mean(), 1e-12):.1f} times its mean", fontsize=8)
         for axes in row[: len(maps) + 1]:
             axes.plot(x, y, "+", color="white", markersize=9, markeredgewidth=2.5)
             axes.plot(x, y, "+", color="black", markersize=8, markeredgewidth=1)
@@ -130,7 +137,7 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 4) -> Figure:
 
 
 def _overlay(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image in grey, brightness kept where the map is small, and the map in colour over it."""
+    """The image in grey, darkened, and the map in colour over it."""
     grey = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
     large = F.interpolate(
         torch.from_numpy(values)[None, None], pixels.shape[:2], mode="bicubic" if values.size > 4 else "nearest"

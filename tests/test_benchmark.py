@@ -13,10 +13,18 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 import benchmark
 import benchmark_cases
+import benchmark_images
 import benchmark_page
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
+SMALL_IMAGES = {
+    "neighborhood_attention": {"B": 2, "side": 9, "heads": 2, "D": 4, "kernel": 3, "dilation": 2},
+    "neighborhood_aggregate": {"B": 2, "side": 7, "heads": 2, "D": 4, "kernel": 5},
+    "small_kernel_aggregate": {"B": 2, "side": 5, "C": 8, "Cw": 4, "kernel": 3},
+    "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
+    "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},
+}
 SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbours": (4, 4, 4, 4)}
 
 
@@ -100,6 +108,29 @@ def test_small_cases_agree_with_reference_and_naive(case):
     assert not left_out
     assert results.keys() == {"attlas", "reference", "naive"}
     assert all(found["differs"] < 1e-3 for found in results.values())
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize("name", benchmark_images.IMAGE_OPERATORS)
+def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
+    case = benchmark_images.case(name, mode, SMALL_IMAGES[name])
+    run = benchmark_cases.Run(CPU, 1, {})
+    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    assert not left_out
+    dense = {"masked sdpa"} if name == "neighborhood_attention" else set()
+    assert results.keys() == {"attlas", "reference", "naive"} | dense
+    assert all(found["differs"] < 1e-3 for found in results.values())
+
+
+def test_the_floor_of_an_operator_of_images():
+    sizes = {"B": 2, "side": 4, "C": 8, "Cw": 2, "kernel": 3}
+    forward, both = (
+        benchmark_images.case("small_kernel_aggregate", mode, sizes) for mode in ("forward", "forward+backward")
+    )
+    assert forward.bytes == 4 * (2 * 16 * 8 + 2 * 16 * 2 * 9 + 2 * 16 * 8)  # x, weight, out
+    assert forward.operations == 2 * 9 * 2 * 16 * 8
+    assert both.bytes == 2 * forward.bytes
+    assert both.operations == 3 * forward.operations
 
 
 def test_wrong_results_are_seen_and_failures_left_out():
@@ -190,11 +221,46 @@ def test_the_page(tmp_path):
     assert page.read_text() == "no marks"
 
 
-def test_what_the_command_refuses(monkeypatch, capsys):
+def image_record(ms):
+    names = ("attlas", "reference", "naive", "masked sdpa")
+    results = {name: result(ms * (1 + i), differs=0.0, cores=1.0) for i, name in enumerate(names)}
+    case = {"operator": "neighborhood_attention, forward", "sizes": SMALL_IMAGES["neighborhood_attention"]}
+    case |= {"grows": False, "floor_ms": 0.5, "results": results, "left_out": {}}
+    machine = record()["machine"] | {"threads": 1, "command": "python --only"}
+    return {"machine": machine, "missing": {}, "cases": [case], "seconds": 30.0}
+
+
+def test_runs_are_joined_and_images_have_a_section(tmp_path, monkeypatch):
+    files = []
+    for name, found in (("clouds", record()), ("old", image_record(7.0)), ("new", image_record(2.0))):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(found))
+    page = tmp_path / "page.md"
+    pages = []
+    for chosen in (files[:1], files):
+        page.write_text(f"{benchmark_page.BEGIN}{benchmark_page.END}")
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--markdown", str(page), *map(str, chosen)])
+        benchmark.main()
+        pages.append(page.read_text())
+    alone, whole = pages
+    assert "Operators of images" not in alone
+    assert set(alone.splitlines()) <= set(whole.splitlines())  # what was there stays as it was
+    tables, images = whole.split("### Operators of images\n\n#### Neighborhood_attention, forward, ms\n")
+    assert "neighborhood_attention, forward" not in tables.lower()
+    row = "| B 2, side 9, heads 2, D 4, kernel 3, dilation 2 | 2.00 ±0 % | 4.00 ±0 % | 6.00 ±0 % | 8.00 ±0 % "
+    assert f"{row}| 0.500 (reference) | 0.500 | 20.0 / 40.0 | 0 % | missing | missing | missing |" in images
+    assert "7.00" not in images  # the last run counts
+    assert "**CPU, neighborhood_attention:** a machine, 1 thread, " in tables
+
+
+def test_what_the_command_refuses(monkeypatch, capsys, tmp_path):
+    gpu = tmp_path / "cuda.json"
+    gpu.write_text(json.dumps(record("cuda")))
     for arguments, message in (
         (["--only", "knn,fps"], "got fps"),
         (["--markdown", "page.md"], "goes with"),
         (["cpu.json"], "goes with"),
+        (["--markdown", "page.md", str(gpu)], "needs the JSON of a CPU"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
         with pytest.raises(SystemExit, match="2"):

@@ -59,7 +59,7 @@ def main() -> None:
         parts = analyze(network, image, args.repeats)
         with PeakMemory([image, *network.parameters(), *network.buffers()]) as memory, torch.no_grad():
             network(image)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # the last: PyTorch without CUDA
         parser.error(str(error))
     Console(width=None).print(table(parts, args.batch))
     where = torch.cuda.get_device_name() if image.is_cuda else f"CPU, {torch.get_num_threads()} threads"

@@ -3,7 +3,7 @@
     python tools/benchmark.py                            everything, about 12 minutes: work_dirs/benchmark/cpu.json
     python tools/benchmark.py --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
     python tools/benchmark.py --only knn,network --quick some of it, small, in seconds
-    python tools/benchmark.py --markdown docs/performance.md cpu.json [cuda.json]      results into the page
+    python tools/benchmark.py --markdown docs/performance.md cpu.json [more.json ...]  results of runs into the page
 
 The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
 memory each takes, and show how far its results differ from ours. Figures are medians, with the quartiles. A peer that
@@ -34,7 +34,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from benchmark_cases import CPU_ONLY, EAGER, GPU_ONLY, OPERATORS, OURS, PEERS, Case, Run, all_cases, surface
-from benchmark_page import figure, growth, tables, write_page
+from benchmark_images import IMAGE_OPERATORS, image_cases
+from benchmark_page import figure, growth, joined, tables, write_page
 from naive import NaiveRISurConv, load_from_attlas
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,7 @@ from torch import Tensor
 
 from attlas.files import replacing
 
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "network"]
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 10.0  # seconds for one call: what would take longer is left out
 console = Console(width=None if sys.stdout.isatty() else 200)
@@ -77,14 +79,16 @@ def first_line(error: Exception) -> str:
 
 
 def timed(call: Callable, device: torch.device, repeat: int = 1) -> tuple[float, Any]:
-    """Seconds of one call, and its result."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    """Seconds of one call, and its result. On one thread, of the processor's time, which others do not take part in."""
+    on_gpu = device.type == "cuda"
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    clock = time.perf_counter if on_gpu or torch.get_num_threads() > 1 else time.process_time
     wait()
-    began = time.perf_counter()
+    began = clock()
     for _ in range(repeat):
         result = call()
     wait()
-    return (time.perf_counter() - began) / repeat, result
+    return (clock() - began) / repeat, result
 
 
 def seconds_of(call: Callable, device: torch.device, repeat: int = 1) -> float:
@@ -358,12 +362,14 @@ def measure_network(run: Run, names: list[str], num_points: int, quick: bool) ->
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="*", type=Path, help="with --markdown: JSON of a CPU, and of a GPU")
+    parser.add_argument(
+        "results", nargs="*", type=Path, help="with --markdown: JSON of runs; of what several measured, the last counts"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--threads", type=int, default=cores, help="cores to use (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it work?")
-    parser.add_argument("--only", default=",".join([*OPERATORS, "network"]), help=f"some of {OPERATORS} and network")
+    parser.add_argument("--only", default=",".join(CHOICES), help=f"some of {', '.join(CHOICES)}")
     parser.add_argument("--bf16", action="store_true", help="our network under autocast to bfloat16, too")
     parser.add_argument("--out", type=Path, help="JSON to write (default: work_dirs/benchmark/DEVICE.json)")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the tables of `results` into this page")
@@ -374,12 +380,15 @@ def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     chosen = args.only.split(",")
-    if unknown := set(chosen) - {*OPERATORS, "network"}:
-        parser.error(f"--only may name {', '.join(OPERATORS)} and network, got {', '.join(sorted(unknown))}")
-    if bool(args.markdown) != bool(args.results) or len(args.results) > 2:
-        parser.error("--markdown PAGE goes with the JSON of a CPU and, if there is one, of a GPU")
+    if unknown := set(chosen) - {*CHOICES}:
+        parser.error(f"--only may name {', '.join(CHOICES)}, got {', '.join(sorted(unknown))}")
+    if bool(args.markdown) != bool(args.results):
+        parser.error("--markdown PAGE goes with the JSON of a CPU and, if there are any, of other runs")
     if args.markdown:
-        cpu, gpu = ([json.loads(path.read_text()) for path in args.results] + [None])[:2]
+        records = [json.loads(path.read_text()) for path in args.results]
+        cpu, gpu = (joined([x for x in records if x["machine"]["type"] == kind]) for kind in ("cpu", "cuda"))
+        if cpu is None:
+            parser.error("--markdown PAGE needs the JSON of a CPU")
         return write_page(args.markdown, cpu, gpu)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU")
@@ -406,9 +415,9 @@ def main() -> None:
                 f"{record['seconds']:5.0f} s  {case['operator']} {case['sizes']}: {times} ms", highlight=False
             )
 
-    for case in all_cases():
+    for case in (*all_cases(), *image_cases()):
         sizes = case.sizes
-        small = sizes["B"] <= 4 and (sizes.get("N") or sizes["S"]) <= 4096
+        small = sizes["B"] <= 4 and (sizes.get("N") or sizes.get("S", 0)) <= 4096
         if case.operator.split(",")[0] in chosen and (small or not args.quick):
             results, left_out = measure(case, run, forecast, args.quick)
             keep(

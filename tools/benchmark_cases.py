@@ -42,7 +42,7 @@ PEERS = {  # distribution -> module
     "onedl-mmcv": "mmcv.ops",
 }
 CPU_ONLY, GPU_ONLY = {"fpsample", "scipy", "pykdtree", "open3d-cpu"}, {"onedl-mmcv"}
-OURS, EAGER = "attlas", ("reference", "naive")
+OURS, EAGER = "attlas", ("reference", "naive", "masked sdpa")
 SECONDS_PER_SAMPLE = 1e-6  # of FPS on a GPU: a sample waits for the one before it, once through a multiprocessor
 OPERATIONS_PER_PAIR = 8  # three differences, three squares, two sums
 TUBE, RING, ROUND = 0.4, 1.5 * math.pi, 1.4 * math.pi  # the torus: its tube, and how far around the two circles it goes
@@ -316,14 +316,22 @@ def make_ball_query(run: Run, B: int, N: int, S: int, K: int) -> dict[str, Calla
 
 
 def differentiable(implementations: dict[str, Callable], inputs: dict[str, Tensor], mode: str) -> dict[str, Callable]:
-    """Calls of functions of `inputs`, or of their backward: gradients of all inputs for one gradient of the output,
-    through a graph that the first call makes. The one named "attlas" becomes "reference", too."""
+    """Calls of functions of `inputs` ("forward"), or of their backward: gradients of all inputs for one gradient of the
+    output, through a graph that the first call makes ("backward") or every call ("forward+backward"). The one named
+    "attlas" becomes "reference", too."""
     for x in inputs.values():
-        x.requires_grad_(mode == "backward")
+        x.requires_grad_(mode != "forward")
 
     def call_of(function):
         if mode == "forward":
             return lambda: function(**inputs)
+        if mode == "forward+backward":
+
+            def both():
+                output = function(**inputs)
+                return torch.autograd.grad(output, list(inputs.values()), torch.ones_like(output))
+
+            return both
         output = functools.cache(lambda: function(**inputs))
         ones = functools.cache(lambda: torch.ones_like(output()))
         return lambda: torch.autograd.grad(output(), list(inputs.values()), ones(), retain_graph=True)

@@ -1,6 +1,7 @@
 """The tables of tools/benchmark.py: what it prints, and what stands between the marks of docs/performance.md.
 
 A record is what the JSON holds: the machine, the missing peers, and the cases with the results of every implementation.
+Several may be joined into one, which keeps the records that it was made of as its "runs".
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmark_cases import EAGER, OURS
+from benchmark_images import IMAGE_OPERATORS
 
 from attlas.files import replacing
 
@@ -23,6 +25,18 @@ Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
 def is_network(case: dict) -> bool:
     return case["operator"].startswith("network")
+
+
+def is_image(case: dict) -> bool:
+    return case["operator"].split(",")[0] in IMAGE_OPERATORS
+
+
+def joined(records: list[dict]) -> dict | None:
+    """One record of several, of machines of one type: of what more than one of them measured, the last counts."""
+    if not records:
+        return None
+    cases = {(case["operator"], *case["sizes"].items()): case for record in records for case in record["cases"]}
+    return {**records[0], "cases": [*cases.values()], "runs": records}
 
 
 def fastest_other(case: dict) -> str | None:
@@ -133,7 +147,8 @@ def growth_table(record: dict) -> list[Table]:
 def cores_table(record: dict) -> list[Table]:
     """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
     Of calls long enough that threads which wait, spinning, for the next do not count."""
-    cases = [case for case in record["cases"] if not is_network(case)] if record["machine"]["type"] == "cpu" else []
+    cases = [case for case in record["cases"] if not (is_network(case) or is_image(case))]
+    cases = cases if record["machine"]["type"] == "cpu" else []
     names = list(dict.fromkeys(name for case in cases for name in case["results"]))
     rows = []
     for operator, many in dict.fromkeys((case["operator"], case["sizes"]["B"] > 1) for case in cases):
@@ -193,14 +208,24 @@ def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def source(record: dict) -> str:
-    """Where the figures of a record come from."""
+def sources(record: dict) -> list[str]:
+    """Where the figures of a record, or of those that it was joined from, come from."""
+    first, *others = record.get("runs", [record])
+    return [source(first), *(source(run, f", {operators(run)}") for run in others)]
+
+
+def operators(record: dict) -> str:
+    return ", ".join(dict.fromkeys(case["operator"].split(",")[0] for case in record["cases"]))
+
+
+def source(record: dict, part: str = "") -> str:
+    """Where the figures of one run come from; `part` says what of the page it is."""
     machine = record["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     missing = "; ".join(f"{name} ({why})" for name, why in record["missing"].items()) or "none"
-    threads = f", {machine['threads']} threads" if machine["type"] == "cpu" else ""
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine["type"] == "cpu" else ""
     return (
-        f"**{'CPU' if machine['type'] == 'cpu' else 'GPU'}:** {machine['name']}{threads}, which copies "
+        f"**{'CPU' if machine['type'] == 'cpu' else 'GPU'}{part}:** {machine['name']}{threads}, which copies "
         f"{machine['bytes_per_s'] / 1e9:,.1f} GB/s and multiplies {machine['operations_per_s'] / 1e9:,.0f} GFLOP/s. "
         f"Python {machine['python']}, {versions}. {machine['date']}, {record['seconds'] / 60:.1f} minutes: "
         f"`{machine['command']}`. Missing peers: {missing}."
@@ -211,10 +236,15 @@ def markdown(cpu: dict, gpu: dict | None) -> str:
     def table(header, rows):
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
-    blocks = [source(cpu), source(gpu) if gpu else "**GPU:** missing, none was at hand."]
+    blocks = [*sources(cpu), *(sources(gpu) if gpu else ["**GPU:** missing, none was at hand."])]
     blocks.append("### Targets\n\n" + table(["on", "what", "target", "worst measured"], targets(cpu, gpu)))
-    for title, header, rows in tables(cpu, gpu or {"cases": []}):
-        blocks.append(f"### {title[0].upper()}{title[1:]}\n\n{table(header, rows)}")
+    images = {**cpu, "cases": [case for case in cpu["cases"] if is_image(case)]}
+    others = {**cpu, "cases": [case for case in cpu["cases"] if not is_image(case)]}
+    for level, part in (("###", others), ("####", images)):
+        if part is images and images["cases"]:
+            blocks.append("### Operators of images")
+        for title, header, rows in tables(part, gpu or {"cases": []}):
+            blocks.append(f"{level} {title[0].upper()}{title[1:]}\n\n{table(header, rows)}")
     left_out = [
         f"- {case['operator']}, {at(case['sizes'])}: {name}, {why}"
         for case in cpu["cases"]

@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     try:
+        if args.out.suffix != ".safetensors":
+            raise ValueError(f"{args.out} must end in .safetensors")
         if args.out.exists() and not args.overwrite:
             raise FileExistsError(f"{args.out} exists. To replace it: --overwrite.")
         options = dict(num_classes=None) if args.dense else {}

@@ -69,6 +69,8 @@ def main() -> None:
     try:
         if args.out.suffix not in (".onnx", ".pt2"):
             raise ValueError(f"{args.out} must end in .onnx or .pt2")
+        if len(args.size) > 2 or min(*args.size, args.batch) < 1:
+            raise ValueError("--size takes one number, or height and width; these and --batch must be positive")
         if args.out.exists() and not args.overwrite:
             raise FileExistsError(f"{args.out} exists. To replace it: --overwrite.")
         options = dict(num_classes=None, out_indices=None) if args.dense else {}

@@ -1,9 +1,11 @@
-"""RISurConv in the manner of its release, for `tools/benchmark.py` to measure against. Not part of the library.
+"""What `tools/benchmark.py` measures against: RISurConv, and operators of images, in the manner of their releases. Not
+part of the library.
 
-Eager PyTorch as the release has it: farthest point sampling in S rounds in every layer, `cdist` and `topk` for the
-neighbours, every intermediate of the properties written out as (B, S, K, 3), 1x1 convolutions over (B, C, K, S) with
-the neighbours' features gathered before them, and attention with (B, S, K, K) in memory. Module names follow
-`attlas.pointnets.risurconv`, so that both load each other's weights.
+RISurConv is eager PyTorch as the release has it: farthest point sampling in S rounds in every layer, `cdist` and
+`topk` for the neighbours, every intermediate of the properties written out as (B, S, K, 3), 1x1 convolutions over
+(B, C, K, S) with the neighbours' features gathered before them, and attention with (B, S, K, K) in memory. Module names
+follow `attlas.pointnets.risurconv`, so that both load each other's weights. The operators of images copy, for every
+pixel, block or region, the keys and values that it reads.
 """
 
 import torch
@@ -190,3 +192,93 @@ def load_from_attlas(naive: NaiveRISurConv, network: nn.Module) -> None:
     """Copy the weights of an `attlas` classifier (encoder_layers=0) of the same sizes."""
     state, shapes = network.state_dict(), {name: value.shape for name, value in naive.state_dict().items()}
     naive.load_state_dict({name: value.view(shapes[name]) for name, value in state.items()})
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def window_index(height: int, width: int, kernel: int, dilation: int, device: torch.device) -> Tensor:
+    """(H W, k²): the pixels in the window of every pixel of a map. Windows stop at borders, row and column by row and
+    column: those of pixel i take i mod dilation, i mod dilation + dilation, ... and are full everywhere."""
+
+    def along(length: int) -> Tensor:
+        place = torch.arange(length, device=device)
+        group, number = place % dilation, place // dilation
+        count = (length - group + dilation - 1) // dilation  # pixels in the group
+        first = torch.minimum((number - kernel // 2).clamp(min=0), count - kernel)
+        return group[:, None] + dilation * (first[:, None] + torch.arange(kernel, device=device))
+
+    rows, columns = along(height), along(width)
+    return (rows[:, None, :, None] * width + columns[None, :, None, :]).reshape(height * width, kernel**2)
+
+
+def windows(x: Tensor, index: Tensor) -> Tensor:
+    """(B, H, W, heads, D) -> (B, H W, heads, k², D), copied."""
+    return x.flatten(1, 2)[:, index].transpose(2, 3)
+
+
+def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, dilation: int) -> Tensor:
+    """(B, H, W, heads, D) each -> the same."""
+    index = window_index(q.shape[1], q.shape[2], kernel, dilation, q.device)
+    query = q.flatten(1, 2).unsqueeze(3) * q.shape[-1] ** -0.5
+    weight = torch.softmax(query @ windows(k, index).transpose(-1, -2), dim=-1)
+    return (weight @ windows(v, index)).view(v.shape)
+
+
+def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel: int, bias: Tensor) -> Tensor:
+    """Logits (B, H, W, heads, k²), v (B, H, W, heads, D), table (heads, 2k - 1, 2k - 1) -> like v."""
+    height, width = v.shape[1:3]
+    index = window_index(height, width, kernel, 1, v.device)
+    pixel = torch.arange(height * width, device=v.device).unsqueeze(1)
+    down, right = index // width - pixel // width, index % width - pixel % width
+    offsets = bias[:, down + kernel - 1, right + kernel - 1]  # (heads, H W, k²)
+    weight = torch.softmax(logits.flatten(1, 2) + offsets.transpose(0, 1), dim=-1)
+    return (weight.unsqueeze(3) @ windows(v, index)).view(v.shape)
+
+
+def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, H, W), (B, Cw, k², H, W) -> (B, C, H, W)."""
+    batch, channels, height, width = x.shape
+    kernels, taps = weight.shape[1:3]
+    kernel = round(taps**0.5)
+    copies = F.unfold(x, kernel, padding=kernel // 2).view(batch, channels // kernels, kernels, taps, height, width)
+    return (copies * weight.unsqueeze(1)).sum(3).view(x.shape)
+
+
+def halo_attention(
+    q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, width_rel: Tensor, block: int, halo: int
+) -> Tensor:
+    """(B, H, W, heads, D) each and tables (2 win - 1, D), win = block + 2 halo -> (B, H, W, heads, D)."""
+    side = block + 2 * halo
+    rows, columns = q.shape[1] // block, q.shape[2] // block
+    # (B, rows, block, columns, block, heads, D) -> (B, rows, columns, heads, block, block, D)
+    query = q.unflatten(2, (columns, block)).unflatten(1, (rows, block)).permute(0, 1, 3, 5, 2, 4, 6)
+
+    def unfolded(x: Tensor) -> Tensor:  # (B, rows, columns, heads, win², D)
+        x = F.pad(x, (0, 0, 0, 0, halo, halo, halo, halo)).unfold(1, side, block).unfold(2, side, block)
+        return x.permute(0, 1, 2, 3, 5, 6, 4).flatten(4, 5)
+
+    place = torch.arange(side, device=q.device) - torch.arange(block, device=q.device).unsqueeze(1) + side - 1
+    vertical = torch.einsum("brchyxd,yud->brchyxu", query, height_rel[place])
+    horizontal = torch.einsum("brchyxd,xwd->brchyxw", query, width_rel[place])
+    position = (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(-2).flatten(4, 5)
+    logits = query.flatten(4, 5) * q.shape[-1] ** -0.5 @ unfolded(k).transpose(-1, -2) + position
+    out = torch.softmax(logits, dim=-1) @ unfolded(v)  # (B, rows, columns, heads, block², D)
+    return out.unflatten(4, (block, block)).permute(0, 1, 4, 2, 5, 3, 6).reshape(v.shape)
+
+
+def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: int) -> Tensor:
+    """(B, H, W, heads, D) each, which regions every region reads (B, regions², topk) -> (B, H, W, heads, D)."""
+    batch, height, width, heads, _ = v.shape
+
+    def cut(x: Tensor) -> Tensor:  # (B, regions², pixels of a region, heads, D)
+        x = x.unflatten(2, (regions, -1)).unflatten(1, (regions, -1)).transpose(2, 3)
+        return x.flatten(3, 4).flatten(1, 2)
+
+    def chosen(x: Tensor) -> Tensor:  # (B, regions², heads, topk · pixels, D)
+        return gather(cut(x), index).flatten(2, 3).transpose(2, 3)
+
+    query = cut(q).transpose(2, 3) * q.shape[-1] ** -0.5
+    out = torch.softmax(query @ chosen(k).transpose(-1, -2), dim=-1) @ chosen(v)
+    out = out.transpose(2, 3).reshape(batch, regions, regions, height // regions, width // regions, heads, -1)
+    return out.transpose(2, 3).reshape(v.shape)

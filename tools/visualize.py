@@ -65,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--image", type=Path, required=True)
     sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
-    sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each resolution)")
+    sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
     return parser
 
 

@@ -1,0 +1,631 @@
+"""OverLoCK: a coarse overview of the image guides a closer look, by convolutions whose kernels the context mixes.
+
+"OverLoCK: An Overview-first-Look-Closely-next ConvNet with Context-Mixing Dynamic Kernels", CVPR 2025, arXiv
+2502.20087; https://github.com/LMMMEng/OverLoCK (Apache-2.0), whose weights load.
+
+ContMix of width C with g heads makes two kernels for every pixel, of s x s and of k x k taps, from its affinity to the
+49 regions of the context (g = 2 · `heads`, as the authors count them):
+
+    q = CB(query)   K = CB(mean of the context over each of 7 x 7 regions)          # both of width C/2
+    logits = W (K qᵀ / √(C/g)) + b                                                  # W: 49 -> s² + k², for all heads
+    out = CB([AV(softmax(logits[:s²] + bias_s), v[:C/2]), AV(softmax(logits[s²:] + bias_k), v[C/2:])])
+
+CB is a 1x1 convolution with batch norm, AV the average over the window that is clamped inside the map
+(`attlas.kernels.neighborhood_aggregate`). W K is one small matrix for each head, which is made first: the affinities of
+the pixels are never written down.
+
+Where paper and code differ, the code counts: two kernels at once, each for half of the channels; the scale is that of
+C/g features, twice as many as a head of q has.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.neighborhood_aggregate import neighborhood_aggregate
+from ..registry import MIXERS
+from .backbone import Backbone
+from .layers import (
+    ConvNorm,
+    DropPath,
+    Head,
+    LayerNorm2d,
+    LayerScale,
+    Linear2d,
+    Residual,
+    SqueezeExcite,
+    depthwise,
+    depthwise_norm,
+    fuse_norm,
+)
+from .pyramid import Stage
+from .zoo import Variant, register
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+REGIONS = 7  # in height and in width
+
+
+@MIXERS.register_module()
+class ContMix(nn.Module):
+    """Convolution with a kernel for every pixel and head that the context mixes, see above.
+
+    A map that is smaller than the large kernel is enlarged so that its shorter side is k (bilinear), and the result is
+    averaged back.
+
+    Args:
+        dim: channels C, divisible by 4 · heads.
+        heads: half of the number of heads g; C / 64 by default, which gives heads of 16 channels.
+        kernel_size, small_kernel: k and s, odd.
+        context_dim: channels of the context. With 0, the context is the map itself, and the values are CB(x).
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`; with a context, `forward(x (B, C + context_dim, H, W), value (B, C, H,
+    W))`: the first C channels of x are the query features, the others the context, and v is `value`.
+    """
+
+    def __init__(
+        self, dim: int, heads: int | None = None, kernel_size: int = 13, small_kernel: int = 5, context_dim: int = 0
+    ):
+        super().__init__()
+        heads = max(1, dim // 64) if heads is None else heads
+        if heads < 1 or dim % (4 * heads):
+            raise ValueError(
+                f"ContMix: dim={dim} is not divisible by 4 · heads = {4 * heads}: two kernels, for half of the "
+                "channels each, have 2 · heads heads"
+            )
+        if small_kernel > kernel_size:
+            raise ValueError(f"ContMix: small_kernel={small_kernel} must be at most kernel_size={kernel_size}")
+        self.dim, self.context_dim = dim, context_dim
+        self.heads, self.kernel_sizes = 2 * heads, (small_kernel, kernel_size)
+        self.query = ConvNorm(dim, dim // 2)
+        self.key = ConvNorm(context_dim or dim, dim // 2)
+        self.value = nn.Identity() if context_dim else ConvNorm(dim, dim)
+        self.taps = nn.Linear(REGIONS**2, sum(k**2 for k in self.kernel_sizes))
+        self.biases = nn.ParameterList(torch.empty(self.heads, 2 * k - 1, 2 * k - 1) for k in self.kernel_sizes)
+        self.proj = ConvNorm(dim, dim)
+        self.reset_weights()
+
+    def reset_weights(self) -> None:
+        for bias in self.biases:
+            if self.context_dim:
+                nn.init.zeros_(bias)
+            else:
+                nn.init.trunc_normal_(bias, std=0.02)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the taps of both kernels of every pixel, without the biases of offsets: (B, H, W, g, s² + k²)."""
+        context = x[:, self.dim :] if self.context_dim else x
+        keys = self.key(F.adaptive_avg_pool2d(context, REGIONS)).flatten(2).unflatten(1, (self.heads, -1))
+        taps = F.linear(keys * (self.dim // self.heads) ** -0.5, self.taps.weight)  # (B, g, C/2g, s² + k²)
+        query = self.query(x[:, : self.dim]).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        logits = torch.baddbmm(self.taps.bias, query.flatten(0, 1), taps.flatten(0, 1))
+        return logits.unflatten(1, x.shape[-2:]).unflatten(0, (len(x), -1)).permute(0, 2, 3, 1, 4)
+
+    def aggregate(self, x: Tensor, value: Tensor) -> Tensor:
+        """Both AV, of values (B, 2g n, H, W) for any n: the same shape."""
+        size, smallest = x.shape[-2:], self.kernel_sizes[-1]
+        shorter = min(size)
+        if shorter < smallest:
+            # rounded as the authors do
+            larger = [smallest if side == shorter else int(smallest / shorter * side) for side in size]
+            x, value = (F.interpolate(y, larger, mode="bilinear", align_corners=False) for y in (x, value))
+        logits = self.logits(x).split([k**2 for k in self.kernel_sizes], dim=-1)
+        values = value.permute(0, 2, 3, 1).unflatten(-1, (2, self.heads, -1)).unbind(3)
+        y = torch.cat(
+            [
+                neighborhood_aggregate(logit, v, k, bias).flatten(3)
+                for logit, v, k, bias in zip(logits, values, self.kernel_sizes, self.biases)
+            ],
+            dim=-1,
+        ).permute(0, 3, 1, 2)
+        return y if shorter >= smallest else F.adaptive_avg_pool2d(y, size)
+
+    def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
+        return self.proj(self.aggregate(x, self.value(x if value is None else value)))
+
+    def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+        """The kernels of the pixel (row, column) `place`, the g small ones, then the g large: (B, 2g, H, W), sums of 1.
+
+        The output is linear in the values, so that its gradient is the kernel, in whatever way it was made.
+        """
+        value = x.new_zeros(len(x), 2 * self.heads, *x.shape[-2:], requires_grad=True)
+        with torch.enable_grad():
+            here = self.aggregate(x.detach(), value)[:, :, place[0], place[1]]
+            return torch.autograd.grad(here.sum(), value)[0]
+
+
+# Kernel sizes and dilations of the branches that stand beside a large depth-wise kernel while it is trained.
+BRANCHES = {
+    19: ((5, 1), (7, 1), (9, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    17: ((5, 1), (7, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    11: ((5, 1), (7, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    9: ((5, 1), (7, 1), (5, 2), (3, 3), (3, 4)),
+    7: ((5, 1), (3, 1), (3, 2), (3, 3)),
+    5: ((3, 1), (3, 2)),
+}
+
+
+class DilatedReparam(nn.Module):
+    """BN(Σ BN(depth-wise convolution)) of one large and several small, dilated kernels; one convolution when fused.
+
+    Source: UniRepLKNet, arXiv 2311.15599.
+    """
+
+    def __init__(self, dim: int, kernel_size: int):
+        super().__init__()
+        if kernel_size not in BRANCHES:
+            raise ValueError(f"kernel_size={kernel_size} has no branches; it may be one of {sorted(BRANCHES)}")
+        self.conv = depthwise_norm(dim, kernel_size)
+        self.branches = nn.ModuleDict(
+            {f"{k}_{d}": ConvNorm(dim, dim, k, groups=dim, dilation=d) for k, d in BRANCHES[kernel_size]}
+        )
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        for branch in self.branches.values():
+            y = y + branch(x)
+        return self.norm(y)
+
+    @torch.no_grad()
+    def fused(self) -> nn.Conv2d:
+        conv: Any = self.conv  # it and the branches are plain convolutions by now
+        middle = conv.kernel_size[0] // 2
+        for branch in self.branches.values():
+            step, reach = branch.dilation[0], branch.padding[0]  # reach: of its taps from the middle
+            taps = slice(middle - reach, middle + reach + 1, step)
+            conv.weight[:, :, taps, taps] += branch.weight
+            conv.bias += branch.bias
+        return fuse_norm(conv, self.norm)
+
+
+class GlobalResponseNorm(nn.Module):
+    """x (1 + γ N) + β, where N is the norm of a channel over the map, relative to the mean of the channels.
+
+    Source: ConvNeXt V2, arXiv 2301.00808.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # sums of squares over a map leave float16 easily
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=wide)
+        norm = norm / (norm.mean(1, keepdim=True) + 1e-6)
+        factor = 1 + self.gamma.view(-1, 1, 1) * norm
+        return x * factor.to(x.dtype) + self.beta.view(-1, 1, 1).to(x.dtype)
+
+
+class Scale(LayerScale):
+    """A learned factor and a summand for each channel."""
+
+    def __init__(self, dim: int, initial: float = 1.0):
+        super().__init__(dim, initial)
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.beta.view(-1, 1, 1)
+
+
+class GrnMlp(nn.Module):
+    """Linear, GELU, x + depth-wise 3x3(x), global response norm, linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = Linear2d(dim, hidden)
+        self.activation = nn.GELU()
+        self.position = Residual(depthwise(hidden, 3))
+        self.grn = GlobalResponseNorm(hidden)
+        self.fc2 = Linear2d(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.grn(self.position(self.activation(self.fc1(x)))))
+
+
+def _squeeze_excite(dim: int) -> SqueezeExcite:
+    return SqueezeExcite(dim, max(16, dim // 8), nn.GELU)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+class RepBlock(nn.Module):
+    """The block of the base and the overview network: a large static depth-wise kernel, then an MLP, on one branch.
+
+    Args:
+        dim: channels.
+        kernel_size: a key of `BRANCHES`.
+        drop_path: rate of stochastic depth.
+        scaled: whether the identity has a factor and a summand for each channel.
+    """
+
+    def __init__(self, dim: int, kernel_size: int, drop_path: float = 0.0, scaled: bool = False):
+        super().__init__()
+        self.position = Residual(depthwise(dim, 3))
+        self.norm = LayerNorm2d(dim)
+        self.reparam = DilatedReparam(dim, kernel_size)
+        self.se = _squeeze_excite(dim)
+        self.mlp = GrnMlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path)
+        self.scale = Scale(dim) if scaled else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.position(x)
+        return self.scale(x) + self.drop_path(self.mlp(self.se(self.reparam(self.norm(x)))))
+
+
+class ContMixBlock(nn.Module):
+    """ContMix beside a static kernel, gated, then an MLP; a block to put into any network.
+
+        z = LN(x + depth-wise 3x3(x));   f = fusion(z)        # f = z without a context
+        u = proj(SE(ContMix(z, f) + DilatedReparam(f)) · SiLU(CB(f)))
+
+    Args:
+        dim: channels C.
+        heads, kernel_size: of `ContMix`; the static kernel has the same size.
+        context_dim: channels of a context that comes behind the C channels of x and goes through the block with them;
+            0 for none.
+        mlp_ratio: hidden width of the MLP over C.
+        drop_path: rate of stochastic depth of both branches.
+
+    `forward(x (B, C + context_dim, H, W))` -> the same shape.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int | None = None,
+        kernel_size: int = 13,
+        context_dim: int = 0,
+        mlp_ratio: float = 3.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        width = dim + context_dim
+        self.position1 = Residual(depthwise(width, 3))
+        self.norm1 = LayerNorm2d(width)
+        self.fusion: nn.Module = nn.Identity()
+        if context_dim:
+            self.fusion = nn.Sequential(
+                ConvNorm(width, width, 3, groups=width, bias=True),
+                nn.GELU(),
+                Linear2d(width, dim),
+                GlobalResponseNorm(dim),
+            )
+        self.mixer = ContMix(dim, heads, kernel_size, context_dim=context_dim)
+        self.lepe = DilatedReparam(dim, kernel_size)
+        self.se = _squeeze_excite(dim)
+        self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU())
+        self.proj = nn.Sequential(nn.BatchNorm2d(dim), Linear2d(dim, width))
+        self.scale1 = Scale(width)
+        self.position2 = Residual(depthwise(width, 3))
+        self.norm2 = LayerNorm2d(width)
+        self.mlp = GrnMlp(width, int(dim * mlp_ratio))
+        self.scale2 = Scale(width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.position1(x)
+        z = self.norm1(x)
+        f = self.fusion(z)
+        u = self.proj(self.se(self.mixer(z, f) + self.lepe(f)) * self.gate(f))
+        x = self.position2(self.scale1(x) + self.drop_path(u))
+        return self.scale2(x) + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class FocusBlock(ContMixBlock):
+    """A `ContMixBlock` whose context is mixed again, before each but the first block, with the one of the overview.
+
+    `forward(x (B, C, H, W), h, overview (B, context_dim, H, W)) -> (x, h)`.
+    """
+
+    def __init__(self, dim: int, heads: int, kernel_size: int, context_dim: int, drop_path: float, first: bool):
+        super().__init__(dim, heads, kernel_size, context_dim, drop_path=drop_path)
+        self.scales = None if first else nn.ModuleList([Scale(context_dim), Scale(context_dim)])
+
+    def forward(self, x: Tensor, h: Tensor, overview: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if self.scales is not None:
+            h = self.scales[0](h) + self.scales[1](overview)
+        z = super().forward(torch.cat([x, h], dim=1))
+        return z[:, : x.shape[1]], z[:, x.shape[1] :]
+
+
+class Transition(nn.Module):
+    """Between the focus stages: half the height and width, of the features and of their context."""
+
+    def __init__(self, in_dim: int, dim: int, context_dim: int):
+        super().__init__()
+        self.x = ConvNorm(in_dim, dim, 3, stride=2)
+        self.h = ConvNorm(context_dim, context_dim, 3, stride=2)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x(x), self.h(h)
+
+
+class NormWithOverview(LayerNorm2d):
+    """LN(x) + Scale(linear(LN(o))) of a map (x, o), which has the features before those of the overview.
+
+    Args:
+        dim, overview_dim: channels of x and o.
+    """
+
+    def __init__(self, dim: int, overview_dim: int):
+        super().__init__(dim)
+        self.overview = nn.Sequential(LayerNorm2d(overview_dim), Linear2d(overview_dim, dim), Scale(dim, 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, o = x.split([self.normalized_shape[0], x.shape[1] - self.normalized_shape[0]], dim=1)
+        return super().forward(x) + self.overview(o)
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+class OverLoCK(Backbone):
+    """OverLoCK: a base network (stem, three stages), an overview network on it, and a focus network, which goes over
+    the base network's last map again with the overview as context.
+
+    The levels are the maps of the first two base stages and of the two focus stages, the latter with their contexts of
+    dims[3] / 4 channels behind them. While a classifier with an auxiliary head is trained, `forward` gives (logits,
+    auxiliary logits), the latter from the overview alone.
+
+    Args:
+        dims: channels of the three base stages and of the overview; the focus stages have dims[2] and dims[3].
+        depths: blocks of the base stages and of the overview.
+        focus_depths: blocks of the focus stages.
+        kernel_sizes: of the base stages and of the overview; the focus stages have kernel_sizes[2] and [3].
+        heads: of the focus stages, as of `ContMix`.
+        head_dim: width of the vector before the last layer.
+        auxiliary: whether the classifier has the auxiliary head.
+        overview_output: in the dense form, add the overview to the last map, as the authors do for detection (and not
+            for segmentation). That level, before its norm, then has the overview's channels behind it.
+        drop_path_rate: of the last block of the focus network; it grows linearly over base, overview, focus.
+        num_classes, out_indices, **common: of `Backbone`. Parts that no output needs are not built.
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int] = (56, 112, 256, 336),
+        depths: Sequence[int] = (2, 2, 3, 2),
+        focus_depths: Sequence[int] = (6, 2),
+        kernel_sizes: Sequence[int] = (17, 15, 13, 7),
+        heads: Sequence[int] = (4, 6),
+        head_dim: int = 1024,
+        auxiliary: bool = True,
+        overview_output: bool = False,
+        drop_path_rate: float = 0.0,
+        num_classes: int | None = None,
+        **common,
+    ):
+        for name, values, count in (
+            ("dims", dims, 4),
+            ("depths", depths, 4),
+            ("kernel_sizes", kernel_sizes, 4),
+            ("focus_depths", focus_depths, 2),
+            ("heads", heads, 2),
+        ):
+            if len(values) != count:
+                raise ValueError(f"{name} must have {count} entries, got {tuple(values)}")
+        context_dim = dims[3] // 4
+        channels = (*dims[:2], dims[2] + context_dim, dims[3] + context_dim)
+        super().__init__(channels, (4, 8, 16, 32), num_classes=num_classes, **common)
+        self._num_levels = 4 if num_classes is not None else self.out_indices[-1] + 1
+        self.overview_output = overview_output and num_classes is None and self._num_levels == 4
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths) + sum(focus_depths), device="cpu").tolist())
+
+        self.stem = nn.Sequential(
+            ConvNorm(self.in_channels, dims[0] // 2, 3, stride=2),
+            nn.GELU(),
+            ConvNorm(dims[0] // 2, dims[0] // 2, 3),
+            nn.GELU(),
+            ConvNorm(dims[0] // 2, dims[0], 3, stride=2),
+            nn.GELU(),
+            ConvNorm(dims[0], dims[0], 3),
+        )
+        stages = []
+        for i, (dim, depth, kernel_size) in enumerate(zip(dims, depths, kernel_sizes)):
+            downsample = ConvNorm(dims[i - 1], dim, 3, stride=2) if i else nn.Identity()
+            blocks = [RepBlock(dim, kernel_size, next(rates), scaled=i >= 2) for _ in range(depth)]
+            stages.append(Stage(downsample, blocks, nn.Identity()))
+        self.stages = nn.ModuleList(stages[: min(3, self._num_levels)])
+        self.focus = nn.ModuleList()
+        if self._num_levels > 2:
+            self.overview = stages[3]
+            self.overview_proj = Linear2d(dims[3], context_dim)
+            for i in range(self._num_levels - 2):
+                dim, kernel_size = dims[2 + i], kernel_sizes[2 + i]
+                blocks = [
+                    FocusBlock(dim, heads[i], kernel_size, context_dim, next(rates), first=i == j == 0)
+                    for j in range(focus_depths[i])
+                ]
+                transition = Transition(dims[2], dim, context_dim) if i else nn.Identity()
+                self.focus.append(Stage(transition, blocks, nn.Identity()))
+        self.head_auxiliary: Head | None = None
+        if num_classes is not None:
+            before = nn.Sequential(ConvNorm(channels[-1], head_dim), nn.SiLU())
+            self.head = Head(head_dim, num_classes, before=before)
+            if auxiliary and num_classes:
+                self.head_auxiliary = Head(dims[3], num_classes, before=nn.BatchNorm2d(dims[3]))
+        else:
+            for i, dim in zip(self.out_indices, self.out_channels):
+                with_overview = i == 3 and self.overview_output
+                self.norms[str(i)] = NormWithOverview(dim, dims[3]) if with_overview else LayerNorm2d(dim)
+        self.apply(self.initialise)
+        self.train()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def levels(self, image: Tensor) -> Iterator[Tensor]:
+        # Not the plain loop over stages: the third base stage is no level but what overview and focus both begin with.
+        for i, (x, overview) in enumerate(self._levels(image)):
+            yield torch.cat([x, overview], dim=1) if i == 3 and self.overview_output else x
+
+    def _levels(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The levels, each with the map of the overview network, which the first two precede."""
+        x = self.stem(image)
+        for i, stage in enumerate(self.stages):
+            x = self._base(stage, x)
+            if i < 2:
+                yield x, None
+        if not self.focus:
+            return
+        overview = self._base(self.overview, x)
+        last = self.overview_proj(overview)
+        h = context = F.interpolate(last, x.shape[-2:], mode="bilinear", align_corners=False)
+        for i, stage in enumerate(self.focus):
+            if i == 1:
+                (x, h), context = stage.downsample(x, h), last
+            for block in stage.blocks:
+                x, h = self.run(block, x, h, context)
+            yield torch.cat([x, h], dim=1), overview
+
+    def _base(self, stage: Stage, x: Tensor) -> Tensor:
+        x = stage.downsample(x)
+        for block in stage.blocks:
+            x = self.run(block, x)
+        return x
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if not (self.training and self.head_auxiliary):
+            return super().forward(image)
+        for x, overview in self._levels(self.check(image)):  # noqa: B007
+            pass
+        return self.forward_head(x), self.head_auxiliary(overview)
+
+    @property
+    def num_levels(self) -> int:
+        return self._num_levels
+
+    # --- what others ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint_optional(self) -> Sequence[str]:
+        names = [*super().checkpoint_optional]
+        if self.head_auxiliary is None:
+            names.append(r"^head_auxiliary\.")
+        names += [rf"^stages\.{i}\." for i in range(len(self.stages), 3)]
+        names += [rf"^focus\.{i}\." for i in range(len(self.focus), 2)]
+        return names if self.focus else [*names, r"^overview"]
+
+    def frozen_parts(self) -> list[nn.Module]:
+        parts = [self.stem, *self.stages[: self.frozen_stages]]
+        if self.frozen_stages > 2 and self.focus:
+            parts += [self.overview, self.overview_proj, *self.focus[: self.frozen_stages - 2]]
+        return parts
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        with_previous = (99999,)
+        if coarse:
+            return dict(
+                stem=r"^stem",
+                base=r"^stages\.(\d+)",
+                overview=r"^overview",
+                focus=[(r"^focus\.(\d+)", None), (r"^norms", with_previous)],
+            )
+        return dict(
+            stem=r"^stem",
+            base=[(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
+            overview=[
+                (r"^overview\.downsample", (0,)),
+                (r"^overview\.blocks\.(\d+)", None),
+                (r"^overview_proj", with_previous),
+            ],
+            focus=[
+                (r"^focus\.(\d+)\.downsample", (0,)),
+                (r"^focus\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norms", with_previous),
+            ],
+        )
+
+    def reset_classifier(self, num_classes: int) -> None:
+        super().reset_classifier(num_classes)
+        if self.head_auxiliary is not None:
+            if num_classes:
+                self.head_auxiliary.reset(num_classes)
+            else:
+                self.head_auxiliary = None
+
+    def fuse(self) -> Backbone:
+        self.head_auxiliary = None  # which only training reads
+        return super().fuse()
+
+
+_S = dict(dims=(64, 128, 320, 512), depths=(6, 6, 8, 3), focus_depths=(16, 3), heads=(8, 16))
+_T = dict(dims=(64, 128, 256, 512), depths=(4, 4, 6, 2), focus_depths=(12, 2), heads=(4, 8))
+_B = dict(dims=(80, 160, 384, 576), depths=(8, 8, 10, 4), focus_depths=(20, 4), heads=(6, 9))
+
+VARIANTS = {
+    "overlock_xt": Variant(dict(), 17_307_272, 2.6, 82.7, drop_path=0.1),
+    "overlock_t": Variant(_T, 34_990_472, 5.5, 84.2, drop_path=0.15),
+    "overlock_s": Variant(_S, 58_309_772, 9.7, 84.8, drop_path=0.4),
+    "overlock_b": Variant(_B, 98_012_968, 16.7, 85.1, drop_path=0.5),
+}
+
+# --- the authors' checkpoints ----------------------------------------------------------------------------------------
+
+_MLP = {"0": "fc1", "2": "position.branch", "3": "grn", "4": "fc2"}
+_REP = {"0": "norm", "1": "reparam", "2": "reparam.norm"} | {str(int(n) + 4): f"mlp.{p}" for n, p in _MLP.items()}
+
+
+def _pair(pattern: str, new: str, first: int = 0) -> list[tuple[str, str]]:
+    """Rules for a convolution and the norm behind it, which the authors number from `first`."""
+    return [(rf"{pattern}\.{first}\.", rf"{new}.conv."), (rf"{pattern}\.{first + 1}\.", rf"{new}.norm.")]
+
+
+RULES = [
+    *(rule for n in range(4) for rule in _pair(r"^patch_embed1", f"stem.{2 * n}", first=3 * n)),
+    *_pair(r"^patch_embed2", r"stages.1.downsample"),
+    *_pair(r"^patch_embed3", r"stages.2.downsample"),
+    *_pair(r"^patch_embed4", r"overview.downsample"),
+    *_pair(r"^patch_embedx\.([xh])_proj", r"focus.1.downsample.\1"),
+    (r"^high_level_proj\.", r"overview_proj."),
+    (r"^aux_head\.0\.", r"head_auxiliary.before."),
+    (r"^aux_head\.2\.", r"head_auxiliary.fc."),
+    *_pair(r"^head", r"head.before.0"),
+    (r"^head\.4\.", r"head.fc."),
+    (r"^extra_norm\.([0-3])\.", r"norms.\1."),
+    (r"^extra_norm\.4\.", r"norms.3.overview.0."),
+    (r"^h_proj\.0\.", r"norms.3.overview.1."),
+    (r"^h_proj\.1\.weight$", r"norms.3.overview.2.gamma"),
+    (r"^h_proj\.1\.bias$", r"norms.3.overview.2.beta"),
+    # blocks; those of the focus network also stand alone
+    (r"\b(proj\.3|se_layer)\.proj\.1\.", r"se.fc1."),
+    (r"\b(proj\.3|se_layer)\.proj\.3\.", r"se.fc2."),
+    (r"^(blocks\d\.\d+)\.proj\.(\d)\.", lambda m: f"{m[1]}.{_REP[m[2]]}."),
+    (r"^blocks([123])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"^blocks4\.", r"overview.blocks."),
+    (r"^sub_blocks([34])\.", lambda m: f"focus.{int(m[1]) - 3}.blocks."),
+    (r"\b(x_scale|h_scale|ls\d?)\.weight$", r"\1.gamma"),
+    (r"\b(x_scale|h_scale|ls\d?)\.bias$", r"\1.beta"),
+    (r"\bx_scale\.", r"scales.0."),
+    (r"\bh_scale\.", r"scales.1."),
+    (r"\bls(\d?)\.", r"scale\1."),
+    (r"\bdwconv(\d?)\.", r"position\1.branch."),
+    *_pair(r"\bfusion", r"fusion.0"),
+    (r"\bfusion\.3\.", r"fusion.2."),
+    (r"\bfusion\.4\.", r"fusion.3."),
+    *_pair(r"\bweight_(query|value)", r"mixer.\1"),
+    *_pair(r"\bweight_key", r"mixer.key", first=1),
+    (r"\bweight_proj\.", r"mixer.taps."),
+    (r"\brpb1$", r"mixer.biases.0"),
+    (r"\brpb2$", r"mixer.biases.1"),
+    *_pair(r"\b(?:dyconv|fusion)_proj", r"mixer.proj"),
+    *_pair(r"\bgate", r"gate.0"),
+    (r"\blepe\.0\.", r"lepe."),
+    (r"\blepe\.1\.", r"lepe.norm."),
+    (r"\bmlp\.([0-4])\.", lambda m: f"mlp.{_MLP[m[1]]}."),
+    (r"\blk_origin\.", r"conv.conv."),
+    (r"\borigin_bn\.", r"conv.norm."),
+    (r"\bdil_conv_k(\d+)_(\d)\.", r"branches.\1_\2.conv."),
+    (r"\bdil_bn_k(\d+)_(\d)\.", r"branches.\1_\2.norm."),
+]
+
+register(OverLoCK, VARIANTS, RULES)

@@ -1,0 +1,288 @@
+"""What characterises OverLoCK: clamped windows, kernels that merge, an overview that speaks in training and output."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_records import Record, parameter
+from torch import nn
+
+from attlas import backbones
+from attlas.backbones.layers import fuse
+from attlas.backbones.optim import layer_groups
+from attlas.backbones.overlock import (
+    BRANCHES,
+    ContMix,
+    ContMixBlock,
+    DilatedReparam,
+    GlobalResponseNorm,
+    OverLoCK,
+)
+from attlas.registry import MODELS
+
+SMALL = dict(
+    dims=(16, 24, 32, 64),
+    depths=(1, 1, 1, 1),
+    focus_depths=(2, 2),
+    kernel_sizes=(9, 7, 7, 5),
+    heads=(2, 4),
+    head_dim=96,
+)
+
+
+def small(**options):
+    return OverLoCK(**{**SMALL, **options})
+
+
+def filled(module):
+    """The module with weights that follow from their names."""
+    state = module.state_dict()
+    module.load_state_dict({n: parameter(n, v.shape) if v.is_floating_point() else v for n, v in state.items()})
+    return module.double().eval()
+
+
+def normal(*size):
+    return torch.randn(*size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def merge_as_the_authors(module):
+    """Merge the parallel kernels only. The authors keep the norm behind them: how many parameters we saved by not."""
+    saved = 0
+    for name, child in module.named_children():
+        if isinstance(child, DilatedReparam):
+            saved += count(child.norm)
+            setattr(module, name, fuse(child))
+        else:
+            saved += merge_as_the_authors(child)
+    return saved
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "single", "merged", "segmentation", "detection"),
+    [
+        ("overlock_xt", 16_969_600, 16_453_712, 15_514_328, 15_657_380),
+        ("overlock_t", 34_476_448, 33_467_040, 32_796_472, 33_127_096),
+        ("overlock_s", 57_795_748, 56_156_452, 56_115_900, 56_446_524),
+        ("overlock_b", 97_434_816, 94_942_528, 95_673_464, 96_091_496),
+    ],
+)
+def test_parameters_of_the_other_forms(name, single, merged, segmentation, detection):
+    dense = dict(out_indices=(0, 1, 2, 3))
+    with torch.device("meta"):
+        network = backbones.create(name, auxiliary=False).eval()
+        assert count(network) == single
+        saved = merge_as_the_authors(network)
+        assert count(network) + saved == merged
+        assert count(backbones.create(name, **dense)) == segmentation
+        assert count(backbones.create(name, overview_output=True, **dense)) == detection
+
+
+@pytest.mark.parametrize("overview_output", [False, True])
+def test_sizes(overview_output):
+    with torch.device("meta"):
+        network = backbones.create("overlock_t", out_indices=(0, 1, 2, 3), overview_output=overview_output).eval()
+        maps = network(torch.zeros(1, 3, 224, 224))
+    expected = [(64, 56, 56), (128, 28, 28), (384, 14, 14), (640, 7, 7)]
+    assert [tuple(x.shape[1:]) for x in maps] == expected
+
+
+def test_the_auxiliary_head_in_training():
+    classifier = MODELS.build(
+        dict(
+            type="ImageClassifier",
+            backbone=dict(type="OverLoCK", num_classes=5, **SMALL),
+            auxiliary_weight=0.4,
+            data_preprocessor=dict(type="ImagePreprocessor"),
+        )
+    )
+    network, x, labels = classifier.backbone.train(), normal(2, 3, 64, 64).float(), torch.tensor([1, 3])
+    logits, auxiliary = network(x)
+    assert logits.shape == auxiliary.shape == (2, 5)
+    overview = list(network._levels(network.check(x)))[-1][1]
+    torch.testing.assert_close(auxiliary, network.head_auxiliary(overview))
+    found = classifier(x, labels, mode="loss")
+    expected = F.cross_entropy(logits, labels) + 0.4 * F.cross_entropy(auxiliary, labels)
+    torch.testing.assert_close(found["loss"], expected)
+
+    network.reset_classifier(7)
+    assert [y.shape for y in network(x)] == [(2, 7), (2, 7)]
+    assert network.eval()(x).shape == (2, 7)
+    network.train().reset_classifier(0)
+    assert network(x).shape == (2, 96)
+    assert small(num_classes=5, auxiliary=False).train()(x).shape == (2, 5)
+    assert network.eval().fuse().head_auxiliary is None
+
+
+def test_files_of_other_forms():
+    """The authors' classifiers and detectors, in the dense form and in parts of it."""
+    record = Record("overlock/overlock_small").state_dict()
+    shapes = {f"extra_norm.{i}": [(c,), (c,)] for i, c in enumerate((16, 24, 48, 80, 64))}
+    shapes |= {"h_proj.0": [(80, 64, 1, 1), (80,)], "h_proj.1": [(80, 1, 1, 1), (80,)]}
+    extra = {
+        f"{name}.{which}": parameter(f"{name}.{which}", shape)
+        for name, both in shapes.items()
+        for which, shape in zip(("weight", "bias"), both)
+    }
+    dense = {name: value for name, value in record.items() if not name.startswith(("head", "aux_head"))}
+    detection = small(overview_output=True).double().eval()
+    account = backbones.load(detection, dense | extra)
+    assert account.complete, str(account)
+    segmentation = small().double().eval()
+    account = backbones.load(
+        segmentation, dense | {n: v for n, v in extra.items() if not n.startswith(("extra_norm.4", "h_proj"))}
+    )
+    assert account.complete, str(account)
+
+    x = normal(1, 3, 64, 96)
+    *first, with_overview = detection(x)
+    *others, without = segmentation(x)
+    for one, other in zip(first, others):
+        torch.testing.assert_close(one, other)
+    o = list(segmentation._levels(x))[-1][1].permute(0, 2, 3, 1)
+    weights = {name: value.double().squeeze() for name, value in extra.items()}
+    o = F.layer_norm(o, (64,), weights["extra_norm.4.weight"], weights["extra_norm.4.bias"], 1e-6)
+    o = F.linear(o, weights["h_proj.0.weight"], weights["h_proj.0.bias"])
+    o = o * weights["h_proj.1.weight"] + weights["h_proj.1.bias"]
+    torch.testing.assert_close(with_overview - without, o.permute(0, 3, 1, 2))
+
+    for indices, missing in (((0, 1), "overview"), ((0, 2), "focus.1")):
+        part = small(out_indices=indices)
+        account = backbones.load(part, record)
+        assert not account.unexpected
+        assert all(name.startswith("norms") for name in account.missing)
+        assert not any(name.startswith(missing) for name, _ in part.named_modules())
+
+
+def test_order_of_depths():
+    network = small(num_classes=5)
+    depth = layer_groups([name for name, _ in network.named_parameters()], network.group_matcher())
+    first, base, overview, focus, last = (
+        depth[f"{name}.weight"]
+        for name in (
+            "stem.0.conv",
+            "stages.2.blocks.0.norm",
+            "overview.blocks.0.norm",
+            "focus.0.blocks.0.norm1",
+            "focus.1.blocks.1.norm1",
+        )
+    )
+    assert (first, base, overview, focus, last) == (0, 3, 4, 5, 8)
+    assert depth["overview_proj.weight"] == overview
+    frozen = small(frozen_stages=3)
+    learning = {name.split(".")[0] for name, p in frozen.named_parameters() if p.requires_grad}
+    assert learning == {"focus", "norms"}
+
+
+# --- the operator ----------------------------------------------------------------------------------------------------
+
+
+def uniform(mixer):
+    """All taps equal: the biases and what makes the logits are zero."""
+    for p in (*mixer.taps.parameters(), *mixer.biases):
+        nn.init.zeros_(p)
+    return mixer
+
+
+def box_mean(v, k):
+    """Means over k x k windows that are clamped inside the map, by their definition."""
+    height, width = v.shape[-2:]
+    out = torch.empty_like(v)
+    for i in range(height):
+        for j in range(width):
+            top, left = min(max(i - k // 2, 0), height - k), min(max(j - k // 2, 0), width - k)
+            out[:, :, i, j] = v[:, :, top : top + k, left : left + k].mean((2, 3))
+    return out
+
+
+def test_equal_taps_give_box_means():
+    mixer = uniform(filled(ContMix(16, heads=2, kernel_size=7)))
+    x, v = normal(2, 16, 8, 11), normal(2, 16, 8, 11).flip(0)
+    expected = torch.cat([box_mean(v[:, :8], 5), box_mean(v[:, 8:], 7)], dim=1)
+    torch.testing.assert_close(mixer.aggregate(x, v), expected)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (14, 8), (5, 3), (1, 1)])
+def test_a_constant_stays_constant(size):
+    mixer = filled(ContMix(16, heads=2, kernel_size=7))
+    v = normal(1, 16, 1, 1).expand(1, 16, *size)
+    torch.testing.assert_close(mixer.aggregate(normal(1, 16, *size), v), v)
+
+
+def test_a_bias_moves_its_offset_alone():
+    """The offset is that from the pixel, also where the window is clamped and the pixel is not in its middle."""
+    mixer, place = uniform(ContMix(8, heads=1, kernel_size=7).double()), (0, 4)
+    x = normal(1, 8, 9, 9)
+    before = mixer.attention_maps(x, place)
+    assert before.shape == (1, 4, 9, 9)
+    mixer.biases[1].data[1, 3 + 6, -2 + 6] = 2.0  # large kernel, second head, three rows below, two columns left
+    change = mixer.attention_maps(x, place) / before.clamp(min=1e-9)
+    assert torch.equal(change[:, :3], (before[:, :3] > 0).double())
+    moved, rest = change[0, 3, 3, 2], change[0, 3][before[0, 3] > 0]
+    assert torch.isclose(moved / rest.min(), torch.tensor(2.0).double().exp())
+    assert (rest.sort().values[:-1] - rest.min()).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("size", [(9, 8), (4, 6)])
+def test_attention_maps_are_what_multiplies_the_values(size):
+    mixer = filled(ContMix(16, heads=2, kernel_size=7, context_dim=6))
+    x, v, place = normal(2, 22, *size), normal(2, 16, *size), (size[0] - 1, 2)
+    maps = mixer.attention_maps(x, place)
+    torch.testing.assert_close(maps.sum((2, 3)), torch.ones(2, 8).double())
+    expected = (maps.unsqueeze(2) * v.unflatten(1, (8, 2))).sum((3, 4)).flatten(1)
+    torch.testing.assert_close(mixer.aggregate(x, v)[..., place[0], place[1]], expected)
+
+
+def test_small_maps_are_enlarged():
+    mixer = filled(ContMix(16, heads=2, kernel_size=7))
+    x, v = normal(1, 16, 9, 5), normal(1, 16, 9, 5).flip(1)
+    enlarged = mixer.aggregate(*(F.interpolate(y, (12, 7), mode="bilinear") for y in (x, v)))  # 7 / 5 · 9 = 12.6
+    torch.testing.assert_close(mixer.aggregate(x, v), F.adaptive_avg_pool2d(enlarged, (9, 5)))
+
+
+def test_the_block_stands_alone():
+    block = ContMixBlock(64)
+    x = torch.randn(2, 64, 10, 15, requires_grad=True)
+    block(x).square().mean().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in block.parameters())
+    assert all(0.01 < bias.std() < 0.03 for bias in block.mixer.biases)
+    assert not any(bias.any() for bias in ContMix(64, context_dim=8).biases)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", BRANCHES)
+def test_parallel_kernels_are_one(kernel_size):
+    assert all(d * (k - 1) < kernel_size for k, d in BRANCHES[kernel_size])
+    module, x = filled(DilatedReparam(3, kernel_size)), normal(2, 3, 9, 20)
+    expected = module(x)
+    fused = fuse(module)
+    assert type(fused) is nn.Conv2d
+    assert fused.kernel_size == (kernel_size, kernel_size)
+    torch.testing.assert_close(fused(x), expected)
+
+
+def test_response_norm_in_half_precision():
+    """Sums of squares over a map leave float16, which is where the authors' training gives NaN."""
+    norm = GlobalResponseNorm(4)
+    nn.init.ones_(norm.gamma)
+    x = 300 * torch.rand(1, 4, 64, 64)
+    torch.testing.assert_close(norm.half()(x.half()).float(), norm.float()(x), rtol=2e-3, atol=0.5)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="ContMix: dim=40 is not divisible by 4 · heads = 16"):
+        ContMix(40, heads=4)
+    with pytest.raises(ValueError, match="small_kernel=5 must be at most kernel_size=3"):
+        ContMix(64, kernel_size=3)
+    with pytest.raises(ValueError, match=r"kernel_size=6 has no branches; it may be one of \[5, 7, 9"):
+        DilatedReparam(8, 6)
+    with pytest.raises(ValueError, match="focus_depths must have 2 entries"):
+        small(focus_depths=(1, 1, 1))

@@ -1,0 +1,294 @@
+"""The tools for networks of images as a user calls them: what they print, write and refuse."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from attlas import backbones, checkpoint
+from attlas.backbones import viewer
+from attlas.backbones.zoo import Variant
+
+TOOLS = Path(__file__).parents[1] / "tools"
+TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
+PARAMS = 88_349  # of TINY with five classes
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A variant of HorNet that is built in no time, by name."""
+    monkeypatch.setitem(backbones.systems()["HorNet"].variants, "hornet_grain", Variant(TINY, PARAMS, classes=5))
+    return "hornet_grain"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(f"model = dict(backbone=dict(type='HorNet', num_classes=5, {_arguments(TINY)}))\n")
+    return path
+
+
+def _arguments(options):
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run(tool, *arguments) -> what it prints."""
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
+        load(tool).main()
+        printed = capsys.readouterr()
+        return printed.out + printed.err
+
+    return call
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """refusal(tool, *arguments) -> the message with which it stops, as argparse stops."""
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="2"):
+            load(tool).main()
+        return capsys.readouterr().err
+
+    return call
+
+
+# --- analyze ---------------------------------------------------------------------------------------------------------
+
+
+def test_analyze(run, config):
+    printed = run("analyze", config, "--size", 32, 64, "--batch", 2, "--repeats", 1)
+    rows = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()}
+    assert list(rows)[:2] == ["part", "stem"]
+    assert {"stages.0", "stages.3", "head"} <= rows.keys()
+    assert rows["total"][1] == f"{PARAMS:,}"
+    assert "2 x 32 x 64 pixels, CPU, " in printed
+    assert "Peak memory of the maps: " in printed
+    macs = 8 * 16 * 3 * 4 * 4 * 8 / 1e6  # of the stem: 8 x 16 places, 3 x 4 x 4 pixels to 8 channels
+    assert rows["stem"][2] == f"{macs:.1f}"
+
+
+def test_analyze_without_times_and_dense(run, tiny):
+    printed = run("analyze", tiny, "--size", 64, "--repeats", 0, "--dense")
+    assert "head" not in printed
+    assert "norms.3" in printed
+
+
+def test_analyze_refuses(refusal, config, tmp_path):
+    assert "--size takes one number" in refusal("analyze", config, "--size", 32, 32, 32)
+    assert "must be positive" in refusal("analyze", config, "--size", 0)
+    assert "must be positive" in refusal("analyze", config, "--batch", 0)
+    assert "nowhere" in refusal("analyze", config, "--device", "nowhere")
+    assert "Near it: hornet_tiny_gf" in refusal("analyze", "hornet_tiny_fg")
+    assert "none.py" in refusal("analyze", tmp_path / "none.py")
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert "no model with a backbone" in refusal("analyze", tmp_path / "empty.py")
+
+
+# --- convert ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def authors(tmp_path, tiny):
+    """A file of that variant with two of its names as HorNet's authors have them."""
+    state = backbones.create(tiny).state_dict()
+    theirs = {"head.after.": "norm.", "head.fc.": "head."}
+    renamed = {}
+    for name, tensor in state.items():
+        for ours, old in theirs.items():
+            if name.startswith(ours):
+                name = name.replace(ours, old, 1)
+                break
+        renamed[name] = tensor
+    path = tmp_path / "authors.pth"
+    torch.save({"model": renamed}, path)
+    return path
+
+
+def test_convert(run, refusal, tiny, authors, tmp_path):
+    out = tmp_path / "ours.safetensors"
+    printed = run("convert", tiny, authors, out, "--names")
+    assert "norm.weight -> head.after.weight" in printed
+    network = backbones.create(tiny)
+    assert f"{out}: {len(network.state_dict())} tensors" in printed
+    backbones.load(network, out)
+    assert torch.equal(network.head.fc.weight, torch.load(authors)["model"]["head.weight"])
+    assert "exists. To replace it: --overwrite" in refusal("convert", tiny, authors, out)
+    assert str(out) in run("convert", tiny, authors, out, "--overwrite")
+
+
+def test_convert_refuses_what_is_incomplete(run, refusal, tiny, authors, tmp_path):
+    out = tmp_path / "ours.safetensors"
+    state = torch.load(authors)["model"]
+    state["surplus"] = torch.zeros(1)
+    torch.save(state, authors)
+    message = refusal("convert", tiny, authors, out)
+    assert "nothing was written" in message
+    assert not out.exists()
+    run("convert", tiny, authors, out, "--incomplete")
+    assert "surplus" not in checkpoint.read(out)
+    other = tmp_path / "other.safetensors"
+    assert "no variant of a backbone. Near it: " in refusal("convert", "hornet_grian", authors, other)
+    assert "must end in .safetensors" in refusal("convert", tiny, authors, tmp_path / "ours.pth")
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+def test_export_to_onnx(run, refusal, config, tmp_path):
+    out = tmp_path / "tiny.onnx"
+    assert "must end in .onnx or .pt2" in refusal("export", config, tmp_path / "tiny.pt")
+    assert "--size takes one number" in refusal("export", config, out, "--size", 32, 32, 32)
+    assert "must be positive" in refusal("export", config, out, "--batch", 0)
+    assert "Near it: " in refusal("export", "hornet_tiny", out)
+    assert not out.exists()
+    printed = run("export", config, out, "--size", 32, 64, "--fuse")
+    assert f"{out}: " in printed
+    assert "for (1, 3, 32, 64); differs from the network by " in printed
+    session = onnxruntime.InferenceSession(out)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 32, 64), np.float32)})
+    assert logits.shape == (1, 5)
+    assert "exists. To replace it: --overwrite" in refusal("export", config, out)
+
+
+def test_export_of_maps(run, config, tmp_path):
+    out = tmp_path / "tiny.pt2"
+    run("export", config, out, "--size", 32, "--batch", 2, "--dense")
+    maps = torch.export.load(out).module()(torch.zeros(2, 3, 32, 32))
+    assert [tuple(x.shape) for x in maps] == [(2, 8 << i, 8 >> i, 8 >> i) for i in range(4)]
+
+
+# --- visualize attention ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+    return path
+
+
+def test_visualize_attention(run, refusal, config, picture, tmp_path):
+    out = tmp_path / "looks.png"
+    attention = ["visualize", "attention", config, "--image", picture, "--out", out, "--size", 64]
+    assert str(out) in run(*attention, "--place", 0.2, 0.9)
+    first = cv2.imread(str(out))
+    assert min(first.shape[:2]) > 200
+    assert "exists" in refusal(*attention)
+    run(*attention, "--overwrite", "--mixers", "stages.1.blocks.0.mixer")
+    assert cv2.imread(str(out)).shape[0] < first.shape[0] / 2  # one row instead of four
+    attention[6] = tmp_path / "other.png"
+    assert "fractions of the image" in refusal(*attention, "--place", 1, 0)
+    message = refusal(*attention, "--mixers", "stages.9.mixer")
+    assert "stages.9.mixer: no mixer of this network; it has stages.0.blocks.0.mixer" in message
+    assert "size" in refusal(*attention[:-1], 0)
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    assert "cannot be read as an image" in refusal("visualize", "attention", config, "--image", text, "--out", "x.png")
+
+
+def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
+    network = backbones.davit.DaViT(dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), heads=(2, 2, 2, 2))
+    looks = viewer.look(network.eval(), torch.zeros(1, 3, 64, 64), (0.5, 0.5))
+    assert [seen.name for seen in looks[2:4]] == ["stages.1.blocks.2.mixer", "stages.1.blocks.3.mixer"]
+    assert [seen.kind for seen in looks] == ["weights", "influence"] * 4
+    assert [len(seen.maps) for seen in looks] == [2, 1] * 4
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    assert len(viewer.draw(pixels, looks).axes) == len(looks) * 4  # the image, the mean, two heads
+    assert len(viewer.draw(pixels, looks[1::2]).axes) == 4 * 2
+    flat = viewer.Look("mixer", "Attention", np.ones((9, 4, 4), np.float32), (0, 0), "weights")
+    titles = [axes.get_title() for axes in viewer.draw(pixels, [flat]).axes]
+    assert titles[0] == "mixer\nAttention, 4 x 4"
+    assert titles[1:3] == ["mean of 9\nto 1.0 times its mean", "weights 0\nto 1.0 times its mean"]
+    assert len(titles) == 6
+
+
+# --- atlas -----------------------------------------------------------------------------------------------------------
+
+
+def test_exponent_is_of_the_three_largest_maps():
+    rows = [dict(side=side, seconds=1e-6 * side**3, bytes=7.0 * side**4) for side in (14, 28, 56)]
+    rows.insert(0, dict(side=7, seconds=9.0, bytes=1.0))
+    exponent = load("atlas").exponent
+    assert exponent(rows, "seconds") == pytest.approx(1.5)
+    assert exponent(rows, "bytes") == pytest.approx(2)
+
+
+def test_measure_mixer(monkeypatch):
+    atlas = load("atlas")
+    monkeypatch.setattr(atlas, "SIDES", (4, 8, 16))
+    monkeypatch.setattr(atlas, "DIM", 16)
+    found = atlas.measure_mixer("GnConv")
+    assert [row["side"] for row in found["rows"]] == [4, 8, 16]
+    assert found["params"] == sum(p.numel() for p in backbones.hornet.GnConv(16).parameters())
+    assert 0.7 < found["memory"] < 1.1  # linear, but for the gradients of the weights
+    assert found["rows"][0]["bytes"] >= 2 * 16 * 16 * 4  # the output and the gradient of the input
+    assert all(row["seconds"] > 0 for row in found["rows"])
+
+
+def test_atlas_writes_its_page(monkeypatch, capsys, tiny, tmp_path):
+    atlas = load("atlas")
+    system = backbones.systems()["HorNet"]
+    monkeypatch.setattr(system, "variants", {"hornet_grain": system.variants["hornet_grain"]})
+    monkeypatch.setattr(atlas.backbones, "systems", lambda: {"HorNet": system})
+    monkeypatch.setattr(atlas, "ROOT", tmp_path)
+    monkeypatch.setattr(atlas, "PAGE", tmp_path / "docs" / "atlas.md")
+    monkeypatch.setattr(atlas, "MEASURED", tmp_path / "docs" / "mixers.json")
+    monkeypatch.setattr(atlas, "SIDES", (4, 8, 16))
+    monkeypatch.setattr(sys, "argv", ["atlas.py", "mixers", "GnConv"])
+    atlas.main()
+    result = dict(mAcc=60.0, epochs=3, side=64, params=1_000, macs=2e6, milliseconds=1.5, machine="a machine")
+    result |= dict(batch=8, step_milliseconds=50, peak_mib=99)
+    (tmp_path / "configs" / "hornet").mkdir(parents=True)
+    for name, top1 in (("weak", 50.0), ("strong", 71.3)):
+        atlas.save(tmp_path / "configs" / "hornet" / f"{name}.json", {**result, "top1": top1})
+    atlas.save(tmp_path / "configs" / "hornet" / "other.json", {"loss": 1})
+    monkeypatch.setattr(sys, "argv", ["atlas.py", "write"])
+    atlas.main()
+    page = (tmp_path / "docs" / "atlas.md").read_text()
+    assert "### HorNet\n\nHorNet: " in page
+    assert f"| `hornet_grain` | {PARAMS:,} | 224 |  | 0.0" in page
+    measured = json.loads((tmp_path / "docs" / "mixers.json").read_text())["mixers"]["GnConv"]
+    assert f"| `GnConv` | {measured['params']:,} | " in page
+    assert math.isfinite(measured["time"])
+    assert page.index("[strong](../configs/hornet/strong.py) | 71.3 | 60.0 | 1,000 | 2.0 |") < page.index("[weak]")
+    assert "other.py" not in page
+    for line in page.splitlines():  # rows have as many cells as their headers
+        if not line.startswith("|"):
+            columns = 0
+        columns = columns or line.count("|")
+        assert line.count("|") == columns
+    monkeypatch.setattr(sys, "argv", ["atlas.py", "mixers", "GnKonv"])
+    with pytest.raises(SystemExit, match="2"):
+        atlas.main()
+    assert "GnConv" in capsys.readouterr().err
+    (tmp_path / "docs" / "mixers.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["atlas.py", "write"])
+    with pytest.raises(SystemExit, match="2"):
+        atlas.main()
+    assert "atlas.py mixers" in capsys.readouterr().err
+
+
+def test_atlas_leaves_measured_trainings_alone(run, tmp_path):
+    config = tmp_path / "done.py"
+    config.with_suffix(".json").write_text("{}")
+    assert "done.json exists" in run("atlas", "train", config).replace("\n", "")

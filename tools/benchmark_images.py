@@ -1,0 +1,187 @@
+"""What tools/benchmark.py measures of images: the attentions and aggregations of `attlas.kernels` on maps.
+
+As for clouds (tools/benchmark_cases.py), all implementations of an operator get the same tensors: ours, "reference",
+"naive" (windows unfolded or gathered, in the manner of the releases), and for neighbourhood attention "masked sdpa",
+PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in memory.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import naive
+import torch
+import torch.nn.functional as F
+from benchmark_cases import OURS, Case, Run, differentiable, random
+from torch import Tensor
+
+from attlas.kernels import (
+    halo_attention,
+    neighborhood_aggregate,
+    neighborhood_attention,
+    routed_attention,
+    small_kernel_aggregate,
+)
+
+Functions = dict[str, Callable[..., Tensor]]
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class Operator:
+    """An operator and its sizes, which its functions take as keywords.
+
+    Args:
+        shapes: of its differentiable inputs by name; the output has the shape of the last map, "v" or "x".
+        functions: implementations, of these inputs.
+        taps: how many pixels each pixel reads.
+        products: how many products with all taps the forward has: q·k and weight·v, or only the latter.
+        sizes: of the cases; batches of 8 where the naive form takes less than a second on one core.
+    """
+
+    shapes: Callable[..., Shapes]
+    functions: Callable[..., Functions]
+    taps: Callable[..., int]
+    products: int
+    sizes: list[dict[str, int]]
+
+    def needs(self, mode: str, sizes: dict[str, int]) -> tuple[float, float]:
+        """Bytes and operations of the floor: float32 inputs read and the output written once. A backward reads the
+        gradient of the output, writes those of the inputs, and has two products for each of the forward."""
+        shapes = self.shapes(**sizes)
+        values = math.prod(shapes.get("v") or shapes["x"])
+        moved = sum(map(math.prod, shapes.values())) + values
+        passes, rounds = (1, 1) if mode == "forward" else (2, 3)
+        operations = 2 * rounds * self.products * self.taps(**sizes) * values
+        return 4 * passes * moved, operations
+
+
+# --- implementations -------------------------------------------------------------------------------------------------
+
+
+def neighborhood_attention_functions(device: torch.device, side: int, kernel: int, dilation: int, **_) -> Functions:
+    window = naive.window_index(side, side, kernel, dilation, device)
+    mask = torch.zeros(side**2, side**2, dtype=torch.bool, device=device).scatter_(1, window, True)
+
+    def masked(q, k, v):
+        tokens = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*tokens, attn_mask=mask).transpose(1, 2).unflatten(1, (side, side))
+
+    return {
+        OURS: lambda q, k, v: neighborhood_attention(q, k, v, kernel, dilation=dilation),
+        "naive": lambda q, k, v: naive.neighborhood_attention(q, k, v, kernel, dilation),
+        "masked sdpa": masked,
+    }
+
+
+def neighborhood_aggregate_functions(device: torch.device, kernel: int, **_) -> Functions:
+    return {
+        OURS: lambda logits, v, bias: neighborhood_aggregate(logits, v, kernel, bias),
+        "naive": lambda logits, v, bias: naive.neighborhood_aggregate(logits, v, kernel, bias),
+    }
+
+
+def small_kernel_aggregate_functions(device: torch.device, **_) -> Functions:
+    def channels_last(function):
+        return lambda x, weight: function(x.permute(0, 3, 1, 2), weight.permute(0, 3, 4, 1, 2))
+
+    return {OURS: channels_last(small_kernel_aggregate), "naive": channels_last(naive.small_kernel_aggregate)}
+
+
+def halo_attention_functions(device: torch.device, block: int, halo: int, **_) -> Functions:
+    return {
+        OURS: lambda q, k, v, high, wide: halo_attention(q, k, v, high, wide, block, halo),
+        "naive": lambda q, k, v, high, wide: naive.halo_attention(q, k, v, high, wide, block, halo),
+    }
+
+
+def routed_attention_functions(device: torch.device, B: int, regions: int, topk: int, **_) -> Functions:
+    affinity = torch.rand(B, regions**2, regions**2, generator=torch.Generator().manual_seed(0))
+    index = affinity.topk(topk).indices.to(device)
+    return {
+        OURS: lambda q, k, v: routed_attention(q, k, v, index, (regions, regions)),
+        "naive": lambda q, k, v: naive.routed_attention(q, k, v, index, regions),
+    }
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+def attention_shapes(B: int, side: int, heads: int, D: int, **_) -> Shapes:
+    return dict.fromkeys(("q", "k", "v"), (B, side, side, heads, D))
+
+
+def halo_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int) -> Shapes:
+    table = (2 * (block + 2 * halo) - 1, D)
+    return attention_shapes(B, side, heads, D) | {"high": table, "wide": table}
+
+
+def aggregate_shapes(B: int, side: int, heads: int, D: int, kernel: int) -> Shapes:
+    table = (heads, 2 * kernel - 1, 2 * kernel - 1)
+    return {"logits": (B, side, side, heads, kernel**2), "v": (B, side, side, heads, D), "bias": table}
+
+
+def small_kernel_shapes(B: int, side: int, C: int, Cw: int, kernel: int) -> Shapes:
+    return {"x": (B, side, side, C), "weight": (B, side, side, Cw, kernel**2)}
+
+
+def kernel_taps(kernel: int, **_) -> int:
+    return kernel**2
+
+
+IMAGE_OPERATORS = {
+    "neighborhood_attention": Operator(
+        attention_shapes,
+        neighborhood_attention_functions,
+        kernel_taps,
+        products=2,
+        sizes=[dict(B=1, side=56, heads=4, D=32, kernel=7, dilation=dilation) for dilation in (1, 8)],
+    ),
+    "neighborhood_aggregate": Operator(
+        aggregate_shapes,
+        neighborhood_aggregate_functions,
+        kernel_taps,
+        products=1,
+        sizes=[dict(B=batch, side=28, heads=8, D=16, kernel=kernel) for batch, kernel in ((1, 5), (8, 5), (1, 13))],
+    ),
+    "small_kernel_aggregate": Operator(
+        small_kernel_shapes,
+        small_kernel_aggregate_functions,
+        kernel_taps,
+        products=1,
+        sizes=[dict(B=batch, side=28, C=128, Cw=16, kernel=3) for batch in (1, 8)],
+    ),
+    "halo_attention": Operator(
+        halo_shapes,
+        halo_attention_functions,
+        lambda block, halo, **_: (block + 2 * halo) ** 2,
+        products=2,
+        sizes=[dict(B=batch, side=32, heads=8, D=16, block=8, halo=3) for batch in (1, 8)],
+    ),
+    "routed_attention": Operator(
+        attention_shapes,
+        routed_attention_functions,
+        lambda side, regions, topk, **_: topk * (side // regions) ** 2,
+        products=2,
+        sizes=[dict(B=batch, side=56, heads=4, D=32, regions=7, topk=4) for batch in (1, 8)],
+    ),
+}
+
+
+def make(run: Run, *, operator: Operator, mode: str, **sizes: int) -> dict[str, Callable]:
+    shapes = operator.shapes(**sizes).items()
+    inputs = {name: random(run, *shape, seed=i) for i, (name, shape) in enumerate(shapes)}
+    return differentiable(operator.functions(run.device, **sizes), inputs, mode)
+
+
+def case(name: str, mode: str, sizes: dict[str, int]) -> Case:
+    operator = IMAGE_OPERATORS[name]
+    build = functools.partial(make, operator=operator, mode=mode)
+    return Case(f"{name}, {mode}", sizes, build, *operator.needs(mode, sizes))
+
+
+def image_cases() -> Iterator[Case]:
+    for name, operator in IMAGE_OPERATORS.items():
+        for mode in ("forward", "forward+backward"):
+            yield from (case(name, mode, sizes) for sizes in operator.sizes)
