@@ -102,13 +102,13 @@ def _bias_gradient(grad_logits: Tensor, bias: Tensor | None, k: int, wide: torch
 
 def neighborhood_aggregate_reference(logits: Tensor, v: Tensor, bias: Tensor | None, k: int) -> Tensor:
     wide = _wide(logits, v)
-    weight = _softmax_reference(logits, bias, k, wide)
+    weights = _softmax_reference(logits, bias, k, wide).split(k, -1)  # by line of the window
     top, left = _starts(v.shape[1], k, v.device), _starts(v.shape[2], k, v.device)
+    columns = (left.unsqueeze(1) + torch.arange(k, device=v.device)).flatten()
     out = torch.zeros_like(v, dtype=wide, memory_format=torch.contiguous_format)
-    for y in range(k):
-        seen = v.index_select(1, top + y).to(wide)
-        for x in range(k):
-            out = out + weight[..., y * k + x, None] * seen.index_select(2, left + x)
+    for y, weight in enumerate(weights):  # k copies at a time, not k²; and few operations where this is written out
+        line = v.index_select(1, top + y).to(wide).index_select(2, columns).unflatten(2, (-1, k))
+        out = out + (weight.unsqueeze(-2) @ line.transpose(3, 4)).squeeze(-2)
     return out.to(v.dtype)
 
 

@@ -1,4 +1,4 @@
-# Minutes on a CPU: AdamW with a warm-up of one epoch and a cosine after it; weights averaged over some fifty iterations.
+# Minutes on a CPU: AdamW with a warm-up of one epoch and a cosine after it; weights averaged over fifty iterations.
 optim_wrapper = dict(
     constructor="LayerDecayConstructor",
     paramwise_cfg=dict(layer_decay=None),  # no weight decay of norms, biases, and what the network exempts

@@ -16,13 +16,15 @@ SYSTEMS = sorted(backbones.systems())
 
 
 def options_of(system):
-    """The smallest variant, cut to at most two blocks a stage."""
+    """The smallest variant, cut to one block a stage, two in the first and the last: networks whose blocks take turns
+    show every kind."""
     network, variants = backbones.systems()[system].network, backbones.systems()[system].variants
     options = dict(min(variants.values(), key=lambda variant: variant.params).options)
     for name, argument in inspect.signature(network.__init__).parameters.items():
         value = options.get(name, argument.default)
         if name.endswith("depths"):
-            options[name] = tuple(min(2, depth) for depth in value)
+            ends = (0, len(value) - 1)
+            options[name] = tuple(min(2 if i in ends else 1, depth) for i, depth in enumerate(value))
     return options
 
 
