@@ -6,10 +6,9 @@ model = dict(
     label_smoothing=0.1,
     backbone=dict(
         type="HorNet",
-        dims=(24, 48, 96, 192),
-        depths=(1, 1, 3, 1),
-        filter_sizes=(None, None, (4, 3), (2, 2)),
-        layer_scale=1.0,
+        dims=(48, 96, 192, 288),
+        depths=(1, 1, 2, 1),
+        layer_scale=1.0,  # 1e-6 as published is for long trainings
         num_classes=14,
     ),
 )
