@@ -277,8 +277,13 @@ def load(
         raise ValueError(
             f"{account.source}: {len(refused)} of {len(target)} tensors have another shape than the network's:\n"
             + "\n".join(lines)
-            + "\nThe file is of another variant; or, if these are a head for other classes, leave them as they are: "
-            r"ignore_mismatched=[r'^head\.'] (a top-level variable of a config)."
+            + "\nThe file is of another variant, or the network was built with other options."
+            + (
+                " Or it has a head for other classes; to leave that as it is: "
+                r"ignore_mismatched=[r'(^|\.)head\.'] (a top-level variable of a config, or a key of its init_cfg)."
+                if all("head" in name for name in refused)
+                else ""
+            )
         )
     for name in account.mismatched:
         del renamed[name]
@@ -300,27 +305,28 @@ def load(
     return account
 
 
-def fits(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> bool:
-    """Whether a state dict, under the network's rules or as it is, has every tensor of the network in its shape, or
-    in another where the network can resize it.
+def left_over(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> int | None:
+    """How many names of a state dict the network has no place for, under its rules or as they are; None if the state
+    dict lacks a tensor of the network, or has it in a shape that the network cannot resize.
 
     Args:
         ignore: regular expressions over the network's names; these need not fit.
     """
+    names = model.state_dict()
     wanted = {
         name: value.shape
-        for name, value in model.state_dict().items()
+        for name, value in names.items()
         if "num_batches_tracked" not in name and not _matches(name, ignore)
     }
+    resized, optional = getattr(model, "checkpoint_resize", {}), getattr(model, "checkpoint_optional", ())
     for rules in (getattr(model, "checkpoint_rules", ()), ()):
-        renamed = {_rename(name, rules): value for name, value in state.items()}
-        resized = getattr(model, "checkpoint_resize", {})
+        renamed = {new: value for old, value in state.items() if (new := _rename(old, rules)) is not None}
         if all(
             name in renamed and (_same(renamed[name].shape, shape) or _matches(name, resized))
             for name, shape in wanted.items()
         ):
-            return True
-    return False
+            return sum(name not in names and not _matches(name, optional) for name in renamed)
+    return None
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..kernels.dispatch import decompositions
+
+# which PyTorch's counter leaves out
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
+        sdpa_flop_count(q, k, v)
+    )
+}
 
 
 @dataclass
@@ -148,7 +155,11 @@ def analyze(network: nn.Module, image: Tensor, repeats: int = 5) -> list[Part]:
 
 
 def _count(network: nn.Module, modules: dict[str, nn.Module], parts: dict[str, Part], image: Tensor) -> None:
-    with FlopCounterMode(display=False) as flops, _Activations() as activations, _Decomposed():
+    with (
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops,
+        _Activations() as activations,
+        _Decomposed(),
+    ):
 
         def watch(name: str):
             begin = [0.0, 0]

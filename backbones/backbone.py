@@ -59,20 +59,36 @@ class Backbone(BaseModule):
     ):
         super().__init__(init_cfg)
         levels = len(channels)
+        if num_classes is not None and num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} must be at least 0, or None for a backbone without a head")
+        if num_classes is not None and out_indices is not None:
+            raise ValueError(
+                f"num_classes={num_classes} makes a classifier, out_indices={out_indices} a backbone that gives maps: "
+                "give one of them (forward_intermediates gives maps of a classifier)"
+            )
+        if not -1 <= frozen_stages <= levels:
+            raise ValueError(f"frozen_stages={frozen_stages} must be from -1 (none) to {levels}, the number of stages")
         self.out_indices = _check_indices(range(levels) if out_indices is None else out_indices, levels)
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
         self.num_classes, self.in_channels = num_classes, in_channels
-        self.num_features = channels[-1]
+        self._width = channels[-1]  # of the last level
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.grad_checkpointing = grad_checkpointing
         self.head: nn.Module | None = None
         self.norms = nn.ModuleDict()  # of the maps, by level; in the dense form
 
     @property
+    def num_features(self) -> int:
+        """Width of the vector that the last layer of a classifier reads; in the dense form that of the last level."""
+        return self._width if self.head is None else self.head.dim  # type: ignore[return-value]
+
+    @property
     def checkpoint_optional(self) -> Sequence[str]:
         """Names that a file of the whole network holds and this form of it does without."""
-        return () if self.head is not None else (r"^head\.",)
+        if self.head is None:
+            return (r"^head",)
+        return () if self.num_classes else (r"^head(\.\w+)*\.fc\.",)
 
     # --- what a skeleton brings --------------------------------------------------------------------------------------
 
@@ -135,11 +151,7 @@ class Backbone(BaseModule):
             (features, maps), maps in the order of the levels.
         """
         count = self.num_levels
-        if isinstance(indices, int):
-            if not 1 <= indices <= count:
-                raise ValueError(f"indices={indices}: there are {count} levels")
-            indices = range(count - indices, count)
-        chosen = _check_indices(range(count) if indices is None else indices, count)
+        chosen = _chosen(indices, count)
         if intermediates_only:
             return list(self._maps(image, chosen, norm))
         wanted: dict[int, Tensor] = {}
@@ -167,6 +179,8 @@ class Backbone(BaseModule):
             ValueError: not (B, in_channels, H, W), or empty.
             TypeError: not of floating point.
         """
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image must be a tensor (B, {self.in_channels}, H, W), got {type(image).__name__}")
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"image must have shape (B, {self.in_channels}, H, W), got {tuple(image.shape)}"
@@ -185,6 +199,8 @@ class Backbone(BaseModule):
         """`block(*inputs)`, with activation checkpointing where that was asked for."""
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return block(*inputs)
+        if torch.compiler.is_compiling():  # which takes no context, and traces the averages once
+            return checkpoint(block, *inputs, use_reentrant=False)
         return checkpoint(
             block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
         )
@@ -211,10 +227,20 @@ class Backbone(BaseModule):
         """Give the head a new last layer; 0 for none."""
         if self.head is None:
             raise RuntimeError(f"{type(self).__name__} was built without num_classes and has no head to reset")
+        if num_classes < 0:
+            raise ValueError(f"num_classes={num_classes} must be at least 0")
         self.head.reset(num_classes)  # type: ignore[operator]
+        self.head.to(next(self.parameters()))  # its device and dtype
         self.num_classes = num_classes
 
     # --- training ----------------------------------------------------------------------------------------------------
+
+    def freeze(self, stages: int) -> None:
+        """Another `frozen_stages`: -1 to train everything, n to keep the stem and the first n stages as they are."""
+        for part in self.frozen_parts() if self.frozen_stages >= 0 else []:
+            part.requires_grad_(True)
+        self.frozen_stages = stages
+        self.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
@@ -230,8 +256,7 @@ class Backbone(BaseModule):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        frozen = self.frozen_parts() if self.frozen_stages >= 0 else []
-        for part in frozen:
+        for part in self.frozen_parts() if self.frozen_stages >= 0 else []:
             part.eval()
             part.requires_grad_(False)
         if mode and self.norm_eval:
@@ -244,7 +269,8 @@ class Backbone(BaseModule):
 
     def fuse(self) -> "Backbone":
         """Merge batch norms, and parallel or identity branches, into convolutions: the same output, fewer operations.
-        For inference only, and for good; changes the network and returns it."""
+        For inference only, and for good; changes the network and returns it. With `pre_logits`, `forward_head` may give
+        another vector then, of which the last layer makes the same logits."""
         if self.training:
             raise RuntimeError(f"{type(self).__name__} is in training mode; fusing is for inference: call eval() first")
         for name, child in self.named_children():
@@ -252,7 +278,18 @@ class Backbone(BaseModule):
         return self
 
 
+def _chosen(indices: int | Sequence[int] | None, levels: int) -> tuple[int, ...]:
+    """The levels that `indices` of `forward_intermediates` mean."""
+    if isinstance(indices, int):
+        if not 1 <= indices <= levels:
+            raise ValueError(f"indices={indices}: there are {levels} levels")
+        indices = range(levels - indices, levels)
+    return _check_indices(range(levels) if indices is None else indices, levels)
+
+
 def _check_indices(indices: Sequence[int], levels: int) -> tuple[int, ...]:
+    if isinstance(indices, int) or not all(isinstance(i, int) for i in indices):
+        raise ValueError(f"out_indices={indices!r} must be a tuple of levels, such as {tuple(range(levels))[-3:]}")
     chosen = tuple(i + levels if -levels <= i < 0 else i for i in indices)
     if not chosen or any(not 0 <= i < levels for i in chosen) or list(chosen) != sorted(chosen):
         raise ValueError(
@@ -270,7 +307,7 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm in norms:  # they still take the averages, so that the same tensors are saved as the first time
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+            norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
         yield
     finally:
         for norm, momentum, counter in kept:

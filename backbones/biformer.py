@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
 from .layers import Attention, Block, ConvNorm, Head, LayerNorm2d, Mlp, depthwise, heads_of
@@ -40,7 +41,7 @@ class BiLevelRouting(nn.Module):
 
     Args:
         dim: channels C.
-        heads: h; C / 32 by default.
+        heads: h; about C / 32 by default.
         regions: p.
         topk: K; where the map has fewer regions, all are chosen.
         scale: of the logits; C^-0.5 by default.
@@ -89,7 +90,7 @@ class BiLevelRouting(nn.Module):
         q_and_k = qkv.detach()[..., : 2 * x.shape[1]].permute(0, 3, 1, 2)
         means = F.avg_pool2d(q_and_k, sides, ceil_mode=True, count_include_pad=False).flatten(2)
         q, k = means.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=1)
-        with torch.autocast(x.device.type, enabled=False):  # the choice should not hang on a rounding
+        with without_autocast(x):  # the choice should not hang on a rounding
             index = (q.mT @ k).topk(min(self.topk, grid[0] * grid[1]), dim=-1).indices
         return F.pad(qkv, filling) if self.form == "nchw" else qkv, index, grid
 

@@ -36,11 +36,12 @@ class GPSA(nn.Module):
     """Gated positional self-attention, see above.
 
     Each head begins by looking at one neighbour: m² heads (m = ⌊√heads⌋) at the pixels of an m x m window, and the
-    values pass unchanged, as in a convolution.
+    values pass unchanged, as in a convolution. For even m the centres lie between pixels, and a head looks at four
+    pixels alike. The authors' use_local_init=False, a start without this, is left out: nothing published uses it.
 
     Args:
         dim: channels C.
-        heads: their number; C / 32 by default.
+        heads: their number; about C / 32 by default.
         qkv_bias: whether queries, keys and values have a bias.
         locality_strength: how sharply a head looks at its neighbour in the beginning.
 

@@ -30,7 +30,7 @@ class SpatialWindowAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; C / 32 by default.
+        heads: their number; about C / 32 by default.
         window: side w of a window in pixels. Maps are filled up with zeros, right and below.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -82,7 +82,7 @@ class ChannelGroupAttention(nn.Module):
 
     Args:
         dim: channels C.
-        groups: their number; C / 32 by default.
+        groups: their number; about C / 32 by default.
         channel_attn_v2: timm's operator of that name (the weights of Florence-2) instead: the queries and keys make the
             map, which averages the values, and the scale is that of N: y = v softmax(qᵀ k / √N)ᵀ.
 
@@ -166,7 +166,8 @@ class DualBlock(nn.Module):
 
 
 class DaViT(Pyramid):
-    """DaViT, at any size of the image.
+    """DaViT, at any size of the image. The authors' option cpe_act, a GELU behind the depth-wise convolutions that tell
+    positions, is left out: no published weights need it.
 
     Args:
         dims, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
@@ -217,6 +218,10 @@ class DaViT(Pyramid):
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, after=nn.LayerNorm(dim))
+
+    def initialise(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
+            super().initialise(module)
 
 
 def _size(width: int, *depths: int) -> dict:

@@ -42,9 +42,11 @@ class HaloAttention(nn.Module):
         halo_size: how far a window reaches beyond its block.
         stride: 1 or 2. With 2 every second pixel has a query; where b is odd all have, and the output is averaged 2x2.
         head_dim: d, of queries and keys; as wide as the values by default (dim_out rounded to a multiple of 8).
+        scale_position: divide the terms of place by √d, too (timm's scale_pos_embed).
 
-    `forward(x (B, C, H, W)) -> (B, dim_out, ⌈H / stride⌉, ⌈W / stride⌉)`. Maps are filled up to whole blocks with
-    zeros, right and below, which are then pixels beyond the map like others.
+    `forward(x (B, C, H, W)) -> (B, dim_out, ⌈H / stride⌉, ⌈W / stride⌉)`, channels-last. Maps are filled up to whole
+    blocks with zeros, right and below, which are then pixels beyond the map like others. timm's avg_down, the mean of
+    2x2 pixels for an even block too, is left out: no published weights need it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class HaloAttention(nn.Module):
         halo_size: int = 3,
         stride: int = 1,
         head_dim: int | None = None,
+        scale_position: bool = False,
     ):
         super().__init__()
         dim_out = dim if dim_out is None else dim_out
@@ -68,6 +71,7 @@ class HaloAttention(nn.Module):
         self.heads = heads_of("HaloAttention", dim_out, heads)
         self.head_dim = make_divisible(dim_out) // heads if head_dim is None else head_dim
         self.block_size, self.halo_size, self.window = block_size, halo_size, block_size + 2 * halo_size
+        self.scale_position = scale_position
         self.pool = stride == 2 and block_size % 2 == 1
         self.stride = 1 if self.pool else stride  # of the queries
         self.q = nn.Conv2d(dim, heads * self.head_dim, 1, stride=self.stride, bias=False)
@@ -91,13 +95,18 @@ class HaloAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (-(-size // self.stride) for size in x.shape[-2:])
-        y = halo_attention(*self._project(x), self.height_rel, self.width_rel, self.block_size, self.halo_size)
-        y = y[:, :rows, :columns].flatten(3).permute(0, 3, 1, 2)
+        tables = self.height_rel, self.width_rel
+        y = halo_attention(
+            *self._project(x), *tables, self.block_size, self.halo_size, scale_position=self.scale_position
+        )
+        y = y[:, :rows, :columns].flatten(3).contiguous().permute(0, 3, 1, 2)
         return F.avg_pool2d(y, 2, ceil_mode=True, count_include_pad=False) if self.pool else y
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
-        """How the query (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero outside its window;
-        the sum is 1 less what goes to pixels beyond the map."""
+        """How the pixel (row, column) `place` of the input looks at the pixels, by head: (B, heads, H, W). With a stride
+        it is the query of `place` that does, which its neighbours share. Zero outside the window; the sum is 1 less what
+        goes to pixels beyond the map."""
+        place = place[0] // self.stride, place[1] // self.stride
         q, k, _ = self._project(x)
         halo, window, side = self.halo_size, self.window, self.block_size // self.stride
         tops, places = zip(*((i // side * self.block_size, i % side) for i in place))  # of the window; in the block
@@ -108,8 +117,9 @@ class HaloAttention(nn.Module):
             q @ table[window - 1 - at : 2 * window - 1 - at].mT.to(q.dtype)
             for table, at in zip((self.height_rel, self.width_rel), places)
         )
-        logits = torch.einsum("bhd,buwhd->bhuw", q, k[:, rows, columns]) * self.head_dim**-0.5
-        logits = logits + by_row.unsqueeze(-1) + by_column.unsqueeze(-2)
+        logits, scale = torch.einsum("bhd,buwhd->bhuw", q, k[:, rows, columns]), self.head_dim**-0.5
+        position = by_row.unsqueeze(-1) + by_column.unsqueeze(-2)
+        logits = logits * scale + (position * scale if self.scale_position else position)
         maps = logits.new_zeros(len(x), self.heads, *k.shape[1:3])
         maps[:, :, rows, columns] = logits.flatten(2).softmax(-1).view_as(logits)
         return maps[:, :, halo : halo + x.shape[2], halo : halo + x.shape[3]]
@@ -242,7 +252,6 @@ class HaloNet(Pyramid):
         self.stem_dims, self.stem_kernel, self.stem_pool = tuple(stem_dims), stem_kernel, stem_pool
         self.final_dim, self.project_first, self.inverted = final_dim, project_first, inverted
         super().__init__(dims, depths, **common)
-        self.num_features = final_dim or dims[-1]
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -296,7 +305,8 @@ class HaloNet(Pyramid):
 
     def initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=math.sqrt(2 / (module.weight.shape[0] * module.weight[0, 0].numel())))
+            fan_out = module.weight.shape[0] * module.weight[0, 0].numel() / module.groups
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         else:

@@ -75,16 +75,24 @@ class GnConv(nn.Module):
         order: n; the output is a polynomial of degree n + 1 in the input.
         filter_size: None for a 7x7 convolution, else the size of the global filter (`GlobalLocalFilter`).
         scale: s.
+        kernel_size: of the convolution, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
     def __init__(
-        self, dim: int, order: int = 5, filter_size: tuple[int, int] | None = None, scale: float = 1 / 3, kernel_size=7
+        self,
+        dim: int,
+        order: int = 5,
+        filter_size: tuple[int, int] | None = None,
+        scale: float = 1 / 3,
+        kernel_size: int = 7,
     ):
         super().__init__()
         if order < 1 or dim % 2 ** (order - 1):
             raise ValueError(f"GnConv: dim={dim} must be divisible by 2^(order-1) = {2 ** max(0, order - 1)}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"GnConv: kernel_size={kernel_size} must be odd, so that a kernel has a centre")
         self.dims = [dim // 2 ** (order - 1 - k) for k in range(order)]
         self.scale = scale
         self.proj_in = nn.Conv2d(dim, 2 * dim, 1)
@@ -137,6 +145,11 @@ class HorNet(Pyramid):
         layer_scale=1e-6,
         **common,
     ):
+        for name, value in dict(orders=orders, filter_sizes=filter_sizes).items():
+            if len(value) != len(dims):
+                raise ValueError(
+                    f"HorNet: {name} must have one entry for each of the {len(dims)} stages, got {tuple(value)}"
+                )
         mixers = [
             dict(type="GnConv", order=order, filter_size=size, scale=scale) for order, size in zip(orders, filter_sizes)
         ]

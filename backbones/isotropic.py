@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS, MODELS
-from .backbone import Backbone, _check_indices
+from .backbone import Backbone, _chosen
 from .layers import DropPath, Head, LayerNorm2d, Mlp
 from .pyramid import _per_stage
 
@@ -91,7 +91,7 @@ class Isotropic(Backbone):
         depth: number of blocks.
         mixers: one for each block, or one for all: a name of MIXERS, or dict(type=name, **options).
         patch_size: side of the square patches.
-        image_size: (height and width of) the image for which `position` is built; other images get it resized.
+        image_size: side of the image for which `position` is built; other images get it resized.
         position: whether the patches get a learned absolute position.
         class_token: block before which the class token joins; None for none, and the head reads the mean of all pixels.
         registers: further learned tokens, which join with the class token or at the first block.
@@ -137,6 +137,12 @@ class Isotropic(Backbone):
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers and reached else None
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(self.make_block(i, dim, rate) for i, rate in enumerate(rates))
+        mixing = [getattr(block.mixer, "takes_tokens", False) for block in self.blocks[self.joins :]]
+        if self.num_classes is not None and self.cls_token is not None and not any(mixing):
+            raise ValueError(
+                f"class_token={class_token}: no mixer from that block on takes tokens, so the head would never see the "
+                "image; with class_token=None it reads the mean of the pixels"
+            )
         for learned in (self.pos_embed, self.cls_token, self.register_tokens):
             if learned is not None:
                 nn.init.trunc_normal_(learned, std=0.02)
@@ -153,6 +159,8 @@ class Isotropic(Backbone):
         scales = [1] * len(self.out_indices) if scales is None else list(scales)
         if len(scales) != len(self.out_indices):
             raise ValueError(f"scales={scales} must have one entry for each of out_indices={self.out_indices}")
+        if uneven := [factor for factor in scales if self.patch_size % max(1, factor)]:
+            raise ValueError(f"scales={scales}: {uneven[0]} does not divide patch_size={self.patch_size}")
         self.rescale = nn.ModuleList(Rescale(self.dim, factor) for factor in scales)
         self.out_strides = tuple(int(self.patch_size / factor) for factor in scales)
 
@@ -223,9 +231,7 @@ class Isotropic(Backbone):
     ) -> Any:
         """As of `Backbone`. The maps are those of the pixels, without the tokens."""
         count = self.num_levels
-        if indices is None or isinstance(indices, int):
-            indices = range(0 if indices is None else count - indices, count)
-        chosen = _check_indices(indices, count)
+        chosen = _chosen(indices, count)
         maps = []
         x, tokens = None, None
         for i, (x, tokens) in enumerate(self._run(self.check(image))):  # noqa: B007
@@ -256,8 +262,11 @@ class Isotropic(Backbone):
 
     def train(self, mode: bool = True) -> "Isotropic":
         super().train(mode)
-        if self.frozen_stages >= 0 and self.pos_embed is not None:
-            self.pos_embed.requires_grad_(False)  # part of the stem, but no module
+        if self.frozen_stages >= 0:  # parts of the stem that are no modules
+            joined = self.joins == 0 or self.joins < self.frozen_stages
+            for learned in (self.pos_embed, *((self.cls_token, self.register_tokens) if joined else ())):
+                if learned is not None:
+                    learned.requires_grad_(False)
         return self
 
     def no_weight_decay(self) -> set[str]:

@@ -57,7 +57,10 @@ class LSConv(nn.Module):
 
     def __init__(self, dim: int, groups: int = 8, large_kernel: int = 7, small_kernel: int = 3):
         super().__init__()
-        if dim % groups or dim % 2:
+        for name, value in (("large_kernel", large_kernel), ("small_kernel", small_kernel)):
+            if value < 1 or value % 2 == 0:
+                raise ValueError(f"LSConv: {name}={value} must be odd, so that a kernel has a centre")
+        if groups < 1 or dim % groups or dim % 2:
             raise ValueError(f"LSConv: dim={dim} must be even and divisible by groups={groups}")
         self.kernels, half, taps = dim // groups, dim // 2, small_kernel**2
         self.lkp = nn.Sequential(
@@ -112,7 +115,7 @@ class LSNetAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; C / 32 by default.
+        heads: their number; about C / 32 by default.
         key_dim: width of the queries and keys of a head.
         resolution: r; the table of biases is for maps of r x r.
         resize_matrix: on maps of another size, resize the matrix of biases; by default the table (see above).
@@ -191,7 +194,8 @@ class LSNet(Pyramid):
         heads, key_dim: of the attention.
         resolution: side of the last map for which the table of biases is; by default 4 (images of 224) in a classifier
             and 14 in the dense form, where the table of a classifier's file is resized.
-        distilled: whether the classifier has a second head for a teacher, with which the first is averaged.
+        distilled: whether the classifier has a second head, for weights of the authors that learnt from a teacher. Their
+            logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 
     stem_stride = 8

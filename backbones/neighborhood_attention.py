@@ -39,7 +39,7 @@ class NeighborhoodAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; C / 32 by default.
+        heads: their number; about C / 32 by default.
         kernel_size: κ >= 2.
         dilation: δ >= 1.
         bias: whether the relative positions have a learned bias.
@@ -156,6 +156,10 @@ class NAT(Pyramid):
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, before=Norm(dim))
+
+    def initialise(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
+            super().initialise(module)
 
 
 def _repeat(values: Sequence[int], index: int) -> int:

@@ -18,7 +18,7 @@ Where paper and code differ, the code counts: two kernels at once, each for half
 C/g features, twice as many as a head of q has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,8 @@ class ContMix(nn.Module):
 
     Args:
         dim: channels C, divisible by 4 · heads.
-        heads: half of the number of heads g; C / 64 by default, which gives heads of 16 channels.
+        heads: half of the number of heads g; by default C / 64, which gives heads of 16 channels, or the next smaller
+            number that fits.
         kernel_size, small_kernel: k and s, odd.
         context_dim: channels of the context. With 0, the context is the map itself, and the values are CB(x).
 
@@ -70,12 +71,16 @@ class ContMix(nn.Module):
         self, dim: int, heads: int | None = None, kernel_size: int = 13, small_kernel: int = 5, context_dim: int = 0
     ):
         super().__init__()
-        heads = max(1, dim // 64) if heads is None else heads
+        if heads is None:
+            heads = max([n for n in range(1, dim // 64 + 1) if dim % (4 * n) == 0], default=1)
         if heads < 1 or dim % (4 * heads):
             raise ValueError(
                 f"ContMix: dim={dim} is not divisible by 4 · heads = {4 * heads}: two kernels, for half of the "
                 "channels each, have 2 · heads heads"
             )
+        for name, value in (("kernel_size", kernel_size), ("small_kernel", small_kernel)):
+            if value < 1 or value % 2 == 0:
+                raise ValueError(f"ContMix: {name}={value} must be odd, so that a kernel has a centre")
         if small_kernel > kernel_size:
             raise ValueError(f"ContMix: small_kernel={small_kernel} must be at most kernel_size={kernel_size}")
         self.dim, self.context_dim = dim, context_dim
@@ -131,9 +136,10 @@ class ContMix(nn.Module):
 
         The output is linear in the values, so that its gradient is the kernel, in whatever way it was made.
         """
-        value = x.new_zeros(len(x), 2 * self.heads, *x.shape[-2:], requires_grad=True)
-        with torch.enable_grad():
-            here = self.aggregate(x.detach(), value)[:, :, place[0], place[1]]
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone()  # a tensor of inference mode may not be part of a graph
+            value = x.new_zeros(len(x), 2 * self.heads, *x.shape[-2:], requires_grad=True)
+            here = self.aggregate(x, value)[:, :, place[0], place[1]]
             return torch.autograd.grad(here.sum(), value)[0]
 
 
@@ -153,18 +159,24 @@ BRANCHES = {
 class DilatedReparam(nn.Module):
     """BN(Σ BN(depth-wise convolution)) of one large and several small, dilated kernels; one convolution when fused.
 
-    Source: UniRepLKNet, arXiv 2311.15599.
+    Args:
+        dim: channels.
+        kernel_size: of the large kernel, a key of `BRANCHES`.
+        merged: a single depth-wise convolution with bias instead of the sum, as in the authors' merged files.
+
+    Weights of the other form are an error when they are loaded: the large kernel alone would fit. Source: UniRepLKNet,
+    arXiv 2311.15599.
     """
 
-    def __init__(self, dim: int, kernel_size: int):
+    def __init__(self, dim: int, kernel_size: int, merged: bool = False):
         super().__init__()
         if kernel_size not in BRANCHES:
             raise ValueError(f"kernel_size={kernel_size} has no branches; it may be one of {sorted(BRANCHES)}")
-        self.conv = depthwise_norm(dim, kernel_size)
-        self.branches = nn.ModuleDict(
-            {f"{k}_{d}": ConvNorm(dim, dim, k, groups=dim, dilation=d) for k, d in BRANCHES[kernel_size]}
-        )
+        self.conv = depthwise(dim, kernel_size) if merged else depthwise_norm(dim, kernel_size)
+        branches = () if merged else BRANCHES[kernel_size]
+        self.branches = nn.ModuleDict({f"{k}_{d}": ConvNorm(dim, dim, k, groups=dim, dilation=d) for k, d in branches})
         self.norm = nn.BatchNorm2d(dim)
+        self.register_load_state_dict_pre_hook(_refuse_other_form)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -182,6 +194,14 @@ class DilatedReparam(nn.Module):
             conv.weight[:, :, taps, taps] += branch.weight
             conv.bias += branch.bias
         return fuse_norm(conv, self.norm)
+
+
+def _refuse_other_form(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    merged = isinstance(module.conv, nn.Conv2d)
+    of_other = ("conv.norm.weight",) if merged else ("conv.bias", "conv.conv.bias")
+    if any(prefix + name in state for name in of_other):
+        have, build = ("parallel", "without merged=True") if merged else ("merged", "with merged=True")
+        raise ValueError(f"the weights have {have} kernels at {prefix.rstrip('.')}: build the network {build} for them")
 
 
 class GlobalResponseNorm(nn.Module):
@@ -245,13 +265,14 @@ class RepBlock(nn.Module):
         kernel_size: a key of `BRANCHES`.
         drop_path: rate of stochastic depth.
         scaled: whether the identity has a factor and a summand for each channel.
+        merged: of `DilatedReparam`.
     """
 
-    def __init__(self, dim: int, kernel_size: int, drop_path: float = 0.0, scaled: bool = False):
+    def __init__(self, dim: int, kernel_size: int, drop_path: float = 0.0, scaled: bool = False, merged: bool = False):
         super().__init__()
         self.position = Residual(depthwise(dim, 3))
         self.norm = LayerNorm2d(dim)
-        self.reparam = DilatedReparam(dim, kernel_size)
+        self.reparam = DilatedReparam(dim, kernel_size, merged)
         self.se = _squeeze_excite(dim)
         self.mlp = GrnMlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
@@ -275,6 +296,7 @@ class ContMixBlock(nn.Module):
             0 for none.
         mlp_ratio: hidden width of the MLP over C.
         drop_path: rate of stochastic depth of both branches.
+        merged: of `DilatedReparam`.
 
     `forward(x (B, C + context_dim, H, W))` -> the same shape.
     """
@@ -287,6 +309,7 @@ class ContMixBlock(nn.Module):
         context_dim: int = 0,
         mlp_ratio: float = 3.0,
         drop_path: float = 0.0,
+        merged: bool = False,
     ):
         super().__init__()
         width = dim + context_dim
@@ -301,7 +324,7 @@ class ContMixBlock(nn.Module):
                 GlobalResponseNorm(dim),
             )
         self.mixer = ContMix(dim, heads, kernel_size, context_dim=context_dim)
-        self.lepe = DilatedReparam(dim, kernel_size)
+        self.lepe = DilatedReparam(dim, kernel_size, merged)
         self.se = _squeeze_excite(dim)
         self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU())
         self.proj = nn.Sequential(nn.BatchNorm2d(dim), Linear2d(dim, width))
@@ -327,8 +350,10 @@ class FocusBlock(ContMixBlock):
     `forward(x (B, C, H, W), h, overview (B, context_dim, H, W)) -> (x, h)`.
     """
 
-    def __init__(self, dim: int, heads: int, kernel_size: int, context_dim: int, drop_path: float, first: bool):
-        super().__init__(dim, heads, kernel_size, context_dim, drop_path=drop_path)
+    def __init__(
+        self, dim: int, heads: int, kernel_size: int, context_dim: int, drop_path: float, first: bool, merged: bool
+    ):
+        super().__init__(dim, heads, kernel_size, context_dim, drop_path=drop_path, merged=merged)
         self.scales = None if first else nn.ModuleList([Scale(context_dim), Scale(context_dim)])
 
     def forward(self, x: Tensor, h: Tensor, overview: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -387,6 +412,8 @@ class OverLoCK(Backbone):
         auxiliary: whether the classifier has the auxiliary head.
         overview_output: in the dense form, add the overview to the last map, as the authors do for detection (and not
             for segmentation). That level, before its norm, then has the overview's channels behind it.
+        merged: whether the large static kernels are single ones from the start, for the authors' merged files
+            ("..._reparam.pth"). They are for inference, so there is no auxiliary head then.
         drop_path_rate: of the last block of the focus network; it grows linearly over base, overview, focus.
         num_classes, out_indices, **common: of `Backbone`. Parts that no output needs are not built.
     """
@@ -401,6 +428,7 @@ class OverLoCK(Backbone):
         head_dim: int = 1024,
         auxiliary: bool = True,
         overview_output: bool = False,
+        merged: bool = False,
         drop_path_rate: float = 0.0,
         num_classes: int | None = None,
         **common,
@@ -414,6 +442,8 @@ class OverLoCK(Backbone):
         ):
             if len(values) != count:
                 raise ValueError(f"{name} must have {count} entries, got {tuple(values)}")
+        if merged:
+            self.checkpoint_rules = [(r"\blk_origin\.", r"conv."), *type(self).checkpoint_rules]
         context_dim = dims[3] // 4
         channels = (*dims[:2], dims[2] + context_dim, dims[3] + context_dim)
         super().__init__(channels, (4, 8, 16, 32), num_classes=num_classes, **common)
@@ -433,7 +463,7 @@ class OverLoCK(Backbone):
         stages = []
         for i, (dim, depth, kernel_size) in enumerate(zip(dims, depths, kernel_sizes)):
             downsample = ConvNorm(dims[i - 1], dim, 3, stride=2) if i else nn.Identity()
-            blocks = [RepBlock(dim, kernel_size, next(rates), scaled=i >= 2) for _ in range(depth)]
+            blocks = [RepBlock(dim, kernel_size, next(rates), i >= 2, merged) for _ in range(depth)]
             stages.append(Stage(downsample, blocks, nn.Identity()))
         self.stages = nn.ModuleList(stages[: min(3, self._num_levels)])
         self.focus = nn.ModuleList()
@@ -443,7 +473,7 @@ class OverLoCK(Backbone):
             for i in range(self._num_levels - 2):
                 dim, kernel_size = dims[2 + i], kernel_sizes[2 + i]
                 blocks = [
-                    FocusBlock(dim, heads[i], kernel_size, context_dim, next(rates), first=i == j == 0)
+                    FocusBlock(dim, heads[i], kernel_size, context_dim, next(rates), i == j == 0, merged)
                     for j in range(focus_depths[i])
                 ]
                 transition = Transition(dims[2], dim, context_dim) if i else nn.Identity()
@@ -452,7 +482,7 @@ class OverLoCK(Backbone):
         if num_classes is not None:
             before = nn.Sequential(ConvNorm(channels[-1], head_dim), nn.SiLU())
             self.head = Head(head_dim, num_classes, before=before)
-            if auxiliary and num_classes:
+            if auxiliary and num_classes and not merged:
                 self.head_auxiliary = Head(dims[3], num_classes, before=nn.BatchNorm2d(dims[3]))
         else:
             for i, dim in zip(self.out_indices, self.out_channels):
@@ -546,6 +576,7 @@ class OverLoCK(Backbone):
         )
 
     def reset_classifier(self, num_classes: int) -> None:
+        """As of `Backbone`, for both heads. 0 drops the auxiliary one for good: a later number does not bring it back."""
         super().reset_classifier(num_classes)
         if self.head_auxiliary is not None:
             if num_classes:

@@ -54,8 +54,10 @@ class Pyramid(Backbone):
         layer_scale: float | None = None,
         **common,
     ):
-        if len(dims) != len(depths) or not dims:
-            raise ValueError(f"dims and depths must have one entry for each stage, got {tuple(dims)}, {tuple(depths)}")
+        if isinstance(dims, int) or isinstance(depths, int) or len(dims) != len(depths) or not dims:
+            raise ValueError(f"dims and depths must have one entry for each stage, got {dims}, {depths}")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate} must be in [0, 1)")
         stages = len(dims)
         super().__init__(dims, [self.stem_stride * 2**i for i in range(stages)], **common)
         self.dims, self.depths = tuple(dims), tuple(depths)
@@ -149,4 +151,9 @@ def _per_stage(mixers: Any, stages: int) -> list[dict]:
     listed = [mixers] * stages if isinstance(mixers, (str, Mapping)) else list(mixers)
     if len(listed) != stages:
         raise ValueError(f"mixers must be one, or one for each of the {stages} stages, got {len(listed)}: {listed}")
-    return [dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in listed]
+    named = [dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in listed]
+    if nameless := [mixer for mixer in named if "type" not in mixer]:
+        raise ValueError(
+            f"mixers: {nameless[0]} does not say its type; a mixer is a name, or dict(type=name, **options)"
+        )
+    return named

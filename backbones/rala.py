@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import Block, ConvNorm, Head, Linear2d, Mlp, depthwise, heads_of
 from .pyramid import Pyramid
@@ -59,14 +60,15 @@ class RALA(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; C / 64 by default. C / heads must be divisible by 4.
+        heads: their number; about C / 64 by default. C / heads must be divisible by 4.
 
-    `forward(x (B, C, H, W)) -> (B, C, H, W)`. All features and sums are in float32 at least.
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. The features and sums of the attention are in float32 at least; those of
+    `RALASoftmax` are in the dtype of the values, but for its rotation.
     """
 
     def __init__(self, dim: int, heads: int | None = None):
         super().__init__()
-        self.heads = heads_of(type(self).__name__, dim, heads, head_dim=64)
+        self.heads = heads_of(type(self).__name__, dim, heads, head_dim=64, multiple=4)
         if dim // self.heads % 4:
             raise ValueError(
                 f"{type(self).__name__}: dim / heads = {dim} / {self.heads} = {dim // self.heads} must be divisible by "
@@ -89,7 +91,7 @@ class RALA(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The attention alone, from the projections (B, heads, H, W, d)."""
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             q, turned_q, weighted_k, turned_k = self._features(q, k)
             numerator = turned_q @ (turned_k.transpose(-1, -2) @ v.flatten(2, 3).to(q.dtype))
             denominator = q @ weighted_k.sum(2).unsqueeze(-1)

@@ -41,6 +41,8 @@ class SHSA(nn.Module):
         partial_dim = max(1, round(dim / 4.67)) if partial_dim is None else partial_dim
         if not 1 <= partial_dim <= dim:
             raise ValueError(f"SHSA: partial_dim={partial_dim} must be from 1 to dim={dim}")
+        if key_dim < 1:
+            raise ValueError(f"SHSA: key_dim={key_dim} must be at least 1")
         self.split = [partial_dim, dim - partial_dim]
         self.widths = [key_dim, key_dim, partial_dim]
         self.pre_norm = nn.GroupNorm(1, partial_dim)
@@ -108,7 +110,8 @@ class SHViT(Pyramid):
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
         partial_dims: of SHSA, by stage; None for a stage without.
-        distilled: whether the classifier has a second head for a teacher, with which the first is averaged.
+        distilled: whether the classifier has a second head, for weights of the authors that learnt from a teacher. Their
+            logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 
     stem_stride = 16
@@ -122,6 +125,10 @@ class SHViT(Pyramid):
         distilled=False,
         **common,
     ):
+        if len(partial_dims) != len(dims):
+            raise ValueError(
+                f"SHViT: partial_dims must have one entry for each of the {len(dims)} stages, got {tuple(partial_dims)}"
+            )
         self.partial_dims, self.distilled = tuple(partial_dims), distilled
         mixers = [dict(type="SHSA", partial_dim=width) for width in partial_dims]
         super().__init__(dims, depths, mixers, drop_path_rate=drop_path_rate, **common)

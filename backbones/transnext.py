@@ -49,7 +49,7 @@ def _log_differences(side: int, cells: int, pretrain_size: int, like: Tensor) ->
         first, behind = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
         return first + behind - 1
 
-    step = 2 if len({twice_centre(cell) % 2 for cell in range(cells)}) == 1 else 1
+    step = 2 if side % cells == 0 else 1  # of cells of one size, all centres have the same parity
     lowest, highest = -twice_centre(cells - 1), 2 * (side - 1) - twice_centre(0)
     # on the device: a list of the centres would be copied there while the device waits
     pixels, all_cells = torch.arange(side, device=like.device), torch.arange(cells, device=like.device)
@@ -142,7 +142,7 @@ class AggregatedAttention(CosineAttention):
 
     Args:
         dim: channels C.
-        heads: their number; C / 24 by default.
+        heads: their number; about C / 24 by default.
         sr_ratio: pixels along a side of a cell of the pooled map, which has at least one cell.
         window: w, odd.
         pool_size: a fixed number of cells along each side instead (fewer where the map is smaller), for a cost that is
@@ -241,7 +241,7 @@ class LengthScaledCosineAttention(CosineAttention):
 
     Args:
         dim: channels C.
-        heads: their number; C / 24 by default.
+        heads: their number; about C / 24 by default.
         pretrain_size, grid_size: of `PositionBias`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.

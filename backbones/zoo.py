@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import inspect
 import logging
 import re
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class System:
     variants: dict[str, Variant] = field(default_factory=dict)
 
 
-_systems: dict[str, System] = {}  # by the name of the module
+_systems: dict[str, System] = {}  # by the name of the class
 
 
 def register(
@@ -82,6 +83,7 @@ def variant(name: str) -> tuple[type[Backbone], Variant]:
     Raises:
         ValueError: lists near names.
     """
+    name = str(name)
     for system in _systems.values():
         if name in system.variants:
             return system.network, system.variants[name]
@@ -113,6 +115,11 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
         The network in training mode.
     """
     network, found = variant(name)
+    if isinstance(pretrained, bool):
+        raise ValueError(
+            f"pretrained={pretrained} must be a file (or what it holds), or None: no weights are downloaded"
+        )
+    _check_options(network, options)
     options = {**found.options, **options}
     if "out_indices" not in options:
         options.setdefault("num_classes", found.classes)
@@ -124,6 +131,22 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
 
 MODELS.register_module(name="Backbone", module=create)
 
+# what others call it
+_SPELLINGS = {"in_chans": "in_channels", "features_only": "out_indices", "with_cp": "grad_checkpointing"}
+
+
+def _check_options(network: type[Backbone], options: Mapping[str, Any]) -> None:
+    """Refuse an option that no class of the network takes, and say which may be meant."""
+    known = {name for base in network.__mro__ for name in inspect.signature(base.__init__).parameters}
+    for name in options.keys() - known:
+        near = [_SPELLINGS[name]] if name in _SPELLINGS else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        hint = (
+            f"Near it: {', '.join(near)}."
+            if near
+            else f"It has {', '.join(sorted(known - {'self', 'args', 'kwargs'}))}."
+        )
+        raise ValueError(f"{network.__name__} has no option {name!r}. {hint}")
+
 
 def find(what: str | Path, weights: str | Path | None = None, **options) -> Backbone:
     """A network for a tool: the variant of that name, or the backbone of the model of a config, in inference mode.
@@ -132,6 +155,9 @@ def find(what: str | Path, weights: str | Path | None = None, **options) -> Back
         what: a name, or the path of a config (it ends in .py).
         weights: a checkpoint to load, of the network alone or of a training.
         **options: keyword arguments over those of the variant or the config.
+
+    Raises:
+        ValueError: `weights` do not fill the whole network.
     """
     if str(what).endswith(".py"):
         model = load_config(what).get("model") or {}
@@ -141,21 +167,28 @@ def find(what: str | Path, weights: str | Path | None = None, **options) -> Back
     else:
         network = create(str(what), **options)
     if weights is not None:
-        state = checkpoint.weights(checkpoint.read(weights))
-        inner = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
-        load(network, inner or state)
+        account = load(network, weights)
+        if account.missing or account.mismatched:
+            classes = next(
+                (shapes[0][0] for name, shapes in account.mismatched.items() if name.endswith("weight")), None
+            )
+            hint = f" The file's last layer is for {classes} classes: num_classes={classes}." if classes else ""
+            raise ValueError(f"{account}\nThe network would be partly untrained.{hint}")
     return network.eval()
 
 
 def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
     """Load a checkpoint of the authors or of ours, log what became of every name, and return that account.
 
-    A last layer for other classes is left as it is.
+    Of a file of a larger model the names that begin with "backbone." count. A last layer for other classes stays as it
+    is. Variants that differ in no name and no shape, such as nat_base and dinat_base, cannot be told apart.
 
     Raises:
         ValueError: shapes differ, or the file is of another variant; says of which.
     """
     state = checkpoint.weights(source if isinstance(source, Mapping) else checkpoint.read(source))
+    # of a detector, a segmentor or a classifier of ours, whose other parts are not for a backbone
+    state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")} or state
     last = [rf"^{name}\." for name in classifier_names(network)]
     name = "the given state" if isinstance(source, Mapping) else str(source)
     try:
@@ -164,7 +197,7 @@ def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
         raise ValueError(f"{error}\n{looks_like(state, network)}".replace("the given state", name, 1).strip()) from None
     account.source = name
     lacking = [n for n in account.missing if not re.match(r"norms\.|rescale\.", n)]  # norms of outputs are often new
-    if lacking and (likely := looks_like(state, network)):
+    if (lacking or account.unexpected) and (likely := looks_like(state, network)):
         raise ValueError(f"{account}\n{likely}")
     print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
     return account
@@ -177,19 +210,30 @@ def classifier_names(network: Backbone) -> list[str]:
     return [name for name, module in network.named_modules() if name.startswith("head") and name.endswith("fc")]
 
 
-def looks_like(state: Mapping[str, torch.Tensor], network: Backbone | None = None) -> str:
-    """A sentence that names the variants whose tensors a state dict fits, all of them; "" if there is none.
+def looks_like(state: Mapping[str, torch.Tensor], network: Backbone) -> str:
+    """A sentence that names the variants that a state dict fits, with the fewest names left over; "" if there is none,
+    or if one of them is built like `network`.
 
     The class of `network` is tried first, then the others.
     """
-    classes = sorted(_systems.values(), key=lambda system: not isinstance(network, system.network))
-    for system in classes:
-        fitting = []
+    shapes = _inner_shapes(network, network.head is not None)
+    for system in sorted(_systems.values(), key=lambda system: not isinstance(network, system.network)):
+        fitting: dict[str, int] = {}
         for name, found in system.variants.items():
             with torch.device("meta"):
                 built = system.network(**{**found.options, "num_classes": found.classes})
-            if checkpoint.fits(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)]):
-                fitting.append(name)
+            left = checkpoint.left_over(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)])
+            if left is not None:
+                fitting[name] = left
+                if left == 0 and _inner_shapes(built, network.head is not None) == shapes:
+                    return ""
         if fitting:
-            return f"The file looks like {' or '.join(fitting)}."
+            best = [name for name, left in fitting.items() if left == min(fitting.values())]
+            return f"The file looks like {' or '.join(best)}."
     return ""
+
+
+def _inner_shapes(network: Backbone, with_head: bool) -> dict[str, torch.Size]:
+    """Of what neither the number of classes nor the dense form changes."""
+    outer = (*classifier_names(network), "norms") if with_head else ("head", "norms")
+    return {name: value.shape for name, value in network.state_dict().items() if not name.startswith(outer)}

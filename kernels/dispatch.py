@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 
 import numba
 import torch
@@ -50,6 +51,12 @@ def pick(tensor: Tensor, *, reference: Callable, triton: Callable, cpu: Callable
     chosen = _choose(tensor, reference, triton, cpu)
     device = tensor.device.type
     return torch.autocast(device, enabled=False)(chosen) if torch.is_autocast_enabled(device) else chosen
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """A context in which operators take the dtypes that they are given, on the device of `tensor`."""
+    device = tensor.device.type  # autocast refuses some (meta)
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _choose(tensor: Tensor, reference: Callable, triton: Callable, cpu: Callable | None) -> Callable:

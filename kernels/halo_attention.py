@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import compiled, decompose, each, pick, tl, triton
+from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
 from .routed_attention import (
     check_attention,
     contiguous,
@@ -71,9 +71,12 @@ def halo_attention(
 
     Raises:
         ValueError: shapes and sizes that do not go together.
-        TypeError: dtypes of q, k and v that differ or are not floating point.
+        TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are no integers.
     """
     check_attention(q, k, v)
+    for name, size in (("block_size", block_size), ("halo_size", halo_size)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} must be an integer, got {size!r}")
     if block_size < 1 or halo_size < 0:
         raise ValueError(f"block_size must be at least 1 and halo_size at least 0, got {block_size} and {halo_size}")
     (rows, columns), (height, width), depth = q.shape[1:3], k.shape[1:3], q.shape[-1]
@@ -93,7 +96,8 @@ def halo_attention(
                 f"block_size + 2 halo_size = {window}, got {tuple(table.shape)}"
             )
     scale = depth**-0.5 if scale is None else float(scale)
-    position = position_terms(q, height_rel, width_rel, window, block_size // stride)
+    with without_autocast(q):
+        position = position_terms(q, height_rel, width_rel, window, block_size // stride)
     return halo_attention_op(q, k, v, position * scale if scale_position else position, block_size, halo_size, scale)[0]
 
 
@@ -292,7 +296,7 @@ def _halo_attention_cpu(
             torch.bmm(weight, _gathered(v_windows[part]), out=_part(out, part))
 
     each(work, _schedule(len(out), rows, columns, out.shape[3], (block + 2 * halo) ** 2))
-    lse = torch.full(q.shape[:-1], -torch.inf, dtype=dtype)  # the backward of this path does not need it
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=dtype)  # see halo_attention_op
     return from_regions(out, q, rows, columns).to(v.dtype), lse
 
 
@@ -538,6 +542,11 @@ def _halo_attention_backward_triton(
 def halo_attention_op(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """out (B, Hq, Wq, heads, C), and lse (B, Hq, Wq, heads) for the backward of the same path.
+
+    On a CPU lse is -inf, as the backward there takes the softmax again: a forward may not be followed by the backward
+    of another path (ATTLAS_KERNELS changed in between).
+    """
     run = pick(q, reference=halo_attention_reference, triton=_halo_attention_triton, cpu=_halo_attention_cpu)
     return run(q, k, v, position, block, halo, scale)
 

@@ -308,14 +308,15 @@ def neighborhood_aggregate_fwd_kernel(
     logits += _at(b, i, j, head, l_b, l_h, l_w, l_g)
     v += _at(b, top, left, head, v_b, v_h, v_w, v_g)
     bias += (head * (2 * K - 1) + top - i + K - 1) * (2 * K - 1) + left - j + K - 1
-    highest = tl.full((BLOCK_P,), -1e38, dtype=WIDE)  # finite, so that a logit of -inf is left out
+    highest = tl.full((BLOCK_P,), float("-inf"), dtype=WIDE)
     total = tl.zeros((BLOCK_P,), dtype=WIDE)
     value = tl.zeros((BLOCK_P, BLOCK_C), dtype=WIDE)
     for tap in range(K * K):
         y, x = tap // K, tap % K
         logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
         higher = tl.maximum(highest, logit)
-        fade, weight = tl.exp(highest - higher), tl.exp(logit - higher)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # as long as all logits are -inf
+        fade, weight = tl.exp(highest - base), tl.exp(logit - base)
         seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
         value = value * fade[:, None] + weight[:, None] * seen
         total = total * fade + weight
@@ -330,7 +331,10 @@ def neighborhood_aggregate_bwd_logits_kernel(
     g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g, v_b, v_h, v_w, v_g,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the logits, and log Σ exp(logits + bias), which the gradient of v needs."""
+    """Gradient of the logits, and what the gradient of v needs: the highest logit m and Σ exp(logits + bias - m).
+
+    Two numbers, not the logarithm m + log Σ: a mask may be the lowest of all floats, where log Σ would be rounded away.
+    """
     b, head, i, j, inside = _block(heads, height, width, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     tile = inside[:, None] & (c < channels)[None, :]
@@ -339,29 +343,29 @@ def neighborhood_aggregate_bwd_logits_kernel(
     logits += _at(b, i, j, head, l_b, l_h, l_w, l_g)
     v += _at(b, top, left, head, v_b, v_h, v_w, v_g)
     bias += (head * (2 * K - 1) + top - i + K - 1) * (2 * K - 1) + left - j + K - 1
-    highest = tl.full((BLOCK_P,), -1e38, dtype=WIDE)
+    highest = tl.full((BLOCK_P,), float("-inf"), dtype=WIDE)
     total = tl.zeros((BLOCK_P,), dtype=WIDE)
     mean = tl.zeros((BLOCK_P,), dtype=WIDE)  # of the taps' products with the gradient
     for tap in range(K * K):
         y, x = tap // K, tap % K
         logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
         higher = tl.maximum(highest, logit)
-        fade, weight = tl.exp(highest - higher), tl.exp(logit - higher)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # as long as all logits are -inf
+        fade, weight = tl.exp(highest - base), tl.exp(logit - base)
         seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
         mean = mean * fade + weight * tl.sum(g * seen, 1)
         total = total * fade + weight
         highest = higher
     mean /= total
-    highest += tl.log(total)
     pixel = ((b * height + i) * width + j) * heads + head
-    tl.store(normaliser + pixel, highest, mask=inside)
+    tl.store(normaliser + 2 * pixel, highest, mask=inside)
+    tl.store(normaliser + 2 * pixel + 1, total, mask=inside)
     for tap in range(K * K):
         y, x = tap // K, tap % K
         logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
         seen = tl.load(v[:, None] + y * v_h + x * v_w + c[None, :], mask=tile, other=0).to(WIDE)
-        tl.store(
-            grad_logits + pixel * (K * K) + tap, tl.exp(logit - highest) * (tl.sum(g * seen, 1) - mean), mask=inside
-        )
+        weight = tl.exp(logit - highest) / total
+        tl.store(grad_logits + pixel * (K * K) + tap, weight * (tl.sum(g * seen, 1) - mean), mask=inside)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
@@ -386,7 +390,8 @@ def neighborhood_aggregate_bwd_v_kernel(
             at = (head * (2 * K - 1) + a - i + K - 1) * (2 * K - 1) + e - j + K - 1
             logit = _logit(logits + _at(b, i, j, head, l_b, l_h, l_w, l_g) + tap, bias + at, seen, HAS_BIAS, WIDE)
             pixel = ((b * height + i) * width + j) * heads + head
-            weight = tl.exp(logit - tl.load(normaliser + pixel, mask=seen, other=0))
+            weight = tl.exp(logit - tl.load(normaliser + 2 * pixel, mask=seen, other=0))
+            weight /= tl.load(normaliser + 2 * pixel + 1, mask=seen, other=1)
             g = grad + _at(b, i, j, head, g_b, g_h, g_w, g_g)[:, None] + c[None, :]
             value += weight[:, None] * tl.load(g, mask=tile & seen[:, None], other=0).to(WIDE)
     grad_v += (((b * height + a) * width + e) * heads + head)[:, None] * channels + c[None, :]
@@ -422,13 +427,15 @@ def _neighborhood_aggregate_triton(logits: Tensor, v: Tensor, bias: Tensor | Non
 
 def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, k: int):
     wide = _wide(logits, v)
-    grad_logits, grad_v = logits.new_empty(logits.shape), v.new_empty(v.shape)
+    # the gradient of the bias sums that of the logits, and does so before it is rounded
+    grad_logits = logits.new_empty(logits.shape, dtype=logits.dtype if bias is None else wide)
+    grad_v = v.new_empty(v.shape)
     if not grad_v.numel():
         grad_logits.zero_()
     else:
         grad, logits, v = map(_side_by_side, (grad, logits, v))
         table = logits if bias is None else bias.contiguous()
-        normaliser = v.new_empty(v.shape[:4], dtype=wide)
+        normaliser = v.new_empty(*v.shape[:4], 2, dtype=wide)
         _launch(
             neighborhood_aggregate_bwd_logits_kernel, v, wide, k, bias is not None, [grad, logits, v],
             grad, logits, v, table, grad_logits, normaliser,
@@ -437,7 +444,7 @@ def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Ten
             neighborhood_aggregate_bwd_v_kernel, v, wide, k, bias is not None, [grad, logits],
             grad, logits, table, normaliser, grad_v,
         )  # fmt: skip
-    return grad_logits, grad_v, _bias_gradient(grad_logits, bias, k, wide)
+    return grad_logits.to(logits.dtype), grad_v, _bias_gradient(grad_logits, bias, k, wide)
 
 
 @torch.library.custom_op("attlas::neighborhood_aggregate", mutates_args=())

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import compiled, decompose, each, pick, tl, triton
+from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -84,6 +84,8 @@ def neighborhood_attention(
         )
     if not q.dtype == k.dtype == v.dtype or q.dtype not in FLOATS:
         raise TypeError(f"q, k and v must be of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.shape[-1]:
+        raise ValueError(f"q and k must have D of at least 1, got {tuple(q.shape)}")
     lengths = tuple(q.shape[1:-2])
     kernel_size, dilation, stride = (
         _per_axis(value, name, len(lengths))
@@ -97,7 +99,8 @@ def neighborhood_attention(
 
     if kernel_size == lengths and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
         query, key, value = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        with without_autocast(q):
+            out = F.scaled_dot_product_attention(query, key, value, scale=scale)
         return out.transpose(1, 2).contiguous().view(v.shape)
 
     missing = 3 - len(lengths)
@@ -108,7 +111,7 @@ def neighborhood_attention(
     out, lse = _neighborhood_attention(*volumes, wide_bias, *settings, causal, float(scale))
     out, lse = out.reshape(v.shape), lse.reshape(v.shape[:-1])
     if extra_keys is not None and extra_values is not None:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             out, lse = _with_extra(out, lse, q, extra_keys, extra_values, scale)
     return (out, lse) if return_lse else out
 
@@ -288,7 +291,7 @@ def neighborhood_attention_reference(
     out = torch.zeros_like(flat_v)
     for (key, _, _), weight in zip(lines, weights):
         out = out + torch.einsum("bnhc,bnchv->bnhv", weight, _rows(flat_v, key))
-    return out.to(v.dtype).view(v.shape), lse.view(v.shape[:-1])
+    return out.to(v.dtype).contiguous().view(v.shape), lse.contiguous().view(v.shape[:-1])
 
 
 def neighborhood_attention_backward_reference(
@@ -300,8 +303,8 @@ def neighborhood_attention_backward_reference(
     flat_q, flat_k, flat_v, flat_grad = (x.flatten(1, 3).to(lse.dtype) for x in (q, k, v, grad))
     flat_lse, flat_delta = (x.flatten(1, 3).unsqueeze(-1) for x in (lse, delta))
     weights = torch.exp(_reference_logits(flat_q, flat_k, bias, lines, scale) - flat_lse).split(kernel_size[2], -1)
-    dq, dk, dv = (torch.zeros_like(x) for x in (flat_q, flat_k, flat_v))
-    dbias = torch.zeros_like(lse.new_empty(0) if bias is None else bias)
+    dq, dk, dv = (x.new_zeros(x.shape) for x in (flat_q, flat_k, flat_v))  # contiguous, whatever the inputs are
+    dbias = lse.new_zeros(0 if bias is None else bias.shape)
     for (key, _, relative), weight in zip(lines, weights):
         index = key.flatten()
         dv.index_add_(1, index, torch.einsum("bnhc,bnhv->bnchv", weight, flat_grad).flatten(1, 2))
@@ -573,8 +576,9 @@ def neighborhood_attention_fwd_kernel(
                     place = place * (2 * KZ - 1) + place_z + c
                     logit += tl.load(bias + place, mask=seen, other=0.0)
                 logit = tl.where(seen, logit, float("-inf"))
-                new_top = tl.maximum(top, logit)  # finite from the first key on, which every window has
-                weight, shrink = tl.exp(logit - new_top), tl.exp(top - new_top)
+                new_top = tl.maximum(top, logit)
+                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key so far, or only those of bias -inf
+                weight, shrink = tl.exp(logit - base), tl.exp(top - base)
                 v_tile = _load_tile(v, key, head, heads, seen, channels, BLOCK_V, SUM)
                 value = value * shrink[:, None] + weight[:, None] * v_tile
                 total = total * shrink + weight

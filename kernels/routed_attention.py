@@ -179,7 +179,6 @@ def _schedule(problems: int, regions: int, tokens: int, keys: int) -> tuple[list
 def _routed_attention_cpu(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    check_range(index, rows * columns)
     q_PTD, k_PTD, v_PTC = (to_regions(x, rows, columns) for x in (q, k, v))
     q_PTD = q_PTD * scale
     chosen, out_PTC = _chosen(index, q.shape[3]), torch.empty_like(v_PTC)
@@ -193,7 +192,7 @@ def _routed_attention_cpu(
                 out_PTC[part, queries] = torch.bmm(weight, v_read)
 
     each(work, turns)
-    lse = torch.full(q.shape[:-1], -torch.inf, dtype=q_PTD.dtype)  # the backward of this path does not need it
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=q_PTD.dtype)  # see routed_attention_op
     return from_regions(out_PTC, q, rows, columns).to(v.dtype), lse
 
 
@@ -391,7 +390,6 @@ def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *a
 def _routed_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    check_range(index, rows * columns)
     factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = factor.new_empty(q.shape[:-1])
@@ -429,6 +427,12 @@ def _routed_attention_backward_triton(
 def routed_attention_op(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """out (B, H, W, heads, C), and lse (B, H, W, heads) for the backward of the same path.
+
+    On a CPU lse is -inf, as the backward there takes the softmax again: a forward may not be followed by the backward
+    of another path (ATTLAS_KERNELS changed in between).
+    """
+    check_range(index, rows * columns)  # not in the reference, which exporters trace
     run = pick(q, reference=routed_attention_reference, triton=_routed_attention_triton, cpu=_routed_attention_cpu)
     return run(q, k, v, index, rows, columns, scale)
 

@@ -7,17 +7,23 @@ from torch import Tensor, nn
 from ...registry import MIXERS
 
 
-def heads_of(mixer: str, dim: int, heads: int | None, head_dim: int = 32) -> int:
-    """The number of heads: `heads`, or by default as many as give `head_dim` channels each (one if dim is less).
+def heads_of(mixer: str, dim: int, heads: int | None, head_dim: int = 32, multiple: int = 1) -> int:
+    """The number of heads: `heads`, or by default the one that divides the channels into heads nearest to `head_dim`.
+
+    Args:
+        multiple: what the channels of a default head are divisible by, where dim allows it.
 
     Raises:
         ValueError: they do not divide the channels; says which numbers do.
     """
-    count = heads if heads is not None else max(1, dim // head_dim)
-    if count < 1 or dim % count:
-        fitting = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
-        raise ValueError(f"{mixer}: dim={dim} is not divisible by heads={count}; heads may be one of {fitting}")
-    return count
+    dividing = [n for n in range(1, dim + 1) if dim % n == 0]
+    if heads is None:
+        fitting = [n for n in dividing if dim // n % multiple == 0] or [1]
+        heads = min(fitting, key=lambda n: abs(dim / n - head_dim))
+    if heads not in dividing:
+        few = [n for n in dividing if n <= 64]
+        raise ValueError(f"{mixer}: dim={dim} is not divisible by heads={heads}; heads may be one of {few}")
+    return heads
 
 
 @MIXERS.register_module()
@@ -26,7 +32,7 @@ class Attention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; C / 32 by default.
+        heads: their number; about C / 32 by default.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both.

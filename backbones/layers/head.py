@@ -25,10 +25,8 @@ class Head(nn.Module):
         self.reset(num_classes)
 
     def reset(self, num_classes: int) -> None:
-        """A new last layer, on the device and in the dtype of the old one."""
-        old = getattr(self, "fc", None)
-        like = {} if not isinstance(old, nn.Linear) else dict(device=old.weight.device, dtype=old.weight.dtype)
-        self.fc = nn.Linear(self.dim, num_classes, **like) if num_classes else nn.Identity()
+        """A new last layer."""
+        self.fc = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
         if num_classes:
             nn.init.trunc_normal_(self.fc.weight, std=0.02)
             nn.init.zeros_(self.fc.bias)
@@ -50,7 +48,10 @@ class Head(nn.Module):
 
 
 class DistilledHead(Head):
-    """Two heads that share nothing, one of which learns from a teacher; their logits are averaged.
+    """Two heads that share nothing; their logits are averaged, in training as in inference.
+
+    The authors train the second one with a teacher. There is none here: hard distillation is not offered, and both heads
+    learn from the labels by their mean. The class is for the published weights.
 
     Args:
         dim, num_classes: of both.

@@ -123,6 +123,14 @@ def test_official_names_and_those_of_timm(named_blocks):
     assert torch.equal(*logits)
 
 
+def test_initial_weights():
+    """0.02 is for linear layers: depth-wise convolutions would begin as almost nothing."""
+    torch.manual_seed(0)
+    block = DaViT((32, 64), (1, 1)).stages[1].blocks[0]
+    assert block.position1.branch.weight.std() > 0.1
+    assert 0.018 < block.mlp.fc1.weight.std() < 0.022
+
+
 def test_heads_for_every_stage():
     with pytest.raises(ValueError, match=r"heads must have one entry for each of the 4 stages, got \(3, 6\)"):
         DaViT(heads=(3, 6))

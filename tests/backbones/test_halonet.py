@@ -28,8 +28,9 @@ def weights_of(mixer, x, row, column):
             inside = 0 <= i < height and 0 <= j < width
             pixel = x[0, :, i, j] if inside else torch.zeros_like(x[0, :, 0, 0])
             kv = (mixer.kv.weight[:, :, 0, 0] @ pixel).unflatten(0, (mixer.heads, -1))
-            position = mixer.height_rel[u - row % side + win - 1], mixer.width_rel[w - column % side + win - 1]
-            logits.append((q * kv[:, :d]).sum(1) * d**-0.5 + q @ position[0] + q @ position[1])
+            position = mixer.height_rel[u - row % side + win - 1] + mixer.width_rel[w - column % side + win - 1]
+            scale = d**-0.5 if mixer.scale_position else 1.0
+            logits.append((q * kv[:, :d]).sum(1) * d**-0.5 + q @ position * scale)
             values.append(kv[:, d:])
             places.append((i, j))
     return torch.stack(logits).softmax(0), torch.stack(values), places
@@ -42,6 +43,7 @@ def weights_of(mixer, x, row, column):
         (dict(block_size=5, halo_size=0), (5, 5)),  # global attention
         (dict(block_size=3, halo_size=2), (7, 5)),  # filled up
         (dict(block_size=4, halo_size=1, stride=2), (7, 9)),
+        (dict(block_size=2, halo_size=1, scale_position=True), (4, 3)),
         (dict(dim_out=12, head_dim=3, block_size=2, halo_size=3), (3, 4)),
     ],
 )
@@ -49,16 +51,26 @@ def test_by_definition(options, size):
     mixer, x = HaloAttention(8, heads=2, **options).double(), normal(1, 8, *size)
     y = mixer(x)
     assert y.shape[2:] == tuple(-(-n // mixer.stride) for n in size)
+    assert y.is_contiguous(memory_format=torch.channels_last)
     for row in range(y.shape[2]):
         for column in range(0, y.shape[3], 3):
             weights, values, places = weights_of(mixer, x, row, column)
             torch.testing.assert_close((weights.unsqueeze(-1) * values).sum(0).flatten(), y[0, :, row, column])
-            maps = mixer.attention_maps(x, (row, column))
+            maps = mixer.attention_maps(x, (row * mixer.stride, column * mixer.stride))
             expected = torch.zeros_like(maps)
             for weight, (i, j) in zip(weights, places):
                 if 0 <= i < size[0] and 0 <= j < size[1]:
                     expected[0, :, i, j] = weight
             torch.testing.assert_close(maps, expected)
+
+
+def test_attention_maps_are_by_pixels_of_the_input():
+    """The four pixels of a coarser query share it, the last ones too."""
+    mixer, x = HaloAttention(8, heads=2, block_size=4, halo_size=1, stride=2).double(), normal(1, 8, 6, 5)
+    maps = mixer.attention_maps(x, (4, 2))
+    for place in ((4, 3), (5, 2), (5, 3)):
+        assert torch.equal(mixer.attention_maps(x, place), maps)
+    assert not torch.allclose(mixer.attention_maps(x, (5, 4)), maps)
 
 
 def test_odd_blocks_average():
@@ -169,6 +181,14 @@ def test_dense_maps_are_those_of_the_stages():
         (192, 5, 3),
         (288, 3, 2),
     ]
+
+
+def test_initial_weights_of_grouped_convolutions():
+    torch.manual_seed(0)
+    network = HaloNet((64, 64), (1, 1), attends=((), (0,)), heads=(8, 8), group_size=16)
+    weight = network.stages[0].blocks[0].mixer.conv.weight
+    assert weight.shape == (64, 16, 3, 3)
+    assert weight.std().item() == pytest.approx((2 / (9 * 16)) ** 0.5, rel=0.05)  # 9 x 16 outputs read one input
 
 
 def test_bad_options():

@@ -138,5 +138,11 @@ def test_decay_spares_the_biases():
 def test_bad_widths():
     with pytest.raises(ValueError, match="LSConv: dim=20 must be even and divisible by groups=8"):
         LSConv(20)
+    with pytest.raises(ValueError, match="LSConv: small_kernel=2 must be odd"):
+        LSConv(32, small_kernel=2)
+    with pytest.raises(ValueError, match="LSConv: large_kernel=6 must be odd"):
+        LSConv(32, large_kernel=6)
+    with pytest.raises(ValueError, match="dim=32 must be even and divisible by groups=0"):
+        LSConv(32, groups=0)
     with pytest.raises(ValueError, match="LSNetAttention: dim=64 is not divisible by heads=5"):
         LSNetAttention(64, heads=5)

@@ -174,6 +174,16 @@ def test_official_names_of_swin_wiring():
     assert all(torch.equal(value, parameter(name, value.shape)) for name, value in network.state_dict().items())
 
 
+def test_initial_weights():
+    """0.02 is for linear layers; convolutions keep PyTorch's initial weights."""
+    torch.manual_seed(0)
+    network = NAT((32, 64), (1, 1), heads=(1, 2), dilations=((1,), (1,)))
+    bound = (3 * 3 * 32) ** -0.5
+    assert network.stages[1].downsample[0].weight.abs().max() <= bound
+    assert network.stages[1].downsample[0].weight.std() > bound / 2
+    assert 0.018 < network.stages[1].blocks[0].mlp.fc1.weight.std() < 0.022
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="heads must have one entry for each of the 2 stages"):
         NAT((32, 64), (1, 1))

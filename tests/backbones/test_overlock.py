@@ -1,5 +1,7 @@
 """What characterises OverLoCK: clamped windows, kernels that merge, an overview that speaks in training and output."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,16 +50,26 @@ def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def merge_as_the_authors(module):
-    """Merge the parallel kernels only. The authors keep the norm behind them: how many parameters we saved by not."""
-    saved = 0
-    for name, child in module.named_children():
-        if isinstance(child, DilatedReparam):
-            saved += count(child.norm)
-            setattr(module, name, fuse(child))
-        else:
-            saved += merge_as_the_authors(child)
-    return saved
+def merged_file(state):
+    """What the authors' merging makes of their state dict: one convolution with bias for the parallel kernels. They
+    keep the norm behind it."""
+    merged = {name: value for name, value in state.items() if "origin_bn" not in name and ".dil_" not in name}
+    for name in [name for name in state if name.endswith("lk_origin.weight")]:
+        prefix = name.removesuffix("lk_origin.weight")
+        kernels, bias = torch.zeros_like(state[name]), 0
+        side = kernels.shape[-1]
+        branches = [("lk_origin", "origin_bn", side, 1)]
+        branches += [(f"dil_conv_k{k}_{d}", f"dil_bn_k{k}_{d}", k, d) for k, d in BRANCHES[side]]
+        for conv, norm, k, dilation in branches:
+            gamma, beta, mean, variance = (
+                state[f"{prefix}{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale, first = gamma / (variance + 1e-5).sqrt(), (side - dilation * (k - 1)) // 2
+            taps = slice(first, side - first, dilation)
+            kernels[..., taps, taps] += state[f"{prefix}{conv}.weight"] * scale[:, None, None, None]
+            bias = bias + beta - mean * scale
+        merged |= {name: kernels, f"{prefix}lk_origin.bias": bias}
+    return merged
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -75,10 +87,8 @@ def merge_as_the_authors(module):
 def test_parameters_of_the_other_forms(name, single, merged, segmentation, detection):
     dense = dict(out_indices=(0, 1, 2, 3))
     with torch.device("meta"):
-        network = backbones.create(name, auxiliary=False).eval()
-        assert count(network) == single
-        saved = merge_as_the_authors(network)
-        assert count(network) + saved == merged
+        assert count(backbones.create(name, auxiliary=False)) == single
+        assert count(backbones.create(name, merged=True)) == merged
         assert count(backbones.create(name, **dense)) == segmentation
         assert count(backbones.create(name, overview_output=True, **dense)) == detection
 
@@ -159,6 +169,32 @@ def test_files_of_other_forms():
         assert not any(name.startswith(missing) for name, _ in part.named_modules())
 
 
+def test_merged_files():
+    """The authors' files of merged kernels load into that form alone, and the others into the other form alone."""
+    record = Record("overlock/overlock_small").state_dict()
+    single = {name: value for name, value in record.items() if not name.startswith("aux_head")}
+    file = merged_file({name: value.double() for name, value in single.items()})
+    assert "blocks1.0.proj.1.lk_origin.bias" in file
+    plain, merged = (small(num_classes=50, auxiliary=False, merged=m).double().eval() for m in (False, True))
+    assert backbones.load(plain, single).complete
+    account = backbones.load(merged, file)
+    assert account.complete, str(account)
+    x = normal(1, 3, 64, 96)
+    torch.testing.assert_close(merged(x), plain(x))
+
+    for one, other, match in (
+        (plain, merged, "have merged kernels at .*: build the network with merged=True"),
+        (merged, plain, "have parallel kernels at .*: build the network without merged=True"),
+    ):
+        for state in (file if one is plain else record, other.state_dict()):
+            with pytest.raises(ValueError, match=match):
+                backbones.load(one, state)
+        again = small(num_classes=50, auxiliary=False, merged=one is merged).double().eval()
+        assert backbones.load(again, one.state_dict()).complete  # our own files
+        assert torch.equal(copy.deepcopy(again)(x), one(x))
+    torch.testing.assert_close(merged.fuse()(x), plain(x))
+
+
 def test_order_of_depths():
     network = small(num_classes=5)
     depth = layer_groups([name for name, _ in network.named_parameters()], network.group_matcher())
@@ -228,6 +264,13 @@ def test_a_bias_moves_its_offset_alone():
     assert (rest.sort().values[:-1] - rest.min()).abs().max() < 1e-12
 
 
+def test_attention_maps_in_inference_mode():
+    mixer, x = filled(ContMix(16, heads=2, kernel_size=7)), normal(1, 16, 8, 9)
+    expected = mixer.attention_maps(x, (3, 4))
+    with torch.inference_mode():
+        assert torch.equal(mixer.attention_maps(x * 1, (3, 4)), expected)
+
+
 @pytest.mark.parametrize("size", [(9, 8), (4, 6)])
 def test_attention_maps_are_what_multiplies_the_values(size):
     mixer = filled(ContMix(16, heads=2, kernel_size=7, context_dim=6))
@@ -282,6 +325,10 @@ def test_bad_arguments():
         ContMix(40, heads=4)
     with pytest.raises(ValueError, match="small_kernel=5 must be at most kernel_size=3"):
         ContMix(64, kernel_size=3)
+    with pytest.raises(ValueError, match="ContMix: kernel_size=12 must be odd"):
+        ContMix(64, kernel_size=12)
+    with pytest.raises(ValueError, match="ContMix: small_kernel=4 must be odd"):
+        ContMix(64, small_kernel=4)
     with pytest.raises(ValueError, match=r"kernel_size=6 has no branches; it may be one of \[5, 7, 9"):
         DilatedReparam(8, 6)
     with pytest.raises(ValueError, match="focus_depths must have 2 entries"):

@@ -116,3 +116,7 @@ def test_attention_map(shsa):
 def test_bad_width():
     with pytest.raises(ValueError, match="partial_dim=40 must be from 1 to dim=32"):
         SHSA(32, partial_dim=40)
+    with pytest.raises(ValueError, match="SHSA: key_dim=0 must be at least 1"):
+        SHSA(32, key_dim=0)
+    with pytest.raises(ValueError, match="partial_dims must have one entry for each of the 2 stages"):
+        SHViT(dims=(32, 64), depths=(1, 1))

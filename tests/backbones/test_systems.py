@@ -100,11 +100,13 @@ def test_features(system):
     assert len(maps) == network.num_levels
     close(network.forward_intermediates(x, indices=1, intermediates_only=True)[0], maps[-1])
     vector = network.forward_head(features, pre_logits=True)
+    assert vector.shape == (2, network.num_features)
     network.reset_classifier(0)
     close(network(x), vector)
     network.reset_classifier(7)
     assert network(x).shape == (2, 7)
     dense = build(system)
+    assert dense.num_features == dense.out_channels[-1]
     last = len(dense.out_indices) - 1
     close(dense.forward_intermediates(x, indices=dense.out_indices[-1:], norm=True)[1][0], dense(x)[last])
     part = build(system, out_indices=dense.out_indices[:2])
@@ -142,10 +144,12 @@ def test_half_precision_and_memory_format(system):
     expected = network(x)
     close(network(x.contiguous(memory_format=torch.channels_last)), expected, 1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        close(network(x), expected, 0.15)
+        mixed = network(x)
     half = network.to(torch.bfloat16)(x.to(torch.bfloat16))
     assert half.dtype == torch.bfloat16
-    close(half, expected, 0.15)
+    for got in (mixed, half):  # alike on the whole: which regions are routed to may hang on a rounding
+        assert torch.isfinite(got).all()
+        assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) > 0.95
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -252,6 +256,14 @@ def test_mixer_at_any_size(name):
             assert maps.shape[2:] == (height, width)
 
 
+@pytest.mark.parametrize("dim", [64, 112, 128, 240, 256, 512])
+@pytest.mark.parametrize("name", MIXER_NAMES)
+def test_mixer_of_any_width(name, dim):
+    """Its defaults fit widths that are no multiples of what a head has in the paper."""
+    with torch.device("meta"):
+        MIXERS.build(dict(type=name, dim=dim))
+
+
 @pytest.mark.parametrize("name", MIXER_NAMES)
 def test_mixer_in_a_pyramid(name):
     network = backbones.Pyramid((64, 64), (1, 1), mixers=[name, "Attention"], num_classes=3, layer_scale=1.0)
@@ -279,6 +291,88 @@ def test_names():
     assert "hornet_tiny_7x7" in backbones.list("hornet*")
     with pytest.raises(ValueError, match="hornet_tiny_7x7"):
         backbones.create("hornet_tiny")
+
+
+def test_a_file_of_a_deeper_variant():
+    """All that the network needs is in the file, and more."""
+    with pytest.raises(ValueError, match=r"The file looks like lsnet_t_distill\.$"):
+        backbones.create("lsnet_t", pretrained=backbones.create("lsnet_t_distill").state_dict())
+
+
+def test_a_file_of_a_detector():
+    state = build("HorNet", num_classes=5).state_dict()
+    again = build("HorNet", fill=False, num_classes=5)
+    larger = {f"backbone.{name}": value for name, value in state.items()} | {"neck.weight": torch.zeros(3)}
+    assert backbones.load(again, larger).complete
+    headless = build("HorNet", fill=False, num_classes=0)
+    assert backbones.load(headless, state).complete
+
+
+def test_odd_options():
+    for options, message in (
+        (dict(in_chans=1), "Near it: in_channels"),
+        (dict(nun_classes=1), "Near it: num_classes"),
+        (dict(pretrained=True), "no weights are downloaded"),
+        (dict(num_classes=5, out_indices=(0, 1)), "give one of them"),
+        (dict(frozen_stages=9), "from -1 .* to 4"),
+        (dict(out_indices=1), "must be a tuple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backbones.create("hornet_tiny_7x7", depths=(1, 1, 1, 1), **options)
+    with pytest.raises(ValueError, match="the head would never see the image"):
+        backbones.Isotropic(64, 2, mixers="GnConv", image_size=32, num_classes=4)
+    with pytest.raises(ValueError, match="4 does not divide patch_size=14"):
+        backbones.Isotropic(64, 4, patch_size=14, scales=(4, 2, 1, 0.5))
+    with pytest.raises(ValueError, match="does not say its type"):
+        backbones.Pyramid((64,), (1,), mixers=dict(heads=2))
+
+
+def test_a_head_keeps_the_dtype():
+    network = build("HorNet", num_classes=5).bfloat16()
+    network.reset_classifier(0)
+    network.reset_classifier(7)
+    assert network.get_classifier().weight.dtype == torch.bfloat16
+
+
+def test_freezing_is_undone():
+    network = build("HorNet", frozen_stages=2).train()
+    network.freeze(-1)
+    assert all(p.requires_grad for p in network.parameters())
+    assert network.stem.training
+
+
+def test_checkpointing_in_other_hands():
+    """In a compiled network, and with synchronised batch norms."""
+    network = backbones.Pyramid((32,), (1,), num_classes=3, grad_checkpointing=True)
+    torch.compile(network, backend="aot_eager", fullgraph=True)(image(32, 32)).sum().backward()
+    network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("SHViT", num_classes=3, grad_checkpointing=True))
+    with backbones.backbone._statistics_kept(network.train()):
+        pass
+    assert all(m.momentum == 0.1 for m in network.modules() if isinstance(m, torch.nn.SyncBatchNorm))
+
+
+def test_costs_are_the_same_on_every_device():
+    from attlas.backbones.analysis import analyze
+
+    counts = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            network = backbones.Pyramid((64,), (1,), mixers="Attention").eval()
+            counts.append(analyze(network, torch.zeros(1, 3, 64, 64), repeats=0)[-1].macs)
+    assert counts[0] == counts[1]
+    tokens, dim = 16 * 16, 64
+    attention = 2 * tokens**2 * dim + 4 * tokens * dim**2
+    mlp = 8 * tokens * dim**2
+    stem = 32 * 32 * 32 * 27 + tokens * dim * 32 * 9
+    assert counts[0] == attention + mlp + stem
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_runs_without_memory(system):
+    """What tools/atlas.py counts with."""
+    with torch.device("meta"):
+        network = backbones.systems()[system].network(**options_of(system), num_classes=5).eval()
+        assert network(torch.empty(2, 3, 64, 64)).shape == (2, 5)
 
 
 def test_a_file_of_another_variant():

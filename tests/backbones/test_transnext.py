@@ -14,6 +14,7 @@ from attlas.backbones.transnext import (
     LengthScaledCosineAttention,
     PositionBias,
     TransNeXt,
+    _log_differences,
 )
 
 
@@ -116,6 +117,15 @@ def test_convex():
         assert (y >= values.amin(2, keepdim=True)).all()
         mixer.kv.weight[24:] = 0  # all values are one
         torch.testing.assert_close(mixer(x), mixer.kv.bias[24:, None, None].expand(2, 24, 6, 9))
+
+
+def test_differences_are_those_to_the_centres_of_pooling():
+    for side in range(1, 13):
+        for cells in range(1, side + 1):
+            centres = F.adaptive_avg_pool1d(torch.arange(side).double()[None], cells)
+            z = 8 * (torch.arange(side).unsqueeze(1) - centres) / 55
+            values, index = _log_differences(side, cells, 56, z)
+            torch.testing.assert_close(values[index], z.sign() * (z.abs() + 1).log2() / 3)
 
 
 @pytest.mark.parametrize("size", [(6, 9), (7, 5)])

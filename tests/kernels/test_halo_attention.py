@@ -119,6 +119,14 @@ def test_blocks(block, monkeypatch):
     assert_gradients_agree(function, expected, inputs)
 
 
+def test_autocast_keeps_dtypes(path, device):
+    """The terms of place, too, are made in the dtype that q, k and v have."""
+    inputs = tensors((1, 2, 4, 1), 2, 1, dtype=torch.float32, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        out = halo_attention(*inputs, 2, 1)
+    assert_agree("out", out, halo_attention(*inputs, 2, 1))
+
+
 def test_no_images(path, device):
     inputs = leaves(tensors((0, 4, 4, 2), 2, 1, device=device))
     out = halo_attention(*inputs, 2, 1)
@@ -151,6 +159,10 @@ def test_bad_arguments():
         halo_attention(q, k.float(), v, *tables, 2, 1)
     with pytest.raises(ValueError, match="block_size must be at least 1 and halo_size at least 0, got 2 and -1"):
         halo_attention(q, k, v, *tables, 2, -1)
+    with pytest.raises(TypeError, match="block_size must be an integer, got '2'"):
+        halo_attention(q, k, v, *tables, "2", 1)
+    with pytest.raises(TypeError, match=r"halo_size must be an integer, got 1\.0"):
+        halo_attention(q, k, v, *tables, 2, 1.0)
     with pytest.raises(ValueError, match="multiples of block_size = 4, got 4 and 6"):
         halo_attention(q, k, v, *tables, 4, 0)
     with pytest.raises(ValueError, match="a stride that divides block_size = 2, got 4 and 3"):

@@ -97,6 +97,26 @@ def test_large_and_infinite_logits(path, device):
     assert_agree("out", *[f(logits, v, k, bias).detach() for f in (neighborhood_aggregate, by_definition)])
 
 
+def test_lowest_logits(path, device):
+    """A mask may be the lowest float of all: for the first taps, or for all of them, which then are equal."""
+    logits, v, k, _ = tensors((1, 3, 4, 1, 2), 3, torch.float32, device)
+    with torch.no_grad():
+        logits[..., :4] = torch.finfo(torch.float32).min
+        logits[:, 1] = torch.finfo(torch.float32).min
+    assert_gradients_agree(neighborhood_aggregate, by_definition, [logits, v, k])
+
+
+def test_bias_sums_what_is_not_rounded(path, device):
+    """Its gradient has the digits of float32, though that of the logits is rounded to bfloat16."""
+    logits, v, k, bias = tensors((2, 5, 4, 1, 4), 3, torch.float32, device)
+    halves = [x.detach().bfloat16() for x in (logits, v)]
+    got, expected = (
+        torch.autograd.grad(f(*inputs, k, bias).sum(), bias)[0]
+        for f, inputs in ((neighborhood_aggregate, halves), (by_definition, [x.float() for x in halves]))
+    )
+    assert_agree("gradient", got, expected)
+
+
 def test_constant_values_stay(path, device):
     logits, v, k, bias = tensors((1, 6, 5, 2, 3), 5, device=device)
     constant = torch.randn(2, 3, dtype=v.dtype, device=device).expand_as(v)

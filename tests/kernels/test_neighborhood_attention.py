@@ -214,6 +214,17 @@ def test_strided(path, device):
     assert_agree("out", neighborhood_attention(*qkv, 3), by_definition(q, k, v, kernel_size=3)[0])
 
 
+def test_permuted(path, device):
+    """Gradients of tensors whose axes have another order in memory, the bias among them."""
+    settings = dict(kernel_size=(2, 3))
+    inputs = [*tensors((3, 3), device=device), bias_for((3, 3), settings, device=device)]
+    assert_gradients_agree(
+        lambda q, k, v, bias: neighborhood_attention(q, k, v, bias=bias, **settings),
+        lambda *x: by_definition(*x, **settings)[0],
+        [permuted(x).requires_grad_() for x in inputs],
+    )
+
+
 def test_sliced_from_one_tensor(path, device):
     """As a network has them: q, k and v of one projection."""
     qkv = torch.randn(1, 3, 4, 3, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
@@ -224,6 +235,38 @@ def test_sliced_from_one_tensor(path, device):
     )
 
 
+@pytest.mark.parametrize("masked", [(slice(2), slice(None)), (1, 1), (2, 2)])  # the first keys; one; the query itself
+def test_infinite_bias(path, device, masked):
+    """A bias of -inf hides keys, also the first ones of a window."""
+    lengths, settings = (4, 4), dict(kernel_size=3)
+    q, k, v = tensors(lengths, device=device, heads=1)
+    bias = torch.zeros(1, 5, 5, dtype=torch.float64, device=device)
+    bias[0][masked] = -torch.inf
+    # the windows are clamped: where they hold no other key the result is not defined, and must be so on all paths
+    expected, _ = by_definition(q, k, v, bias, **settings)
+    defined = expected.detach().isfinite().all(-1, keepdim=True)
+    assert defined.any()
+    assert_gradients_agree(
+        lambda q, k, v: neighborhood_attention(q, k, v, 3, bias=bias)[defined.expand_as(v)],
+        lambda q, k, v: by_definition(q, k, v, bias, **settings)[0][defined.expand_as(v)],
+        [q, k, v],
+    )
+
+
+@pytest.mark.parametrize("kernel_size", [3, 4])
+def test_autocast_keeps_dtypes(path, device, kernel_size):
+    """Also where the window is the whole map, which PyTorch's operator serves."""
+    inputs = [x.detach() for x in tensors((4, 4), torch.float32, device)]
+    with torch.autocast(device.type, torch.bfloat16):
+        out = neighborhood_attention(*inputs, kernel_size)
+    assert_agree("out", out, neighborhood_attention(*inputs, kernel_size))
+
+
+def test_whole_image_on_meta():
+    q = torch.empty(1, 4, 4, 2, 3, device="meta")
+    assert neighborhood_attention(q, q, q, 4).shape == q.shape
+
+
 def test_gradcheck(path):
     bias = bias_for((4,), dict(kernel_size=2), heads=1)
     inputs = [*tensors((4,), heads=1, width=2, channels=1), bias]
@@ -231,10 +274,20 @@ def test_gradcheck(path):
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_operators(path, has_bias):
-    q, k, v = tensors((5, 1, 1), heads=1)
+def permuted(x):
+    """The same numbers, with the axes in reverse order in memory."""
+    reverse = tuple(range(x.ndim))[::-1]
+    return x.detach().permute(reverse).contiguous().permute(reverse)
+
+
+@pytest.mark.parametrize(("has_bias", "permute"), [(False, False), (True, False), (True, True)])
+def test_operators(path, has_bias, permute):
+    """Outputs are contiguous, as the fake operators promise, also for inputs that are not."""
+    q, k, v = tensors((5, 1, 1), batch=2 if permute else 1, heads=1)
     bias = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True) if has_bias else None
+    if permute:
+        q, k, v = (permuted(x).requires_grad_() for x in (q, k, v))
+        assert not q.is_contiguous()
     settings = ([2, 1, 1], [2, 1, 1], [2, 1, 1], [False, False, False], 0.5)
     torch.library.opcheck(_neighborhood_attention, (q, k, v, bias, *settings))
     inputs = [x if x is None else x.detach() for x in (q, k, v, bias)]
@@ -261,6 +314,7 @@ def test_bad_arguments():
 
     refused(ValueError, "q and k must have one shape", q, k[:, 1:], v, 3)
     refused(ValueError, "with 1 to 3 spatial axes", q[:, 0, 0], k[:, 0, 0], v[:, 0, 0], 3)
+    refused(ValueError, r"D of at least 1, got \(1, 5, 6, 2, 0\)", q[..., :0], k[..., :0], v, 3)
     refused(TypeError, "must be of one floating dtype", q, k.float(), v, 3)
     refused(ValueError, r"kernel_size must be one int, or one for each of 2 spatial axes, got \(3,\)", q, k, v, (3,))
     refused(ValueError, "dilation must be one int", q, k, v, 3, dilation=1.0)

