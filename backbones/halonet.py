@@ -103,9 +103,9 @@ class HaloAttention(nn.Module):
         return F.avg_pool2d(y, 2, ceil_mode=True, count_include_pad=False) if self.pool else y
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
-        """How the pixel (row, column) `place` of the input looks at the pixels, by head: (B, heads, H, W). With a stride
-        it is the query of `place` that does, which its neighbours share. Zero outside the window; the sum is 1 less what
-        goes to pixels beyond the map."""
+        """How the pixel (row, column) `place` of the input looks at the pixels, by head: (B, heads, H, W). With a
+        stride, it shares its query with its neighbours. Zero outside the window; the sum is 1 less what goes to pixels
+        beyond the map."""
         place = place[0] // self.stride, place[1] // self.stride
         q, k, _ = self._project(x)
         halo, window, side = self.halo_size, self.window, self.block_size // self.stride

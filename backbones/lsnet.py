@@ -194,7 +194,7 @@ class LSNet(Pyramid):
         heads, key_dim: of the attention.
         resolution: side of the last map for which the table of biases is; by default 4 (images of 224) in a classifier
             and 14 in the dense form, where the table of a classifier's file is resized.
-        distilled: whether the classifier has a second head, for weights of the authors that learnt from a teacher. Their
+        distilled: whether the classifier has a second head, for the authors' weights that learnt from a teacher. The
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 

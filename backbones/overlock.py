@@ -576,7 +576,7 @@ class OverLoCK(Backbone):
         )
 
     def reset_classifier(self, num_classes: int) -> None:
-        """As of `Backbone`, for both heads. 0 drops the auxiliary one for good: a later number does not bring it back."""
+        """As of `Backbone`, for both heads. 0 drops the auxiliary one, and a later number does not bring it back."""
         super().reset_classifier(num_classes)
         if self.head_auxiliary is not None:
             if num_classes:

@@ -110,7 +110,7 @@ class SHViT(Pyramid):
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
         partial_dims: of SHSA, by stage; None for a stage without.
-        distilled: whether the classifier has a second head, for weights of the authors that learnt from a teacher. Their
+        distilled: whether the classifier has a second head, for the authors' weights that learnt from a teacher. The
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 

@@ -50,8 +50,8 @@ class Head(nn.Module):
 class DistilledHead(Head):
     """Two heads that share nothing; their logits are averaged, in training as in inference.
 
-    The authors train the second one with a teacher. There is none here: hard distillation is not offered, and both heads
-    learn from the labels by their mean. The class is for the published weights.
+    The authors train the second one with a teacher. There is none here: hard distillation is not offered, and both
+    heads learn from the labels by their mean. The class is for the published weights.
 
     Args:
         dim, num_classes: of both.

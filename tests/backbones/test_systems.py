@@ -154,6 +154,7 @@ def test_half_precision_and_memory_format(system):
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_compiles_in_one_graph(system):
+    torch.compiler.reset()  # the networks share their forward, of which a process compiles eight forms
     network, x = build(system, num_classes=5), image(64, 96)
     close(torch.compile(network, backend="aot_eager", fullgraph=True)(x), network(x))
 
@@ -343,6 +344,7 @@ def test_freezing_is_undone():
 
 def test_checkpointing_in_other_hands():
     """In a compiled network, and with synchronised batch norms."""
+    torch.compiler.reset()
     network = backbones.Pyramid((32,), (1,), num_classes=3, grad_checkpointing=True)
     torch.compile(network, backend="aot_eager", fullgraph=True)(image(32, 32)).sum().backward()
     network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("SHViT", num_classes=3, grad_checkpointing=True))
