@@ -156,7 +156,8 @@ def test_half_precision_and_memory_format(system):
 def test_compiles_in_one_graph(system):
     torch.compiler.reset()  # the networks share their forward, of which a process compiles eight forms
     network, x = build(system, num_classes=5), image(64, 96)
-    close(torch.compile(network, backend="aot_eager", fullgraph=True)(x), network(x))
+    # whether there is one graph is the tracer's to say; what backends make of it is theirs
+    close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
 
 
 @pytest.mark.slow
@@ -170,7 +171,12 @@ def test_exports(system, tmp_path):
     close(program.module()(x), expected)
     with torch.no_grad():
         torch.onnx.export(
-            program.run_decompositions(decompositions()), (x,), tmp_path / "network.onnx", dynamo=True, verbose=False
+            program.run_decompositions(decompositions()),
+            (x,),
+            tmp_path / "network.onnx",
+            dynamo=True,
+            optimize=False,  # half of the time
+            verbose=False,
         )
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
