@@ -216,20 +216,19 @@ def looks_like(state: Mapping[str, torch.Tensor], network: Backbone) -> str:
 
     The class of `network` is tried first, then the others.
     """
-    shapes = _inner_shapes(network, network.head is not None)
+    own = _inner_shapes(network, network.head is not None)
     for system in sorted(_systems.values(), key=lambda system: not isinstance(network, system.network)):
-        fitting: dict[str, int] = {}
+        fitting: dict[str, tuple[int, bool]] = {}  # names left over, and whether it is built like `network`
         for name, found in system.variants.items():
             with torch.device("meta"):
                 built = system.network(**{**found.options, "num_classes": found.classes})
             left = checkpoint.left_over(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)])
             if left is not None:
-                fitting[name] = left
-                if left == 0 and _inner_shapes(built, network.head is not None) == shapes:
-                    return ""
+                fitting[name] = left, _inner_shapes(built, network.head is not None) == own
         if fitting:
-            best = [name for name, left in fitting.items() if left == min(fitting.values())]
-            return f"The file looks like {' or '.join(best)}."
+            fewest = min(left for left, _ in fitting.values())
+            best = {name: same for name, (left, same) in fitting.items() if left == fewest}
+            return "" if any(best.values()) else f"The file looks like {' or '.join(best)}."
     return ""
 
 
