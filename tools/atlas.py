@@ -11,7 +11,7 @@ on a quiet machine.
 import argparse
 import json
 import math
-import platform
+import os
 import subprocess
 import sys
 import time
@@ -34,7 +34,7 @@ out = Console()
 
 
 def machine() -> str:
-    return f"{torch.get_num_threads()} CPU cores, PyTorch {torch.__version__.split('+')[0]}, {date.today()}"
+    return f"{os.cpu_count()} CPU cores, PyTorch {torch.__version__.split('+')[0]}, {date.today()}"
 
 
 def save(path: Path, found: dict) -> None:
@@ -241,7 +241,7 @@ def main() -> None:
         for name in args.names or sorted(MIXERS.module_dict):
             known[name] = measure_mixer(name)
             out.print(f"{name}: time ~ (H·W)^{known[name]['time']:.2f}, memory ~ (H·W)^{known[name]['memory']:.2f}")
-        save(MEASURED, dict(machine=f"one core of {platform.machine()}, {machine()}", mixers=known))
+        save(MEASURED, dict(machine=f"one thread, the processor's time; {machine()}", mixers=known))
     else:
         if not MEASURED.exists():
             parser.error(f"{MEASURED} is missing: `python tools/atlas.py mixers` makes it")
