@@ -63,7 +63,8 @@ class Attention(nn.Module):
         return x if tokens is None else (x, rows[:, :count])
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
-        """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W), sums of 1."""
+        """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W), sums of 1. Of the pixels
+        alone: what goes to tokens beside the map is left out."""
         height, width = x.shape[-2:]
         q, k, _ = self._split(x.flatten(2).transpose(1, 2))
         logits = q[:, :, place[0] * width + place[1], None] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5

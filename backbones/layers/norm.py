@@ -41,7 +41,6 @@ class ConvNorm(nn.Module):
         padding = dilation * (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = nn.BatchNorm2d(dim)
-        self.initial_weight = weight
         nn.init.constant_(self.norm.weight, weight)
 
     def forward(self, x: Tensor) -> Tensor:

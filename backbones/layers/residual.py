@@ -33,7 +33,6 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, initial: float):
         super().__init__()
-        self.initial = initial
         self.gamma = nn.Parameter(torch.full((dim,), float(initial)))
 
     def forward(self, x: Tensor) -> Tensor:
