@@ -14,6 +14,8 @@ from mmengine.dataset import Compose, DefaultSampler
 
 from .registry import DATA_SAMPLERS, TRANSFORMS
 
+UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+
 
 def one_of(argument: str, value: str, choices: Sequence[str]) -> str:
     """`value` if it is one of `choices`; otherwise a ValueError that names the argument and the nearest spelling."""

@@ -11,7 +11,14 @@ from importlib import import_module
 from mmengine import registry as root
 
 # The floors that register something. A floor whose dependencies are not installed is skipped, and named in the error.
-FLOORS = ("attlas.engine", "attlas.backbones", "attlas.pointnets", "attlas.dense")
+FLOORS = (
+    "attlas.engine",
+    "attlas.optim",
+    "attlas.backbones",
+    "attlas.backbones.classification",
+    "attlas.pointnets",
+    "attlas.dense",
+)
 
 
 class UnknownName(KeyError):

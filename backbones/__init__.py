@@ -12,9 +12,9 @@ Every other module of this package is imported here, so that a system is known b
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .backbone import Backbone
-from .isotropic import Isotropic
-from .pyramid import Pyramid
+from .skeletons.backbone import Backbone
+from .skeletons.isotropic import Isotropic
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, create, load, register, systems, variant
 from .zoo import names as list
 

@@ -21,7 +21,7 @@ from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
 from .layers import Attention, Block, ConvNorm, Head, LayerNorm2d, Mlp, depthwise, heads_of
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------

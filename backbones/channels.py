@@ -12,7 +12,7 @@ import torch
 from mmengine import registry as root
 
 from ..registry import MODELS, UnknownName
-from .backbone import Backbone
+from .skeletons.backbone import Backbone
 from .zoo import create
 
 AUTO = "auto"

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .isotropic import Isotropic
 from .layers import heads_of
+from .skeletons.isotropic import Isotropic
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import DropPath, Head, LayerNorm2d, Mlp, Residual, depthwise, heads_of
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
 from .layers import ConvNorm, DropPath, Head, SqueezeExcite, heads_of, make_divisible
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import LayerNorm2d, depthwise
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

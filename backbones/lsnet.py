@@ -37,7 +37,7 @@ from .layers import (
     heads_of,
     make_divisible,
 )
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------

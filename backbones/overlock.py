@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from ..kernels.neighborhood_aggregate import neighborhood_aggregate
 from ..registry import MIXERS
-from .backbone import Backbone
 from .layers import (
     ConvNorm,
     DropPath,
@@ -41,7 +40,8 @@ from .layers import (
     depthwise_norm,
     fuse_norm,
 )
-from .pyramid import Stage
+from .skeletons.backbone import Backbone
+from .skeletons.pyramid import Stage
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import Block, ConvNorm, Head, Linear2d, Mlp, depthwise, heads_of
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

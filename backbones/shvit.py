@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import ConvMlp, ConvNorm, DistilledHead, Head, Residual, SqueezeExcite, depthwise_norm, make_divisible
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

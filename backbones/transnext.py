@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import Block, ConvGlu, Head, LayerNorm2d, heads_of
-from .pyramid import Pyramid
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from .. import checkpoint
 from ..config import load_config
 from ..registry import MODELS
-from .backbone import Backbone
+from .skeletons.backbone import Backbone
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import torch
 from torch_geometric.data import Data, Dataset
 
 from .. import furniture
+from ..data import UP_AXES, build_transforms, check_seed, drawing, existing_root, held_out, one_of, positive, seeded
 from ..data import EpochSampler as EpochSampler  # whose indices these data sets understand
-from ..data import build_transforms, check_seed, drawing, existing_root, held_out, one_of, positive, seeded
 from ..files import replacing
 from ..registry import DATASETS
 from .shapes import CLOUDS, MESHES, Shape, check_shape, read_shape
-from .transforms import GROUPS, UP_AXES, random_rotation, rotate
+from .transforms import GROUPS, random_rotation, rotate
 
 SPLITS = ("train", "test", "all")
 

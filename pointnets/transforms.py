@@ -17,13 +17,12 @@ from torch_geometric import transforms as pyg
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ..data import one_of, positive
+from ..data import UP_AXES, one_of, positive
 from ..data import seeded as seeded  # beside the transforms that it seeds
 from ..kernels import farthest_point_sample, local_reference_axis
 from ..registry import TRANSFORMS
 
 GROUPS = ("none", "z", "SO3")
-UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
 for transform in (pyg.Center, pyg.NormalizeScale, pyg.NormalizeRotation):
     TRANSFORMS.register_module(module=transform)

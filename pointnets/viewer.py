@@ -18,11 +18,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from .. import checkpoint
+from ..data import UP_AXES, seeded
 from ..files import near_files, replacing
 from ..registry import DATASETS, MODELS
-from .datasets import PointClouds, RotatedViews, build_transforms, draw
-from .metrics import class_accuracy
-from .render import (
+from ..rendering import (
     CLAY,
     Mesh,
     arrow,
@@ -40,9 +39,11 @@ from .render import (
     tubes,
     view_direction,
 )
+from .datasets import PointClouds, RotatedViews, build_transforms, draw
+from .metrics import class_accuracy
 from .risurconv import Pyramid, RISurConv
 from .shapes import read_shape
-from .transforms import UP_AXES, random_rotation, seeded
+from .transforms import random_rotation
 
 Network = Callable[[Tensor, Tensor | None], Tensor]  # points, normals (B, N, 3) -> logits (B, classes)
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attlas.backbones.analysis import Part, PeakMemory, analyze
+from attlas.backbones.inspection.costs import Part, PeakMemory, analyze
 from attlas.backbones.zoo import find
 
 

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 
 import attlas.backbones as backbones
-from attlas.backbones.analysis import PeakMemory, analyze
+from attlas.backbones.inspection.costs import PeakMemory, analyze
 from attlas.config import load_config
 from attlas.files import replacing
 from attlas.registry import MIXERS, MODELS

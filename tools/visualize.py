@@ -14,10 +14,11 @@ Items are those of the config's test data; --file takes a mesh or a cloud of you
 import argparse
 from pathlib import Path
 
-from attlas.backbones.viewer import draw, look, read_image
+from attlas import rendering
+from attlas.backbones.inspection.attention_maps import draw, look, read_image
 from attlas.backbones.zoo import find
 from attlas.config import load_config
-from attlas.pointnets import render, viewer
+from attlas.pointnets import viewer
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         viewer.save(draw(pixels, looks), out)
         return
     shape = subject(args)
-    backward = render.view_direction(args.azimuth, args.elevation, args.up)
+    backward = rendering.view_direction(args.azimuth, args.elevation, args.up)
     if args.command == "turning":
         networks = {args.name: network(args.config, args.checkpoint), **opponents(args.against)}
         seen = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     if args.command == "neighbourhood":
         seen = viewer.neighbourhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
         if out is None:
-            render.window([render.joined(*viewer.neighbourhood_scene(seen))], shape.name)
+            rendering.window([rendering.joined(*viewer.neighbourhood_scene(seen))], shape.name)
         else:
             title = f"{shape.name}: layer {args.layer}, query {args.query}"
             viewer.save(viewer.draw_neighbourhood(seen, title, backward, args.up), out)
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
         scene = viewer.cloud_scene if args.command == "cloud" else viewer.normals_scene
         meshes, titles = [scene(shape)], [f"{shape.name}: {len(shape.cloud.pos):,} points"]
     if out is None:
-        render.window(meshes, shape.name)
+        rendering.window(meshes, shape.name)
     else:
         viewer.save(viewer.draw_panels(meshes, titles, backward, args.up), out)
 

@@ -5,8 +5,8 @@ from agreement import assert_agree
 
 from attlas import backbones, checkpoint
 from attlas.backbones.convit import GPSA, ConViT
-from attlas.backbones.isotropic import position_of_file
 from attlas.backbones.layers import Attention
+from attlas.backbones.skeletons.isotropic import position_of_file
 
 
 def gpsa(gate=None, dim=18, heads=9, **options):

@@ -7,7 +7,7 @@ from golden_records import parameter
 
 from attlas import backbones
 from attlas.backbones.layers import Attention
-from attlas.backbones.neighborhood_attention import NAT, DiNATs, NATIsotropic, NeighborhoodAttention, PatchMerging
+from attlas.backbones.nat import NAT, DiNATs, NATIsotropic, NeighborhoodAttention, PatchMerging
 
 
 def normal(*shape):

@@ -10,7 +10,6 @@ from torch import nn
 
 from attlas import backbones
 from attlas.backbones.layers import fuse
-from attlas.backbones.optim import layer_groups
 from attlas.backbones.overlock import (
     BRANCHES,
     ContMix,
@@ -19,6 +18,7 @@ from attlas.backbones.overlock import (
     GlobalResponseNorm,
     OverLoCK,
 )
+from attlas.optim import layer_groups
 from attlas.registry import MODELS
 
 SMALL = dict(

@@ -8,8 +8,8 @@ from agreement import assert_agree
 from golden_records import parameter
 
 from attlas import backbones, checkpoint
-from attlas.backbones.optim import layer_groups
 from attlas.kernels.dispatch import decompositions
+from attlas.optim import layer_groups
 from attlas.registry import MIXERS
 
 SYSTEMS = sorted(backbones.systems())
@@ -356,13 +356,13 @@ def test_checkpointing_in_other_hands():
     network = backbones.Pyramid((32,), (1,), num_classes=3, grad_checkpointing=True)
     torch.compile(network, backend="aot_eager", fullgraph=True)(image(32, 32)).sum().backward()
     network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("SHViT", num_classes=3, grad_checkpointing=True))
-    with backbones.backbone._statistics_kept(network.train()):
+    with backbones.skeletons.backbone._statistics_kept(network.train()):
         pass
     assert all(m.momentum == 0.1 for m in network.modules() if isinstance(m, torch.nn.SyncBatchNorm))
 
 
 def test_costs_are_the_same_on_every_device():
-    from attlas.backbones.analysis import analyze
+    from attlas.backbones.inspection.costs import analyze
 
     counts = []
     for device in ("cpu", "meta"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.pointnets import render, viewer
+from attlas import rendering
+from attlas.pointnets import viewer
 from attlas.pointnets.datasets import Furniture14, RotatedViews
 from attlas.pointnets.risurconv import RISurConvClassifier
 
@@ -48,9 +49,9 @@ def content(path: Path) -> np.ndarray:
 
 
 def test_rays_see_a_square_where_it_is():
-    mesh = render.surface(SQUARE, TRIANGLES, color=(1, 0.5, 0.2))
-    camera = render.look([mesh], render.camera_frame(FRONT, "y"), margin=2)
-    picture = render.render(mesh, camera, 40)
+    mesh = rendering.surface(SQUARE, TRIANGLES, color=(1, 0.5, 0.2))
+    camera = rendering.look([mesh], rendering.camera_frame(FRONT, "y"), margin=2)
+    picture = rendering.render(mesh, camera, 40)
     assert picture.shape == (40, 40, 4)
     assert (picture[11:29, 11:29, 3] == 1).all()
     assert (picture[:9, :, 3] == 0).all()
@@ -61,19 +62,19 @@ def test_rays_see_a_square_where_it_is():
 
 
 def test_up_is_up():
-    mesh = render.surface(np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 0, 2.0]]), np.array([[0, 1, 2]]))
-    picture = render.snapshots([mesh], render.view_direction(0, 0, "z"), "z", 40)[0][..., 3]
+    mesh = rendering.surface(np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 0, 2.0]]), np.array([[0, 1, 2]]))
+    picture = rendering.snapshots([mesh], rendering.view_direction(0, 0, "z"), "z", 40)[0][..., 3]
     assert picture[30:].sum() > picture[:10].sum() > 0  # the broad end is below
     with pytest.raises(ValueError, match="up is 'w'; it may be 'y', 'z'"):
-        render.view_direction(0, 0, "w")
+        rendering.view_direction(0, 0, "w")
 
 
 def test_smooth_but_for_creases():
     bent = np.array([[0.0, 0, 0], [0, 1, 0], [1, 0, 0.1], [-1, 0, 0.1]])
     faces = np.array([[0, 2, 1], [0, 1, 3]])
-    normals = np.asarray(render.surface(bent, faces, crease=30).vertex_normals)
+    normals = np.asarray(rendering.surface(bent, faces, crease=30).vertex_normals)
     np.testing.assert_allclose(normals[0], [0, 0, 1], atol=1e-9)  # the two faces meet at 11 degrees
-    normals = np.asarray(render.surface(bent, faces, crease=5).vertex_normals)
+    normals = np.asarray(rendering.surface(bent, faces, crease=5).vertex_normals)
     np.testing.assert_allclose(normals[0] @ [1, 0, 0.1], 0, atol=1e-9)
 
 
@@ -107,7 +108,7 @@ def test_file_subject(tmp_path, normals):
 def test_samples_are_the_layers(chair, network):
     meshes, titles = viewer.samples_scenes(chair, network)
     assert titles == ["input: 128 points", "layer 1: 64 points, K = 8", "layer 2: 32 points, K = 8"]
-    a_ball = len(render.spheres(np.zeros((1, 3)), render.CLAY).vertices)
+    a_ball = len(rendering.spheres(np.zeros((1, 3)), rendering.CLAY).vertices)
     assert [len(mesh.vertices) // a_ball for mesh in meshes] == [128, 128 + 64, 64 + 32]
     with pytest.raises(ValueError, match="the network is a Linear; its layers can be shown of a RISurConv only"):
         viewer.samples_scenes(chair, torch.nn.Linear(1, 1))
@@ -204,12 +205,12 @@ def test_window_without_display(monkeypatch):
             return False
 
     message = r"Open3D cannot open a window.*libgl1 libegl1 .*: --out"
-    monkeypatch.setattr(render.o3d.visualization, "Visualizer", NoWindow)
+    monkeypatch.setattr(rendering.o3d.visualization, "Visualizer", NoWindow)
     for display in ("", ":99"):
         monkeypatch.setenv("DISPLAY", display)
         monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
         with pytest.raises(RuntimeError, match=message):
-            render.window([render.surface(SQUARE, TRIANGLES)], "square")
+            rendering.window([rendering.surface(SQUARE, TRIANGLES)], "square")
 
 
 @pytest.mark.slow

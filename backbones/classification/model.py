@@ -11,9 +11,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
-from ..data import one_of
-from ..files import replacing
-from ..registry import METRICS, MODELS
+from ...data import one_of
+from ...files import replacing
+from ...registry import METRICS, MODELS
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
 

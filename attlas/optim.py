@@ -13,8 +13,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..data import one_of, positive
-from ..registry import DATA_SAMPLERS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
+from .data import one_of, positive
+from .registry import DATA_SAMPLERS, HOOKS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 
 # --- layer-wise decay ------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ import trimesh
 from mmengine.config import Config
 
 from attlas import furniture
-from attlas.pointnets import views as V
+from attlas.backbones.classification import views as V
 from attlas.registry import DATASETS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 

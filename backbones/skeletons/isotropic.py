@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import MIXERS, MODELS
+from ...registry import MIXERS, MODELS
+from ..layers import DropPath, Head, LayerNorm2d, Mlp
 from .backbone import Backbone, _chosen
-from .layers import DropPath, Head, LayerNorm2d, Mlp
 from .pyramid import _per_stage
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from .. import furniture
-from ..backbones.datasets import ImageArrays
-from ..data import check_seed, one_of, positive
-from ..files import replacing
-from ..registry import DATASETS
+from ... import furniture
+from ...data import check_seed, one_of, positive
+from ...files import replacing
+from ...registry import DATASETS
+from .datasets import ImageArrays
 
 SPLITS = ("train", "test")
 RENDERER = 1  # to be raised whenever `render_view` draws another picture: cached ones of another number are not used
@@ -105,7 +105,7 @@ class Scene:
     """A mesh of `furniture`, and pictures of it."""
 
     def __init__(self, mesh: furniture.Mesh):
-        from .render import o3d  # here, because importing Open3D takes a second, and cached pictures need none
+        from ...rendering import o3d  # here, because importing Open3D takes a second, and cached pictures need none
 
         self.vertices = mesh.vertices.astype(np.float64)
         self.vertices -= (self.vertices.min(0) + self.vertices.max(0)) / 2
@@ -122,7 +122,7 @@ class Scene:
 
     def picture(self, random: np.random.Generator, size: int) -> np.ndarray:
         """A random view, uint8 (size, size, 3)."""
-        from .render import camera_frame, view_direction
+        from ...rendering import camera_frame, view_direction
 
         azimuth, elevation = random.uniform(0, 360), random.uniform(-10, 60)
         tangent = np.tan(np.radians(random.uniform(8, 25)))  # of half the angle of view: from far to near

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..data import build_transforms, check_seed, drawing, existing_root, held_out, one_of
-from ..registry import DATASETS
+from ...data import build_transforms, check_seed, drawing, existing_root, held_out, one_of
+from ...registry import DATASETS
 
 
 class Images(Dataset):

@@ -12,7 +12,7 @@ from attlas.config import load_config, unread_variables
 from attlas.data import build_transforms
 from attlas.registry import HOOKS, METRICS, MODELS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("[!_]*/*.py"))
 
 

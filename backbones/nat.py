@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..kernels.neighborhood_attention import axis_windows, neighborhood_attention
 from ..registry import MIXERS
-from .isotropic import Isotropic, TokenBlock
 from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, heads_of
-from .pyramid import Pyramid
+from .skeletons.isotropic import Isotropic, TokenBlock
+from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------

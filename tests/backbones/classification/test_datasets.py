@@ -11,11 +11,11 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from attlas.backbones import datasets as D
+from attlas.backbones.classification import datasets as D
 from attlas.data import EpochSampler, build_transforms
 from attlas.registry import DATASETS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RNG = np.random.default_rng(0)
 
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from mmengine import registry as root
 
-from ..data import one_of, positive
-from ..registry import TRANSFORMS
+from ...data import one_of, positive
+from ...registry import TRANSFORMS
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in levels of 0 to 255
 INTERPOLATIONS = ("bilinear", "bicubic")

@@ -12,11 +12,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from attlas import checkpoint
-from attlas.backbones.classifier import ImageAccuracy, ImageClassifier, PooledHead, cut_box, mix, smooth_one_hot
+from attlas.backbones.classification.model import (
+    ImageAccuracy,
+    ImageClassifier,
+    PooledHead,
+    cut_box,
+    mix,
+    smooth_one_hot,
+)
 from attlas.engine import Runner
 from attlas.registry import DATASETS, METRICS, MODELS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @MODELS.register_module()

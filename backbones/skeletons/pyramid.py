@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..registry import MIXERS, MODELS
+from ...registry import MIXERS, MODELS
+from ..layers import Block, ConvNorm, Head, LayerNorm2d, Mlp
 from .backbone import Backbone
-from .layers import Block, ConvNorm, Head, LayerNorm2d, Mlp
 
 
 class Stage(nn.Module):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from attlas import checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "configs" / "tiny.py"
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..kernels.dispatch import decompositions
+from ...kernels.dispatch import decompositions
 
 # which PyTorch's counter leaves out
 CPU_ATTENTION = {

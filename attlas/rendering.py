@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from .transforms import UP_AXES, one_of
+from .data import UP_AXES, one_of
 
 try:
     import open3d as o3d

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine import registry as root
 
-from attlas.backbones import transforms as T
+from attlas.backbones.classification import transforms as T
 from attlas.data import seeded
 from attlas.registry import TRANSFORMS
 

@@ -8,7 +8,8 @@ from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
-from attlas.backbones.optim import LAMB, WITH_PREVIOUS, AdaptiveClipHook, RepeatedAugmentSampler, layer_groups
+from attlas import optim
+from attlas.optim import LAMB, WITH_PREVIOUS, AdaptiveClipHook, RepeatedAugmentSampler, layer_groups
 
 
 class Stages(nn.Module):
@@ -134,8 +135,6 @@ def test_what_decays():
 def test_the_table_of_groups_is_logged():
     log = []
     MMLogger.get_current_instance()
-    from attlas.backbones import optim
-
     original, optim.print_log = optim.print_log, lambda text, **_: log.append(text)
     try:
         build(Stages(), layer_decay=0.5)

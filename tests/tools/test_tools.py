@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from attlas import backbones, checkpoint
-from attlas.backbones import viewer
+from attlas.backbones.inspection import attention_maps as viewer
 from attlas.backbones.zoo import Variant
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
 PARAMS = 88_349  # of TINY with five classes
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..registry import MIXERS
-from .backbone import Backbone
+from ...registry import MIXERS
+from ..skeletons.backbone import Backbone
 
 # of ImageNet, in which networks of images are trained unless a config says otherwise
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

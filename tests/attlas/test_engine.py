@@ -14,7 +14,7 @@ from torch import nn
 from attlas import checkpoint, config, engine
 from attlas.files import replacing
 
-TINY = Path(__file__).parent / "configs" / "tiny.py"
+TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
 
 class Trap:
