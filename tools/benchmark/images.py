@@ -1,6 +1,6 @@
-"""What tools/benchmark.py measures of images: the attentions and aggregations of `attlas.kernels` on maps.
+"""What tools/benchmark measures of images: the attentions and aggregations of `attlas.kernels` on maps.
 
-As for clouds (tools/benchmark_cases.py), all implementations of an operator get the same tensors: ours, "reference",
+As for clouds (tools/benchmark/cases.py), all implementations of an operator get the same tensors: ours, "reference",
 "naive" (windows unfolded or gathered, in the manner of the releases), and for neighbourhood attention "masked sdpa",
 PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in memory.
 """
@@ -10,10 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import naive
 import torch
 import torch.nn.functional as F
-from benchmark_cases import OURS, Case, Run, differentiable, random
 from torch import Tensor
 
 from attlas.kernels import (
@@ -23,6 +21,9 @@ from attlas.kernels import (
     routed_attention,
     small_kernel_aggregate,
 )
+
+from . import naive
+from .cases import OURS, Case, Run, differentiable, random
 
 Functions = dict[str, Callable[..., Tensor]]
 Shapes = dict[str, tuple[int, ...]]

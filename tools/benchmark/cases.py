@@ -1,4 +1,4 @@
-"""What tools/benchmark.py measures: every operator of `attlas.kernels` at a list of sizes, and who else can do it.
+"""What tools/benchmark measures: every operator of `attlas.kernels` at a list of sizes, and who else can do it.
 
 Each `make_*` gives the implementations of one operator by name, as calls without arguments: ours, the peers that are
 installed, "reference" (our operator's own PyTorch reference) and "naive" (eager PyTorch as the releases of networks
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import naive
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,6 +29,8 @@ from attlas.kernels import (
     surface_properties,
     three_interpolate,
 )
+
+from . import naive
 
 PEERS = {  # distribution -> module
     "torch-cluster": "torch_cluster",

@@ -1,4 +1,4 @@
-"""What `tools/benchmark.py` measures against: RISurConv, and operators of images, in the manner of their releases. Not
+"""What `tools/benchmark` measures against: RISurConv, and operators of images, in the manner of their releases. Not
 part of the library.
 
 RISurConv is eager PyTorch as the release has it: farthest point sampling in S rounds in every layer, `cdist` and

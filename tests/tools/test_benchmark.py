@@ -1,4 +1,4 @@
-"""tools/benchmark.py: that it compares equals, that what it writes is whole, and that the page can be made from it."""
+"""tools/benchmark: that it compares equals, that what it writes is whole, and that the page can be made from it."""
 
 import json
 import os
@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark import cases as benchmark_cases
+from benchmark import command, measure, network
+from benchmark import images as benchmark_images
+from benchmark import page as benchmark_page
 
-sys.path.append(str(Path(__file__).parents[1] / "tools"))
-
-import benchmark
-import benchmark_cases
-import benchmark_images
-import benchmark_page
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SMALL_IMAGES = {
     "neighborhood_attention": {"B": 2, "side": 9, "heads": 2, "D": 4, "kernel": 3, "dilation": 2},
@@ -62,7 +59,7 @@ def record(device="cpu", scale=1.0):
 @pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path):
     out = tmp_path / "cpu.json"
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--quick", "--threads", "1"]
+    command = [sys.executable, str(ROOT / "tools" / "benchmark"), "--quick", "--threads", "1"]
     command += ["--only", "knn,surface_properties,network", "--out", str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -91,8 +88,8 @@ def test_the_command_measures_and_writes(tmp_path):
 
 
 def test_the_naive_twin_computes_what_ours_does():
-    assert benchmark.logits_differ(SMALL, 128) < 1e-10
-    ours, naive = benchmark.twins(SMALL, torch.float64)
+    assert network.logits_differ(SMALL, 128) < 1e-10
+    ours, naive = network.twins(SMALL, torch.float64)
     assert [p.numel() for p in ours.parameters()] == [p.numel() for p in naive.parameters()]
     naive.head.linear3.weight.data *= 1.01
     cloud = benchmark_cases.surface(2, 128, CPU, torch.float64)
@@ -104,7 +101,7 @@ def test_the_naive_twin_computes_what_ours_does():
 )
 def test_small_cases_agree_with_reference_and_naive(case):
     run = benchmark_cases.Run(CPU, 1, {})
-    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert not left_out
     assert results.keys() == {"attlas", "reference", "naive"}
     assert all(found["differs"] < 1e-3 for found in results.values())
@@ -115,7 +112,7 @@ def test_small_cases_agree_with_reference_and_naive(case):
 def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     case = benchmark_images.case(name, mode, SMALL_IMAGES[name])
     run = benchmark_cases.Run(CPU, 1, {})
-    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert not left_out
     dense = {"masked sdpa"} if name == "neighborhood_attention" else set()
     assert results.keys() == {"attlas", "reference", "naive"} | dense
@@ -143,7 +140,7 @@ def test_wrong_results_are_seen_and_failures_left_out():
     calls = {"attlas": lambda: right, "other": lambda: right.flip(-1), "narrow": lambda: right.int(), "broken": fails}
     case = benchmark_cases.Case("knn", {"B": 1, "N": 50}, lambda run, **sizes: calls, bytes=1.0)
     run = benchmark_cases.Run(CPU, 1, {})
-    results, left_out = benchmark.measure(case, run, benchmark.Forecast(), quick=True)
+    results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert results.keys() == {"attlas", "other"}
     assert results["attlas"]["differs"] == 0
     assert results["other"]["differs"] == 1
@@ -171,13 +168,13 @@ def test_turns_alternate_and_keep_to_budgets():
     def call(name, seconds):
         return lambda: order.append(name) or seconds
 
-    times = benchmark.take_turns({"a": call("a", 1.0), "b": call("b", 0.3)}, 1.0, lambda name: 2, most=30)
+    times = measure.take_turns({"a": call("a", 1.0), "b": call("b", 0.3)}, 1.0, lambda name: 2, most=30)
     assert order == ["a", "b", "a", "b", "b", "b"]
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 4}
 
 
 def test_forecast_follows_the_growth_of_a_series():
-    forecast = benchmark.Forecast()
+    forecast = measure.Forecast()
     cases = [benchmark_cases.Case("knn", {"B": 1, "N": n}, dict, 1.0, grows=True) for n in (1000, 2000, 4000)]
     assert forecast(cases[0], "x") == 0
     forecast.remember(cases[0], "x", 1.0)
@@ -187,7 +184,7 @@ def test_forecast_follows_the_growth_of_a_series():
 
 
 def test_peak_memory_sees_what_was_freed():
-    memory = benchmark.PeakMemory(CPU)
+    memory = measure.PeakMemory(CPU)
     torch.ones(16 << 20)  # 64 MiB
     assert memory.mib()["extra_mib"] == pytest.approx(64, abs=8) or sys.platform != "linux"
 
@@ -239,8 +236,8 @@ def test_runs_are_joined_and_images_have_a_section(tmp_path, monkeypatch):
     pages = []
     for chosen in (files[:1], files):
         page.write_text(f"{benchmark_page.BEGIN}{benchmark_page.END}")
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--markdown", str(page), *map(str, chosen)])
-        benchmark.main()
+        monkeypatch.setattr(sys, "argv", ["benchmark", "--markdown", str(page), *map(str, chosen)])
+        command.main()
         pages.append(page.read_text())
     alone, whole = pages
     assert "Operators of images" not in alone
@@ -262,7 +259,7 @@ def test_what_the_command_refuses(monkeypatch, capsys, tmp_path):
         (["cpu.json"], "goes with"),
         (["--markdown", "page.md", str(gpu)], "needs the JSON of a CPU"),
     ):
-        monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
         with pytest.raises(SystemExit, match="2"):
-            benchmark.main()
+            command.main()
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The tables of tools/benchmark.py: what it prints, and what stands between the marks of docs/performance.md.
+"""The tables of tools/benchmark: what it prints, and what stands between the marks of docs/performance.md.
 
 A record is what the JSON holds: the machine, the missing peers, and the cases with the results of every implementation.
 Several may be joined into one, which keeps the records that it was made of as its "runs".
@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmark_cases import EAGER, OURS
-from benchmark_images import IMAGE_OPERATORS
-
 from attlas.files import replacing
+
+from .cases import EAGER, OURS
+from .images import IMAGE_OPERATORS
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
 MISSING = "missing"

@@ -1,0 +1,10 @@
+"""`python tools/benchmark` runs command.py as a module of the package `benchmark`, which its processes import, too."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmark.command import main  # noqa: E402
+
+main()

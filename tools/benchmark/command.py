@@ -1,0 +1,120 @@
+"""Measure the operators of `attlas.kernels` and the RISurConv classifier against what else PyPI has.
+
+    python tools/benchmark                            everything, about 12 minutes: work_dirs/benchmark/cpu.json
+    python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
+    python tools/benchmark --only knn,network --quick some of it, small, in seconds
+    python tools/benchmark --markdown docs/performance.md cpu.json [more.json ...]  results of runs into the page
+
+The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
+memory each takes, and show how far its results differ from ours. Figures are medians, with the quartiles. A peer that
+is not installed is left out and named. The networks are compared with their naive twin (tools/naive.py): each in a
+process of its own, all with the same weights and batch, in turns step by step.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from attlas.files import replacing
+
+from .cases import OPERATORS, Run, all_cases
+from .images import IMAGE_OPERATORS, image_cases
+from .measure import Forecast, find_peers, machine, measure, use_threads
+from .network import TWINS, measure_network
+from .page import figure, joined, tables, write_page
+
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "network"]
+ROOT = Path(__file__).resolve().parents[2]
+console = Console(width=None if sys.stdout.isatty() else 200)
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "results", nargs="*", type=Path, help="with --markdown: JSON of runs; of what several measured, the last counts"
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument("--threads", type=int, default=cores, help="cores to use (default: all)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it work?")
+    parser.add_argument("--only", default=",".join(CHOICES), help=f"some of {', '.join(CHOICES)}")
+    parser.add_argument("--bf16", action="store_true", help="our network under autocast to bfloat16, too")
+    parser.add_argument("--out", type=Path, help="JSON to write (default: work_dirs/benchmark/DEVICE.json)")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the tables of `results` into this page")
+    return parser
+
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    if unknown := set(chosen) - {*CHOICES}:
+        parser.error(f"--only may name {', '.join(CHOICES)}, got {', '.join(sorted(unknown))}")
+    if bool(args.markdown) != bool(args.results):
+        parser.error("--markdown PAGE goes with the JSON of a CPU and, if there are any, of other runs")
+    if args.markdown:
+        records = [json.loads(path.read_text()) for path in args.results]
+        cpu, gpu = (joined([x for x in records if x["machine"]["type"] == kind]) for kind in ("cpu", "cuda"))
+        if cpu is None:
+            parser.error("--markdown PAGE needs the JSON of a CPU")
+        return write_page(args.markdown, cpu, gpu)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU")
+
+    began = time.perf_counter()
+    use_threads(args.threads)
+    device = torch.device(args.device)
+    peers, missing = find_peers(device)
+    run, forecast = Run(device, args.threads, peers), Forecast()
+    at = machine(device, args.threads, peers, args.quick)
+    record: dict[str, Any] = {"machine": at, "missing": missing, "cases": []}
+    out = args.out or ROOT / "work_dirs" / "benchmark" / f"{args.device}.json"
+    for name, why in missing.items():
+        console.print(f"[yellow]missing: {name}[/yellow] ({why})")
+
+    def keep(*found: dict) -> None:
+        record["cases"] += found
+        record["seconds"] = time.perf_counter() - began
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(record, indent=1))
+        for case in found:
+            times = ", ".join(f"{name} {figure(result['ms'])}" for name, result in case["results"].items())
+            console.print(
+                f"{record['seconds']:5.0f} s  {case['operator']} {case['sizes']}: {times} ms", highlight=False
+            )
+
+    for case in (*all_cases(), *image_cases()):
+        sizes = case.sizes
+        small = sizes["B"] <= 4 and (sizes.get("N") or sizes.get("S", 0)) <= 4096
+        if case.operator.split(",")[0] in chosen and (small or not args.quick):
+            results, left_out = measure(case, run, forecast, args.quick)
+            keep(
+                {
+                    "operator": case.operator,
+                    "sizes": sizes,
+                    "grows": case.grows,
+                    "floor_ms": 1e3 * case.floor(at),
+                    "results": results,
+                    "left_out": left_out,
+                }
+            )
+    if "network" in chosen:
+        names = [name for name in TWINS if args.bf16 or not TWINS[name][1]]
+        if device.type == "cuda" or args.quick:
+            names.remove("naive, memory kept")
+        for num_points in (64,) if args.quick else (512, 1024):  # ScanObjectNN's variant, and ModelNet40's
+            keep(*measure_network(run, names, num_points, args.quick))
+    for title, header, rows in tables(record):
+        table = Table(*header, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print(f"{out}, after {record.get('seconds', 0.0) / 60:.1f} minutes")
