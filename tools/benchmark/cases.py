@@ -85,6 +85,7 @@ class Run:
     device: torch.device
     threads: int
     peers: dict[str, Any]
+    dtype: torch.dtype = torch.float32  # of features, not of points
 
 
 @dataclass
@@ -143,7 +144,7 @@ def neighbours(b: int, n: int, s: int, k: int, device: torch.device) -> Tensor:
 
 
 def random(run: Run, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(run.device)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(run.device, run.dtype)
 
 
 # --- how libraries want their clouds ---------------------------------------------------------------------------------
@@ -493,26 +494,30 @@ def needs(operator: str, mode: str, sizes: dict[str, int]) -> dict[str, float]:
     raise KeyError(operator)
 
 
+def modes(operator: str) -> tuple[str, ...]:
+    return ("forward", "backward") if operator in DIFFERENTIABLE else ("",)
+
+
+def case(operator: str, mode: str, sizes: dict[str, int], grows: bool = False) -> Case:
+    make = globals()[f"make_{operator}"]
+    differ = {"farthest_point_sample": samples_differ, "ball_query": lists_differ}
+    return Case(
+        operator=f"{operator}, {mode}" if mode else operator,
+        sizes=sizes,
+        make=functools.partial(make, mode=mode) if mode else make,
+        differ=differ.get(operator, entries_differ),
+        expected=samples_from if operator == "farthest_point_sample" else None,
+        grows=grows,
+        **needs(operator, mode, sizes),
+    )
+
+
 def all_cases() -> list[Case]:
     """Small ones first, so that compilers and predictions have done their work when the large ones come."""
-    cases = []
-    for key, groups in SIZES.items():
-        operator, letters = key.split()
-        for mode in ("forward", "backward") if operator in DIFFERENTIABLE else ("",):
-            make = globals()[f"make_{operator}"]
-            for group, sizes in groups.items():
-                cases += [
-                    Case(
-                        operator=f"{operator}, {mode}" if mode else operator,
-                        sizes=(named := dict(zip(letters, size))),
-                        make=functools.partial(make, mode=mode) if mode else make,
-                        differ={"farthest_point_sample": samples_differ, "ball_query": lists_differ}.get(
-                            operator, entries_differ
-                        ),
-                        expected=samples_from if operator == "farthest_point_sample" else None,
-                        grows=group == "grows",
-                        **needs(operator, mode, named),
-                    )
-                    for size in sizes
-                ]
-    return cases
+    return [
+        case(key.split()[0], mode, dict(zip(key.split()[1], size)), group == "grows")
+        for key, groups in SIZES.items()
+        for mode in modes(key.split()[0])
+        for group, sizes in groups.items()
+        for size in sizes
+    ]

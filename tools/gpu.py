@@ -1,0 +1,356 @@
+"""Test and time the Triton kernels on a GPU: what `make gpu` runs.
+
+    python tools/gpu.py                   every kernel test on the GPU, then a table of times: work_dirs/gpu.json
+    python tools/gpu.py --only times      the table alone; --only tests: the tests alone
+    python tools/gpu.py --compile-only    no GPU: compile every Triton kernel for sm_90, and list registers and spills
+
+It needs PyTorch, Triton, Numba, NumPy and pytest, and no installation: the package is found through links in a
+temporary folder. With pytest-xdist the tests share the processor's cores. The exit code is 0 if all is well.
+
+The table has two times: that of a call, as a Python program sees it, and that of the GPU alone, where the calls are
+replayed from a CUDA graph. The lower bound is the larger of two: the bytes that must move over the rate of a large
+copy, and the operations over the rate of a large float32 product, both measured in the same run.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("kernels", "backbones", "pointnets", "dense")
+CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a GPU
+    "farthest_point_sample": [{"B": 32, "N": 4096, "S": 1024}, {"B": 1, "N": 65536, "S": 1024}],
+    "knn": [{"B": 32, "N": 4096, "K": 16}, {"B": 1, "N": 65536, "K": 16}],
+    "ball_query": [{"B": 16, "N": 4096, "S": 1024, "K": 64}, {"B": 1, "N": 65536, "S": 16384, "K": 32}],
+    "gather_neighbors": [{"B": 32, "N": 4096, "S": 1024, "K": 32, "C": 64}],
+    "three_interpolate": [{"B": 32, "N": 1024, "S": 4096, "C": 128}],
+    "gather_max": [{"B": 32, "N": 4096, "S": 1024, "K": 32, "C": 64, "D": 64}],
+    "surface_properties": [{"B": 32, "N": 4096, "S": 1024, "K": 32}],
+    "surface_attention": [{"B": 32, "S": 1024, "K": 16, "C": 64}, {"B": 16, "S": 1024, "K": 0, "C": 32}],
+    "neighborhood_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "kernel": 7, "dilation": 1}],
+    "neighborhood_aggregate": [{"B": 16, "side": 28, "heads": 8, "D": 16, "kernel": 13}],
+    "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
+    "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
+    "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
+}
+SMALL = {  # for --compile-only: sizes that the CPU prepares at once
+    "farthest_point_sample": [{"B": 2, "N": 256, "S": 64}, {"B": 1, "N": 16384, "S": 4}],
+    "knn": [{"B": 2, "N": 256, "K": 16}],
+    "ball_query": [{"B": 2, "N": 256, "S": 64, "K": 16}],
+    "gather_neighbors": [{"B": 2, "N": 256, "S": 64, "K": 16, "C": 64}],
+    "three_interpolate": [{"B": 2, "N": 64, "S": 256, "C": 64}],
+    "gather_max": [{"B": 2, "N": 256, "S": 64, "K": 16, "C": 64, "D": depth} for depth in (64, 0)],
+    "surface_properties": [{"B": 2, "N": 256, "S": 64, "K": 16}],
+    "surface_attention": [{"B": 2, "S": 64, "K": 16, "C": 64}, {"B": 2, "S": 64, "K": 0, "C": 32}],
+    "neighborhood_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "kernel": 7, "dilation": 1}],
+    "neighborhood_aggregate": [{"B": 1, "side": 14, "heads": 2, "D": 16, "kernel": 5}],
+    "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
+    "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
+    "routed_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "regions": 7, "topk": 4}],
+}
+
+
+def find_package() -> None:
+    """Make `attlas` and `benchmark` importable, here and in child processes, without an installation."""
+    links = Path(tempfile.mkdtemp(prefix="attlas-"))
+    (links / "attlas").mkdir()
+    for path in (*(ROOT / "attlas").iterdir(), *(ROOT / floor for floor in FLOORS)):
+        if path.name != "__pycache__":
+            (links / "attlas" / path.name).symlink_to(path)
+    sys.path[:0] = [str(links), str(ROOT / "tools")]
+    # without the safe path, children would find the folder `attlas` of the repository first, which lacks the floors
+    os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path[:2]), "PYTHONSAFEPATH": "1"}
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def run_tests(out: Path, limit: float, chosen: list[str]) -> dict:
+    """Counts, seconds and failures of the kernels' tests."""
+    report = out.with_suffix(".xml")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junit-xml={report}", "--tb=short", "-q"]
+    try:
+        import xdist  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        command += ["-n", str(min(12, os.cpu_count() or 1))]
+    began = time.perf_counter()
+    try:
+        subprocess.run([*command, *(chosen or ["tests/kernels"])], cwd=ROOT, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"the tests took more than {limit:.0f} s", "failed": ["all"]}
+    if not report.is_file():
+        return {"error": "pytest wrote no report", "failed": ["all"]}
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return {
+        "passed": sum(len(case) == 0 or case.find("system-out") is not None for case in cases),
+        "failed": [f"{case.get('classname')}::{case.get('name')}" for case in failed],
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def cases_of(sizes: dict[str, list[dict[str, int]]]) -> list:
+    """Cases of the benchmark, of every operator and mode."""
+    from benchmark import cases, images
+
+    found = []
+    for operator, listed in sizes.items():
+        for size in listed:
+            if operator in images.IMAGE_OPERATORS:
+                found += [images.case(operator, mode, size) for mode in ("forward", "forward+backward")]
+            else:
+                found += [cases.case(operator, mode, size) for mode in cases.modes(operator)]
+    return found
+
+
+def gpu_ms(call: Callable, replays: int = 10) -> float | None:
+    """Milliseconds of a call on the GPU alone: the median over replays of its CUDA graph; None where it has none."""
+    import torch
+
+    try:
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        graph.replay()
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+        for mark in marks[:-1]:
+            mark.record()
+            graph.replay()
+        marks[-1].record()
+        torch.cuda.synchronize()
+    except RuntimeError:  # it waits for the device, which a graph cannot hold
+        torch.cuda.synchronize()
+        return None
+    times = sorted(a.elapsed_time(b) for a, b in zip(marks, marks[1:]))
+    return times[len(times) // 2]
+
+
+def call_ms(call: Callable, budget: float = 0.2) -> float:
+    """Milliseconds of a call, as the median over calls one after the other."""
+    import torch
+
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < budget and len(times) < 50):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return sorted(times)[len(times) // 2]
+
+
+def measure(limit: float, chosen: list[str]) -> dict:
+    """Times of every case: ours, and what the benchmark sets beside it in PyTorch."""
+    import torch
+    from benchmark.cases import OURS, Run
+    from benchmark.measure import machine
+
+    device, began = torch.device("cuda"), time.perf_counter()
+    run = Run(device, torch.get_num_threads(), {})
+    at = machine(device, run.threads, {}, quick=False)
+    print(
+        f"{at['name']}: copy {at['bytes_per_s'] / 1e12:.2f} TB/s, float32 {at['operations_per_s'] / 1e12:.1f} TFLOP/s"
+    )
+    print(f"{'operator':42}{'sizes':58}{'bound':>9}{'GPU':>9}{'call':>9}{'peer':>10}  ms")
+    rows: list[dict] = []
+    errors: list[str] = []
+    for case in cases_of({name: CASES[name] for name in chosen or CASES}):
+        if time.perf_counter() - began > limit:
+            errors.append(f"{case.operator} {case.sizes}: no time left")
+            continue
+        row = {"operator": case.operator, "sizes": case.sizes, "bound_ms": 1e3 * case.floor(at), "results": {}}
+        try:
+            calls = case.make(run, **case.sizes)
+            for name in [OURS, *(n for n in calls if n not in (OURS, "reference"))]:
+                try:
+                    calls[name]()
+                    row["results"][name] = {"call_ms": call_ms(calls[name]), "gpu_ms": gpu_ms(calls[name])}
+                except torch.OutOfMemoryError as error:
+                    if name == OURS:
+                        raise
+                    row["results"][name] = {"error": str(error).splitlines()[0]}
+            del calls
+        except Exception as error:
+            errors.append(f"{case.operator} {case.sizes}: {type(error).__name__}: {str(error)[:300]}")
+            print(errors[-1], flush=True)
+            continue
+        torch.cuda.empty_cache()
+        rows.append(row)
+        ours = row["results"][OURS]
+        peers = [
+            min(r["gpu_ms"] or r["call_ms"], r["call_ms"])
+            for n, r in row["results"].items()
+            if n != OURS and "call_ms" in r
+        ]
+        shown = [row["bound_ms"], ours["gpu_ms"], ours["call_ms"], min(peers, default=None)]
+        print(
+            f"{case.operator:42}{' '.join(f'{k}{v}' for k, v in case.sizes.items()):58}"
+            + "".join(f"{'-' if ms is None else f'{ms:.4f}':>9}" for ms in shown[:3])
+            + f"{'-' if shown[3] is None else f'{shown[3]:.3f}':>10}",
+            flush=True,
+        )
+    return {"machine": at, "cases": rows, "failed": errors, "seconds": round(time.perf_counter() - began, 1)}
+
+
+# --- compiling without a GPU -----------------------------------------------------------------------------------------
+
+
+def other_calls(run) -> list[tuple[str, Callable]]:
+    """Launches of the kernels that no case of the benchmark reaches."""
+    import torch
+    from benchmark.cases import random
+
+    from attlas.kernels import gather_neighbors, neighborhood_attention, residual_norm, three_interpolate
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return random(run, *shape).requires_grad_()
+
+    index = torch.arange(128).view(2, 16, 4) % 32
+    wide = torch.promote_types(run.dtype, torch.float32)
+    features, weight, q = leaf(2, 32, 8), leaf(2, 16, 3), leaf(1, 8, 8, 2, 16)
+    scale = torch.ones(8, dtype=wide).requires_grad_()
+
+    def in_order() -> None:
+        torch.use_deterministic_algorithms(True)
+        try:
+            gather_neighbors(features, index).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return [
+        ("gather_neighbors, deterministic", in_order),
+        ("three_interpolate, weight", lambda: three_interpolate(features, index[..., :3], weight).sum().backward()),
+        ("residual_norm", lambda: residual_norm(features, leaf(2, 32, 8), scale, scale, 1e-5)[0].sum().backward()),
+        (
+            "neighborhood_attention, bias",
+            lambda: neighborhood_attention(q, q, q, 3, bias=leaf(2, 5, 5)).sum().backward(),
+        ),
+    ]
+
+
+def compile_all(chosen: list[str]) -> dict:
+    """Compile every Triton kernel for sm_90 as its operator launches it, in float32, bfloat16 and float64, and launch
+    none. Without a device, so the tensors lie on the CPU and what the operators return is not to be looked at."""
+    import torch
+    import triton
+    from benchmark.cases import OURS, Run
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.jit import JITFunction
+
+    from attlas.kernels import dispatch
+
+    class NoDevice:
+        """What Triton asks of a driver before it launches."""
+
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, 32)
+
+        def get_current_device(self):
+            return 0
+
+        def get_current_stream(self, device):
+            return 0
+
+        def get_active_torch_device(self):
+            return torch.device("cpu")
+
+    triton.runtime.driver.set_active(NoDevice())
+    kernels: dict[str, dict] = {}
+    run_kernel, errors = JITFunction.run, []
+
+    def compile_only(self, *args, grid, warmup, **options):
+        compiled = run_kernel(self, *args, grid=grid, warmup=True, **options)
+        entry = kernels.setdefault(self.fn.__name__, {"variants": {}})
+        entry["variants"][compiled.hash] = compiled.metadata.shared
+        return compiled
+
+    def compile_configs(self, *args, **options):
+        for config in self.configs:
+            self.fn.run(*args, **options, **config.all_kwargs())
+
+    JITFunction.run, Autotuner.run, dispatch.INTERPRETED = compile_only, compile_configs, True
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        run = Run(torch.device("cpu"), 1, {}, dtype)
+        calls = [
+            (f"{case.operator} {case.sizes}", case.make(run, **case.sizes)[OURS])
+            for case in cases_of({name: SMALL[name] for name in chosen or SMALL})
+        ]
+        for name, call in calls + ([] if chosen else other_calls(run)):
+            os.environ["ATTLAS_KERNELS"] = "triton"
+            try:
+                call()
+            except Exception as error:
+                errors.append(f"{name}, {dtype}: {type(error).__name__}: {str(error)[:500]}")
+            finally:
+                del os.environ["ATTLAS_KERNELS"]
+    names = {
+        name
+        for path in (ROOT / "kernels").glob("*.py")
+        for name, value in vars(importlib.import_module(f"attlas.kernels.{path.stem}")).items()
+        if name.endswith("_kernel") and value.__module__ == f"attlas.kernels.{path.stem}"
+    }
+    if not chosen:
+        errors += [f"{name} was never launched" for name in sorted(names - kernels.keys())]
+    for name, entry in sorted(kernels.items()):
+        print(f"{name:48} {len(entry['variants'])} variants, shared memory {max(entry['variants'].values())} bytes")
+    return {"kernels": {name: len(e["variants"]) for name, e in kernels.items()}, "failed": errors}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compile-only", action="store_true", help="compile for sm_90; needs no GPU")
+    parser.add_argument("--only", choices=("tests", "times"), help="one half")
+    parser.add_argument("--operators", default="", help=f"for times and compiling: some of {','.join(CASES)}")
+    parser.add_argument("--tests", nargs="*", default=[], help="test files or nodes instead of all of tests/kernels")
+    parser.add_argument("--limit", type=float, default=240, help="seconds for each half")
+    parser.add_argument("--out", type=Path, default=ROOT / "work_dirs" / "gpu.json", help="JSON to write")
+    args = parser.parse_args()
+    chosen = [name for name in args.operators.split(",") if name]
+    if unknown := set(chosen) - CASES.keys():
+        parser.error(f"--operators may name {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
+    find_package()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    halves: dict[str, Callable[[], dict]] = {
+        "tests": partial(run_tests, args.out, args.limit, args.tests),
+        "times": partial(measure, args.limit, chosen),
+    }
+    if args.compile_only:
+        halves = {"compile": partial(compile_all, chosen)}
+    else:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("PyTorch sees no GPU here; --compile-only needs none")
+        if args.only:
+            halves = {args.only: halves[args.only]}
+    record = {}
+    for name, half in halves.items():
+        record[name] = half()
+        args.out.write_text(json.dumps(record, indent=1))
+    failed = [line for half in record.values() for line in half["failed"]]
+    print(*failed, f"{args.out}: {len(failed)} failed", sep="\n")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
