@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .checks import can_look, check_count, check_lengths, check_points
-from .dispatch import compiled, each, pick, tl, triton
+from .dispatch import INTERPRETED, compiled, each, pick, tl, triton
 
 
 def farthest_point_sample(
@@ -347,6 +347,70 @@ def farthest_point_sample_tiled_fwd_kernel(
         tl.debug_barrier()  # the distances are written before any thread reads them for the next sample
 
 
+@triton.jit(do_not_specialize=["size", "num_samples"])
+def farthest_point_sample_shared_fwd_kernel(
+    rows_B3N, start_B, lengths_B, slots_BSP, index_BS, size, num_samples,
+    HAS_LENGTHS: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Large clouds: PROGRAMS programs, which all run at once, hold a share of a cloud each in their registers.
+
+    For every sample, each writes its farthest point into a slot of its own, and waits until all slots are filled. A
+    slot is one number: the bits of the distance, which order as floats do, then the index, so that the lowest of
+    equals is the largest. It is never zero, which means empty.
+    """
+    cloud = (tl.program_id(0) // PROGRAMS).to(tl.int64)
+    share = tl.program_id(0) % PROGRAMS
+    rows_B3N += cloud * 3 * size
+    slots_BSP += cloud * num_samples * PROGRAMS
+    index_BS += cloud * num_samples
+    length = size
+    if HAS_LENGTHS:
+        length = tl.load(lengths_B + cloud).to(tl.int32)
+    n = share * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_valid = n < length
+    x = tl.load(rows_B3N + n, mask=is_valid, other=0)
+    y = tl.load(rows_B3N + size + n, mask=is_valid, other=0)
+    z = tl.load(rows_B3N + 2 * size + n, mask=is_valid, other=0)
+    distance = tl.where(is_valid, float("inf"), -1.0)  # padding stays at -1
+    last = tl.load(start_B + cloud).to(tl.int32)
+    if share == 0:
+        tl.store(index_BS, last)
+    slot = tl.arange(0, PROGRAMS)
+    for s in range(1, num_samples):
+        dx = x - tl.load(rows_B3N + last)
+        dy = y - tl.load(rows_B3N + size + last)
+        dz = z - tl.load(rows_B3N + 2 * size + last)
+        distance = tl.minimum(distance, dx * dx + dy * dy + dz * dz)
+        farthest, place = tl.max(distance, 0, return_indices=True)  # the first of equals
+        own = farthest.to(tl.int32, bitcast=True).to(tl.int64) << 32 | (
+            0xFFFFFFFF - (share * BLOCK_N + place).to(tl.int64)
+        )
+        tl.store(slots_BSP + s * PROGRAMS + share, own)
+        slots = tl.load(slots_BSP + s * PROGRAMS + slot, volatile=True)
+        while tl.min((slots != 0).to(tl.int32), 0) == 0:
+            slots = tl.load(slots_BSP + s * PROGRAMS + slot, volatile=True)
+        last = (0xFFFFFFFF - (tl.max(slots, 0) & 0xFFFFFFFF)).to(tl.int32)
+        last = tl.minimum(last, size - 1)  # NaN, which nobody looks for on a GPU, must not lead out of the cloud
+        if share == 0:
+            tl.store(index_BS + s, last)
+
+
+def _shares(points_BN3: Tensor) -> tuple[int, int]:
+    """Programs for each cloud, and points for each program, such that all programs of all clouds run at once; (0, 0)
+    where they cannot, or are not needed."""
+    batch, size, _ = points_BN3.shape
+    if points_BN3.dtype != torch.float32:
+        return 0, 0
+    if INTERPRETED:  # which runs one program after the other
+        return 1, triton.next_power_of_2(size)
+    most = torch.cuda.get_device_properties(points_BN3.device).multi_processor_count // batch
+    for block in (1024, 2048, 4096, 8192):
+        programs = triton.next_power_of_2(triton.cdiv(size, block))
+        if programs <= most:
+            return programs, block
+    return 0, 0
+
+
 def _farthest_point_sample_triton(
     points_BN3: Tensor, num_samples: int, start_B: Tensor, lengths_B: Tensor | None
 ) -> Tensor:
@@ -368,6 +432,22 @@ def _farthest_point_sample_triton(
                 num_samples,
                 BLOCK_N=block,
                 num_warps=min(max(block // 256, 1), 16),  # 8 points a thread, 16 at most
+                **options,
+            )
+        elif (shares := _shares(points_BN3))[0]:
+            programs, block = shares
+            farthest_point_sample_shared_fwd_kernel[(batch * programs,)](
+                rows_B3N,
+                start_B.contiguous(),
+                lengths,
+                torch.zeros(batch, num_samples, programs, dtype=torch.int64, device=points_BN3.device),
+                index_BS,
+                size,
+                num_samples,
+                PROGRAMS=programs,
+                BLOCK_N=block,
+                num_warps=min(max(block // 256, 1), 16),
+                **({} if INTERPRETED else {"launch_cooperative_grid": True}),
                 **options,
             )
         else:

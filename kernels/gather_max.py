@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_range
-from .dispatch import INTERPRETED, autotune, compiled, each, pick, tl, triton
+from .dispatch import INTERPRETED, PRECISION, autotune, compiled, each, pick, tl, triton
 from .gather import check_features, each_cloud, flat_rows, gather_neighbors, scatter_neighbors_op, sum_dtype
 
 
@@ -275,7 +275,7 @@ def gather_max_fwd_kernel(
         if local is not None:
             local_mask = (s < queries)[:, None] & (d < depth)[None, :]
             local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
-            value = tl.dot(local_SD, weight_DC, value, input_precision="ieee", out_dtype=SUM)
+            value = tl.dot(local_SD, weight_DC, value, input_precision=PRECISION, out_dtype=SUM)
         if features is not None:
             n = cloud * size + tl.load(index + row * k + i, mask=s < queries, other=0)
             value += tl.load(features + n[:, None] * channels + c[None, :], mask=mask, other=0)
@@ -328,7 +328,7 @@ def gather_max_local_bwd_kernel(
         grad_SC = tl.load(grad + row[:, None] * channels + c[None, :], mask=mask & (which == i), other=0)
         weight_mask = (c < channels)[:, None] & (d < depth)[None, :]
         weight_CD = tl.load(weight + c[:, None] * depth + d[None, :], mask=weight_mask, other=0)
-        value = tl.dot(grad_SC, weight_CD, value, input_precision="ieee", out_dtype=SUM)
+        value = tl.dot(grad_SC, weight_CD, value, input_precision=PRECISION, out_dtype=SUM)
     mask = (row < rows)[:, None] & (d < depth)[None, :]
     tl.store(out + (row * k + i)[:, None] * depth + d[None, :], value, mask=mask)
 
@@ -355,7 +355,7 @@ def gather_max_weight_bwd_kernel(
         for i in range(k):
             local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
             chosen_CS = tl.where(which == i, grad_CS, tl.zeros_like(grad_CS))
-            value = tl.dot(chosen_CS, local_SD, value, input_precision="ieee", out_dtype=SUM)
+            value = tl.dot(chosen_CS, local_SD, value, input_precision=PRECISION, out_dtype=SUM)
     share = tl.program_id(0).to(tl.int64) * channels + c
     tl.store(partial + share[:, None] * depth + d[None, :], value, mask=(c < channels)[:, None] & (d < depth)[None, :])
 
@@ -415,6 +415,8 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
     options = {"SUM": _sum(grad_BSC.dtype), "BLOCK_C": block_c}
     features_gradient = local_gradient = weight_gradient = None
     grad_BSC, argmax_BSC = grad_BSC.contiguous(), argmax_BSC.contiguous()
+    if grad_BSC.dtype == torch.float64:  # Triton 3.6 cannot multiply float64 that a mask of bytes has chosen
+        argmax_BSC = argmax_BSC.int()
     with torch.cuda.device_of(grad_BSC):
         if index is not None:
             features_gradient = _features_gradient(grad_BSC, argmax_BSC, index, size)

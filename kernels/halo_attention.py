@@ -440,43 +440,45 @@ def halo_attention_bwd_kv_kernel(
     g, q, k, v, position, scale, lse, delta, dk, dv, heads, rows, columns, side, block, halo, width, channels,
     BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """∂k and ∂v of one row of pixels of a block, from all blocks whose windows reach it."""
+    """∂k and ∂v of some pixels of a block, from all blocks whose windows reach it."""
     problem = tl.program_id(0).to(tl.int64)
-    head, column, line = problem % heads, problem // heads % columns, problem // heads // columns
-    image, y = line // (rows * block), line % (rows * block)
-    d, c, i = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_X)
+    head, region, image = problem % heads, problem // heads % (rows * columns), problem // heads // (rows * columns)
+    d, c = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
     factor, window = tl.load(scale), block + 2 * halo
-    x = column * block + i
-    key_row = (line * (columns * block) + x) * heads + head
-    k_tile = load_rows(k, key_row, d, i < block, width)
-    v_tile = load_rows(v, key_row, c, i < block, channels)
+    key = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
+    key_inside = key < block * block
+    key_row = region_rows(image, region, key, head, heads, rows * columns, columns, block, block)
+    k_tile = load_rows(k, key_row, d, key_inside, width)
+    v_tile = load_rows(v, key_row, c, key_inside, channels)
     total_k = tl.zeros((BLOCK_X, BLOCK_D), factor.dtype)
     total_v = tl.zeros((BLOCK_X, BLOCK_C), factor.dtype)
-    for block_y in range(tl.maximum(y - halo, 0) // block, tl.minimum((y + halo) // block + 1, rows)):
-        u = y - block_y * block + halo
-        left = tl.maximum(column * block - halo, 0) // block
-        for block_x in range(left, tl.minimum((column * block + block - 1 + halo) // block + 1, columns)):
-            w = x - block_x * block + halo
-            in_window = (i < block) & (w >= 0) & (w < window)
+    top, left = region // columns * block, region % columns * block
+    for block_y in range(tl.maximum(top - halo, 0) // block, tl.minimum((top + block - 1 + halo) // block + 1, rows)):
+        u = top + key // block - block_y * block + halo
+        for block_x in range(
+            tl.maximum(left - halo, 0) // block, tl.minimum((left + block - 1 + halo) // block + 1, columns)
+        ):
+            w = left + key % block - block_x * block + halo
+            in_window = key_inside & (u >= 0) & (u < window) & (w >= 0) & (w < window)
             for start in range(0, side * side, BLOCK_Q):
                 query = start + tl.arange(0, BLOCK_Q)
                 inside = query < side * side
-                region = block_y * columns + block_x
-                row = region_rows(image, region, query, head, heads, rows * columns, columns, side, side)
+                other = block_y * columns + block_x
+                row = region_rows(image, other, query, head, heads, rows * columns, columns, side, side)
                 q_tile = load_rows(q, row, d, inside, width)
                 g_tile = load_rows(g, row, c, inside, channels)
                 norm = tl.load(lse + row, mask=inside, other=0.0)
                 mean = tl.load(delta + row, mask=inside, other=0.0)
                 place, mask = position + row * (2 * window), in_window[:, None] & inside[None, :]
-                vertical = tl.load(place + u, mask=inside, other=0.0).to(factor.dtype)
+                vertical = tl.load(place[None, :] + u[:, None], mask=mask, other=0.0).to(factor.dtype)
                 horizontal = tl.load(place[None, :] + window + w[:, None], mask=mask, other=0.0).to(factor.dtype)
-                logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor + vertical[None, :] + horizontal
+                logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor + vertical + horizontal
                 weight = tl.where(mask, tl.exp(logits - norm[None, :]), 0.0)
                 grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
                 total_v += dot(weight, g_tile, factor.dtype)
                 total_k += dot(grad, q_tile, factor.dtype)
-    store_rows(dk, total_k * factor, key_row, d, i < block, width)
-    store_rows(dv, total_v, key_row, c, i < block, channels)
+    store_rows(dk, total_k * factor, key_row, d, key_inside, width)
+    store_rows(dv, total_v, key_row, c, key_inside, channels)
 
 
 def _launch(kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int, ...], tiles: dict, *arguments):
@@ -530,10 +532,9 @@ def _halo_attention_backward_triton(
     inputs = g, q, k, v, position, factor, lse, delta
     plan = _query_tiles(q, k, block, halo)
     _launch(halo_attention_bwd_q_kernel, q, v, block, halo, *plan, *inputs, dq, dposition)
-    grid, tiles = (
-        (len(k) * k.shape[1] * _grid(k, block)[1],),
-        {"BLOCK_Q": plan[1]["BLOCK_Q"], "BLOCK_X": tile_of(block)},
-    )
+    tile, (rows, columns) = tile_of(block**2, 64), _grid(k, block)
+    grid = len(k) * rows * columns, triton.cdiv(block**2, tile)
+    tiles = {"BLOCK_Q": plan[1]["BLOCK_Q"], "BLOCK_X": tile}
     _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles, *inputs, dk, dv)
     return dq, dk, dv, dposition
 

@@ -507,83 +507,129 @@ def _in_space(queries_BSD: Tensor, points_BND: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------- Triton kernels
 
 
+@triton.jit
+def _queries(queries, S, BLOCK_S: tl.constexpr):
+    """Cloud, numbers and coordinates of a program's queries; queries are rows x, y, z of a cloud."""
+    blocks = tl.cdiv(S, BLOCK_S)
+    cloud = (tl.program_id(0) // blocks).to(tl.int64)
+    s = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    row = queries + cloud * 3 * S + s
+    x = tl.load(row, s < S, 0.0)[:, None]
+    y = tl.load(row + S, s < S, 0.0)[:, None]
+    z = tl.load(row + 2 * S, s < S, 0.0)[:, None]
+    return cloud, s, x, y, z
+
+
+@triton.jit
+def _distances(rows, n, N, length, qx, qy, qz):
+    """Squared distances of queries to the points n (1, BLOCK_N) of a cloud, infinite beyond its end."""
+    x = tl.load(rows + n, n < length, 0.0) - qx
+    y = tl.load(rows + N + n, n < length, 0.0) - qy
+    z = tl.load(rows + 2 * N + n, n < length, 0.0) - qz
+    return tl.where(n < length, (x * x + y * y) + z * z, float("inf"))
+
+
 @autotune(
     [
-        {"BLOCK_S": 32, "BLOCK_N": 64, "num_warps": 4},
-        {"BLOCK_S": 16, "BLOCK_N": 64, "num_warps": 2},
+        {"BLOCK_S": 8, "BLOCK_N": 128, "num_warps": 2},
+        {"BLOCK_S": 4, "BLOCK_N": 256, "num_warps": 1},
+        {"BLOCK_S": 8, "BLOCK_N": 256, "num_warps": 2},
+        {"BLOCK_S": 16, "BLOCK_N": 256, "num_warps": 4},
         {"BLOCK_S": 16, "BLOCK_N": 128, "num_warps": 4},
-        {"BLOCK_S": 32, "BLOCK_N": 32, "num_warps": 4},
+        {"BLOCK_S": 32, "BLOCK_N": 128, "num_warps": 8},
     ],
     key=["size", "BLOCK_K"],
 )
 @triton.jit(do_not_specialize=["S", "N", "K", "size"])
 def knn_kernel(
-    queries, points, lengths, out, S, N, K, size,
-    BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
+    queries, points, lengths, candidates, out, S, N, K, size,
+    BLOCK_K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries keeps its K best (unordered) while tiles of points pass; points are rows x, y, z of a cloud.
+    """A block of queries looks at all points twice, and sorts only the few that can be among the nearest.
 
-    From a tile, which stays in registers, the nearest point of every query is taken and replaces the farthest of the
-    query's best, until no point of the tile is nearer than that: of tiles seen late most are done at once.
+    The first pass keeps the nearest point of each of BLOCK_N lanes. The K-th nearest of these is no nearer than the
+    K-th nearest point, and hardly farther: the second pass lists the points up to that distance, some K of them. Where
+    the list overflows (points in an unlucky order, many equally far), a third pass keeps the K best as it goes.
     """
-    blocks = tl.cdiv(S, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
-    row = cloud * 3 * S + s
-    qx = tl.load(queries + row, s < S, 0.0)[:, None]
-    qy = tl.load(queries + row + S, s < S, 0.0)[:, None]
-    qz = tl.load(queries + row + 2 * S, s < S, 0.0)[:, None]
-    length = tl.load(lengths + cloud)
+    cloud, s, qx, qy, qz = _queries(queries, S, BLOCK_S)
+    length = tl.load(lengths + cloud).to(tl.int32)
+    rows = points + cloud * 3 * N
+    lane = tl.arange(0, BLOCK_N)[None, :]
     FAR: tl.constexpr = 2147483647
 
-    # places k >= K hold an entry that is never the farthest
-    k = tl.arange(0, BLOCK_K)[None, :]
-    best = tl.where(k < K, float("inf"), -1.0).to(qx.dtype) + tl.zeros_like(qx)
-    best_index = tl.where(k < K, FAR - k, -1) + tl.zeros([BLOCK_S, 1], tl.int32)
-    worst = tl.max(best, 1)[:, None]
-    worst_index = tl.max(tl.where(best == worst, best_index, -1), 1)[:, None]
-
+    least = tl.full([BLOCK_S, BLOCK_N], float("inf"), qx.dtype)
     for start in range(0, length, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        place = points + cloud * 3 * N + n
-        x = tl.load(place, n < length, 0.0)[None, :] - qx
-        y = tl.load(place + N, n < length, 0.0)[None, :] - qy
-        z = tl.load(place + 2 * N, n < length, 0.0)[None, :] - qz
-        n = n[None, :].to(tl.int32)
-        distance = (x * x + y * y) + z * z
-        enters = (n < length) & ((distance < worst) | ((distance == worst) & (n < worst_index)))
-        while tl.max(tl.max(enters.to(tl.int32), 1), 0) > 0:
-            nearest = tl.min(tl.where(enters, distance, float("inf")), 1)[:, None]
-            index = tl.min(tl.where(enters & (distance == nearest), n, FAR), 1)[:, None]
-            replaced = (best_index == worst_index) & (index < FAR)
-            best = tl.where(replaced, nearest, best)
-            best_index = tl.where(replaced, index, best_index)
-            worst = tl.max(best, 1)[:, None]
-            worst_index = tl.max(tl.where(best == worst, best_index, -1), 1)[:, None]
-            enters = enters & (n != index) & ((distance < worst) | ((distance == worst) & (n < worst_index)))
+        least = tl.minimum(least, _distances(rows, start + lane, N, length, qx, qy, qz))
+    limit = tl.full([BLOCK_S, 1], float("inf"), qx.dtype)
+    taken = tl.zeros([BLOCK_S, 1], tl.int32)
+    for _ in range(0, K):
+        nearest = tl.min(least, 1)[:, None]
+        limit = tl.where(taken < K, nearest, limit)
+        taken += tl.sum((least == nearest).to(tl.int32), 1)[:, None]
+        least = tl.where(least == nearest, float("inf"), least)
 
-    best = tl.where(k < K, best, float("inf"))
-    best_index = tl.where(k < K, best_index, FAR)
+    listed = candidates + (cloud * S + s)[:, None] * CAPACITY
+    count = tl.zeros([BLOCK_S, 1], tl.int32)
+    for start in range(0, length, BLOCK_N):
+        n = start + lane
+        enters = (_distances(rows, n, N, length, qx, qy, qz) <= limit) & (n < length) & (s < S)[:, None]
+        if tl.max(tl.max(enters.to(tl.int32), 1), 0) > 0:
+            place = count + tl.cumsum(enters.to(tl.int32), 1) - 1
+            tl.store(listed + place, n + tl.zeros_like(place), enters & (place < CAPACITY))
+            count += tl.sum(enters.to(tl.int32), 1)[:, None]
+
+    if tl.max(tl.max(count, 1), 0) > CAPACITY:
+        k = tl.arange(0, BLOCK_K)[None, :]
+        # places k >= K hold an entry that is never the farthest
+        best = tl.where(k < K, float("inf"), -1.0).to(qx.dtype) + tl.zeros_like(qx)
+        best_index = tl.where(k < K, FAR - k, -1) + tl.zeros([BLOCK_S, 1], tl.int32)
+        worst = tl.max(best, 1)[:, None]
+        worst_index = tl.max(tl.where(best == worst, best_index, -1), 1)[:, None]
+        for start in range(0, length, BLOCK_N):
+            n = start + lane
+            distance = _distances(rows, n, N, length, qx, qy, qz)
+            enters = (n < length) & ((distance < worst) | ((distance == worst) & (n < worst_index)))
+            while tl.max(tl.max(enters.to(tl.int32), 1), 0) > 0:
+                nearest = tl.min(tl.where(enters, distance, float("inf")), 1)[:, None]
+                index = tl.min(tl.where(enters & (distance == nearest), n, FAR), 1)[:, None]
+                replaced = (best_index == worst_index) & (index < FAR)
+                best = tl.where(replaced, nearest, best)
+                best_index = tl.where(replaced, index, best_index)
+                worst = tl.max(best, 1)[:, None]
+                worst_index = tl.max(tl.where(best == worst, best_index, -1), 1)[:, None]
+                enters = enters & (n != index) & ((distance < worst) | ((distance == worst) & (n < worst_index)))
+        tl.debug_barrier()  # what other threads have listed is written over
+        tl.store(listed + k, best_index, (k < K) & (s < S)[:, None])
+        count = tl.zeros([BLOCK_S, 1], tl.int32) + tl.minimum(K, length)
+    tl.debug_barrier()  # the lists are written before any thread reads them
+
+    c = tl.arange(0, CAPACITY)[None, :]
+    index = tl.load(listed + c, (c < count) & (s < S)[:, None], FAR)
+    there = (index >= 0) & (index < length)
+    distance = _distances(rows, tl.where(there, index, 0), N, length, qx, qy, qz)
+    distance = tl.where(there, distance, float("inf"))
     first = tl.zeros([BLOCK_S, 1], tl.int32)
     place = out + (cloud * S + s)[:, None] * K
     for j in range(0, K):
-        nearest = tl.min(best, 1)[:, None]
-        index = tl.min(tl.where(best == nearest, best_index, FAR), 1)[:, None]
+        nearest = tl.min(distance, 1)[:, None]
+        winner = tl.min(tl.where(distance == nearest, index, FAR), 1)[:, None]
         # taken entries become infinitely far, and of an index behind all
-        taken = best_index == index
-        best = tl.where(taken, float("inf"), best)
-        best_index = tl.where(taken, FAR, best_index)
-        first = tl.where(j == 0, index, first)
+        distance = tl.where(index == winner, float("inf"), distance)
+        index = tl.where(index == winner, FAR, index)
+        first = tl.where(j == 0, winner, first)
         # NaN, which nobody looks for on a GPU, must not lead out of the cloud
-        found = tl.minimum(tl.where(j < length, index, first).to(tl.int64), length - 1)
+        found = tl.minimum(tl.where(j < length, winner, first), length - 1).to(tl.int64)
         tl.store(place + j, found, (s < S)[:, None])
 
 
 @autotune(
     [
+        {"BLOCK_S": 8, "BLOCK_N": 128, "num_warps": 2},
         {"BLOCK_S": 32, "BLOCK_N": 64, "num_warps": 4},
         {"BLOCK_S": 16, "BLOCK_N": 128, "num_warps": 4},
-        {"BLOCK_S": 8, "BLOCK_N": 128, "num_warps": 2},
+        {"BLOCK_S": 4, "BLOCK_N": 256, "num_warps": 1},
+        {"BLOCK_S": 4, "BLOCK_N": 128, "num_warps": 1},
+        {"BLOCK_S": 8, "BLOCK_N": 256, "num_warps": 2},
     ],
     key=["size", "BLOCK_K"],
 )
@@ -592,47 +638,43 @@ def ball_query_kernel(
     queries, points, lengths, limits, out, S, N, K, size,
     BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries appends the points inside, tile by tile in index order, until all its lists are full."""
-    blocks = tl.cdiv(S, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
-    row = cloud * 3 * S + s
-    qx = tl.load(queries + row, s < S, 0.0)[:, None]
-    qy = tl.load(queries + row + S, s < S, 0.0)[:, None]
-    qz = tl.load(queries + row + 2 * S, s < S, 0.0)[:, None]
+    """A block of queries appends the points inside, tile by tile in index order, until all its lists are full. Where a
+    query has none, a second pass looks for the nearest point."""
+    cloud, s, qx, qy, qz = _queries(queries, S, BLOCK_S)
     length = tl.load(lengths + cloud).to(tl.int32)
-    limit = tl.load(limits)  # a float64 would lose digits as an argument
+    rows = points + cloud * 3 * N
+    lane = tl.arange(0, BLOCK_N)[None, :]
+    radius = tl.load(limits)  # squared; a float64 would lose digits as an argument
     FAR: tl.constexpr = 2147483647
 
     place = out + (cloud * S + s)[:, None] * K
     # queries beyond the last have full lists, so that nobody waits for them
     found = tl.where(s < S, 0, K)[:, None]
     first = tl.full([BLOCK_S, 1], FAR, tl.int32)
-    least = tl.full([BLOCK_S, 1], float("inf"), qx.dtype)
-    nearest = tl.full([BLOCK_S, 1], FAR, tl.int32)
     start = 0
     while (start < length) & (tl.min(tl.min(found, 1), 0) < K):
-        n = start + tl.arange(0, BLOCK_N)
-        column = points + cloud * 3 * N + n
-        x = tl.load(column, n < length, 0.0)[None, :] - qx
-        y = tl.load(column + N, n < length, 0.0)[None, :] - qy
-        z = tl.load(column + 2 * N, n < length, 0.0)[None, :] - qz
-        n = n[None, :].to(tl.int32)
-        distance = tl.where(n < length, (x * x + y * y) + z * z, float("inf"))
-        inside = (distance < limit) & (n < length)
+        n = start + lane
+        inside = (_distances(rows, n, N, length, qx, qy, qz) < radius) & (n < length)
         position = found + tl.cumsum(inside.to(tl.int32), 1) - 1
         tl.store(place + position, (n + tl.zeros_like(position)).to(tl.int64), inside & (position < K))
-        found = found + tl.sum(inside.to(tl.int32), 1)[:, None]
+        found += tl.sum(inside.to(tl.int32), 1)[:, None]
         first = tl.minimum(first, tl.min(tl.where(inside, n, FAR), 1)[:, None])
-        # tiles come in index order: an equally near point of a later one does not count
-        closest = tl.min(distance, 1)[:, None]
-        index = tl.min(tl.where((distance == closest) & (n < length), n, FAR), 1)[:, None]
-        nearest = tl.where((closest < least) | (nearest == FAR), index, nearest)
-        least = tl.minimum(least, closest)
         start += BLOCK_N
+    if tl.min(tl.min(found, 1), 0) == 0:
+        least = tl.full([BLOCK_S, 1], float("inf"), qx.dtype)
+        nearest = tl.full([BLOCK_S, 1], FAR, tl.int32)
+        for start in range(0, length, BLOCK_N):
+            n = start + lane
+            distance = _distances(rows, n, N, length, qx, qy, qz)
+            closest = tl.min(distance, 1)[:, None]
+            index = tl.min(tl.where((distance == closest) & (n < length), n, FAR), 1)[:, None]
+            # tiles come in index order: an equally near point of a later one does not count
+            nearest = tl.where((closest < least) | (nearest == FAR), index, nearest)
+            least = tl.minimum(least, closest)
+        first = tl.where(found == 0, nearest, first)
 
     # NaN, which nobody looks for on a GPU, must not lead out of the cloud
-    first = tl.minimum(tl.where(first < FAR, first, nearest), length - 1).to(tl.int64)
+    first = tl.minimum(first, length - 1).to(tl.int64)
     for from_k in range(0, K, BLOCK_K):
         k = from_k + tl.arange(0, BLOCK_K)[None, :]
         tl.store(place + k, first + tl.zeros_like(k), (s < S)[:, None] & (k >= found) & (k < K))
@@ -641,18 +683,22 @@ def ball_query_kernel(
 def _knn_triton(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
     if points_BND.shape[2] > 3 or k > LONGEST:
         return knn_reference(queries_BSD, points_BND, k, lengths)
-    return _launch(knn_kernel, queries_BSD, points_BND, k, lengths, [], triton.next_power_of_2(k))
+    block_k = triton.next_power_of_2(k)
+    capacity = max(32, 2 * block_k)  # of the lists
+    candidates = torch.empty(*queries_BSD.shape[:2], capacity, dtype=torch.int32, device=queries_BSD.device)
+    options = {"BLOCK_K": block_k, "CAPACITY": capacity}
+    return _launch(knn_kernel, queries_BSD, points_BND, k, lengths, [candidates], options)
 
 
 def _ball_query_triton(
     queries_BS3: Tensor, points_BN3: Tensor, radius: float, k: int, lengths: Tensor | None = None
 ) -> Tensor:
     limit = points_BN3.new_full((1,), _squared(radius, points_BN3))
-    return _launch(ball_query_kernel, queries_BS3, points_BN3, k, lengths, [limit], 32)
+    return _launch(ball_query_kernel, queries_BS3, points_BN3, k, lengths, [limit], {"BLOCK_K": 32})
 
 
 def _launch(
-    kernel, queries_BSD, points_BND, k: int, lengths: Tensor | None, more: list[Tensor], block_k: int
+    kernel, queries_BSD, points_BND, k: int, lengths: Tensor | None, more: list[Tensor], options: dict[str, int]
 ) -> Tensor:
     queries_BS3, points_BN3 = _in_space(queries_BSD, points_BND)
     (batch, number, _), size = queries_BS3.shape, points_BN3.shape[1]
@@ -667,7 +713,7 @@ def _launch(
     shape = (number, size, k, triton.next_power_of_2(size))
     with torch.cuda.device_of(points_BN3):
         # without fused multiply-adds, to round as the other paths do
-        kernel[grid](*rows, lengths.contiguous(), *more, out, *shape, BLOCK_K=block_k, enable_fp_fusion=False)
+        kernel[grid](*rows, lengths.contiguous(), *more, out, *shape, **options, enable_fp_fusion=False)
     return out
 
 

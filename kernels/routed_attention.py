@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_range
-from .dispatch import INTERPRETED, decompose, each, pick, tl, triton
+from .dispatch import INTERPRETED, PRECISION, decompose, each, pick, tl, triton
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -237,7 +237,7 @@ def _routed_attention_backward_cpu(
 @triton.jit
 def dot(x, y, SUM: tl.constexpr):
     """x @ y summed in the dtype SUM, with all digits of float32; weights are rounded to what they multiply."""
-    return tl.dot(x.to(y.dtype), y, input_precision="ieee", out_dtype=SUM)
+    return tl.dot(x.to(y.dtype), y, input_precision=PRECISION, out_dtype=SUM)
 
 
 @triton.jit

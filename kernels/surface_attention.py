@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dispatch import INTERPRETED, each, pick, tl, triton
+from .dispatch import INTERPRETED, PRECISION, each, pick, tl, triton
 
 NORMALISE = ("points", "queries")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -346,7 +346,7 @@ def _store_rows(x, value, row, column, inside, width):
 @triton.jit
 def _dot(x, y, SUM: tl.constexpr):
     """x @ y summed in the dtype SUM, with all digits of float32; the weights are rounded to what they multiply."""
-    return tl.dot(x.to(y.dtype), y, input_precision="ieee", out_dtype=SUM)
+    return tl.dot(x.to(y.dtype), y, input_precision=PRECISION, out_dtype=SUM)
 
 
 @triton.jit

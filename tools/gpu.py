@@ -24,6 +24,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("kernels", "backbones", "pointnets", "dense")
@@ -43,7 +44,7 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
 }
 SMALL = {  # for --compile-only: sizes that the CPU prepares at once
-    "farthest_point_sample": [{"B": 2, "N": 256, "S": 64}, {"B": 1, "N": 16384, "S": 4}],
+    "farthest_point_sample": [{"B": 2, "N": 256, "S": 64}, {"B": 1, "N": 16384, "S": 4}, {"B": 133, "N": 8256, "S": 2}],
     "knn": [{"B": 2, "N": 256, "K": 16}],
     "ball_query": [{"B": 2, "N": 256, "S": 64, "K": 16}],
     "gather_neighbors": [{"B": 2, "N": 256, "S": 64, "K": 16, "C": 64}],
@@ -275,6 +276,7 @@ def compile_all(chosen: list[str]) -> dict:
             return torch.device("cpu")
 
     triton.runtime.driver.set_active(NoDevice())
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=132)
     kernels: dict[str, dict] = {}
     run_kernel, errors = JITFunction.run, []
 

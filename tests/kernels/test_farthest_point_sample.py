@@ -194,7 +194,7 @@ def test_random_start(device):
     index = farthest_point_sample(points, 4, "random", lengths)
     assert (index < lengths[:, None]).all()
     assert torch.equal(index, farthest_point_sample(points, 4, index[:, 0], lengths))
-    assert set(index[lengths == 9, 0].tolist()) > {0, 8}
+    assert len(index[lengths == 9, 0].unique()) > 4
     torch.manual_seed(5)
     assert torch.equal(farthest_point_sample(points, 4, "random", lengths), index)
     assert not torch.equal(farthest_point_sample(points, 4, "random", lengths), index)

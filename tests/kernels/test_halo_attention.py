@@ -136,14 +136,14 @@ def test_no_images(path, device):
     assert not inputs[3].grad.any()
 
 
-def test_gradcheck(path):
-    inputs = leaves(tensors((1, 2, 2, 1), 2, 1, 2, depth=2, channels=3))
+def test_gradcheck(path, device):
+    inputs = leaves(tensors((1, 2, 2, 1), 2, 1, 2, depth=2, channels=3, device=device))
     assert torch.autograd.gradcheck(lambda *x: halo_attention(*x, 2, 1), inputs, fast_mode=True)
 
 
-def test_operators(path):
-    q, k, v, *_ = tensors((1, 2, 2, 1), 2, 1)
-    position = torch.randn(*q.shape[:-1], 8, dtype=q.dtype)
+def test_operators(path, device):
+    q, k, v, *_ = tensors((1, 2, 2, 1), 2, 1, device=device)
+    position = torch.randn(*q.shape[:-1], 8, dtype=q.dtype, device=device)
     arguments = (2, 1, 0.5)
     out, lse = halo_attention_op(q, k, v, position, *arguments)
     torch.library.opcheck(halo_attention_backward_op, (out, q, k, v, position, out, lse, *arguments))

@@ -34,14 +34,14 @@ def test_strided(path, device):
         assert_agree("moments", got, expected)
 
 
-def test_gradcheck(path):
-    local, index, features = tensors(batch=2, queries=2, k=2, depth=2, size=3, channels=2)
-    assert torch.autograd.gradcheck(lambda x, f: neighbor_moments(x, index, f), (local, features))
+def test_gradcheck(path, device):
+    local, index, features = tensors(batch=2, queries=2, k=2, depth=2, size=3, channels=2, device=device)
+    assert torch.autograd.gradcheck(lambda x, f: neighbor_moments(x, index, f), (local, features), nondet_tol=1e-10)
     assert torch.autograd.gradcheck(neighbor_moments, local)
 
 
-def test_operators(path):
-    local, index, features = tensors()
+def test_operators(path, device):
+    local, index, features = tensors(device=device)
     torch.library.opcheck(neighbor_moments_op, (local, index, features))
     torch.library.opcheck(neighbor_moments_op, (local, None, None))
     first, second, around = (x.detach() for x in neighbor_moments_op(local, index, features))

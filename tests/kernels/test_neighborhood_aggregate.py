@@ -168,8 +168,8 @@ def test_keeps_no_softmax(path, device):
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 1, 2), (1, 3, 4, 1, 0)])
-def test_empty(path, shape):
-    logits, v, k, bias = tensors(shape, 3)
+def test_empty(path, device, shape):
+    logits, v, k, bias = tensors(shape, 3, device=device)
     out = neighborhood_aggregate(logits, v, k, bias)
     assert out.shape == v.shape
     assert all(not g.any() for g in torch.autograd.grad(out.sum(), [logits, v, bias]))

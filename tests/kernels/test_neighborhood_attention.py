@@ -180,11 +180,11 @@ def test_follows_translation(path, device):
     assert_agree("out", here[:, 1:, 1:], there[:, :-1, :-1])
 
 
-def test_memory_does_not_grow_with_the_kernel(path):
+def test_memory_does_not_grow_with_the_kernel(path, device):
     def saved(kernel_size):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: (sizes.append(x.numel()), x)[1], lambda x: x):
-            neighborhood_attention(*tensors((6,)), kernel_size)
+            neighborhood_attention(*tensors((6,), device=device), kernel_size)
         return sum(sizes)
 
     assert saved(2) == saved(5) > 0
@@ -267,9 +267,9 @@ def test_whole_image_on_meta():
     assert neighborhood_attention(q, q, q, 4).shape == q.shape
 
 
-def test_gradcheck(path):
-    bias = bias_for((4,), dict(kernel_size=2), heads=1)
-    inputs = [*tensors((4,), heads=1, width=2, channels=1), bias]
+def test_gradcheck(path, device):
+    bias = bias_for((4,), dict(kernel_size=2), heads=1, device=device)
+    inputs = [*tensors((4,), heads=1, width=2, channels=1, device=device), bias]
     function = lambda q, k, v, bias: neighborhood_attention(q, k, v, 2, bias=bias, return_lse=True)  # noqa: E731
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
@@ -281,10 +281,10 @@ def permuted(x):
 
 
 @pytest.mark.parametrize(("has_bias", "permute"), [(False, False), (True, False), (True, True)])
-def test_operators(path, has_bias, permute):
+def test_operators(path, device, has_bias, permute):
     """Outputs are contiguous, as the fake operators promise, also for inputs that are not."""
-    q, k, v = tensors((5, 1, 1), batch=2 if permute else 1, heads=1)
-    bias = torch.randn(1, 3, 1, 1, dtype=torch.float64, requires_grad=True) if has_bias else None
+    q, k, v = tensors((5, 1, 1), batch=2 if permute else 1, heads=1, device=device)
+    bias = torch.randn(1, 3, 1, 1, dtype=torch.float64, device=device, requires_grad=True) if has_bias else None
     if permute:
         q, k, v = (permuted(x).requires_grad_() for x in (q, k, v))
         assert not q.is_contiguous()

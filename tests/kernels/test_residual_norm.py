@@ -65,13 +65,13 @@ def test_strided(path, device):
     assert_agree("y", got, by_torch(x, t, weight, bias, 1e-5).transpose(0, 1))
 
 
-def test_gradcheck(path):
-    inputs = [x.requires_grad_() for x in tensors(4, 5, 3)]
+def test_gradcheck(path, device):
+    inputs = [x.requires_grad_() for x in tensors(4, 5, 3, device=device)]
     assert torch.autograd.gradcheck(lambda *x: residual_norm(*x, 1e-5)[0], inputs)
 
 
-def test_operators(path):
-    x, t, weight, bias = [x.requires_grad_() for x in tensors(4, 5, 3)]
+def test_operators(path, device):
+    x, t, weight, bias = [x.requires_grad_() for x in tensors(4, 5, 3, device=device)]
     torch.library.opcheck(_residual_norm, (x, t, weight, bias, 1e-5))
     y, mean, variance = residual_norm(x, t, weight, bias, 1e-5)
     arguments = (y.detach(), t.detach(), weight.detach(), bias.detach(), mean, variance, 1e-5)

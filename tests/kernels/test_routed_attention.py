@@ -119,14 +119,14 @@ def test_no_images(path, device):
     assert k.grad.shape == k.shape
 
 
-def test_gradcheck(path):
-    q, k, v, index = tensors((1, 1, 4, 1), (1, 2), 1, depth=2, channels=3)
+def test_gradcheck(path, device):
+    q, k, v, index = tensors((1, 1, 4, 1), (1, 2), 1, depth=2, channels=3, device=device)
     index[:, 1] = index[:, 0]
     assert torch.autograd.gradcheck(lambda *x: routed_attention(*x, index, (1, 2)), leaves(q, k, v), fast_mode=True)
 
 
-def test_operators(path):
-    q, k, v, index = tensors((1, 1, 4, 1), (1, 2), 2)
+def test_operators(path, device):
+    q, k, v, index = tensors((1, 1, 4, 1), (1, 2), 2, device=device)
     arguments = (index, 1, 2, 0.5)
     out, lse = routed_attention_op(q, k, v, *arguments)
     torch.library.opcheck(routed_attention_op, (*leaves(q, k, v), *arguments))

@@ -118,8 +118,8 @@ def test_operators(path, device):
         torch.library.opcheck(_small_kernel_aggregate_backward, arguments)
 
 
-def test_empty(path):
-    x, weight = tensors((0, 4, 3, 5), 2, 3)
+def test_empty(path, device):
+    x, weight = tensors((0, 4, 3, 5), 2, 3, device=device)
     out = small_kernel_aggregate(x, weight)
     assert out.shape == x.shape
     assert [g.shape for g in torch.autograd.grad(out.sum(), [x, weight])] == [x.shape, weight.shape]

