@@ -110,8 +110,11 @@ def position_terms(q: Tensor, height_rel: Tensor, width_rel: Tensor, window: int
     by_height, by_width = (
         x.to(q.dtype).index_select(0, places.flatten()).view(side, window, -1) for x in (height_rel, width_rel)
     )
-    vertical = torch.einsum("bnyxhd,yud->bnyxhu", q.unflatten(1, (-1, side)), by_height)
-    horizontal = torch.einsum("bynxhd,xwd->bynxhw", q.unflatten(2, (-1, side)), by_width)
+    by_row, by_column = q.unflatten(1, (-1, side)), q.unflatten(2, (-1, side))
+    # on a GPU a copy for each row of blocks: the gradient of a single table is a sum over all pixels in few programs
+    copies = [(*x.shape[:1], x.shape[axis]) if q.is_cuda else (1, 1) for x, axis in ((by_row, 1), (by_column, 2))]
+    vertical = torch.einsum("bnyxhd,bnyud->bnyxhu", by_row, by_height.expand(*copies[0], -1, -1, -1))
+    horizontal = torch.einsum("bynxhd,bnxwd->bynxhw", by_column, by_width.expand(*copies[1], -1, -1, -1))
     return torch.cat([vertical.flatten(1, 2), horizontal.flatten(2, 3)], -1)
 
 
@@ -438,12 +441,12 @@ def halo_attention_bwd_q_kernel(
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
 def halo_attention_bwd_kv_kernel(
     g, q, k, v, position, scale, lse, delta, dk, dv, heads, rows, columns, side, block, halo, width, channels,
-    BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """∂k and ∂v of some pixels of a block, from all blocks whose windows reach it."""
     problem = tl.program_id(0).to(tl.int64)
     head, region, image = problem % heads, problem // heads % (rows * columns), problem // heads // (rows * columns)
-    d, c = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C)
+    d, c, p = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_P)
     factor, window = tl.load(scale), block + 2 * halo
     key = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
     key_inside = key < block * block
@@ -460,6 +463,8 @@ def halo_attention_bwd_kv_kernel(
         ):
             w = left + key % block - block_x * block + halo
             in_window = key_inside & (u >= 0) & (u < window) & (w >= 0) & (w < window)
+            # a product picks both terms of place: to gather them for every pair would take longer than all the rest
+            chosen = (p[None, :] == u[:, None]) | (p[None, :] == window + w[:, None])
             for start in range(0, side * side, BLOCK_Q):
                 query = start + tl.arange(0, BLOCK_Q)
                 inside = query < side * side
@@ -469,10 +474,10 @@ def halo_attention_bwd_kv_kernel(
                 g_tile = load_rows(g, row, c, inside, channels)
                 norm = tl.load(lse + row, mask=inside, other=0.0)
                 mean = tl.load(delta + row, mask=inside, other=0.0)
-                place, mask = position + row * (2 * window), in_window[:, None] & inside[None, :]
-                vertical = tl.load(place[None, :] + u[:, None], mask=mask, other=0.0).to(factor.dtype)
-                horizontal = tl.load(place[None, :] + window + w[:, None], mask=mask, other=0.0).to(factor.dtype)
-                logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor + vertical + horizontal
+                places = load_rows(position, row, p, inside, 2 * window)
+                logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor
+                logits += dot(chosen, tl.trans(places), factor.dtype)
+                mask = in_window[:, None] & inside[None, :]
                 weight = tl.where(mask, tl.exp(logits - norm[None, :]), 0.0)
                 grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
                 total_v += dot(weight, g_tile, factor.dtype)
@@ -481,7 +486,9 @@ def halo_attention_bwd_kv_kernel(
     store_rows(dv, total_v, key_row, c, key_inside, channels)
 
 
-def _launch(kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int, ...], tiles: dict, *arguments):
+def _launch(
+    kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int, ...], tiles: dict, *arguments, num_warps=2
+) -> None:
     """Runs `kernel` over `grid` x heads."""
     (rows, columns), heads, channels = _grid(v, block), q.shape[3], v.shape[-1]
     if not q.numel():
@@ -489,7 +496,7 @@ def _launch(kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int
     with torch.cuda.device_of(q):
         kernel[(grid[0] * heads, *grid[1:])](
             *arguments, heads, rows, columns, q.shape[1] // rows, block, halo, q.shape[-1], channels,
-            BLOCK_D=tile_of(q.shape[-1]), BLOCK_C=tile_of(channels), num_warps=4, **tiles,
+            BLOCK_D=tile_of(q.shape[-1]), BLOCK_C=tile_of(channels), num_warps=num_warps, **tiles,
         )  # fmt: skip
 
 
@@ -532,10 +539,10 @@ def _halo_attention_backward_triton(
     inputs = g, q, k, v, position, factor, lse, delta
     plan = _query_tiles(q, k, block, halo)
     _launch(halo_attention_bwd_q_kernel, q, v, block, halo, *plan, *inputs, dq, dposition)
-    tile, (rows, columns) = tile_of(block**2, 64), _grid(k, block)
-    grid = len(k) * rows * columns, triton.cdiv(block**2, tile)
-    tiles = {"BLOCK_Q": plan[1]["BLOCK_Q"], "BLOCK_X": tile}
-    _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles, *inputs, dk, dv)
+    rows, columns = _grid(k, block)
+    grid = len(k) * rows * columns, triton.cdiv(block**2, 16)
+    tiles = {"BLOCK_Q": 16, "BLOCK_X": 16, "BLOCK_P": tile_of(2 * (block + 2 * halo))}  # larger ones spill in float32
+    _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles, *inputs, dk, dv, num_warps=1)
     return dq, dk, dv, dposition
 
 

@@ -264,7 +264,7 @@ def _neighborhood_aggregate_backward_cpu(grad: Tensor, logits: Tensor, v: Tensor
 # whenever a higher logit comes, what was summed so far is scaled down.
 
 # Elements of a tile of pixels by channels, and pixels at most.
-TILE, PIXELS = 2048, 64
+TILE, PIXELS = 512, 64
 
 
 @triton.jit
@@ -407,7 +407,10 @@ def _launch(kernel, v: Tensor, wide: torch.dtype, k: int, has_bias: bool, stride
     options = dict(K=k, HAS_BIAS=has_bias, WIDE=tl.float64 if wide == torch.float64 else tl.float32)
     grid = (batch * heads * triton.cdiv(height * width, block_p),)
     with torch.cuda.device_of(v):
-        kernel[grid](*tensors, heads, channels, height, width, *strides, **options, BLOCK_P=block_p, BLOCK_C=block_c)
+        kernel[grid](
+            *tensors, heads, channels, height, width, *strides, **options,
+            BLOCK_P=block_p, BLOCK_C=block_c, num_warps=1,
+        )  # fmt: skip
 
 
 def _side_by_side(x: Tensor) -> Tensor:

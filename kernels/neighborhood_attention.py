@@ -517,6 +517,9 @@ def _neighborhood_attention_backward_cpu(
 # tl.dot, and mask only at the borders of windows (arXiv 2403.04690).
 
 
+TILE = 512  # elements of a program's tile
+
+
 @triton.jit
 def _tokens(tokens, heads, BLOCK_N: tl.constexpr):
     """The first token of this program's image, its head, its tokens in the image and which of them it may write.
@@ -705,7 +708,7 @@ def _launch(kernel, programs_per_head: int | None, q: Tensor, v: Tensor, *tensor
     batch, *lengths, heads, width = q.shape
     channels = v.shape[-1]
     block_d, block_v = triton.next_power_of_2(width), triton.next_power_of_2(channels)
-    block_n = max(1, 1024 // max(block_d, block_v))  # the four tiles of a program stay in its registers
+    block_n = max(1, TILE // max(block_d, block_v))  # the four tiles of a program stay in its registers
     kernel_size, dilation, scale = settings
     programs = programs_per_head or triton.cdiv(math.prod(lengths), block_n)
     with torch.cuda.device_of(q):

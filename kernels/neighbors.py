@@ -531,12 +531,11 @@ def _distances(rows, n, N, length, qx, qy, qz):
 
 @autotune(
     [
-        {"BLOCK_S": 8, "BLOCK_N": 128, "num_warps": 2},
+        {"BLOCK_S": 8, "BLOCK_N": 128, "num_warps": 1},
+        {"BLOCK_S": 4, "BLOCK_N": 128, "num_warps": 1},
         {"BLOCK_S": 4, "BLOCK_N": 256, "num_warps": 1},
+        {"BLOCK_S": 2, "BLOCK_N": 128, "num_warps": 1},
         {"BLOCK_S": 8, "BLOCK_N": 256, "num_warps": 2},
-        {"BLOCK_S": 16, "BLOCK_N": 256, "num_warps": 4},
-        {"BLOCK_S": 16, "BLOCK_N": 128, "num_warps": 4},
-        {"BLOCK_S": 32, "BLOCK_N": 128, "num_warps": 8},
     ],
     key=["size", "BLOCK_K"],
 )

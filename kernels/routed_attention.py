@@ -372,7 +372,7 @@ def tile_of(length: int, at_most: int = 1 << 30) -> int:
     return min(max(16, triton.next_power_of_2(length)), at_most)
 
 
-def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *arguments) -> None:
+def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *arguments, num_warps: int = 4) -> None:
     batch, height, width, heads, depth = q.shape
     high, wide, channels = height // rows, width // columns, v.shape[-1]
     # wide heads get small tiles, so that a program's fit the registers
@@ -383,7 +383,7 @@ def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *a
     with torch.cuda.device_of(q):
         kernel[grid](
             *arguments, heads, rows * columns, columns, high, wide, topk, depth, channels,
-            BLOCK_T=tile, BLOCK_D=tile_of(depth), BLOCK_C=tile_of(channels), num_warps=4,
+            BLOCK_T=tile, BLOCK_D=tile_of(depth), BLOCK_C=tile_of(channels), num_warps=num_warps,
         )  # fmt: skip
 
 
@@ -419,7 +419,8 @@ def _routed_attention_backward_triton(
     # who reads a region: the pairs (reader, j) numbered reader · topk + j, sorted by the region that they name
     regions, pairs = index.flatten(1).sort(stable=True)
     first = torch.searchsorted(regions, torch.arange(rows * columns + 1, device=q.device).repeat(len(regions), 1))
-    _launch(routed_attention_bwd_kv_kernel, *common, g, q, k, v, pairs, first, factor, lse, delta, dk, dv)
+    arguments = g, q, k, v, pairs, first, factor, lse, delta, dk, dv
+    _launch(routed_attention_bwd_kv_kernel, *common, *arguments, num_warps=2 if q.element_size() == 2 else 4)
     return dq, dk, dv
 
 

@@ -193,7 +193,7 @@ def _small_kernel_aggregate_backward_cpu(grad: Tensor, x: Tensor, weight: Tensor
 # Triton: tiles of pixels by channels, found by their strides, so that no layout costs a copy.
 
 # Elements of a tile.
-TILE = 2048
+TILE = 512
 
 
 @triton.jit
