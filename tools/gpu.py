@@ -13,6 +13,7 @@ copy, and the operations over the rate of a large float32 product, both measured
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -144,7 +145,7 @@ def gpu_ms(call: Callable, replays: int = 10) -> float | None:
     return times[len(times) // 2]
 
 
-def call_ms(call: Callable, budget: float = 0.2) -> float:
+def call_ms(call: Callable, budget: float = 0.1) -> float:
     """Milliseconds of a call, as the median over calls one after the other."""
     import torch
 
@@ -159,57 +160,99 @@ def call_ms(call: Callable, budget: float = 0.2) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def figures(call: Callable) -> dict:
+    """Time and memory of a call; the first one compiles and does not count."""
+    import torch
+
+    call()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    mib = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return {"call_ms": call_ms(call), "gpu_ms": gpu_ms(call), "mib": mib}
+
+
 def measure(limit: float, chosen: list[str]) -> dict:
-    """Times of every case: ours, and what the benchmark sets beside it in PyTorch."""
+    """Times of every case, in float32 and, where features count, in bfloat16: ours, and what the benchmark sets beside
+    it in PyTorch."""
     import torch
     from benchmark.cases import OURS, Run
-    from benchmark.measure import machine
+    from benchmark.measure import machine, timed
 
     device, began = torch.device("cuda"), time.perf_counter()
-    run = Run(device, torch.get_num_threads(), {})
-    at = machine(device, run.threads, {}, quick=False)
-    print(
-        f"{at['name']}: copy {at['bytes_per_s'] / 1e12:.2f} TB/s, float32 {at['operations_per_s'] / 1e12:.1f} TFLOP/s"
-    )
-    print(f"{'operator':42}{'sizes':58}{'bound':>9}{'GPU':>9}{'call':>9}{'peer':>10}  ms")
+    at = machine(device, 1, {}, quick=False)
+    half = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    at["bf16_per_s"] = 2 * 8192**3 / min(timed(lambda: half @ half, device, 3)[0] for _ in range(5))
+    rates = at["bytes_per_s"] / 1e12, at["operations_per_s"] / 1e12, at["bf16_per_s"] / 1e12
+    print("{}: copy {:.2f} TB/s, products {:.0f} (float32) and {:.0f} (bfloat16) TFLOP/s".format(at["name"], *rates))
+    print(HEADER.format("operator", "sizes", "dtype", "bound", "GPU", "call", "other", "ms"))
     rows: list[dict] = []
     errors: list[str] = []
-    for case in cases_of({name: CASES[name] for name in chosen or CASES}):
+    listed = [(case, torch.float32) for case in cases_of({name: CASES[name] for name in chosen or CASES})]
+    listed += [(case, torch.bfloat16) for case, _ in listed if "," in case.operator]
+    for case, dtype in listed:
+        name = f"{case.operator} {case.sizes} {dtype}"
         if time.perf_counter() - began > limit:
-            errors.append(f"{case.operator} {case.sizes}: no time left")
+            errors.append(f"{name}: no time left")
             continue
-        row = {"operator": case.operator, "sizes": case.sizes, "bound_ms": 1e3 * case.floor(at), "results": {}}
+        rates_here = at if dtype == torch.float32 else at | {
+            "bytes_per_s": 2 * at["bytes_per_s"],  # the case counts four bytes for a number
+            "operations_per_s": at["bf16_per_s"],
+        }  # fmt: skip
+        row = {"operator": case.operator, "sizes": case.sizes, "dtype": str(dtype).removeprefix("torch.")}
+        row |= {"bound_ms": 1e3 * case.floor(rates_here), "results": {}}
         try:
-            calls = case.make(run, **case.sizes)
-            for name in [OURS, *(n for n in calls if n not in (OURS, "reference"))]:
-                try:
-                    calls[name]()
-                    row["results"][name] = {"call_ms": call_ms(calls[name]), "gpu_ms": gpu_ms(calls[name])}
-                except torch.OutOfMemoryError as error:
-                    if name == OURS:
-                        raise
-                    row["results"][name] = {"error": str(error).splitlines()[0]}
+            calls = case.make(Run(device, 1, {}, dtype), **case.sizes)
+            row["results"][OURS] = figures(calls[OURS])
+            for other in (n for n in calls if n not in (OURS, "reference")):
+                with contextlib.suppress(torch.OutOfMemoryError):
+                    row["results"][other] = figures(calls[other])
             del calls
         except Exception as error:
-            errors.append(f"{case.operator} {case.sizes}: {type(error).__name__}: {str(error)[:300]}")
+            errors.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
             print(errors[-1], flush=True)
             continue
         torch.cuda.empty_cache()
         rows.append(row)
-        ours = row["results"][OURS]
-        peers = [
-            min(r["gpu_ms"] or r["call_ms"], r["call_ms"])
-            for n, r in row["results"].items()
-            if n != OURS and "call_ms" in r
-        ]
-        shown = [row["bound_ms"], ours["gpu_ms"], ours["call_ms"], min(peers, default=None)]
-        print(
-            f"{case.operator:42}{' '.join(f'{k}{v}' for k, v in case.sizes.items()):58}"
-            + "".join(f"{'-' if ms is None else f'{ms:.4f}':>9}" for ms in shown[:3])
-            + f"{'-' if shown[3] is None else f'{shown[3]:.3f}':>10}",
-            flush=True,
-        )
+        print(HEADER.format(*cells(row)[:6], *cells(row)[6:8]), flush=True)
     return {"machine": at, "cases": rows, "failed": errors, "seconds": round(time.perf_counter() - began, 1)}
+
+
+HEADER = "{:42}{:58}{:10}{:>9}{:>9}{:>9}{:>9} {}"
+
+
+def cells(row: dict) -> list[str]:
+    """A row of the table as text: what, lower bound, ours, the fastest other and its name, memory of both."""
+    ours = row["results"]["attlas"]
+    others = {name: found for name, found in row["results"].items() if name != "attlas"}
+    fastest = min(others, key=lambda name: others[name]["gpu_ms"] or others[name]["call_ms"], default=None)
+    other = others[fastest] if fastest else {}
+    sizes = ", ".join(f"{name} {size:,}" for name, size in row["sizes"].items())
+    times = [row["bound_ms"], ours["gpu_ms"], ours["call_ms"], other.get("gpu_ms") or other.get("call_ms")]
+    shown = ["-" if ms is None else f"{ms:.3f}" for ms in times]
+    memory = [f"{found['mib']:,.0f}" if found else "-" for found in (ours, other)]
+    return [row["operator"], sizes, row["dtype"], *shown, fastest or "", *memory]
+
+
+BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
+
+
+def write_page(page: Path, record: dict) -> None:
+    """Put the table of a run between the marks of a page."""
+    text, times = page.read_text(), record["times"]
+    at = times["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in at["versions"].items())
+    lines = [
+        f"{at['name']}, {at['date']}; {versions}; copy {at['bytes_per_s'] / 1e12:.2f} TB/s, products "
+        f"{at['operations_per_s'] / 1e12:.0f} TFLOP/s in float32, {at['bf16_per_s'] / 1e12:.0f} in bfloat16. Kernel "
+        f"tests there: {record['tests']['passed']} passed, {len(record['tests']['failed'])} failed.",
+        "",
+        "| operator | sizes | dtype | bound, ms | GPU, ms | call, ms | fastest other, ms | which | MiB | its MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *(f"| {' | '.join(cells(row))} |" for row in times["cases"]),
+    ]
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
 
 
 # --- compiling without a GPU -----------------------------------------------------------------------------------------
@@ -325,11 +368,15 @@ def main() -> int:
     parser.add_argument("--operators", default="", help=f"for times and compiling: some of {','.join(CASES)}")
     parser.add_argument("--tests", nargs="*", default=[], help="test files or nodes instead of all of tests/kernels")
     parser.add_argument("--limit", type=float, default=240, help="seconds for each half")
+    parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the table of --out into this page")
     parser.add_argument("--out", type=Path, default=ROOT / "work_dirs" / "gpu.json", help="JSON to write")
     args = parser.parse_args()
     chosen = [name for name in args.operators.split(",") if name]
     if unknown := set(chosen) - CASES.keys():
         parser.error(f"--operators may name {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
+    if args.markdown:
+        write_page(args.markdown, json.loads(args.out.read_text()))
+        return 0
     find_package()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     halves: dict[str, Callable[[], dict]] = {
