@@ -15,7 +15,8 @@ CB is a 1x1 convolution with batch norm, AV the average over the window that is 
 the pixels are never written down.
 
 Where paper and code differ, the code counts: two kernels at once, each for half of the channels; the scale is that of
-C/g features, twice as many as a head of q has.
+C/g features, twice as many as a head of q has. And the released classes for detection and segmentation are not the
+classifier with norms at its outputs: the norm of level 1 stands on the path there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -399,8 +400,9 @@ class OverLoCK(Backbone):
     the base network's last map again with the overview as context.
 
     The levels are the maps of the first two base stages and of the two focus stages, the latter with their contexts of
-    dims[3] / 4 channels behind them. While a classifier with an auxiliary head is trained, `forward` gives (logits,
-    auxiliary logits), the latter from the overview alone.
+    dims[3] / 4 channels behind them. In the dense form the third base stage reads level 1 behind its norm (and the
+    second reads level 0 before its own), so `norms["1"]` is there too where `out_indices` lacks 1. While a classifier
+    with an auxiliary head is trained, `forward` gives (logits, auxiliary logits), the latter from the overview alone.
 
     Args:
         dims: channels of the three base stages and of the overview; the focus stages have dims[2] and dims[3].
@@ -485,9 +487,11 @@ class OverLoCK(Backbone):
             if auxiliary and num_classes and not merged:
                 self.head_auxiliary = Head(dims[3], num_classes, before=nn.BatchNorm2d(dims[3]))
         else:
-            for i, dim in zip(self.out_indices, self.out_channels):
-                with_overview = i == 3 and self.overview_output
-                self.norms[str(i)] = NormWithOverview(dim, dims[3]) if with_overview else LayerNorm2d(dim)
+            on_path = {1} if self._num_levels > 2 else set()
+            for i in sorted(on_path.union(self.out_indices)):
+                self.norms[str(i)] = LayerNorm2d(channels[i])
+            if self.overview_output:
+                self.norms["3"] = NormWithOverview(channels[3], dims[3])
         self.apply(self.initialise)
         self.train()
 
@@ -503,6 +507,8 @@ class OverLoCK(Backbone):
         x = self.stem(image)
         for i, stage in enumerate(self.stages):
             x = self._base(stage, x)
+            if i == 1 and "1" in self.norms:
+                x = self.norms["1"](x)
             if i < 2:
                 yield x, None
         if not self.focus:
@@ -529,6 +535,9 @@ class OverLoCK(Backbone):
         for x, overview in self._levels(self.check(image)):  # noqa: B007
             pass
         return self.forward_head(x), self.head_auxiliary(overview)
+
+    def _norm(self, level: int, x: Tensor) -> Tensor:
+        return x if level == 1 else super()._norm(level, x)  # level 1 comes with its norm
 
     @property
     def num_levels(self) -> int:

@@ -58,7 +58,7 @@ class Backbone(BaseModule):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        levels = len(channels)
+        levels = self._level_count = len(channels)
         if num_classes is not None and num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0, or None for a backbone without a head")
         if num_classes is not None and out_indices is not None:
@@ -86,8 +86,9 @@ class Backbone(BaseModule):
     @property
     def checkpoint_optional(self) -> Sequence[str]:
         """Names that a file of the whole network holds and this form of it does without."""
-        if self.head is None:
-            return (r"^head",)
+        if self.head is None:  # the file's norms are those of all levels, whatever it was trained with
+            left_out = [i for i in range(self._level_count) if str(i) not in self.norms] if self.norms else []
+            return (r"^head", *(rf"^norms\.{i}\." for i in left_out))
         return () if self.num_classes else (r"^head(\.\w+)*\.fc\.",)
 
     # --- what a skeleton brings --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import Record, parameter
+from levels import norms_reach
 from torch import nn
 
 from attlas import backbones
@@ -127,6 +128,27 @@ def test_the_auxiliary_head_in_training():
     assert network(x).shape == (2, 96)
     assert small(num_classes=5, auxiliary=False).train()(x).shape == (2, 5)
     assert network.eval().fuse().head_auxiliary is None
+
+
+def test_the_norm_of_level_1_is_on_the_path():
+    """The third base stage reads level 1 as it is given out, also where it is not given; no other norm is there."""
+    dense, x = filled(small()), normal(1, 3, 75, 50)
+    assert norms_reach(dense, x) == {0: [0], 1: [1, 2, 3], 2: [2], 3: [3]}
+    read = []
+    dense.stages[2].downsample.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
+    maps = dense(x)
+    assert torch.equal(read[0], maps[1])
+    for indices, norms in (((0, 2, 3), "0123"), ((3,), "13"), ((0, 1), "01"), ((0,), "0")):
+        part = small(out_indices=indices).double().eval()
+        assert "".join(part.norms) == norms
+        account = backbones.load(part, dense.state_dict())
+        assert account.complete, str(account)
+        for i, got in zip(indices, part(x)):
+            assert torch.equal(got, maps[i])
+    classifier = small(num_classes=5).double().eval()
+    assert not classifier.norms
+    account = backbones.load(classifier, dense.state_dict())
+    assert [n for n in account.unexpected if n.startswith("norms.1.")] == ["norms.1.weight", "norms.1.bias"]
 
 
 def test_files_of_other_forms():
