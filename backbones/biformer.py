@@ -13,6 +13,8 @@ Where paper and code differ, the code counts, for the weights' sake: logits are 
 C, not of a head's; the last stage attends to all pixels, with another projection and the LePE of its input.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,13 +22,19 @@ from torch import Tensor, nn
 from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
-from .layers import Attention, Block, ConvNorm, Head, LayerNorm2d, Mlp, depthwise, heads_of
+from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, heads_of
 from .skeletons.pyramid import Pyramid
 from .zoo import Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
 FORMS = ("legacy", "nchw")
+
+
+def _lepe(mixer: str, dim: int, kernel_size: int) -> nn.Conv2d:
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"{mixer}: lepe_kernel={kernel_size} must be odd, so that a kernel has a centre")
+    return depthwise(dim, kernel_size)
 
 
 @MIXERS.register_module()
@@ -44,8 +52,10 @@ class BiLevelRouting(nn.Module):
         heads: h; about C / 32 by default.
         regions: p.
         topk: K; where the map has fewer regions, all are chosen.
-        scale: of the logits; C^-0.5 by default.
+        scale: factor of the logits; (width of all queries)^-0.5 by default.
         form: "legacy" or "nchw".
+        key_dim: width of the queries and keys of all heads; C by default.
+        lepe_kernel: side of the depth-wise kernel of LePE, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. The choice passes no gradient on.
     """
@@ -58,6 +68,8 @@ class BiLevelRouting(nn.Module):
         topk: int = 4,
         scale: float | None = None,
         form: str = "legacy",
+        key_dim: int | None = None,
+        lepe_kernel: int = 5,
     ):
         super().__init__()
         if form not in FORMS:
@@ -65,10 +77,14 @@ class BiLevelRouting(nn.Module):
         if regions < 1 or topk < 1:
             raise ValueError(f"BiLevelRouting: regions={regions} and topk={topk} must be at least 1")
         self.heads = heads_of("BiLevelRouting", dim, heads)
+        key_dim = dim if key_dim is None else key_dim
+        if key_dim < 1 or key_dim % self.heads:
+            raise ValueError(f"BiLevelRouting: key_dim={key_dim} is not divisible by heads={self.heads}")
         self.regions, self.topk, self.form = regions, topk, form
-        self.scale = dim**-0.5 if scale is None else scale
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.lepe = depthwise(dim, 5)
+        self.scale = key_dim**-0.5 if scale is None else scale
+        self.widths = [key_dim, key_dim, dim]
+        self.qkv = nn.Linear(dim, sum(self.widths))
+        self.lepe = _lepe("BiLevelRouting", dim, lepe_kernel)
         self.proj = nn.Linear(dim, dim)
 
     def _region(self, size: int) -> int:
@@ -76,8 +92,8 @@ class BiLevelRouting(nn.Module):
         return max(1, size // self.regions) if self.form == "nchw" else -(-size // self.regions)
 
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """q, k and v in one, (B, H', W', 3 C), where H' and W' are whole regions; the choice I (B, R, K), best first;
-        the number of regions along H' and W'."""
+        """q, k and v in one, (B, H', W', all channels), where H' and W' are whole regions; the choice I (B, R, K), best
+        first; the number of regions along H' and W'."""
         sides = [self._region(size) for size in x.shape[-2:]]
         if self.form == "nchw":
             grid = tuple(-(-size // side) for size, side in zip(x.shape[-2:], sides))
@@ -87,17 +103,21 @@ class BiLevelRouting(nn.Module):
         filling = 0, 0, 0, right, 0, bottom
         rows = x.permute(0, 2, 3, 1)
         qkv = self.qkv(F.pad(rows, filling) if self.form == "legacy" else rows)
-        q_and_k = qkv.detach()[..., : 2 * x.shape[1]].permute(0, 3, 1, 2)
+        q_and_k = qkv.detach()[..., : 2 * self.widths[0]].permute(0, 3, 1, 2)
         means = F.avg_pool2d(q_and_k, sides, ceil_mode=True, count_include_pad=False).flatten(2)
         q, k = means.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=1)
         with without_autocast(x):  # the choice should not hang on a rounding
             index = (q.mT @ k).topk(min(self.topk, grid[0] * grid[1]), dim=-1).indices
         return F.pad(qkv, filling) if self.form == "nchw" else qkv, index, grid
 
+    def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v (B, H', W', heads, width of a head)."""
+        return tuple(part.unflatten(-1, (self.heads, -1)) for part in qkv.split(self.widths, dim=-1))
+
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         qkv, index, grid = self._route(x)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
+        q, k, v = self._split(qkv)
         y = routed_attention(q, k, v, index, grid, self.scale).flatten(3)
         lepe = self.lepe(v.flatten(3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj((y + lepe)[:, :height, :width]).permute(0, 3, 1, 2)
@@ -106,7 +126,7 @@ class BiLevelRouting(nn.Module):
         """How the pixel (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero in regions that its
         own has not chosen; the sum is 1 less what goes to filling."""
         qkv, index, grid = self._route(x)
-        q, k, _ = qkv.unflatten(-1, (3, self.heads, -1)).unbind(3)
+        q, k, _ = self._split(qkv)
         row, column = (i // self._region(size) for i, size in zip(place, x.shape[-2:]))
         chosen = torch.zeros(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
         chosen = chosen.scatter(1, index[:, row * grid[1] + column], True).unflatten(1, grid)
@@ -124,20 +144,21 @@ class AttentionLePE(Attention):
     Args:
         dim: channels C.
         heads: their number; the authors' networks always have 8.
-        lepe_of: what the depth-wise 5x5 convolution reads, the "input" or the "value" (the authors' nchw network).
+        lepe_of: what the depth-wise convolution reads, the "input" or the "value" (the authors' nchw network).
+        lepe_kernel: side of its kernel, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
     takes_tokens = False
 
-    def __init__(self, dim: int, heads: int | None = 8, lepe_of: str = "input"):
+    def __init__(self, dim: int, heads: int | None = 8, lepe_of: str = "input", lepe_kernel: int = 5):
         heads_of("AttentionLePE", dim, heads)
         super().__init__(dim, heads, qkv_bias=False)
         if lepe_of not in ("input", "value"):
             raise ValueError(f"AttentionLePE: lepe_of={lepe_of!r} must be 'input' or 'value'")
         self.lepe_of = lepe_of
-        self.lepe = depthwise(dim, 5)
+        self.lepe = _lepe("AttentionLePE", dim, lepe_kernel)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         q, k, v = self._split(x.flatten(2).transpose(1, 2))
@@ -159,9 +180,11 @@ class BiFormer(Pyramid):
         topks: by stage, the regions that each region chooses; -2 for `AttentionLePE` instead, -1 for the same without
             LePE (in the form "nchw" with LePE of the values), 0 for no attention: a 1x1 convolution, a depth-wise 5x5
             one, and another 1x1.
-        regions: p, of all stages.
-        head_dim: channels of a head of `BiLevelRouting`.
-        form: of `BiLevelRouting`. In "nchw" batch norms stand for the layer norms.
+        regions: p of all stages, or one number for each.
+        head_dim: width of the queries of a head of `BiLevelRouting`.
+        form: form of `BiLevelRouting`.
+        key_dims: width of the queries and keys of `BiLevelRouting`, by stage; by default that of the stage.
+        scale, lepe_kernel: options of `BiLevelRouting` (the kernel also of `AttentionLePE`).
     """
 
     def __init__(
@@ -169,16 +192,24 @@ class BiFormer(Pyramid):
         dims=(64, 128, 256, 512),
         depths=(2, 2, 8, 2),
         topks=(1, 4, 16, -2),
-        regions: int = 7,
+        regions: int | Sequence[int] = 7,
         head_dim: int = 32,
         form: str = "legacy",
+        key_dims: Sequence[int] | None = None,
+        scale: float | None = None,
+        lepe_kernel: int = 5,
         mlp_ratio=3.0,
         **common,
     ):
         if len(topks) != len(dims) or min(topks) < -2:
             raise ValueError(f"topks must have one entry of -2 or more for each of {len(dims)} stages, got {topks}")
-        self.topks, self.regions, self.head_dim, self.form = tuple(topks), regions, head_dim, form
-        self.norm = nn.BatchNorm2d if form == "nchw" else LayerNorm2d
+        self.regions = [regions] * len(dims) if isinstance(regions, int) else list(regions)
+        self.key_dims = list(dims if key_dims is None else key_dims)
+        for name, given in (("regions", self.regions), ("key_dims", self.key_dims)):
+            if len(given) != len(dims):
+                raise ValueError(f"{name} must have one entry for each of {len(dims)} stages, got {given}")
+        self.topks, self.head_dim, self.form = tuple(topks), head_dim, form
+        self.scale, self.lepe_kernel = scale, lepe_kernel
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -194,27 +225,28 @@ class BiFormer(Pyramid):
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         return Block(
             dim,
-            self._mixer(self.topks[stage], dim),
+            self._mixer(stage, dim),
             Mlp(dim, self.mlp_ratio),
             drop_path,
             self.layer_scale,
             position=self.make_position(dim),
-            norm=self.norm,
         )
 
     def make_position(self, dim: int) -> nn.Module | None:
         """What tells positions before the attention of a block."""
         return depthwise(dim, 3)
 
-    def _mixer(self, topk: int, dim: int) -> nn.Module:
+    def _mixer(self, stage: int, dim: int) -> nn.Module:
+        topk, key_dim, kernel = self.topks[stage], self.key_dims[stage], self.lepe_kernel
         if topk > 0:
-            heads = heads_of("BiFormer", dim, None, self.head_dim)
-            return BiLevelRouting(dim, heads, self.regions, topk, form=self.form)
+            heads = max(1, key_dim // self.head_dim)
+            regions = self.regions[stage]
+            return BiLevelRouting(dim, heads, regions, topk, self.scale, self.form, key_dim, kernel)
         if topk == 0:
             return nn.Sequential(nn.Conv2d(dim, dim, 1), depthwise(dim, 5), nn.Conv2d(dim, dim, 1))
-        if self.form == "nchw":
-            return AttentionLePE(dim, lepe_of="value" if topk == -1 else "input")
-        return Attention(dim, 8, qkv_bias=False) if topk == -1 else AttentionLePE(dim)
+        if topk == -1 and self.form == "legacy":
+            return Attention(dim, 8, qkv_bias=False)
+        return AttentionLePE(dim, lepe_of="value" if topk == -1 else "input", lepe_kernel=kernel)
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, before=nn.BatchNorm2d(dim))
@@ -224,35 +256,26 @@ class BiFormer(Pyramid):
             super().initialise(module)
 
 
-class Patches(nn.Module):
-    """Patches that do not overlap become pixels. A map is filled up to whole patches with zeros, right and below,
-    where the authors' networks lose the rest."""
-
-    def __init__(self, in_dim: int, dim: int, side: int):
-        super().__init__()
-        self.side = side
-        self.conv = nn.Conv2d(in_dim, dim, side, side)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (-size % self.side for size in x.shape[-2:])
-        return self.conv(F.pad(x, (0, right, 0, bottom)) if bottom or right else x)
-
-
 class BiFormerSTL(BiFormer):
     """BiFormer in the layout of Swin-T: patches of 4x4 and 2x2 pixels, no convolution before the attention.
+
+    Stem and transitions have batch norms, the blocks layer norms, in both forms. Where 4, 8, 16, 32 do not divide a
+    size, they lose its last rows, as the authors' do; maps are floor(floor(H / 4) / 2) ... high.
 
     Args:
         as of `BiFormer`.
     """
 
+    min_size = 32
+
     def __init__(self, dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), mlp_ratio=4.0, **common):
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        return nn.Sequential(Patches(in_channels, dim, 4), self.norm(dim))
+        return nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), nn.BatchNorm2d(dim))
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
-        return nn.Sequential(self.norm(in_dim), Patches(in_dim, dim, 2))
+        return nn.Sequential(nn.BatchNorm2d(in_dim), nn.Conv2d(in_dim, dim, 2, 2))
 
     def make_position(self, dim: int) -> None:
         return None
@@ -296,12 +319,10 @@ RULES = [
     (r"^extra_norms\.(\d)\.", r"norms.\1."),
 ]
 
-# no file of these was at hand: names as of the others, in the order of the layers
+# no file of these was at hand: names as the code makes them
 STL_RULES = [
-    (r"^downsample_layers\.0\.0\.", r"stem.0.conv."),
-    (r"^downsample_layers\.0\.1\.", r"stem.1."),
-    (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.0."),
-    (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.1.conv."),
+    (r"^downsample_layers\.0\.([01])\.", r"stem.\1."),
+    (r"^downsample_layers\.(\d)\.([01])\.", r"stages.\1.downsample.\2."),
     *RULES,
 ]
 

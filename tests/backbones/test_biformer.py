@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from levels import norms_reach
 from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
@@ -17,17 +18,22 @@ def normal(*shape, seed=0):
 def full_attention(mixer, x):
     """Every pixel looks at every pixel, by definition."""
     qkv = mixer.qkv(x.permute(0, 2, 3, 1))
-    q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, mixer.heads, -1)).permute(2, 0, 3, 1, 4)
+    width = (qkv.shape[-1] - x.shape[1]) // 2  # of queries, and of keys
+    q, k, v = qkv[..., :width], qkv[..., width : 2 * width], qkv[..., 2 * width :]
+    lepe = mixer.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    q, k, v = (part.flatten(1, 2).unflatten(-1, (mixer.heads, -1)).transpose(1, 2) for part in (q, k, v))
     y = ((q @ k.mT * mixer.scale).softmax(-1) @ v).transpose(1, 2).flatten(2).unflatten(1, x.shape[-2:])
-    lepe = mixer.lepe(qkv.chunk(3, -1)[2].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return mixer.proj(y + lepe).permute(0, 3, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("options", "scale"), [(dict(), 8**-0.5), (dict(key_dim=4, lepe_kernel=3), 4**-0.5), (dict(scale=0.3), 0.3)]
+)
 @pytest.mark.parametrize(("form", "size"), [("legacy", (6, 9)), ("nchw", (6, 9)), ("nchw", (2, 1))])
-def test_all_regions_are_full_attention(form, size):
+def test_all_regions_are_full_attention(form, size, options, scale):
     """Also on a map smaller than the regions, where each pixel is one."""
-    mixer, x = BiLevelRouting(8, 2, regions=3, topk=9, form=form).double(), normal(2, 8, *size)
-    assert mixer.scale == 8**-0.5
+    mixer, x = BiLevelRouting(8, 2, regions=3, topk=9, form=form, **options).double(), normal(2, 8, *size)
+    assert mixer.scale == scale
     torch.testing.assert_close(mixer(x), full_attention(mixer, x))
 
 
@@ -125,7 +131,7 @@ def test_lepe_of_input_and_value():
         AttentionLePE(16, lepe_of="output")
 
 
-STEM = {"stem.0.conv": "0", "stem.0.norm": "1", "stem.2.conv": "3", "stem.2.norm": "4", "stem.1": "1"}
+STEM = {"stem.0.conv": "0", "stem.0.norm": "1", "stem.2.conv": "3", "stem.2.norm": "4", "stem.0": "0", "stem.1": "1"}
 SHARED = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -149,12 +155,12 @@ def official(name, network):
         return {"head.before": "norm", "head.fc": "head"}[module] + f".{end}"
     _, stage, kind, rest = module.split(".", 3)
     if kind == "downsample":
-        places = {"conv": 0, "norm": 1, "0": 0, "1.conv": 1}
+        places = {"conv": 0, "norm": 1, "0": 0, "1": 1}
         return f"downsample_layers.{stage}.{places[rest]}.{end}"
     block, rest = rest.split(".", 1)
     topk = network.topks[int(stage)]
     own = FULL if topk < 0 else STACK if topk == 0 else NCHW if network.form == "nchw" else ROUTED
-    blocks = "blocks." if network.form == "nchw" else ""
+    blocks = "blocks." if isinstance(network, BiFormerSTL) else ""
     return f"stages.{stage}.{blocks}{block}.{ {**SHARED, **own}[rest] }.{end}"
 
 
@@ -174,6 +180,40 @@ def test_official_names(network, options):
     assert account.complete, str(account)
     x = normal(1, 3, 50, 70).float()
     assert torch.equal(again(x), network(x))
+
+
+def test_the_dense_form():
+    """Norms are of the outputs alone. Odd sizes are rounded up by the strides, and filled up in the attentions."""
+    network = BiFormer((32, 32, 64, 64), (1, 1, 1, 1), topks=(1, 2, 4, -2), regions=3).double().eval()
+    x = normal(1, 3, 75, 50)
+    assert norms_reach(network, x) == {0: [0], 1: [1], 2: [2], 3: [3]}
+    assert [tuple(y.shape[-2:]) for y in network(x)] == [(19, 13), (10, 7), (5, 4), (3, 2)]
+    assert {norm.eps for norm in network.norms.values()} == {1e-6}
+
+
+def test_swin_layout():
+    """As the authors' class: the patches lose what does not fill one, and only the blocks have layer norms."""
+    network = BiFormerSTL((32, 32, 64, 64), (1, 1, 1, 1), form="nchw", topks=(1, 2, 4, -1), regions=(7, 7, 3, 3))
+    network, x = network.double().eval(), normal(1, 3, 107, 78)
+    maps = network(x)
+    assert [tuple(y.shape[-2:]) for y in maps] == [(26, 19), (13, 9), (6, 4), (3, 2)]
+    for got, expected in zip(network(x[..., :104, :76]), maps[:2]):
+        assert torch.equal(got, expected)
+    assert norms_reach(network, x) == {0: [0], 1: [1], 2: [2], 3: [3]}
+    batch_norms = {name for name, module in network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    assert batch_norms == {"stem.1", *(f"stages.{i}.downsample.0" for i in (1, 2, 3))}
+    assert [stage.blocks[0].mixer.regions for stage in network.stages[:3]] == [7, 7, 3]
+
+
+def test_heads_are_of_whole_widths():
+    """dim // head_dim of them, as the authors count."""
+    network = BiFormer((32, 48, 64, 96), (1, 1, 1, 1), key_dims=(32, 48, 64, 48), topks=(1, 1, 1, 1))
+    assert [stage.blocks[0].mixer.heads for stage in network.stages] == [1, 1, 2, 1]
+    assert network.stages[3].blocks[0].mixer.qkv.out_features == 2 * 48 + 96
+    with pytest.raises(ValueError, match="key_dims must have one entry for each of 4 stages"):
+        BiFormer(key_dims=(32, 32))
+    with pytest.raises(ValueError, match="regions must have one entry for each of 4 stages"):
+        BiFormer(regions=(7, 7))
 
 
 def test_dense_parameters():
@@ -196,3 +236,8 @@ def test_bad_options():
         BiFormer(topks=(1, 4, 16))
     with pytest.raises(ValueError, match="dim=30 is not divisible by heads=4"):
         BiLevelRouting(30, heads=4)
+    with pytest.raises(ValueError, match="key_dim=30 is not divisible by heads=4"):
+        BiLevelRouting(32, heads=4, key_dim=30)
+    for mixer in (BiLevelRouting, AttentionLePE):
+        with pytest.raises(ValueError, match="lepe_kernel=4 must be odd"):
+            mixer(32, lepe_kernel=4)
