@@ -249,9 +249,10 @@ def load(
             raise ValueError(f"{account.source}: no name begins with prefix={prefix!r}. The file has {_some(state)}.")
         state = begins
 
-    new_names = {name: _rename(name, rules) for name in state}
-    if _fitting(state, new_names, target) < _fitting(state, {name: name for name in state}, target):
-        new_names = {name: name for name in state}
+    optional = getattr(model, "checkpoint_optional", ())
+    new_names, old_names = {name: _rename(name, rules) for name in state}, {name: name for name in state}
+    if _fitting(state, old_names, target, optional) >= _fitting(state, new_names, target, optional):
+        new_names = old_names
 
     renamed: dict[str, Tensor] = {}
     for old, name in new_names.items():
@@ -299,7 +300,6 @@ def load(
         )
     # a counter that files older than torch 0.4.1 lack, and that means nothing for inference
     account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
-    optional = getattr(model, "checkpoint_optional", ())
     for name in answer.unexpected_keys:
         (account.ignored if _matches(name, optional) else account.unexpected).append(name)
     return account
@@ -353,11 +353,17 @@ def _rename(name: str, rules: Rules) -> str | None:
     return name
 
 
-def _fitting(state: Mapping[str, Tensor], names: Mapping[str, str | None], target: Mapping[str, Tensor]) -> int:
-    """Count the tensors that have a place of their size under the given names."""
-    return sum(
+def _fitting(
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str | None],
+    target: Mapping[str, Tensor],
+    optional: Sequence[str],
+) -> tuple[int, int]:
+    """Count the tensors that have a place of their size under the given names, and those that may be left over."""
+    placed = sum(
         new is not None and new in target and target[new].numel() == state[old].numel() for old, new in names.items()
     )
+    return placed, sum(new is None or _matches(new, optional) for new in names.values())
 
 
 def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor:

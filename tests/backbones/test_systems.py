@@ -202,6 +202,30 @@ def test_state_comes_back(system, tmp_path):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_files_of_the_other_form(system):
+    """The account names every tensor that one form has and the other has not."""
+    classifier, dense = build(system, num_classes=5), build(system)
+    low = build(system, out_indices=dense.out_indices[:2])
+    names, dense_names, low_names = (set(network.state_dict()) for network in (classifier, dense, low))
+    counters = {name for name in names if name.endswith("num_batches_tracked")}  # which no account misses
+
+    account = backbones.load(build(system, fill=False), classifier.state_dict())
+    assert set(account.ignored) == names - dense_names
+    assert set(account.missing) == dense_names - names
+    assert not account.unexpected
+    assert not account.mismatched
+
+    account = backbones.load(build(system, fill=False, num_classes=5), dense.state_dict())
+    assert set(account.unexpected) == dense_names - names
+    assert set(account.missing) == names - dense_names - counters
+    assert not account.complete
+
+    account = backbones.load(build(system, fill=False, out_indices=dense.out_indices[:2]), dense.state_dict())
+    assert account.complete, str(account)
+    assert set(account.ignored) == dense_names - low_names
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_layers_for_decay(system):
     network = build(system, num_classes=5)
     depths = layer_groups([name for name, _ in network.named_parameters()], network.group_matcher())
