@@ -282,7 +282,7 @@ class HaloNet(Pyramid):
         else:
             mixer = ConvNorm(hidden, hidden, 3, stride, hidden // (self.group_size or hidden))
             if self.gate == "se":
-                gate = SqueezeExcite(hidden, make_divisible(hidden * self.se_ratio))
+                gate = SqueezeExcite(hidden, make_divisible(hidden * self.se_ratio, limit=0))
             elif self.gate == "eca":
                 gate = EfficientChannelAttention(hidden)
         shortcut: nn.Module | None = nn.Identity()

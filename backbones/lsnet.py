@@ -240,7 +240,7 @@ class LSNet(Pyramid):
         parts: dict[str, nn.Module] = {}
         if index % 2 == 0:
             parts["mixer"] = RepDW(dim)
-            parts["se"] = SqueezeExcite(dim, make_divisible(dim / 4))
+            parts["se"] = SqueezeExcite(dim, make_divisible(dim / 4, limit=0))
         else:
             parts["mixer"] = MIXERS.build({**self.mixers[stage], "dim": dim})
             if isinstance(parts["mixer"], LSNetAttention):

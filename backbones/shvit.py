@@ -78,7 +78,7 @@ class PatchMerging(nn.Module):
         hidden = 4 * in_dim
         self.conv1 = ConvNorm(in_dim, hidden)
         self.conv2 = depthwise_norm(hidden, stride=2)
-        self.se = SqueezeExcite(hidden, make_divisible(hidden / 4))
+        self.se = SqueezeExcite(hidden, make_divisible(hidden / 4, limit=0))
         self.conv3 = ConvNorm(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ class SqueezeExcite(nn.Module):
         return x * self.gate(x)
 
 
-def make_divisible(value: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `value`, but not below 0.9 of it: the rule for widths in mobile networks."""
+def make_divisible(value: float, divisor: int = 8, limit: float = 0.9) -> int:
+    """The multiple of `divisor` nearest to `value`, but not below `limit` of it: the rule for widths in mobile
+    networks. timm's squeeze and excitation has limit=0."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+    return rounded + divisor if rounded < limit * value else rounded

@@ -50,6 +50,12 @@ def test_parameters_fused(name, params):
     assert sum(p.numel() for p in network.parameters()) == params
 
 
+def test_widths_of_the_gates():
+    """The nearest multiple of 8, also where it is below nine tenths, as timm's squeeze and excitation has it."""
+    network = LSNet((40, 72, 56, 64), (1, 1, 1, 1), num_classes=5)
+    assert [stage.blocks[0].se.fc1.out_channels for stage in network.stages] == [8, 16, 16, 16]
+
+
 def test_fused():
     network, x = filled(small(num_classes=5, distilled=True)), image(96, 130)
     expected = network(x)
