@@ -114,6 +114,11 @@ Norm = partial(LayerNorm2d, eps=1e-5)
 class NAT(Pyramid):
     """NAT and DiNAT: transitions are overlapping convolutions.
 
+    The dilations of DiNAT are of the task, and no file holds them. The variants have those of the classifiers; the
+    authors' dense networks take ((1, 28), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3)) for COCO and
+    ((1, 16), (1, 4, 1, 8), (1, 2, 1, 3, 1, 4), (1, 2)) for ADE20K at 512 pixels. DiNAT_s has (1, 14) and (1, 8) in its
+    second stage.
+
     Args:
         dims, depths, mlp_ratio, layer_scale, drop_path_rate, **common: as of `Pyramid`.
         heads: of the attention, by stage.
@@ -310,6 +315,7 @@ SWIN_RULES = [
 ISOTROPIC_RULES = [
     (r"^patch_embed\.proj\.", r"patch_embed.0."),
     (r"^patch_embed\.norm\.", r"patch_embed.1."),
+    (r"^layers\.", r"blocks."),
     (r"\.attn\.", r".mixer."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import parameter
+from levels import norms_reach
 
 from attlas import backbones
 from attlas.backbones.layers import Attention
@@ -156,6 +157,49 @@ def test_dilations_of_the_variants():
             mixers = [block.mixer for block in stage.blocks]
             largest = found.size // 4 // 2**level // mixers[0].kernel_size
             assert [m.dilation for m in mixers] == [largest if i % 2 else 1 for i in range(len(mixers))], (name, level)
+
+
+@pytest.mark.parametrize("network", [NAT, DiNATs])
+def test_the_dense_form(network):
+    """Norms are of the outputs alone; strides round up, and small maps are filled in their attentions."""
+    dense = network((32, 64), (2, 1), (1, 2), 3, ((1, 4), (1,)), mlp_ratio=2).double().eval()
+    x = normal(1, 3, 27, 50)
+    assert norms_reach(dense, x) == {0: [0], 1: [1]}
+    assert [tuple(y.shape[-2:]) for y in dense(x)] == [(7, 13), (4, 7)]
+    assert {norm.eps for norm in dense.norms.values()} == {1e-5}
+    higher = network((32, 64), (2, 1), (1, 2), 3, ((1, 4), (1,)), mlp_ratio=2, out_indices=(1,)).double().eval()
+    account = backbones.load(higher, dense.state_dict())
+    assert account.complete, str(account)
+    assert account.ignored == ["norms.0.weight", "norms.0.bias"]
+    assert torch.equal(higher(x)[0], dense(x)[1])
+
+
+def test_dilations_of_the_authors_dense_networks():
+    """As the docstring of `NAT` has them, in the lists of all blocks that the authors' configs have."""
+    dilations = ((1, 28), (1, 7, 1, 14), (1, 3, 1, 5, 1, 7), (1, 3))
+    with torch.device("meta"):
+        network = backbones.create("dinat_mini", out_indices=(0, 1, 2, 3), dilations=dilations)
+    got = [[block.mixer.dilation for block in stage.blocks] for stage in network.stages]
+    assert got == [[1, 28, 1], [1, 7, 1, 14], [1, 3, 1, 5, 1, 7], [1, 3, 1, 3, 1]]
+
+
+def test_official_names_of_plain_networks():
+    network = NATIsotropic(32, 2, 1, 3, num_classes=3)
+    state = network.state_dict()
+    official = {
+        name.replace("patch_embed.0.", "patch_embed.proj.")
+        .replace("patch_embed.1.", "patch_embed.norm.")
+        .replace("blocks.", "layers.")
+        .replace(".mixer.", ".attn.")
+        .replace("head.fc.", "head."): value
+        for name, value in state.items()
+    }
+    assert {"layers.1.attn.rpb", "layers.0.norm1.weight", "patch_embed.norm.bias", "head.weight"} <= official.keys()
+    account = backbones.load(NATIsotropic(32, 2, 1, 3, num_classes=3), official)
+    assert account.complete, str(account)
+    account = backbones.load(NATIsotropic(32, 2, 1, 3), official)
+    assert account.complete, str(account)
+    assert account.ignored == ["head.fc.weight", "head.fc.bias"]
 
 
 def test_official_names_of_swin_wiring():
