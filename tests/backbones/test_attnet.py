@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from levels import norms_reach
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
-from attlas.backbones.attnet import ATConv
+from attlas.backbones.attnet import ATConv, AttNet
 
 
 def maps(*size):
@@ -50,6 +51,19 @@ def test_sizes(size, sides):
     with torch.device("meta"):
         outputs = backbones.create("attnet_xxs", out_indices=(0, 1, 2, 3)).eval()(torch.zeros(1, 3, *size))
     assert [tuple(y.shape[2:]) for y in outputs] == sides
+
+
+def test_the_dense_form():
+    """Our norms are of the outputs alone: behind them stand the maps of the authors' classifier."""
+    dense, classifier = (
+        AttNet((16, 16, 32, 32), (1, 1, 1, 1), layer_scale=1.0, **options).double().eval()
+        for options in (dict(), dict(num_classes=3))
+    )
+    backbones.load(classifier, dense.state_dict())
+    x = maps(1, 3, 75, 50)
+    assert norms_reach(dense, x) == {0: [0], 1: [1], 2: [2], 3: [3]}
+    got, expected = (network.forward_intermediates(x)[1] for network in (dense, classifier))
+    assert all(torch.equal(one, other) for one, other in zip(got, expected))
 
 
 def test_images_do_not_see_each_other(mixer):

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from agreement import assert_agree
+from levels import levels_changed_by
 
 from attlas import backbones, checkpoint
 from attlas.backbones.convit import GPSA, ConViT
@@ -87,6 +88,18 @@ def test_the_class_token_joins_late():
     assert account.complete
     assert {"cls_token", "blocks.1.norm1.weight"} <= set(account.ignored)
     assert_agree("map", dense.eval()(image)[0], network._norm(0, first))
+
+
+def test_the_dense_form():
+    """One norm for all maps, not on the path; the class token's place in the file is named."""
+    network = ConViT(16, (2, 1), heads=4, image_size=32, out_indices=(0, 2)).double().eval()
+    image = torch.randn(1, 3, 40, 70, dtype=torch.float64)
+    assert levels_changed_by(network, image, "norm.weight") == [0, 2]
+    assert levels_changed_by(network, image, "blocks.1.norm1.weight") == [2]
+    assert [tuple(x.shape[-2:]) for x in network(image)] == [(3, 5), (3, 5)]
+    classifier = ConViT(16, (2, 1), heads=4, image_size=32, num_classes=3)
+    account = backbones.load(network, classifier.state_dict())
+    assert sorted(account.ignored) == ["cls_token", "head.fc.bias", "head.fc.weight"]
 
 
 def test_scales_make_a_pyramid():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import Record
+from levels import norms_reach
 from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
@@ -89,6 +90,20 @@ def test_overlapping_patches_need_no_filling():
         filled = F.pad(downsample.norm(x), (0, (size + 1) % 2, 0, size % 2))
         torch.testing.assert_close(downsample(x), downsample.conv(filled))
     assert DaViT((32, 64), (1, 1), overlapped_patch=True)(torch.zeros(1, 3, 37, 29))[1].shape == (1, 64, 5, 4)
+
+
+@pytest.mark.parametrize("overlapped_patch", [False, True])
+def test_the_dense_form(overlapped_patch):
+    """Norms are of the outputs alone; odd sizes are filled up with zeros, behind the norm of a transition."""
+    network = DaViT((32, 32, 64), (1, 1, 1), window=4, overlapped_patch=overlapped_patch).double().eval()
+    x = normal(1, 3, 75, 50)
+    assert norms_reach(network, x) == {0: [0], 1: [1], 2: [2]}
+    maps = network(x)
+    assert [tuple(y.shape[-2:]) for y in maps] == [(19, 13), (10, 7), (5, 4)]
+    assert {norm.eps for norm in network.norms.values()} == {1e-5}
+    downsample, given = network.stages[1].downsample, normal(1, 32, 19, 13)
+    filled = F.pad(downsample.norm(given), (0, 1, 0, 1))
+    torch.testing.assert_close(downsample(given), downsample.conv(filled))
 
 
 @pytest.mark.parametrize("named_blocks", [False, True])

@@ -173,6 +173,7 @@ def test_names_of_timm(name):
 
 
 def test_dense_maps_are_those_of_the_stages():
+    """Without norms, as of a residual network; strides round up, and the attention fills maps to whole blocks."""
     torch.manual_seed(0)
     network = backbones.create("haloregnetz_b", depths=(1, 1, 1, 1), out_indices=(0, 1, 2, 3)).eval()
     assert [x.shape[1:] for x in network(torch.zeros(1, 3, 65, 37))] == [
@@ -181,6 +182,14 @@ def test_dense_maps_are_those_of_the_stages():
         (192, 5, 3),
         (288, 3, 2),
     ]
+    assert not list(network.norms.parameters())
+    classifier = backbones.create("haloregnetz_b", depths=(1, 1, 1, 1), num_classes=5).eval()
+    account = backbones.load(network, classifier.state_dict())
+    assert not account.missing
+    assert {name.split(".")[0] for name in account.ignored} == {"head"}
+    x = normal(1, 3, 65, 37).float()
+    for got, expected in zip(network(x), classifier.forward_intermediates(x)[1]):
+        assert torch.equal(got, expected)
 
 
 def test_initial_weights_of_grouped_convolutions():

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from levels import norms_reach
 from torch import nn
 
 from attlas import backbones
@@ -72,6 +73,8 @@ def test_borders_that_the_strides_do_not_divide_are_lost():
     maps = network(x)
     assert [tuple(y.shape[2:]) for y in maps] == [(25, 18), (12, 9), (6, 4), (3, 2)]
     assert torch.equal(network(x[..., :72])[0], maps[0])
+    assert norms_reach(network, x) == {0: [0], 1: [1], 2: [2], 3: [3]}
+    assert {norm.eps for norm in network.norms.values()} == {1e-6}
     assert [tuple(y.shape[2:]) for y in network(torch.zeros(1, 3, 64, 64))] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 

@@ -113,6 +113,22 @@ def test_the_dense_form_takes_the_table_of_a_classifier():
     assert LSNet().stages[-1].blocks[1].mixer.branch.resolution == 14
 
 
+def test_the_dense_form():
+    """The maps as they are, without norms. All but the attentions are those of the classifier at any size."""
+    classifier, dense = filled(small(num_classes=5)), filled(small())
+    account = backbones.load(dense, classifier.state_dict())
+    assert {name.split(".")[0] for name in account.ignored} == {"head"}
+    assert not account.missing
+    assert not list(dense.norms.parameters())
+    for size, sides in (((128, 128), (2, 2)), ((200, 264), (4, 5))):
+        *lower, last = dense(image(*size))
+        *expected, other = classifier.forward_intermediates(image(*size))[1]
+        assert tuple(last.shape[-2:]) == sides
+        assert all(torch.equal(one, two) for one, two in zip(lower, expected))
+        # at the size that the table is for, both are one; elsewhere the authors' resizing of the matrix counts
+        assert torch.allclose(last, other, rtol=1e-12) == (sides == (2, 2))
+
+
 def test_weights_loaded_after_eval_count():
     source, network, x = filled(small(num_classes=5)), small(num_classes=5).double().eval(), image(128, 128)
     network(x)

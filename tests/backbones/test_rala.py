@@ -1,6 +1,7 @@
 import pytest
 import torch
 from agreement import assert_agree
+from levels import norms_reach
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -111,6 +112,20 @@ def test_many_pixels_in_half_precision(dtype):
     expected = built.double()(x.to(dtype).double()).float()
     assert torch.isfinite(got).all()
     assert (got - expected).norm() < {torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype] * expected.norm()
+
+
+def test_the_dense_form():
+    """Norms are of the outputs alone, strides round up; the rotation counts pixels from the corner at any size."""
+    network = RAVLT((16, 32, 32), (1, 1, 1), heads=(1, 2, 2), flags=("l", "l", "v"), layer_scale=(1, 1, None))
+    network, x = network.double().eval(), torch.randn(1, 3, 75, 50, dtype=torch.float64)
+    assert norms_reach(network, x) == {0: [0], 1: [1], 2: [2]}
+    assert [tuple(y.shape[-2:]) for y in network(x)] == [(19, 13), (10, 7), (5, 4)]
+    assert {norm.eps for norm in network.norms.values()} == {1e-6}
+    # what the authors' files have beside the weights, in either form
+    state = network.state_dict() | {f"layers.{i}.RoPE.angle": torch.ones(8) for i in range(3)}
+    account = backbones.load(network, state)
+    assert account.complete, str(account)
+    assert sorted(account.ignored) == [f"layers.{i}.RoPE.angle" for i in range(3)]
 
 
 def test_parameters_of_the_dense_form():

@@ -48,6 +48,20 @@ def test_sizes(size, sides):
     assert [tuple(y.shape[1:]) for y in outputs] == [(c, *side) for c, side in zip((128, 224, 320), sides)]
 
 
+def test_the_dense_form():
+    """The maps of the classifier as they are: no norms, also at odd sizes; a head is named as left out."""
+    classifier, dense = randomise(small(num_classes=3)).double().eval(), small().double().eval()
+    account = backbones.load(dense, classifier.state_dict())
+    assert not account.missing
+    assert {name.split(".")[0] for name in account.ignored} == {"head"}
+    assert not list(dense.norms.parameters())
+    x = maps(1, 3, 75, 130)
+    got = dense(x)
+    assert [tuple(y.shape[-2:]) for y in got] == [(5, 9), (3, 5), (2, 3)]
+    for y, expected in zip(got, classifier.forward_intermediates(x)[1]):
+        assert torch.equal(y, expected)
+
+
 @pytest.mark.parametrize(("options", "params"), [(dict(num_classes=10), (175_278, 172_422)), (dict(), None)])
 def test_fused(options, params):
     """The authors' numbers of parameters before and after, and the same outputs."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import Record
+from levels import levels_changed_by
 from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
@@ -154,6 +155,33 @@ def test_attention_maps(size):
     values = full.qkv(x.permute(0, 2, 3, 1))[..., 48:].unflatten(-1, (2, 12))
     y = full.proj(torch.einsum("bhyx,byxhd->bhd", maps, values).flatten(1))
     torch.testing.assert_close(y, full(x)[:, :, 2, 4])
+
+
+@pytest.mark.parametrize("size", [(7, 10), (6, 5), (3, 4), (12, 12)])
+@pytest.mark.parametrize("sr_ratio", [1, 4])
+def test_position_bias_of_a_grid_is_resized_twice(sr_ratio, size):
+    """Over the cells for every pixel of the grid, then over the pixels for every cell; corners are not aligned."""
+    cpb = PositionBias(3, sr_ratio, None, pretrain_size=7, grid_size=10).double()
+    of_grid = bias_by_definition(cpb, 10, 10, *cpb.cells(10, 10)).unflatten(2, cpb.cells(10, 10))
+    for head, got in zip(of_grid, cpb(*size)):
+        cells = torch.stack(
+            [F.interpolate(of_pixel[None, None], cpb.cells(*size), mode="bilinear") for of_pixel in head]
+        )
+        pixels = [F.interpolate(one.view(1, 1, 10, 10), size, mode="bilinear") for one in cells.flatten(1).T]
+        torch.testing.assert_close(got, torch.stack(pixels, -1).view(-1, len(pixels)))
+
+
+def test_the_dense_form():
+    """The norm of every stage is on the path, there are no others, and odd sizes are rounded up."""
+    network = TransNeXt((24, 24, 48, 48), (1, 1, 1, 1), pretrain_size=64, img_size=96).double().eval()
+    x = normal(1, 3, 75, 50)
+    reach = [levels_changed_by(network, x, f"stages.{i}.norm.weight") for i in range(4)]
+    assert reach == [[0, 1, 2, 3], [1, 2, 3], [2, 3], [3]]
+    assert not list(network.norms.parameters())
+    assert [tuple(y.shape[-2:]) for y in network(x)] == [(19, 13), (10, 7), (5, 4), (3, 2)]
+    coarse = {name for name, m in network.named_modules() if isinstance(m, torch.nn.LayerNorm) and m.eps == 1e-5}
+    patches = ["stem", *(f"stages.{i}.downsample" for i in (1, 2, 3))]
+    assert coarse == {f"{name}.norm" for name in (*patches, *(f"stages.{i}.blocks.0.mixer" for i in range(3)))}
 
 
 def test_modes_agree_at_the_size_of_training():
