@@ -14,6 +14,8 @@ The pooling is over the flattened map, so a bin is a band of rows: the operator 
 linear, so the means are taken first, and W₁ sees k² columns instead of all pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,22 +35,23 @@ class ATConv(nn.Module):
     Args:
         dim: channels C.
         kernel_size: k, odd.
+        bias: whether its linear layers and 1x1 convolutions have a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
     no_weight_decay = ("difference_control",)
 
-    def __init__(self, dim: int, kernel_size: int = 3):
+    def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"ATConv: kernel_size={kernel_size} must be odd, so that a kernel has a centre")
         self.kernel_size, taps = kernel_size, kernel_size**2
-        self.kernel_proj = nn.Linear(dim, dim)
-        self.kernel_gen = nn.Linear(taps, taps)
+        self.kernel_proj = nn.Linear(dim, dim, bias)
+        self.kernel_gen = nn.Linear(taps, taps, bias)
         self.difference_control = nn.Parameter(torch.zeros(dim))
-        self.x_proj = nn.Conv2d(dim, dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
+        self.x_proj = nn.Conv2d(dim, dim, 1, bias=bias)
+        self.proj = nn.Conv2d(dim, dim, 1, bias=bias)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels that images x (B, C, H, W) make: (B, C, k, k)."""
@@ -105,6 +108,8 @@ class AttNet(Pyramid):
         dims, depths, drop_path_rate, layer_scale, **common: as of `Pyramid`.
         mlp_ratios: of the gated channel mixers, by stage; two thirds of it count.
         glu_norms: by stage, whether those have a root mean square norm inside.
+        kernel_size: side of the kernels of ATConv; one, or one for each stage.
+        conv_bias: whether the layers of ATConv have a bias.
     """
 
     def __init__(
@@ -113,10 +118,14 @@ class AttNet(Pyramid):
         depths=(2, 2, 4, 2),
         mlp_ratios=(8, 8, 4, 4),
         glu_norms=(False, False, False, False),
+        kernel_size: int | Sequence[int] = 3,
+        conv_bias: bool = True,
         **common,
     ):
+        sizes = [kernel_size] * len(dims) if isinstance(kernel_size, int) else list(kernel_size)
+        mixers = [dict(type="ATConv", kernel_size=size, bias=conv_bias) for size in sizes]
         self.mlp_ratios, self.glu_norms = tuple(mlp_ratios), tuple(glu_norms)
-        super().__init__(dims, depths, "ATConv", **common)
+        super().__init__(dims, depths, mixers, **common)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         mlp = ConvGlu(dim, self.mlp_ratios[stage], norm=RMSNorm2d if self.glu_norms[stage] else None)

@@ -128,16 +128,24 @@ class ConViT(Isotropic):
         depths: blocks of GPSA, blocks of plain attention (at least one).
         heads: of all attentions.
         locality_strength: of `GPSA`.
+        qkv_bias: whether the queries, keys and values of all attentions have a bias.
     """
 
     def __init__(
-        self, dim: int = 192, depths: Sequence[int] = (10, 2), heads: int = 4, locality_strength: float = 1.0, **common
+        self,
+        dim: int = 192,
+        depths: Sequence[int] = (10, 2),
+        heads: int = 4,
+        locality_strength: float = 1.0,
+        qkv_bias: bool = False,
+        **common,
     ):
         if len(depths) != 2 or min(depths) < 0 or depths[1] < 1:
             raise ValueError(f"depths must be (blocks of GPSA, at least one block of attention), got {tuple(depths)}")
         local, plain = depths
-        mixers = [dict(type="GPSA", heads=heads, locality_strength=locality_strength)] * local
-        mixers += [dict(type="Attention", heads=heads, qkv_bias=False)] * plain
+        both = dict(heads=heads, qkv_bias=qkv_bias)
+        mixers = [dict(type="GPSA", locality_strength=locality_strength, **both)] * local
+        mixers += [dict(type="Attention", **both)] * plain
         joins = local if common.get("num_classes") is not None else None
         super().__init__(dim, local + plain, mixers, class_token=joins, **common)
 

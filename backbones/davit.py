@@ -32,15 +32,16 @@ class SpatialWindowAttention(nn.Module):
         dim: channels C.
         heads: their number; about C / 32 by default.
         window: side w of a window in pixels. Maps are filled up with zeros, right and below.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, heads: int | None = None, window: int = 7):
+    def __init__(self, dim: int, heads: int | None = None, window: int = 7, qkv_bias: bool = True):
         super().__init__()
         self.heads = heads_of("SpatialWindowAttention", dim, heads)
         self.window = window
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,15 +86,16 @@ class ChannelGroupAttention(nn.Module):
         groups: their number; about C / 32 by default.
         channel_attn_v2: timm's operator of that name (the weights of Florence-2) instead: the queries and keys make the
             map, which averages the values, and the scale is that of N: y = v softmax(qᵀ k / √N)ᵀ.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, groups: int | None = None, channel_attn_v2: bool = False):
+    def __init__(self, dim: int, groups: int | None = None, channel_attn_v2: bool = False, qkv_bias: bool = True):
         super().__init__()
         self.groups = heads_of("ChannelGroupAttention", dim, groups)
         self.channel_attn_v2 = channel_attn_v2
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def _map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +179,7 @@ class DaViT(Pyramid):
         overlapped_patch: 3x3 convolutions between the stages, not 2x2.
         channel_attn_v2: as of `ChannelGroupAttention`. With this, overlapped_patch and windows of 12 it is the image
             tower of Florence-2.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
     """
 
     blocks_per_depth = 2
@@ -189,6 +192,7 @@ class DaViT(Pyramid):
         window: int = 7,
         overlapped_patch: bool = False,
         channel_attn_v2: bool = False,
+        qkv_bias: bool = True,
         **common,
     ):
         if heads is not None and len(heads) != len(dims):
@@ -196,6 +200,7 @@ class DaViT(Pyramid):
         self.heads = [None] * len(dims) if heads is None else list(heads)
         self.window = window
         self.overlapped_patch, self.channel_attn_v2 = overlapped_patch, channel_attn_v2
+        self.qkv_bias = qkv_bias
         super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -208,9 +213,9 @@ class DaViT(Pyramid):
         heads = self.heads[stage]
         mixer: nn.Module
         if index % 2 == 0:
-            mixer = SpatialWindowAttention(dim, heads, self.window)
+            mixer = SpatialWindowAttention(dim, heads, self.window, self.qkv_bias)
         else:
-            mixer = ChannelGroupAttention(dim, heads, self.channel_attn_v2)
+            mixer = ChannelGroupAttention(dim, heads, self.channel_attn_v2, self.qkv_bias)
         return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:

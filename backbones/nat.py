@@ -44,6 +44,7 @@ class NeighborhoodAttention(nn.Module):
         dilation: δ >= 1.
         bias: whether the relative positions have a learned bias.
         qkv_bias: whether the projection to queries, keys and values has a bias.
+        scale: factor of the logits; (C / heads)^-0.5 by default.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
@@ -58,6 +59,7 @@ class NeighborhoodAttention(nn.Module):
         dilation: int = 1,
         bias: bool = True,
         qkv_bias: bool = True,
+        scale: float | None = None,
     ):
         super().__init__()
         if kernel_size < 2 or dilation < 1:
@@ -67,6 +69,7 @@ class NeighborhoodAttention(nn.Module):
             )
         self.heads = heads_of("NeighborhoodAttention", dim, heads)
         self.kernel_size, self.dilation = kernel_size, dilation
+        self.scale = (dim // self.heads) ** -0.5 if scale is None else scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.rpb = nn.Parameter(torch.empty(self.heads, *[2 * kernel_size - 1] * 2)) if bias else None
         if self.rpb is not None:
@@ -83,7 +86,9 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        y = neighborhood_attention(*self._split(x), self.kernel_size, dilation=self.dilation, bias=self.rpb)
+        y = neighborhood_attention(
+            *self._split(x), self.kernel_size, dilation=self.dilation, scale=self.scale, bias=self.rpb
+        )
         return self.proj(y[:, :height, :width].flatten(3)).permute(0, 3, 1, 2)
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
@@ -98,7 +103,7 @@ class NeighborhoodAttention(nn.Module):
             relative.append(offset[i] + steps)
         rows, columns = keys[0][:, None], keys[1]
         near = k[:, rows, columns]
-        logits = torch.einsum("bhd,byxhd->bhyx", q[:, place[0], place[1]], near) * q.shape[-1] ** -0.5
+        logits = torch.einsum("bhd,byxhd->bhyx", q[:, place[0], place[1]], near) * self.scale
         if self.rpb is not None:
             logits = logits + self.rpb[:, relative[0][:, None], relative[1]]
         maps = logits.new_zeros(*logits.shape[:2], *q.shape[1:3])
@@ -124,6 +129,7 @@ class NAT(Pyramid):
         heads: of the attention, by stage.
         kernel_size: κ of the attention.
         dilations: δ of the attention, by stage those of the first blocks; they repeat.
+        qkv_bias, scale: of `NeighborhoodAttention`.
     """
 
     def __init__(
@@ -134,13 +140,16 @@ class NAT(Pyramid):
         kernel_size=7,
         dilations=((1,), (1,), (1,), (1,)),
         mlp_ratio=3.0,
+        qkv_bias: bool = True,
+        scale: float | None = None,
         **common,
     ):
         for name, values in (("heads", heads), ("dilations", dilations)):
             if len(values) != len(dims):
                 raise ValueError(f"{name} must have one entry for each of the {len(dims)} stages, got {values}")
         self.dilations = dilations
-        mixers = [dict(type="NeighborhoodAttention", heads=count, kernel_size=kernel_size) for count in heads]
+        every = dict(type="NeighborhoodAttention", kernel_size=kernel_size, qkv_bias=qkv_bias, scale=scale)
+        mixers = [dict(every, heads=count) for count in heads]
         super().__init__(dims, depths, mixers, mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:

@@ -292,7 +292,7 @@ class ContMixBlock(nn.Module):
 
     Args:
         dim: channels C.
-        heads, kernel_size: of `ContMix`; the static kernel has the same size.
+        heads, kernel_size, small_kernel: of `ContMix`; the static kernel has kernel_size.
         context_dim: channels of a context that comes behind the C channels of x and goes through the block with them;
             0 for none.
         mlp_ratio: hidden width of the MLP over C.
@@ -311,6 +311,7 @@ class ContMixBlock(nn.Module):
         mlp_ratio: float = 3.0,
         drop_path: float = 0.0,
         merged: bool = False,
+        small_kernel: int = 5,
     ):
         super().__init__()
         width = dim + context_dim
@@ -324,7 +325,7 @@ class ContMixBlock(nn.Module):
                 Linear2d(width, dim),
                 GlobalResponseNorm(dim),
             )
-        self.mixer = ContMix(dim, heads, kernel_size, context_dim=context_dim)
+        self.mixer = ContMix(dim, heads, kernel_size, small_kernel, context_dim)
         self.lepe = DilatedReparam(dim, kernel_size, merged)
         self.se = _squeeze_excite(dim)
         self.gate = nn.Sequential(ConvNorm(dim, dim), nn.SiLU())
@@ -348,13 +349,15 @@ class ContMixBlock(nn.Module):
 class FocusBlock(ContMixBlock):
     """A `ContMixBlock` whose context is mixed again, before each but the first block, with the one of the overview.
 
+    Args:
+        first: whether it is the first block, whose context is that of the overview.
+        dim, heads, kernel_size, context_dim, **options: as of `ContMixBlock`.
+
     `forward(x (B, C, H, W), h, overview (B, context_dim, H, W)) -> (x, h)`.
     """
 
-    def __init__(
-        self, dim: int, heads: int, kernel_size: int, context_dim: int, drop_path: float, first: bool, merged: bool
-    ):
-        super().__init__(dim, heads, kernel_size, context_dim, drop_path=drop_path, merged=merged)
+    def __init__(self, dim: int, heads: int, kernel_size: int, context_dim: int, first: bool, **options):
+        super().__init__(dim, heads, kernel_size, context_dim, **options)
         self.scales = None if first else nn.ModuleList([Scale(context_dim), Scale(context_dim)])
 
     def forward(self, x: Tensor, h: Tensor, overview: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -409,6 +412,7 @@ class OverLoCK(Backbone):
         depths: blocks of the base stages and of the overview.
         focus_depths: blocks of the focus stages.
         kernel_sizes: of the base stages and of the overview; the focus stages have kernel_sizes[2] and [3].
+        small_kernel: side of the smaller kernel of `ContMix`.
         heads: of the focus stages, as of `ContMix`.
         head_dim: width of the vector before the last layer.
         auxiliary: whether the classifier has the auxiliary head.
@@ -431,6 +435,7 @@ class OverLoCK(Backbone):
         auxiliary: bool = True,
         overview_output: bool = False,
         merged: bool = False,
+        small_kernel: int = 5,
         drop_path_rate: float = 0.0,
         num_classes: int | None = None,
         **common,
@@ -475,7 +480,16 @@ class OverLoCK(Backbone):
             for i in range(self._num_levels - 2):
                 dim, kernel_size = dims[2 + i], kernel_sizes[2 + i]
                 blocks = [
-                    FocusBlock(dim, heads[i], kernel_size, context_dim, next(rates), i == j == 0, merged)
+                    FocusBlock(
+                        dim,
+                        heads[i],
+                        kernel_size,
+                        context_dim,
+                        i == j == 0,
+                        drop_path=next(rates),
+                        merged=merged,
+                        small_kernel=small_kernel,
+                    )
                     for j in range(focus_depths[i])
                 ]
                 transition = Transition(dims[2], dim, context_dim) if i else nn.Identity()

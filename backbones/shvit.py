@@ -110,6 +110,7 @@ class SHViT(Pyramid):
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
         partial_dims: of SHSA, by stage; None for a stage without.
+        key_dim: width of the queries and keys of SHSA.
         distilled: whether the classifier has a second head, for the authors' weights that learnt from a teacher. The
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
@@ -121,6 +122,7 @@ class SHViT(Pyramid):
         dims=(128, 224, 320),
         depths=(2, 4, 5),
         partial_dims=(None, 48, 68),
+        key_dim: int = 16,
         drop_path_rate=0.0,
         distilled=False,
         **common,
@@ -130,7 +132,7 @@ class SHViT(Pyramid):
                 f"SHViT: partial_dims must have one entry for each of the {len(dims)} stages, got {tuple(partial_dims)}"
             )
         self.partial_dims, self.distilled = tuple(partial_dims), distilled
-        mixers = [dict(type="SHSA", partial_dim=width) for width in partial_dims]
+        mixers = [dict(type="SHSA", partial_dim=width, key_dim=key_dim) for width in partial_dims]
         super().__init__(dims, depths, mixers, drop_path_rate=drop_path_rate, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:

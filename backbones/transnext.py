@@ -18,6 +18,7 @@ prediction does not; this one does not.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +149,7 @@ class AggregatedAttention(CosineAttention):
         pool_size: a fixed number of cells along each side instead (fewer where the map is smaller), for a cost that is
             linear in the pixels.
         pretrain_size, grid_size: of `PositionBias`.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
@@ -163,6 +165,7 @@ class AggregatedAttention(CosineAttention):
         pool_size: int | None = None,
         pretrain_size: int = 56,
         grid_size: int | None = None,
+        qkv_bias: bool = True,
     ):
         for name, value in (("sr_ratio", sr_ratio), ("pool_size", pool_size)):
             if value is not None and value < 1:
@@ -172,8 +175,8 @@ class AggregatedAttention(CosineAttention):
         position = dict(sr_ratio=sr_ratio, pool_size=pool_size, pretrain_size=pretrain_size, grid_size=grid_size)
         super().__init__(dim, heads, **position)
         self.window = window
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.sr = nn.Conv2d(dim, dim, 1)
         self.norm = nn.LayerNorm(dim)
         self.relative_pos_bias_local = nn.Parameter(torch.empty(self.heads, window**2))
@@ -243,13 +246,21 @@ class LengthScaledCosineAttention(CosineAttention):
         dim: channels C.
         heads: their number; about C / 24 by default.
         pretrain_size, grid_size: of `PositionBias`.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, heads: int | None = None, pretrain_size: int = 7, grid_size: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        heads: int | None = None,
+        pretrain_size: int = 7,
+        grid_size: int | None = None,
+        qkv_bias: bool = True,
+    ):
         super().__init__(dim, heads, sr_ratio=1, pool_size=None, pretrain_size=pretrain_size, grid_size=grid_size)
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
     def _logit_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """s, k̂, v (B, h, N, d), and B (h, N, N)."""
@@ -294,7 +305,8 @@ class TransNeXt(Pyramid):
         heads: by stage; by default of 24 channels each.
         sr_ratios: by stage, of `AggregatedAttention`; 1 for attention to all pixels.
         mlp_ratios: by stage, of `ConvGlu`.
-        window: of `AggregatedAttention`.
+        window: side of the window of `AggregatedAttention`; one, or one for each stage (None where sr_ratios has 1).
+        qkv_bias: whether the projections to queries, keys and values have a bias.
         fixed_pool_size: pool every map to so many cells a side in place of sr_ratios ("linear inference mode").
         img_size: side of the image for which biases by position are computed, to be resized for others; None to compute
             them for every size as it comes (the authors' is_extrapolation=True). At this very size both are the same.
@@ -309,14 +321,17 @@ class TransNeXt(Pyramid):
         heads=None,
         sr_ratios=(8, 4, 2, 1),
         mlp_ratios=(8, 8, 4, 4),
-        window: int = 3,
+        window: int | Sequence[int | None] = 3,
+        qkv_bias: bool = True,
         fixed_pool_size: int | None = None,
         img_size: int | None = 224,
         pretrain_size: int = 224,
         **common,
     ):
         strides = [self.stem_stride * 2**i for i in range(len(dims))]
-        for name, given in (("heads", heads), ("sr_ratios", sr_ratios), ("mlp_ratios", mlp_ratios)):
+        windows = [window] * len(dims) if isinstance(window, int) else list(window)
+        by_stage = dict(heads=heads, sr_ratios=sr_ratios, mlp_ratios=mlp_ratios, window=windows)
+        for name, given in by_stage.items():
             if given is not None and len(given) != len(dims):
                 raise ValueError(f"{name} must have one entry for each of the {len(dims)} stages, got {tuple(given)}")
         if pretrain_size < 2 * strides[-1]:
@@ -331,12 +346,12 @@ class TransNeXt(Pyramid):
         mixers = []
         for i, stride in enumerate(strides):
             mixer: dict = dict(heads=None if heads is None else heads[i], pretrain_size=pretrain_size // stride)
-            mixer |= dict(grid_size=None if img_size is None else img_size // stride)
+            mixer |= dict(grid_size=None if img_size is None else img_size // stride, qkv_bias=qkv_bias)
             if sr_ratios[i] == 1:
                 mixer |= dict(type="LengthScaledCosineAttention")
             else:
                 mixer |= dict(
-                    type="AggregatedAttention", sr_ratio=sr_ratios[i], window=window, pool_size=fixed_pool_size
+                    type="AggregatedAttention", sr_ratio=sr_ratios[i], window=windows[i], pool_size=fixed_pool_size
                 )
             mixers.append(mixer)
         self.mlp_ratios = tuple(mlp_ratios)

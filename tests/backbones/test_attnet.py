@@ -66,6 +66,11 @@ def test_the_dense_form():
     assert all(torch.equal(one, other) for one, other in zip(got, expected))
 
 
+def test_kernels_by_stage():
+    network = AttNet((16, 16, 32, 32), (1, 1, 1, 1), kernel_size=(5, 5, 3, 3))
+    assert [stage.blocks[0].mixer.kernel_size for stage in network.stages] == [5, 5, 3, 3]
+
+
 def test_images_do_not_see_each_other(mixer):
     x = maps(3, 6, 7, 5)
     torch.testing.assert_close(mixer(x), torch.cat([mixer(image) for image in x.split(1)]))

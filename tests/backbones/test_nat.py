@@ -63,6 +63,20 @@ def test_equals_dense_attention_with_a_mask(kernel, dilation):
         torch.testing.assert_close(got, wanted)
 
 
+def test_scale():
+    """It multiplies the products, and not the bias; NAT hands it on."""
+    mixer, x = build(8, 2, kernel_size=3, scale=0.3), normal(1, 8, 5, 6)
+    expected = mixer(x)
+    plain = build(8, 2, kernel_size=3)
+    plain.load_state_dict(mixer.state_dict())
+    plain.qkv.weight.data[:8] *= 0.3 * 4**0.5
+    plain.qkv.bias.data[:8] *= 0.3 * 4**0.5
+    torch.testing.assert_close(plain(x), expected)
+    torch.testing.assert_close(plain.attention_maps(x, (1, 2)), mixer.attention_maps(x, (1, 2)))
+    network = NAT((32, 64), (1, 1), (1, 2), dilations=((1,), (1,)), scale=0.3)
+    assert [stage.blocks[0].mixer.scale for stage in network.stages] == [0.3, 0.3]
+
+
 def test_sees_as_many_pixels_everywhere():
     """κ² of its dilation group, also in the corners; maps are the weights of the output."""
     mixer, x = build(8, 2, 3, 2), normal(1, 8, 7, 8)

@@ -217,6 +217,16 @@ def test_merged_files():
     torch.testing.assert_close(merged.fuse()(x), plain(x))
 
 
+def test_the_smaller_kernel():
+    """Its size is that of the taps and of the table of offsets."""
+    mixers = [stage.blocks[0].mixer for stage in small(small_kernel=3).focus]
+    assert [[tuple(bias.shape) for bias in mixer.biases] for mixer in mixers] == [
+        [(4, 5, 5), (4, 13, 13)],
+        [(8, 5, 5), (8, 9, 9)],
+    ]
+    assert [mixer.taps.out_features for mixer in mixers] == [3**2 + 7**2, 3**2 + 5**2]
+
+
 def test_order_of_depths():
     network = small(num_classes=5)
     depth = layer_groups([name for name, _ in network.named_parameters()], network.group_matcher())

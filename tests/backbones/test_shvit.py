@@ -46,6 +46,7 @@ def test_sizes(size, sides):
     with torch.device("meta"):
         outputs = backbones.create("shvit_s1", out_indices=(0, 1, 2)).eval()(torch.zeros(1, 3, *size))
     assert [tuple(y.shape[1:]) for y in outputs] == [(c, *side) for c, side in zip((128, 224, 320), sides)]
+    assert small(key_dim=8).stages[1].blocks[0].mixer.branch.widths == [8, 8, 12]
 
 
 def test_the_dense_form():

@@ -225,6 +225,28 @@ def test_files_of_the_other_form(system):
     assert set(account.ignored) == dense_names - low_names
 
 
+@pytest.mark.parametrize(
+    ("system", "option"),
+    [
+        ("AttNet", "conv_bias"),
+        ("ConViT", "qkv_bias"),
+        ("DaViT", "qkv_bias"),
+        ("DiNATs", "qkv_bias"),
+        ("NAT", "qkv_bias"),
+        ("TransNeXt", "qkv_bias"),
+    ],
+)
+def test_without_biases(system, option):
+    """It is the network whose biases are zero."""
+    with_biases, without = (build(system, num_classes=5, **{option: has}) for has in (True, False))
+    missing = with_biases.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert missing
+    for name in missing:
+        assert name.endswith("bias")
+        torch.nn.init.zeros_(with_biases.get_parameter(name))
+    close(without(image(64, 64)), with_biases(image(64, 64)), 1e-6)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_layers_for_decay(system):
     network = build(system, num_classes=5)

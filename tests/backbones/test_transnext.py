@@ -237,6 +237,14 @@ def test_initialisation():
     assert convolution.weight.std().item() == pytest.approx((2 / (9 * 384)) ** 0.5, rel=0.01)
 
 
+def test_windows_by_stage():
+    network = TransNeXt((24, 24, 48, 48), (1, 1, 1, 1), window=(3, 5, 7, None))
+    taps = [stage.blocks[0].mixer.relative_pos_bias_local.shape[1] for stage in network.stages[:3]]
+    assert taps == [9, 25, 49]
+    with pytest.raises(ValueError, match=r"window must have one entry for each of the 4 stages, got \(3, 5\)"):
+        TransNeXt(window=(3, 5))
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match=r"pretrain_size=32 must be at least 64: .* pretrain_size // 32 - 1"):
         TransNeXt(pretrain_size=32)
