@@ -250,7 +250,8 @@ def load(
         state = begins
 
     optional = getattr(model, "checkpoint_optional", ())
-    new_names, old_names = {name: _rename(name, rules) for name in state}, {name: name for name in state}
+    new_names = {name: _rename(name, rules) for name in state}
+    old_names: dict[str, str | None] = {name: name for name in state}
     if _fitting(state, old_names, target, optional) >= _fitting(state, new_names, target, optional):
         new_names = old_names
 
