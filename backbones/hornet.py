@@ -130,7 +130,8 @@ class HorNet(Pyramid):
     Args:
         dims, depths, drop_path_rate, layer_scale, **common: as of `Pyramid`.
         orders: of gⁿConv, by stage.
-        filter_sizes: by stage, None for the 7x7 convolution, else the size of the global filter.
+        filter_sizes: by stage, None for the 7x7 convolution, else the size of the global filter. The authors' networks
+            for ADE20K have (24, 13) and (12, 7) there; with other sizes, filters of a file are resized.
     """
 
     min_size = 32

@@ -310,6 +310,7 @@ class TransNeXt(Pyramid):
         fixed_pool_size: pool every map to so many cells a side in place of sr_ratios ("linear inference mode").
         img_size: side of the image for which biases by position are computed, to be resized for others; None to compute
             them for every size as it comes (the authors' is_extrapolation=True). At this very size both are the same.
+            No file holds it: the authors' detectors have 800, their segmentors 512 (800 for several scales).
         pretrain_size: side of the image in pre-training, by which positions are scaled; the released weights have 224
             (those of AAAA: 256).
     """
