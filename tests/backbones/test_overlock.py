@@ -132,20 +132,21 @@ def test_the_auxiliary_head_in_training():
 
 def test_the_norm_of_level_1_is_on_the_path():
     """The third base stage reads level 1 as it is given out, also where it is not given; no other norm is there."""
-    dense, x = filled(small()), normal(1, 3, 75, 50)
+    shallow = dict(focus_depths=(1, 1))
+    dense, x = filled(small(**shallow)), normal(1, 3, 43, 50)
     assert norms_reach(dense, x) == {0: [0], 1: [1, 2, 3], 2: [2], 3: [3]}
     read = []
     dense.stages[2].downsample.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
     maps = dense(x)
     assert torch.equal(read[0], maps[1])
     for indices, norms in (((0, 2, 3), "0123"), ((3,), "13"), ((0, 1), "01"), ((0,), "0")):
-        part = small(out_indices=indices).double().eval()
+        part = small(out_indices=indices, **shallow).double().eval()
         assert "".join(part.norms) == norms
         account = backbones.load(part, dense.state_dict())
         assert account.complete, str(account)
         for i, got in zip(indices, part(x)):
             assert torch.equal(got, maps[i])
-    classifier = small(num_classes=5).double().eval()
+    classifier = small(num_classes=5, **shallow)
     assert not classifier.norms
     account = backbones.load(classifier, dense.state_dict())
     assert [n for n in account.unexpected if n.startswith("norms.1.")] == ["norms.1.weight", "norms.1.bias"]
