@@ -17,7 +17,7 @@ from .residual_norm import residual_norm
 from .routed_attention import routed_attention
 from .small_kernel_aggregate import small_kernel_aggregate
 from .surface_attention import surface_attention
-from .surface_properties import surface_order, surface_properties
+from .surface_properties import surface_properties
 from .three_interpolate import three_interpolate, three_nn
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "scatter_neighbors",
     "small_kernel_aggregate",
     "surface_attention",
-    "surface_order",
     "surface_properties",
     "three_interpolate",
     "three_nn",

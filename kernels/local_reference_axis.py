@@ -5,6 +5,7 @@
 
 An eigenvector has no sign. `sign="projection"` turns it so that Σ_i w_i d_i·axis >= 0, which commutes with rotation;
 `sign="solver"` leaves what the eigen-solver gives, as the released RISurConv does, and breaks rotation invariance.
+Offsets that are equally long up to rounding (64 eps of the dtype, relative to the longest) all weigh the same.
 
 Source: Zhang et al., RIConv++, arXiv 2202.13094 and RISurConv, arXiv 2408.06110 (compute_LRA of the release).
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from .checks import check_count, check_points
 from .gather import gather_neighbors
 from .neighbors import knn
+from .surface_properties import ROUNDING
 
 SIGNS = ("projection", "solver")
 
@@ -40,9 +42,10 @@ def principal_axis(offsets_K3: Tensor, sign: str = "projection") -> Tensor:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
     with torch.autocast(offsets_K3.device.type, enabled=False):  # eigenvectors need the digits
         length_K = torch.linalg.vector_norm(offsets_K3, dim=-1)
-        weight_K = length_K.amax(-1, keepdim=True) - length_K
-        weight_K = weight_K / weight_K.sum(-1, keepdim=True)
-        weight_K = torch.where(weight_K.isnan(), 1.0, weight_K)  # all equally far: equal weights
+        longest = length_K.amax(-1, keepdim=True)
+        weight_K, rounding = longest - length_K, ROUNDING * torch.finfo(length_K.dtype).eps * longest
+        all_equal = weight_K.amax(-1, keepdim=True) <= rounding
+        weight_K = torch.where(all_equal, 1.0, weight_K / weight_K.sum(-1, keepdim=True))
         covariance = (weight_K.unsqueeze(-1) * offsets_K3).mT @ offsets_K3
         axis = torch.linalg.eigh(covariance, UPLO="U").eigenvectors[..., 0]
         axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)

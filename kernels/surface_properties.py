@@ -7,8 +7,17 @@ tangent plane, u_i = unit(d_i - (d_i·n) n), and sorted by the angle from the lo
 
 Two signs are set by hand: the slot-0 neighbour gets s = +1, and so does r itself (and whatever lies in its direction),
 which comes first then. In the release the sign of r is that of a rounding error, which changes under rotation; so it is
-with `reference_sign="rounding"`. Neighbours of one angle but different length, as on a straight line, stay in the order
-that rounding gives them.
+with `reference_sign="rounding"`. Rounding decides the order of neighbors of one angle, as on a straight line.
+
+Rounding. A query that is one of the points is a few units in the last place away from it when queries and points were
+rotated in separate products, and the direction of that offset means nothing. The rounding of a product is proportional
+to the coordinates, so every length is compared with a multiple of their size in the neighborhood:
+
+    tolerance = 64 eps (|p| + max_i |d_i|)        64 eps = 8e-6 for float32, 1.4e-14 for float64
+
+A length up to the tolerance counts as zero: that of an offset (the neighbor coincides with the query: u_i = 0,
+key_i = -1, and unit(...) below is 0), of the difference of two neighbors, of a projection (the neighbor lies on the
+normal and has no direction), and the distance of a neighbor from the line along r (the neighbor lies in r's direction).
 
 Properties. A neighbour a, its predecessor b and successor c in that order (cyclic, `step` places away) with normals
 n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coordinates are relative to p:
@@ -42,6 +51,8 @@ from .checks import check_index, check_normals, check_points, check_range, check
 from .dispatch import autotune, compiled, each, pick, tl, triton
 
 EPSILON = 1e-7
+# Units of eps in the tolerance. Two products, each followed by a translation, differ by 7 at most.
+ROUNDING = 64
 REFERENCE_SIGNS = ("fixed", "rounding")
 MOST_COUNTED = 128
 LANES = 16
@@ -82,9 +93,9 @@ def surface_properties(
     check_index(index_BSK, len(points_BN3))
     if not isinstance(step, int) or step < 1:
         raise ValueError(f"step must be an integer of at least 1, got {step!r}")
-    rounding = _rounding(reference_sign, points_BN3.dtype)
+    fixed_sign = _is_fixed(reference_sign)
     return surface_properties_op(
-        points_BN3, normals_BN3, queries_BS3, query_normals_BS3, queries_BS3, index_BSK, step, rounding
+        points_BN3, normals_BN3, queries_BS3, query_normals_BS3, queries_BS3, index_BSK, step, fixed_sign
     )
 
 
@@ -103,24 +114,16 @@ def ordered_properties(
     check_normals(axis_B13, centroid_B13, "axis")
     batch, size, _ = points_BN3.shape
     index_B1N = torch.arange(size, device=points_BN3.device).expand(batch, 1, size)
-    rounding = _rounding(reference_sign, points_BN3.dtype)
+    fixed_sign = _is_fixed(reference_sign)
     return surface_properties_op(
-        points_BN3, normals_BN3, torch.zeros_like(centroid_B13), axis_B13, centroid_B13, index_B1N, 1, rounding
+        points_BN3, normals_BN3, torch.zeros_like(centroid_B13), axis_B13, centroid_B13, index_B1N, 1, fixed_sign
     )
 
 
-@torch.no_grad()
-def surface_order(offsets_BSK3: Tensor, normals_BS3: Tensor, reference_sign: str = "fixed") -> Tensor:
-    """Places (B, S, K) int64 that sort neighbours with offsets (B, S, K, 3) once around normals (B, S, 3)."""
-    rounding = _rounding(reference_sign, offsets_BSK3.dtype)
-    return _order(_planes(offsets_BSK3), _planes(normals_BS3).unsqueeze(-1), rounding)
-
-
-def _rounding(reference_sign: str, dtype: torch.dtype) -> float:
-    """How far from r's direction, as |(u × r)·n|, a neighbour still counts as lying in it; 0: nothing does."""
+def _is_fixed(reference_sign: str) -> bool:
     if reference_sign not in REFERENCE_SIGNS:
         raise ValueError(f"reference_sign must be one of {REFERENCE_SIGNS}, got {reference_sign!r}")
-    return 64 * torch.finfo(dtype).eps if reference_sign == "fixed" else 0.0
+    return reference_sign == "fixed"
 
 
 def surface_properties_reference(
@@ -131,20 +134,26 @@ def surface_properties_reference(
     centres_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
-    rounding: float,
+    fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     """Properties about the queries; the order is taken about `centres_BS3`, the queries themselves as a rule."""
-    index_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+    index_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, fixed_sign)
     offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(queries_BS3).unsqueeze(-1)
     normals_3BSK = _neighbor_planes(normals_BN3, index_BSK)
-    return _properties(offsets_3BSK, normals_3BSK, _planes(query_normals_BS3).unsqueeze(-1), step), index_BSK
+    query_normals_3BS1 = _planes(query_normals_BS3).unsqueeze(-1)
+    return _properties(offsets_3BSK, normals_3BSK, query_normals_3BS1, tolerance_BS1, step), index_BSK
 
 
 def _ordered_index(
-    points_BN3: Tensor, query_normals_BS3: Tensor, centres_BS3: Tensor, index_BSK: Tensor, rounding: float
-) -> Tensor:
-    offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(centres_BS3).unsqueeze(-1)
-    return index_BSK.gather(-1, _order(offsets_3BSK, _planes(query_normals_BS3).unsqueeze(-1), rounding))
+    points_BN3: Tensor, query_normals_BS3: Tensor, centres_BS3: Tensor, index_BSK: Tensor, fixed_sign: bool
+) -> tuple[Tensor, Tensor]:
+    """The index in order, and the tolerance (B, S, 1) of every neighborhood."""
+    centers_3BS1 = _planes(centres_BS3).unsqueeze(-1)
+    offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - centers_3BS1
+    magnitude_BS1 = _length(centers_3BS1) + _length(offsets_3BSK).amax(-1, keepdim=True)
+    tolerance_BS1 = ROUNDING * torch.finfo(points_BN3.dtype).eps * magnitude_BS1
+    order_BSK = _order(offsets_3BSK, _planes(query_normals_BS3).unsqueeze(-1), tolerance_BS1, fixed_sign)
+    return index_BSK.gather(-1, order_BSK), tolerance_BS1
 
 
 def _planes(vectors: Tensor) -> Tensor:
@@ -161,31 +170,36 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0)
 
 
-def _unit(a: Tensor) -> Tensor:
-    return a / (_dot(a, a).sqrt() + EPSILON)
+def _length(a: Tensor) -> Tensor:
+    return _dot(a, a).sqrt()
 
 
-def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, rounding: float) -> Tensor:
+def _unit(a: Tensor, length: Tensor, tolerance: Tensor) -> Tensor:
+    return torch.where(length <= tolerance, 0.0, a / (length + EPSILON))
+
+
+def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, tolerance_BS1: Tensor, fixed_sign: bool) -> Tensor:
     projected_3BSK = offsets_3BSK - _dot(offsets_3BSK, normal_3BS1) * normal_3BS1
-    length_BSK = _dot(projected_3BSK, projected_3BSK).sqrt()
-    around_3BSK = torch.where(length_BSK > 0, projected_3BSK / length_BSK, 0.0)
+    length_BSK = _length(projected_3BSK)
+    around_3BSK = torch.where(length_BSK <= tolerance_BS1, 0.0, projected_3BSK / length_BSK)
     longest_BS1 = length_BSK.argmax(-1, keepdim=True)
     reference_3BS1 = around_3BSK.gather(-1, longest_BS1.expand(3, *longest_BS1.shape))
     # (u × r)·n = u·(r × n): one cross product per query instead of one per neighbour
     side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0))
     turn_BSK = _dot(around_3BSK, reference_3BS1)
-    # the reference, its copies, and whatever else lies in its direction
-    at_reference_BSK = (side_BSK.abs() < rounding) & (turn_BSK > 0)
-    sign_BSK = side_BSK.sign().masked_fill_(at_reference_BSK, 1)
+    sign_BSK = side_BSK.sign()
+    if fixed_sign:  # of the reference, its copies, and whatever else lies in its direction
+        beside_BSK = side_BSK.abs() * length_BSK
+        sign_BSK.masked_fill_((beside_BSK <= tolerance_BS1) & (turn_BSK > 0), 1)
     sign_BSK[..., 0] = 1
     key_BSK = sign_BSK * turn_BSK - (1 - sign_BSK)
     return key_BSK.argsort(dim=-1, descending=True, stable=True)
 
 
-def _properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, step: int) -> Tensor:
-    length = _dot(a, a).sqrt()
-    to_a = a / (length + EPSILON)
-    a_to_b = _unit(a.roll(step, -1) - a)
+def _properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, tolerance: Tensor, step: int) -> Tensor:
+    length, side = _length(a), a.roll(step, -1) - a
+    to_a, a_to_b = _unit(a, length, tolerance), _unit(side, _length(side), tolerance)
+    length = torch.where(length <= tolerance, 0.0, length)
     to_b, to_c = to_a.roll(step, -1), to_a.roll(-step, -1)
     # What triangle (p, a, c) asks of its corner c is what triangle (p, a, b) of the successor asks of its corner a,
     # seen from the other end: computed once and rolled.
@@ -220,40 +234,34 @@ def _surface_properties_cpu(
     centres_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
-    rounding: float,
+    fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, queries, count = index_BSK.shape
     total, size, counted = batch * queries, points_BN3.shape[1], count <= MOST_COUNTED
     if counted:
         ordered_BSK = torch.empty(batch, queries, count, dtype=torch.int64)
+        tolerance_BS1 = torch.empty(batch, queries, 1, dtype=points_BN3.dtype)
     else:
-        ordered_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+        ordered_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, fixed_sign)
     properties_BSK14 = points_BN3.new_empty(batch, queries, count, 14)
-    points_P3, normals_P3, queries_Q3, query_normals_Q3, centres_Q3, index_QK, ordered_QK, properties_QK14 = (
-        x.contiguous().flatten(0, 1).numpy()
-        for x in (
-            points_BN3,
-            normals_BN3,
-            queries_BS3,
-            query_normals_BS3,
-            centres_BS3,
-            index_BSK,
-            ordered_BSK,
-            properties_BSK14,
-        )
-    )
+    inputs = points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK
+    points_P3, normals_P3, queries_Q3, query_normals_Q3, centers_Q3, index_QK = _flat_arrays(*inputs)
+    ordered_QK, tolerance_Q1, properties_QK14 = _flat_arrays(ordered_BSK, tolerance_BS1, properties_BSK14)
     number = points_P3.dtype.type
+    rounding = number(ROUNDING * torch.finfo(points_BN3.dtype).eps)
 
     def work(part: range) -> None:
         clouds = queries, size, part.start, part.stop
         if counted:
-            _order_loop(points_P3, centres_Q3, query_normals_Q3, index_QK, *clouds, number(rounding), ordered_QK)
+            outputs = ordered_QK, tolerance_Q1
+            _order_loop(points_P3, centers_Q3, query_normals_Q3, index_QK, *clouds, rounding, fixed_sign, *outputs)
         _properties_loop(
             points_P3,
             normals_P3,
             queries_Q3,
             query_normals_Q3,
             ordered_QK,
+            tolerance_Q1,
             *clouds,
             step % count,
             number(EPSILON),
@@ -263,6 +271,10 @@ def _surface_properties_cpu(
     length = LANES * math.ceil(total / (LANES * torch.get_num_threads()))
     each(work, (range(start, min(start + length, total)) for start in range(0, total, length)))
     return properties_BSK14, ordered_BSK
+
+
+def _flat_arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [x.contiguous().flatten(0, 1).numpy() for x in tensors]
 
 
 # In both loops the innermost runs over LANES queries side by side; lanes after the last query hold what was there
@@ -294,14 +306,28 @@ def _minus(a, b):
 
 
 @compiled
-def _order_loop(points_P3, centres_Q3, normals_Q3, index_QK, queries, size, first, last, rounding, ordered_QK):
+def _order_loop(
+    points_P3,
+    centers_Q3,
+    normals_Q3,
+    index_QK,
+    queries,
+    size,
+    first,
+    last,
+    rounding,
+    fixed_sign,
+    ordered_QK,
+    tolerance_Q1,
+):
     number = points_P3.dtype.type
     zero, one = number(0), number(1)
     count = index_QK.shape[1]
     around_RL = np.zeros((3 * count, LANES), points_P3.dtype)
-    NORMAL, REFERENCE, ACROSS, LONGEST = 0, 3, 6, 9  # rows of
-    frame_RL = np.zeros((10, LANES), points_P3.dtype)
-    key_KL = np.full(((count + 7) // 8 * 8, LANES), number(-np.inf))  # whole blocks of eight for the comparisons
+    NORMAL, REFERENCE, ACROSS, LONGEST, REACH, TOLERANCE = 0, 3, 6, 9, 10, 11  # rows of
+    frame_RL = np.zeros((12, LANES), points_P3.dtype)
+    # first the lengths of the projections; whole blocks of eight for the comparisons
+    key_KL = np.full(((count + 7) // 8 * 8, LANES), number(-np.inf))
     place_KL = np.zeros((count, LANES), points_P3.dtype)
     taken_K = np.zeros(count, np.int64)
     for start in range(first, last, LANES):
@@ -313,13 +339,16 @@ def _order_loop(points_P3, centres_Q3, normals_Q3, index_QK, queries, size, firs
             for k in range(count):
                 point = np.uint64(row + index_QK[start + q, k])
                 for axis in range(3):
-                    around_RL[3 * k + axis, q] = points_P3[point, axis] - centres_Q3[start + q, axis]
+                    around_RL[3 * k + axis, q] = points_P3[point, axis] - centers_Q3[start + q, axis]
         frame_RL[LONGEST] = -one
+        frame_RL[REACH] = zero
         for k in range(count):
             for q in range(LANES):
                 offset, normal = _vector(around_RL, 3 * k, q), _vector(frame_RL, NORMAL, q)
+                frame_RL[REACH, q] = max(frame_RL[REACH, q], _inner(offset, offset))
                 projected = _minus(offset, _scaled(normal, _inner(offset, normal)))
                 length = math.sqrt(_inner(projected, projected))
+                key_KL[k, q] = length
                 u = _scaled(projected, one / length if length > zero else zero)
                 longer = length > frame_RL[LONGEST, q]
                 frame_RL[LONGEST, q] = length if longer else frame_RL[LONGEST, q]
@@ -327,6 +356,10 @@ def _order_loop(points_P3, centres_Q3, normals_Q3, index_QK, queries, size, firs
                 frame_RL[REFERENCE, q] = u[0] if longer else frame_RL[REFERENCE, q]
                 frame_RL[REFERENCE + 1, q] = u[1] if longer else frame_RL[REFERENCE + 1, q]
                 frame_RL[REFERENCE + 2, q] = u[2] if longer else frame_RL[REFERENCE + 2, q]
+        for q in range(lanes):
+            center = centers_Q3[start + q]
+            frame_RL[TOLERANCE, q] = rounding * (math.sqrt(_inner(center, center)) + math.sqrt(frame_RL[REACH, q]))
+            tolerance_Q1[start + q, 0] = frame_RL[TOLERANCE, q]
         for q in range(LANES):
             nx, ny, nz = _vector(frame_RL, NORMAL, q)
             rx, ry, rz = _vector(frame_RL, REFERENCE, q)
@@ -335,10 +368,11 @@ def _order_loop(points_P3, centres_Q3, normals_Q3, index_QK, queries, size, firs
             frame_RL[ACROSS + 2, q] = rx * ny - ry * nx
         for k in range(count):
             for q in range(LANES):
-                u = _vector(around_RL, 3 * k, q)
+                u, length, tolerance = _vector(around_RL, 3 * k, q), key_KL[k, q], frame_RL[TOLERANCE, q]
+                u = _scaled(u, zero if length <= tolerance else one)
                 turn = _inner(u, _vector(frame_RL, REFERENCE, q))
                 side = _inner(u, _vector(frame_RL, ACROSS, q))
-                at_reference = (abs(side) < rounding) & (turn > zero)
+                at_reference = fixed_sign & (abs(side) * length <= tolerance) & (turn > zero)
                 sign = one if (side > zero) | at_reference | (k == 0) else (-one if side < zero else zero)
                 key_KL[k, q] = sign * turn - (one - sign)
         # a neighbour's place is the number of larger keys: for K <= 128 fewer instructions than any sort, without
@@ -368,6 +402,7 @@ def _properties_loop(
     queries_Q3,
     query_normals_Q3,
     index_QK,
+    tolerance_Q1,
     queries,
     size,
     first,
@@ -376,31 +411,37 @@ def _properties_loop(
     epsilon,
     properties_QK14,
 ):
-    one = points_P3.dtype.type(1)
+    number = points_P3.dtype.type
+    zero, one = number(0), number(1)
     count = index_QK.shape[1]
-    OFFSET, NORMAL, UNIT = 0, 3, 6  # rows of
-    near_RL = np.zeros((9 * count, LANES), points_P3.dtype)
+    OFFSET, NORMAL, UNIT, LENGTH, ROWS = 0, 3, 6, 9, 10  # rows of
+    near_RL = np.zeros((ROWS * count, LANES), points_P3.dtype)
     query_normal_RL = np.zeros((3, LANES), points_P3.dtype)
+    tolerance_L = np.zeros(LANES, points_P3.dtype)
     out_RL = np.zeros((14, LANES), points_P3.dtype)
     for start in range(first, last, LANES):
         lanes = min(LANES, last - start)
         for q in range(lanes):
             row = (start + q) // queries * size
+            tolerance_L[q] = tolerance_Q1[start + q, 0]
             for axis in range(3):
                 query_normal_RL[axis, q] = query_normals_Q3[start + q, axis]
             for k in range(count):
                 point = np.uint64(row + index_QK[start + q, k])
                 for axis in range(3):
-                    near_RL[9 * k + OFFSET + axis, q] = points_P3[point, axis] - queries_Q3[start + q, axis]
-                    near_RL[9 * k + NORMAL + axis, q] = normals_P3[point, axis]
+                    near_RL[ROWS * k + OFFSET + axis, q] = points_P3[point, axis] - queries_Q3[start + q, axis]
+                    near_RL[ROWS * k + NORMAL + axis, q] = normals_P3[point, axis]
         for k in range(count):
             for q in range(LANES):
-                a = _vector(near_RL, 9 * k + OFFSET, q)
-                to_a = _scaled(a, one / (math.sqrt(_inner(a, a)) + epsilon))
-                row = 9 * k + UNIT
+                a = _vector(near_RL, ROWS * k + OFFSET, q)
+                length = math.sqrt(_inner(a, a))
+                length = zero if length <= tolerance_L[q] else length
+                to_a = _scaled(a, zero if length == zero else one / (length + epsilon))
+                row = ROWS * k + UNIT
                 near_RL[row, q], near_RL[row + 1, q], near_RL[row + 2, q] = to_a
+                near_RL[ROWS * k + LENGTH, q] = length
         for k in range(count):
-            row_a, row_b, row_c = 9 * k, 9 * ((k - step) % count), 9 * ((k + step) % count)
+            row_a, row_b, row_c = ROWS * k, ROWS * ((k - step) % count), ROWS * ((k + step) % count)
             for q in range(LANES):
                 a, to_a = _vector(near_RL, row_a + OFFSET, q), _vector(near_RL, row_a + UNIT, q)
                 b, to_b = _vector(near_RL, row_b + OFFSET, q), _vector(near_RL, row_b + UNIT, q)
@@ -408,10 +449,11 @@ def _properties_loop(
                 normal_a, normal_b = _vector(near_RL, row_a + NORMAL, q), _vector(near_RL, row_b + NORMAL, q)
                 normal_c, normal_p = _vector(near_RL, row_c + NORMAL, q), _vector(query_normal_RL, 0, q)
                 a_to_b, a_to_c = _minus(b, a), _minus(c, a)
-                a_to_b = _scaled(a_to_b, one / (math.sqrt(_inner(a_to_b, a_to_b)) + epsilon))
-                a_to_c = _scaled(a_to_c, one / (math.sqrt(_inner(a_to_c, a_to_c)) + epsilon))
+                length_b, length_c = math.sqrt(_inner(a_to_b, a_to_b)), math.sqrt(_inner(a_to_c, a_to_c))
+                a_to_b = _scaled(a_to_b, zero if length_b <= tolerance_L[q] else one / (length_b + epsilon))
+                a_to_c = _scaled(a_to_c, zero if length_c <= tolerance_L[q] else one / (length_c + epsilon))
                 turn_b, turn_c = _inner(to_a, to_b), _inner(to_a, to_c)
-                out_RL[0, q] = math.sqrt(_inner(a, a))
+                out_RL[0, q] = near_RL[row_a + LENGTH, q]
                 out_RL[1, q] = _inner(to_a, normal_p)
                 out_RL[2, q] = -_inner(to_a, normal_a)
                 out_RL[3, q] = turn_b
@@ -452,24 +494,34 @@ def _subtract_tiles(a, b):
 
 
 @triton.jit
-def _unit_tiles(a, EPSILON: tl.constexpr):
-    return _scale_tiles(a, 1.0 / (tl.sqrt(_dot_tiles(a, a)) + EPSILON))
+def _length_tiles(a, tolerance):
+    """Lengths, 0 if not longer than the tolerance."""
+    length = tl.sqrt(_dot_tiles(a, a))
+    return tl.where(length <= tolerance, 0.0, length)
+
+
+@triton.jit
+def _unit_tiles(a, tolerance, EPSILON: tl.constexpr):
+    length = _length_tiles(a, tolerance)
+    return _scale_tiles(a, tl.where(length == 0, 0.0, 1.0 / (length + EPSILON)))
 
 
 # The tile of comparisons holds TILE · BLOCK_K truth values: at K = 128, 128 in each thread, the most registers take.
 @autotune([{"TILE": 256, "num_warps": 8}, {"TILE": 128, "num_warps": 4}], key=["BLOCK_K"])
-@triton.jit(do_not_specialize=["total", "queries", "size", "count", "rounding"])
+@triton.jit(do_not_specialize=["total", "queries", "size", "count"])
 def surface_order_fwd_kernel(
     points_ptr,
     centres_ptr,
     query_normals_ptr,
     index_ptr,
     ordered_ptr,
+    tolerance_ptr,
     total,
     queries,
     size,
     count,
-    rounding,
+    ROUNDING: tl.constexpr,
+    FIXED_SIGN: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -480,11 +532,15 @@ def surface_order_fwd_kernel(
     index = tl.load(index_ptr + query * count + slot, known, 0)
     points = _load_vector(points_ptr, query // queries * size + index, known)
     normal = _load_vector(query_normals_ptr, query, here)
-    offset = _subtract_tiles(points, _load_vector(centres_ptr, query, here))
+    center = _load_vector(centres_ptr, query, here)
+    offset = _subtract_tiles(points, center)
+    reach = tl.sqrt(tl.max(tl.where(known, _dot_tiles(offset, offset), 0.0), 1, keep_dims=True))
+    tolerance = ROUNDING * (tl.sqrt(_dot_tiles(center, center)) + reach)
+    tl.store(tolerance_ptr + query, tolerance, here)
     projected = _subtract_tiles(offset, _scale_tiles(normal, _dot_tiles(offset, normal)))
-    length = tl.sqrt(_dot_tiles(projected, projected))
+    length = _length_tiles(projected, tolerance)
     # no length, no direction
-    around = _scale_tiles(projected, 1.0 / tl.where(length > 0, length, float("inf")))
+    around = _scale_tiles(projected, 1.0 / tl.where(length == 0, float("inf"), length))
 
     longest = slot == tl.argmax(tl.where(known, length, -1.0), 1, keep_dims=True)
     rx = tl.sum(tl.where(longest, around[0], 0.0), 1, keep_dims=True)
@@ -493,7 +549,9 @@ def surface_order_fwd_kernel(
     nx, ny, nz = normal
     turn = _dot_tiles(around, (rx, ry, rz))
     side = _dot_tiles(around, (ry * nz - rz * ny, rz * nx - rx * nz, rx * ny - ry * nx))
-    first_half = (side > 0) | ((tl.abs(side) < rounding) & (turn > 0)) | (slot == 0)
+    first_half = (side > 0) | (slot == 0)
+    if FIXED_SIGN:
+        first_half = first_half | ((tl.abs(side) * length <= tolerance) & (turn > 0))
     sign = tl.where(first_half, 1.0, tl.where(side < 0, -1.0, 0.0))
     key = sign * turn - (1 - sign)
     key = tl.where(key == key, key, -4.0)  # NaN, which nobody looks for on a GPU, comes last: every place is taken
@@ -522,6 +580,7 @@ def surface_properties_fwd_kernel(
     queries_ptr,
     query_normals_ptr,
     index_ptr,
+    tolerance_ptr,
     properties_ptr,
     total,
     queries,
@@ -549,11 +608,14 @@ def surface_properties_fwd_kernel(
     c = _subtract_tiles(_load_vector(points_ptr, row_c, known), origin)
     normal_a, normal_b = _load_vector(normals_ptr, row_a, known), _load_vector(normals_ptr, row_b, known)
     normal_c = _load_vector(normals_ptr, row_c, known)
-    to_a, to_b, to_c = _unit_tiles(a, EPSILON), _unit_tiles(b, EPSILON), _unit_tiles(c, EPSILON)
-    a_to_b, a_to_c = _unit_tiles(_subtract_tiles(b, a), EPSILON), _unit_tiles(_subtract_tiles(c, a), EPSILON)
+    tolerance = tl.load(tolerance_ptr + query, here, 0.0)
+    to_a, to_b = _unit_tiles(a, tolerance, EPSILON), _unit_tiles(b, tolerance, EPSILON)
+    to_c = _unit_tiles(c, tolerance, EPSILON)
+    a_to_b = _unit_tiles(_subtract_tiles(b, a), tolerance, EPSILON)
+    a_to_c = _unit_tiles(_subtract_tiles(c, a), tolerance, EPSILON)
 
     turn_b, turn_c = _dot_tiles(to_a, to_b), _dot_tiles(to_a, to_c)
-    p0 = tl.sqrt(_dot_tiles(a, a))
+    p0 = _length_tiles(a, tolerance)
     p1 = _dot_tiles(to_a, normal_p)
     p2 = -_dot_tiles(to_a, normal_a)
     p4 = _dot_tiles(to_b, normal_p)
@@ -587,7 +649,7 @@ def _surface_properties_triton(
     centres_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
-    rounding: float,
+    fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, queries, count = index_BSK.shape
     total, size = batch * queries, points_BN3.shape[1]
@@ -603,27 +665,32 @@ def _surface_properties_triton(
     with torch.cuda.device_of(points_BN3):
         if count <= MOST_COUNTED:
             ordered_BSK = torch.empty_like(index_BSK)
+            tolerance_BS1 = points_BN3.new_empty(batch, queries, 1)
             surface_order_fwd_kernel[grid](
                 points_BN3,
                 centres_BS3,
                 query_normals_BS3,
                 index_BSK,
                 ordered_BSK,
+                tolerance_BS1,
                 total,
                 queries,
                 size,
                 count,
-                rounding,
+                ROUNDING=ROUNDING * torch.finfo(points_BN3.dtype).eps,
+                FIXED_SIGN=fixed_sign,
                 BLOCK_K=block,
             )
         else:
-            ordered_BSK = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, rounding)
+            inputs = points_BN3, query_normals_BS3, centres_BS3, index_BSK
+            ordered_BSK, tolerance_BS1 = _ordered_index(*inputs, fixed_sign)
         surface_properties_fwd_kernel[grid](
             points_BN3,
             normals_BN3,
             queries_BS3,
             query_normals_BS3,
             ordered_BSK,
+            tolerance_BS1,
             properties_BSK14,
             total,
             queries,
@@ -645,13 +712,13 @@ def surface_properties_op(
     centres: Tensor,
     index: Tensor,
     step: int,
-    rounding: float,
+    fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     check_range(index, points.shape[1])
     paths = dict(reference=surface_properties_reference, cpu=_surface_properties_cpu, triton=_surface_properties_triton)
-    return pick(points, **paths)(points, normals, queries, query_normals, centres, index, step, rounding)
+    return pick(points, **paths)(points, normals, queries, query_normals, centres, index, step, fixed_sign)
 
 
 @surface_properties_op.register_fake
-def _(points, normals, queries, query_normals, centres, index, step, rounding):
+def _(points, normals, queries, query_normals, centres, index, step, fixed_sign):
     return points.new_empty(*index.shape, 14), index.new_empty(index.shape)

@@ -21,6 +21,16 @@ def test_rotates_with_the_points(seed):
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_offsets_of_one_length_weigh_the_same(seed):
+    """Their lengths differ by rounding, which must not become their weights."""
+    offsets = torch.nn.functional.normalize(torch.randn(4, 12, 3, dtype=torch.float64), dim=-1) * 0.3
+    rotation = random_rotation(seed)
+    torch.testing.assert_close(
+        principal_axis(offsets @ rotation), principal_axis(offsets) @ rotation, atol=1e-9, rtol=0
+    )
+
+
 def test_normal_of_a_plane():
     points, _ = random_cloud(1, 200)
     points[..., 2] = 0

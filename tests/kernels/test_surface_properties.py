@@ -4,7 +4,7 @@ from agreement import assert_agree
 from geometry import random_cloud, random_rotation
 from golden_records import Record
 
-from attlas.kernels import gather_neighbors, knn, principal_axis, surface_order, surface_properties
+from attlas.kernels import gather_neighbors, knn, principal_axis, surface_properties
 from attlas.kernels.surface_properties import ordered_properties, surface_properties_op
 
 
@@ -69,7 +69,7 @@ def test_record_of_the_whole_cloud(path, device):
 
 
 def order_by_definition(points, normals, queries, query_normals, index):
-    """The order of every list from angles that are sorted with no keys: see `surface_order`."""
+    """The order of every list from angles, without keys."""
     offsets = gather_neighbors(points, index) - queries[:, :, None]
     up = query_normals[:, :, None]
     flat = offsets - (offsets * up).sum(-1, keepdim=True) * up
@@ -156,7 +156,7 @@ def test_whole_cloud_is_one_neighbourhood(size, path, device):
 def test_operator(path, device):
     points, normals, queries, query_normals, index = neighbourhoods(size=20, count=5, k=4, device=device)
     centres = queries + 0.1
-    torch.library.opcheck(surface_properties_op, (points, normals, queries, query_normals, centres, index, 1, 0.0))
+    torch.library.opcheck(surface_properties_op, (points, normals, queries, query_normals, centres, index, 1, False))
     with_gradient = points.clone().requires_grad_()
     properties, _ = surface_properties(with_gradient, normals, queries, query_normals, index)
     assert not properties.requires_grad
@@ -171,8 +171,10 @@ def test_compiles_to_one_operator():
 def test_order_goes_once_round():
     angles = torch.tensor([2.0, 0.3, 5.0, 4.0, 1.0, 3.3], dtype=torch.float64)
     reach = torch.tensor([1.0, 1, 1, 1, 2, 1], dtype=torch.float64)  # the longest projection is the one at angle 1
-    offsets = torch.stack([reach * angles.cos(), reach * angles.sin(), torch.full_like(angles, 0.7)], -1)[None, None]
-    order = surface_order(offsets, torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64))[0, 0]
+    points = torch.stack([reach * angles.cos(), reach * angles.sin(), torch.full_like(angles, 0.7)], -1)[None]
+    query, up = torch.zeros(1, 1, 3, dtype=torch.float64), torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64)
+    every = torch.arange(6).view(1, 1, 6)
+    order = surface_properties(points, up.expand_as(points), query, up, every)[1][0, 0]
     # from the longest on; the sense of turning is that of the half-plane with (u × r)·n > 0, which is walked first
     walked = (1.0 - angles[order]).remainder(2 * torch.pi)
     slot0 = (order == 0).nonzero().item()  # slot 0 is mirrored to the first half-plane by its forced sign
@@ -182,13 +184,69 @@ def test_order_goes_once_round():
     assert expected.diff().gt(0).all()
 
 
+def rounded(vectors, seed, units=4):
+    """`vectors` (..., 3) as one more rotation rounds them: a few units of eps times their length away."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(vectors.shape, generator=generator, dtype=vectors.dtype).mul_(2).sub_(1).to(vectors.device)
+    return vectors + units * torch.finfo(vectors.dtype).eps * noise * vectors.norm(dim=-1, keepdim=True)
+
+
+def assert_rounding_changes_nothing(arguments, tolerance, copies=1):
+    """Neither of the queries nor of the points, each for itself; copies of a point may change places."""
+    points, normals, queries, query_normals, index = arguments
+    expected, order = surface_properties(*arguments)
+    for seed in range(2):
+        for moved in (points, rounded(points, seed)):
+            properties, moved_order = surface_properties(
+                moved, normals, rounded(queries, seed + 10), rounded(query_normals, seed + 20), index
+            )
+            size = points.shape[1] // copies
+            assert torch.equal(moved_order % size, order % size)
+            torch.testing.assert_close(properties, expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-12)])
+def test_rounding_of_coordinates_changes_nothing(dtype, tolerance, path, device):
+    """As when somebody rotates queries and points in two products."""
+    # of this cloud, any two keys of a list differ by more than 2e-4
+    points, normals, queries, query_normals, index = neighbourhoods(seed=24, dtype=dtype, device=device)
+    assert_rounding_changes_nothing((points, normals, queries, query_normals, index), tolerance)
+    # neighbours on the normal of their query, above and below
+    above = torch.cat([points, queries + 0.3 * query_normals, queries - 0.2 * query_normals], 1)
+    up = torch.cat([normals, query_normals, query_normals], 1)
+    place = torch.arange(30, device=device).expand(2, 30)
+    index = torch.cat([index, (place + 120).unsqueeze(2), (place + 150).unsqueeze(2)], 2)
+    assert_rounding_changes_nothing((above, up, queries, query_normals, index), tolerance)
+    # copies of all points, in one neighbourhood and behind each other in the list
+    copies = torch.stack([index, index + 180], -1).flatten(2)
+    doubled = above.repeat(1, 2, 1), up.repeat(1, 2, 1), queries, query_normals, copies
+    assert_rounding_changes_nothing(doubled, tolerance, copies=2)
+
+
+@pytest.mark.parametrize("scale", [1, 1e3])
+def test_small_distances_are_no_rounding(scale, path, device):
+    """float32 keeps the place of a neighbour that is a thousand times nearer than the farthest."""
+    angles = torch.tensor([0.0, 2.5, 5.4, 1.1, 4.0, 3.1, 0.6], dtype=torch.float64)
+    reach = torch.logspace(-1, -4, 7, dtype=torch.float64)
+    up = torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64)
+    points = torch.stack([reach * angles.cos(), reach * angles.sin(), reach / 5], -1)[None]
+    normals, query = up.expand_as(points).contiguous(), torch.tensor([[[0.6, 0.0, 0.0]]], dtype=torch.float64)
+    exact = [x.to(device) for x in (scale * (query + points), normals, scale * query, up, torch.arange(7)[None, None])]
+    properties, order = surface_properties(*(x.float() if x.is_floating_point() else x for x in exact))
+    assert torch.equal(order, order_by_definition(*exact))
+    torch.testing.assert_close(
+        properties[..., 1:], by_definition(*exact[:4], order, 1)[..., 1:].float(), atol=2e-2, rtol=0
+    )
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_rotation_and_translation_change_nothing(seed, path, device):
+    """Queries are rotated for themselves: they may round differently from the points that they are."""
     points, normals, queries, query_normals, index = neighbourhoods(size=200, count=10, k=20, seed=seed, device=device)
     expected, order = surface_properties(points, normals, queries, query_normals, index)
     turn, shift = random_rotation(seed).to(device), torch.tensor([3.0, -1.0, 2.0]).to(points)
     turned, turned_order = surface_properties(
-        points @ turn + shift, normals @ turn, queries @ turn + shift, query_normals @ turn, index
+        points @ turn + shift, normals @ turn, rounded(queries @ turn, seed) + shift, query_normals @ turn, index
     )
     assert torch.equal(turned_order, order)
     torch.testing.assert_close(turned, expected, atol=1e-9, rtol=0)

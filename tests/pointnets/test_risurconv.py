@@ -143,6 +143,20 @@ def test_rotation_changes_nothing(seed, given, order):
         torch.testing.assert_close(turned, expected, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("order", ["index", "distance"])
+def test_a_layer_takes_queries_that_were_rotated_for_themselves(order):
+    """They are points of the source up to the rounding of another product, a few units in the last place."""
+    layer = RISurConv(5, 12, k=8, neighbour_order=order).double().eval()
+    points, normals = random_cloud(2, 90)
+    features, queries, query_normals = torch.randn(2, 90, 5).double(), points[:, :40], normals[:, :40]
+    expected = layer(points, normals, features, queries, query_normals)
+    for seed in range(4):
+        turn = random_rotation(seed)
+        moved = (queries @ turn) * (1 + 1e-15 * torch.randn(queries.shape, dtype=torch.float64))
+        turned = layer(points @ turn, normals @ turn, features, moved, query_normals @ turn)
+        torch.testing.assert_close(turned, expected, atol=1e-9, rtol=0)
+
+
 def test_released_network_is_invariant_on_furniture():
     network = loaded(RISurConvClassifier(15), Record("risurconv/cls-n1"))
     points, normals = furniture_clouds()
