@@ -1,9 +1,16 @@
-"""Argument checks shared by the operators: every message names the argument, what it was and what it may be."""
+"""Argument checks and dtypes shared by the operators. Every message names the argument, what it was, what it may be."""
 
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float64)
+# what operators take where they take floating-point tensors, and what they take as coordinates
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COORDINATES = (torch.float32, torch.float64)
+
+
+def sum_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that sums over `tensor` are held in: half types lose too much, and integers stay exact."""
+    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else torch.int64
 
 
 def can_look(values: Tensor) -> bool:
@@ -21,7 +28,7 @@ def check_points(points: Tensor, name: str = "points", dimensions: int | None = 
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(points).__name__}")
     if points.ndim != 3 or points.shape[-1] != (dimensions or points.shape[-1]):
         raise ValueError(f"{name} must have shape {shape}, got {tuple(points.shape)}")
-    if points.dtype not in FLOATS:
+    if points.dtype not in COORDINATES:
         raise TypeError(f"{name} must be float32 or float64 (geometry needs the digits), got {points.dtype}")
     if points.numel() == 0:
         raise ValueError(f"{name} must hold clouds, and these points, got shape {tuple(points.shape)}")
@@ -108,3 +115,39 @@ def check_lengths(lengths: Tensor | None, points: Tensor) -> None:
         lowest, highest = lengths.aminmax()
         if lowest < 1 or highest > size:
             raise ValueError(f"lengths must lie in 1..{size}, got values from {lowest} to {highest}")
+
+
+def check_floats(**tensors: Tensor) -> None:
+    """Raise unless all tensors are floating point, on the device of the first."""
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise TypeError(f"{name} must be floating point (float16 to float64), got {tensor.dtype}")
+        if tensor.device != tensors[first].device:
+            raise ValueError(f"{name} must be on the device of {first}, {tensors[first].device}, got {tensor.device}")
+
+
+def check_one_dtype(**tensors: Tensor) -> None:
+    """Raise unless all tensors are of one floating-point dtype, on one device."""
+    *others, last = tensors
+    names = f"{', '.join(others)} and {last}" if others else last
+    dtypes = [tensor.dtype for tensor in tensors.values()]
+    if len(set(dtypes)) > 1 or dtypes[0] not in FLOATS:
+        raise TypeError(f"{names} must be of one floating-point dtype, got {', '.join(map(str, dtypes))}")
+    devices = [tensor.device for tensor in tensors.values()]
+    if len(set(devices)) > 1:
+        raise ValueError(f"{names} must be on one device, got {', '.join(map(str, devices))}")
+
+
+def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless q, k and v are maps (B, H, W, heads, channels) that agree where an attention needs it."""
+    shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 5:
+        raise ValueError(f"q, k and v must have shape (B, H, W, heads, channels), got {shapes}")
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"k and v must have one shape but for their last axis, got {shapes}")
+    if q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
+        raise ValueError(f"q and k must agree in images, heads and channels, got {shapes}")
+    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
+        raise ValueError(f"q, k and v must have heights, widths, heads and channels of at least 1, got {shapes}")
+    check_one_dtype(q=q, k=k, v=v)

@@ -41,8 +41,6 @@ except ImportError:  # there is no Triton for this platform, or no GPU that woul
 else:
     HAS_TRITON = True
 
-# of tl.dot on float32: three products on tensor cores, as exact as one in float32 and up to seven times as fast
-PRECISION = tl.constexpr("tf32x3")
 MODES = ("auto", "reference", "triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -181,6 +179,11 @@ def each(function: Callable, items: Iterable) -> list:
     for other in others:
         other.result()  # raises what it raised
     return results
+
+
+def slices(start: int, stop: int, step: int) -> list[slice]:
+    """What `each` may share out: start..stop in slices of `step` at most."""
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
 def _forget_pool() -> None:

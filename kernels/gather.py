@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_index, check_range
+from .checks import check_count, check_index, check_range, sum_dtype
 from .dispatch import compiled, each, pick, tl, triton
+from .tiles import item_rows, rows_by_channels
 
 
 def gather_neighbors(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
@@ -99,11 +100,6 @@ def flat_rows(index_BR: Tensor, size: int) -> Tensor:
     return (index_BR + size * torch.arange(len(index_BR), device=index_BR.device).unsqueeze(1)).flatten()
 
 
-def sum_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums over `tensor` are held in: half types lose too much, and integers stay exact."""
-    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else torch.int64
-
-
 def _scatter_neighbors_cpu(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
     batch, _, channels = grad_BRC.shape
     sum_BNC = torch.zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
@@ -124,25 +120,13 @@ def _add_rows(sum_NC, index_R, grad_RC):
             sum_NC[n, c] += grad_RC[r, c]
 
 
-# Elements of a program's tile: narrow rows (coordinates) get more rows. Not autotuned, as trial runs would add up.
-TILE = 2048
-
-
-def _tile(channels: int) -> dict:
-    """Powers of two: the block of channels, and the block of rows beside it."""
-    block = min(1 << (channels - 1).bit_length(), 128)
-    return {"BLOCK_C": block, "BLOCK_R": TILE // block}
-
-
 @triton.jit
 def _place(index, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """Offsets into gathered rows and into features, and mask, of this program's rows of a cloud by channels."""
-    blocks = tl.cdiv(rows, BLOCK_R)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    r = tl.program_id(0) % blocks * BLOCK_R + tl.arange(0, BLOCK_R)
+    cloud, r, inside = item_rows(rows, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = (r < rows)[:, None] & (c < channels)[None, :]
-    n = tl.load(index + cloud * rows + r, mask=r < rows, other=0)
+    mask = inside[:, None] & (c < channels)[None, :]
+    n = tl.load(index + cloud * rows + r, mask=inside, other=0)
     return (cloud * rows + r)[:, None] * channels + c, (cloud * size + n)[:, None] * channels + c, mask
 
 
@@ -183,12 +167,13 @@ def _gather_neighbors_triton(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
     batch, size, channels = features_BNC.shape
     gathered = features_BNC.new_empty(*index_BSK.shape, channels)
     if gathered.numel():
-        rows, tile = index_BSK[0].numel(), _tile(channels)
-        grid = batch * triton.cdiv(rows, tile["BLOCK_R"]), triton.cdiv(channels, tile["BLOCK_C"])
+        rows, (block_r, block_c) = index_BSK[0].numel(), rows_by_channels(channels)
+        grid = batch * triton.cdiv(rows, block_r), triton.cdiv(channels, block_c)
         with torch.cuda.device_of(features_BNC):
             gather_neighbors_fwd_kernel[grid](
-                features_BNC.contiguous(), index_BSK.contiguous(), gathered, size, rows, channels, **tile
-            )
+                features_BNC.contiguous(), index_BSK.contiguous(), gathered, size, rows, channels,
+                BLOCK_R=block_r, BLOCK_C=block_c,
+            )  # fmt: skip
     return gathered
 
 
@@ -196,17 +181,18 @@ def _scatter_neighbors_triton(grad_BRC: Tensor, index_BR: Tensor, size: int) -> 
     batch, rows, channels = grad_BRC.shape
     sum_BNC = grad_BRC.new_zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
     if sum_BNC.numel() and grad_BRC.numel():
-        tile, grad_BRC, points = _tile(channels), grad_BRC.contiguous(), batch * size
-        channel_blocks = triton.cdiv(channels, tile["BLOCK_C"])
+        grad_BRC, points = grad_BRC.contiguous(), batch * size
+        block_r, block_c = rows_by_channels(channels)  # not autotuned, as trial runs would add up
+        tile, channel_blocks = {"BLOCK_R": block_r, "BLOCK_C": block_c}, triton.cdiv(channels, block_c)
         with torch.cuda.device_of(grad_BRC):
             if torch.are_deterministic_algorithms_enabled():
                 sorted_point, order = flat_rows(index_BR, size).sort(stable=True)
                 start = torch.searchsorted(sorted_point, torch.arange(points + 1, device=grad_BRC.device))
-                gather_neighbors_ordered_bwd_kernel[triton.cdiv(points, tile["BLOCK_R"]), channel_blocks](
+                gather_neighbors_ordered_bwd_kernel[triton.cdiv(points, block_r), channel_blocks](
                     grad_BRC, order, start, sum_BNC, points, channels, **tile
                 )
             else:
-                gather_neighbors_bwd_kernel[batch * triton.cdiv(rows, tile["BLOCK_R"]), channel_blocks](
+                gather_neighbors_bwd_kernel[batch * triton.cdiv(rows, block_r), channel_blocks](
                     grad_BRC, index_BR.contiguous(), sum_BNC, size, rows, channels, **tile
                 )
     return sum_BNC.to(grad_BRC.dtype)

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_range
-from .dispatch import INTERPRETED, PRECISION, autotune, compiled, each, pick, tl, triton
-from .gather import check_features, each_cloud, flat_rows, gather_neighbors, scatter_neighbors_op, sum_dtype
+from .checks import check_one_dtype, check_range, sum_dtype
+from .dispatch import autotune, compiled, each, pick, tl, triton
+from .gather import check_features, each_cloud, flat_rows, gather_neighbors, scatter_neighbors_op
+from .tiles import dot, item_rows, load_rows, operands, rows_by_channels, store_rows, tile_of, triton_dtype
 
 
 def gather_max(
@@ -55,12 +56,8 @@ def gather_max(
         check_features(features_BNC, index_BSK)
     _check_shapes(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD)
     floats = _autocast(features_BNC, shift_BSC, local_BSKD, weight_CD)
-    kinds = {(x.dtype, x.device) for x in floats if x is not None}
-    if len(kinds) > 1 or not all(dtype.is_floating_point for dtype, _ in kinds):
-        raise TypeError(
-            "features, shift, local and weight must be of one floating dtype on one device, got "
-            + ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
-        )
+    named = zip(("features", "shift", "local", "weight"), floats)
+    check_one_dtype(**{name: x for name, x in named if x is not None})
     features_BNC, shift_BSC, local_BSKD, weight_CD = floats
     return gather_max_op(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD, relu)[0]
 
@@ -258,13 +255,10 @@ def gather_max_fwd_kernel(
     SUM: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One block of the queries of a cloud by one block of channels a program; one neighbour of each at a time."""
-    blocks = tl.cdiv(queries, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
+    cloud, s, inside = item_rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     d = tl.arange(0, BLOCK_D)
     row = cloud * queries + s
-    mask = (s < queries)[:, None] & (c < channels)[None, :]
     best = tl.full((BLOCK_S, BLOCK_C), float("-inf"), SUM)
     which = tl.zeros((BLOCK_S, BLOCK_C), tl.int32)
     if local is not None:
@@ -273,21 +267,20 @@ def gather_max_fwd_kernel(
     for i in range(k):
         value = tl.zeros((BLOCK_S, BLOCK_C), SUM)
         if local is not None:
-            local_mask = (s < queries)[:, None] & (d < depth)[None, :]
-            local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
-            value = tl.dot(local_SD, weight_DC, value, input_precision=PRECISION, out_dtype=SUM)
+            local_SD = load_rows(local, row * k + i, d, inside, depth)
+            value += dot(local_SD, weight_DC, SUM)
         if features is not None:
-            n = cloud * size + tl.load(index + row * k + i, mask=s < queries, other=0)
-            value += tl.load(features + n[:, None] * channels + c[None, :], mask=mask, other=0)
+            n = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
+            value += load_rows(features, n, c, inside, channels)
         better = (value > best) | (value != value)  # a NaN is shown, not skipped
         best = tl.where(better, value, best)
         which = tl.where(better, i, which)
     if shift is not None:
-        best += tl.load(shift + row[:, None] * channels + c[None, :], mask=mask, other=0)
+        best += load_rows(shift, row, c, inside, channels)
     if RELU:
         best = tl.where(best <= 0, 0.0, best)
-    tl.store(out + row[:, None] * channels + c[None, :], best, mask=mask)
-    tl.store(argmax + row[:, None] * channels + c[None, :], which, mask=mask)
+    store_rows(out, best, row, c, inside, channels)
+    store_rows(argmax, which, row, c, inside, channels)
 
 
 @triton.jit(do_not_specialize=["size", "queries"])
@@ -295,12 +288,10 @@ def gather_max_features_bwd_kernel(
     grad, argmax, index, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Every maximum adds its gradient to the point that it came from, in any order (so no trial runs by autotuning)."""
-    blocks = tl.cdiv(queries, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
+    cloud, s, inside = item_rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = (cloud * queries + s)[:, None]
-    mask = (s < queries)[:, None] & (c < channels)[None, :]
+    mask = inside[:, None] & (c < channels)[None, :]
     value = tl.load(grad + row * channels + c[None, :], mask=mask, other=0).to(total.dtype.element_ty)
     which = tl.load(argmax + row * channels + c[None, :], mask=mask, other=0)
     n = cloud * size + tl.load(index + row * k + which, mask=mask, other=0)
@@ -326,11 +317,9 @@ def gather_max_local_bwd_kernel(
         mask = (row < rows)[:, None] & (c < channels)[None, :]
         which = tl.load(argmax + row[:, None] * channels + c[None, :], mask=mask, other=0)
         grad_SC = tl.load(grad + row[:, None] * channels + c[None, :], mask=mask & (which == i), other=0)
-        weight_mask = (c < channels)[:, None] & (d < depth)[None, :]
-        weight_CD = tl.load(weight + c[:, None] * depth + d[None, :], mask=weight_mask, other=0)
-        value = tl.dot(grad_SC, weight_CD, value, input_precision=PRECISION, out_dtype=SUM)
-    mask = (row < rows)[:, None] & (d < depth)[None, :]
-    tl.store(out + (row * k + i)[:, None] * depth + d[None, :], value, mask=mask)
+        weight_CD = load_rows(weight, c, d, c < channels, depth)
+        value += dot(grad_SC, weight_CD, SUM)
+    store_rows(out, value, row * k + i, d, row < rows, depth)
 
 
 @autotune(
@@ -351,36 +340,21 @@ def gather_max_weight_bwd_kernel(
         mask = (row < rows)[None, :] & (c < channels)[:, None]
         which = tl.load(argmax + row[None, :] * channels + c[:, None], mask=mask, other=0)
         grad_CS = tl.load(grad + row[None, :] * channels + c[:, None], mask=mask, other=0)
-        local_mask = (row < rows)[:, None] & (d < depth)[None, :]
         for i in range(k):
-            local_SD = tl.load(local + (row * k + i)[:, None] * depth + d[None, :], mask=local_mask, other=0)
+            local_SD = load_rows(local, row * k + i, d, row < rows, depth)
             chosen_CS = tl.where(which == i, grad_CS, tl.zeros_like(grad_CS))
-            value = tl.dot(chosen_CS, local_SD, value, input_precision=PRECISION, out_dtype=SUM)
+            value += dot(chosen_CS, local_SD, SUM)
     share = tl.program_id(0).to(tl.int64) * channels + c
-    tl.store(partial + share[:, None] * depth + d[None, :], value, mask=(c < channels)[:, None] & (d < depth)[None, :])
+    store_rows(partial, value, share, d, c < channels, depth)
 
 
 # Programs, at most, that share the sum over all neighbours: two for each multiprocessor of a large GPU.
 SHARES = 256
 
 
-def _block(length: int) -> int:
-    """A power of two that `tl.dot` takes."""
-    return max(16, 1 << (length - 1).bit_length())
-
-
-def _operand(x: Tensor) -> Tensor:
-    """What a kernel multiplies: Triton's interpreter would multiply the bits of bfloat16."""
-    return (x.float() if INTERPRETED and x.dtype == torch.bfloat16 else x).contiguous()
-
-
 def _fits(operand: Tensor | None) -> bool:
     """Whether all D numbers of several neighbours fit into the shared memory of any GPU beside the weights."""
     return operand is None or operand.shape[-1] * operand.element_size() <= 512
-
-
-def _sum(dtype: torch.dtype):
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def _gather_max_triton(features, index, shift, local, weight, relu: bool) -> tuple[Tensor, Tensor]:
@@ -392,16 +366,16 @@ def _gather_max_triton(features, index, shift, local, weight, relu: bool) -> tup
     argmax_BSC = torch.empty(out_BSC.shape, dtype=_argmax_dtype(k), device=like.device)
     if out_BSC.numel():
         tensors = [None if x is None else x.contiguous() for x in (features, index, shift)]
-        operands = [None if x is None else _operand(x) for x in (local, weight)]
+        tensors += [None, None] if local is None else operands(local, weight)
         size = 0 if features is None else features.shape[1]
         depth = 0 if local is None else local.shape[3]
-        block_c = min(_block(channels), 64)
+        block_c = tile_of(channels, 64)
         with torch.cuda.device_of(like):
             gather_max_fwd_kernel[
                 lambda meta: (batch * triton.cdiv(queries, meta["BLOCK_S"]), triton.cdiv(channels, block_c))
             ](
-                *tensors, *operands, out_BSC, argmax_BSC, size, queries, channels, depth, k,
-                SUM=_sum(like.dtype), RELU=relu, BLOCK_C=block_c, BLOCK_D=_block(depth),
+                *tensors, out_BSC, argmax_BSC, size, queries, channels, depth, k,
+                SUM=triton_dtype(like.dtype), RELU=relu, BLOCK_C=block_c, BLOCK_D=tile_of(depth),
             )  # fmt: skip
     return out_BSC, argmax_BSC
 
@@ -410,9 +384,9 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
     batch, queries, channels = grad_BSC.shape
     if not (_fits(local) and _fits(weight)):
         return gather_max_backward_reference(grad_BSC, argmax_BSC, index, local, weight, size, k)
-    rows, block_c = batch * queries, min(_block(channels), 64)
+    rows, block_c = batch * queries, tile_of(channels, 64)
     channel_blocks = triton.cdiv(channels, block_c)
-    options = {"SUM": _sum(grad_BSC.dtype), "BLOCK_C": block_c}
+    options = {"SUM": triton_dtype(grad_BSC.dtype), "BLOCK_C": block_c}
     features_gradient = local_gradient = weight_gradient = None
     grad_BSC, argmax_BSC = grad_BSC.contiguous(), argmax_BSC.contiguous()
     if grad_BSC.dtype == torch.float64:  # Triton 3.6 cannot multiply float64 that a mask of bytes has chosen
@@ -425,8 +399,8 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
             local_gradient = grad_BSC.new_zeros(batch, queries, k, depth)
             if local_gradient.numel() and channels:
                 gather_max_local_bwd_kernel[lambda meta: (triton.cdiv(rows, meta["BLOCK_S"]), k)](
-                    _operand(grad_BSC), argmax_BSC, _operand(weight), local_gradient, rows, channels, depth, k,
-                    BLOCK_D=_block(depth), **options,
+                    *operands(grad_BSC, argmax_BSC, weight), local_gradient, rows, channels, depth, k,
+                    BLOCK_D=tile_of(depth), **options,
                 )  # fmt: skip
         if local is not None:
             depth = local.shape[3]
@@ -434,8 +408,8 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
             partial = grad_BSC.new_zeros(shares, channels, depth, dtype=sum_dtype(grad_BSC))
             if partial.numel():
                 gather_max_weight_bwd_kernel[shares, channel_blocks](
-                    _operand(grad_BSC), argmax_BSC, _operand(local), partial, rows, shares, channels, depth, k,
-                    BLOCK_D=_block(depth), **options,
+                    *operands(grad_BSC, argmax_BSC, local), partial, rows, shares, channels, depth, k,
+                    BLOCK_D=tile_of(depth), **options,
                 )  # fmt: skip
             weight_gradient = partial.sum(0)
     return _filled(grad_BSC, features_gradient, local_gradient, weight_gradient)
@@ -450,11 +424,11 @@ def _features_gradient(grad_BSC: Tensor, argmax_BSC: Tensor, index_BSK: Tensor, 
         return sums.view(batch, size, channels)
     sum_BNC = grad_BSC.new_zeros(batch, size, channels, dtype=sum_dtype(grad_BSC))
     if grad_BSC.numel():
-        block_c = min(1 << (channels - 1).bit_length(), 128)
-        grid = batch * triton.cdiv(queries, 2048 // block_c), triton.cdiv(channels, block_c)
+        block_s, block_c = rows_by_channels(channels)
+        grid = batch * triton.cdiv(queries, block_s), triton.cdiv(channels, block_c)
         gather_max_features_bwd_kernel[grid](
             grad_BSC, argmax_BSC, index_BSK.contiguous(), sum_BNC, size, queries, channels, k,
-            BLOCK_S=2048 // block_c, BLOCK_C=block_c,
+            BLOCK_S=block_s, BLOCK_C=block_c,
         )  # fmt: skip
     return sum_BNC
 

@@ -27,20 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
-from .routed_attention import (
-    check_attention,
-    contiguous,
-    dot,
-    from_regions,
-    load_rows,
-    region_rows,
-    slices,
-    store_rows,
-    sum_dtype,
-    tile_of,
-    to_regions,
-)
+from .checks import check_maps, sum_dtype
+from .dispatch import compiled, decompose, each, pick, slices, tl, triton, without_autocast
+from .tiles import dot, from_regions, load_rows, operands, region_rows, store_rows, tile_of, to_regions
 
 
 def halo_attention(
@@ -73,7 +62,7 @@ def halo_attention(
         ValueError: shapes and sizes that do not go together.
         TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are no integers.
     """
-    check_attention(q, k, v)
+    check_maps(q, k, v)
     for name, size in (("block_size", block_size), ("halo_size", halo_size)):
         if not isinstance(size, int):
             raise TypeError(f"{name} must be an integer, got {size!r}")
@@ -514,7 +503,7 @@ def _halo_attention_triton(
 ) -> tuple[Tensor, Tensor]:
     factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
     out, lse = v.new_empty(*q.shape[:-1], v.shape[-1]), factor.new_empty(q.shape[:-1])
-    q, k, v, position = contiguous(q, k, v, position)
+    q, k, v, position = operands(q, k, v, position)
     plan = _query_tiles(q, k, block, halo)
     _launch(halo_attention_fwd_kernel, q, v, block, halo, *plan, q, k, v, position, factor, out, lse)
     return out, lse
@@ -535,7 +524,7 @@ def _halo_attention_backward_triton(
     factor = torch.full((1,), scale, dtype=lse.dtype, device=q.device)
     dq, dk, dv, dposition = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, position))
     delta = (grad.to(lse.dtype) * out).sum(-1)
-    g, q, k, v, position = contiguous(grad, q, k, v, position)
+    g, q, k, v, position = operands(grad, q, k, v, position)
     inputs = g, q, k, v, position, factor, lse, delta
     plan = _query_tiles(q, k, block, halo)
     _launch(halo_attention_bwd_q_kernel, q, v, block, halo, *plan, *inputs, dq, dposition)

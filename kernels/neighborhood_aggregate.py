@@ -13,8 +13,9 @@ Source: OverLoCK's dynamic convolution ContMix, arXiv 2502.20087; the window: Ne
 import torch
 from torch import Tensor
 
+from .checks import check_floats, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton
-from .gather import sum_dtype
+from .tiles import item_rows, triton_dtype
 
 
 def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Tensor | None = None) -> Tensor:
@@ -54,11 +55,7 @@ def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Te
         raise ValueError(
             f"bias must have shape (heads, 2k - 1, 2k - 1) = {(v.shape[3], side, side)}, got {tuple(bias.shape)}"
         )
-    for name, tensor in (("logits", logits), ("v", v), ("bias", v if bias is None else bias)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating, got {tensor.dtype}")
-        if tensor.device != v.device:
-            raise ValueError(f"{name} must be on the device of v, {v.device}, got {tensor.device}")
+    check_floats(v=v, logits=logits, **({} if bias is None else {"bias": bias}))
     return _neighborhood_aggregate(logits, v, bias, kernel_size)
 
 
@@ -263,18 +260,15 @@ def _neighborhood_aggregate_backward_cpu(grad: Tensor, logits: Tensor, v: Tensor
 # Triton: a program takes a block of pixels of one head, and walks over their taps. The softmax is made as it goes:
 # whenever a higher logit comes, what was summed so far is scaled down.
 
-# Elements of a tile of pixels by channels, and pixels at most.
-TILE, PIXELS = 512, 64
+# Elements of a tile of pixels by channels, and pixels, at most.
+ELEMENTS, PIXELS = 512, 64
 
 
 @triton.jit
 def _block(heads, height, width, BLOCK_P: tl.constexpr):
     """Image, head, rows and columns of this program's pixels, and which of them exist."""
-    blocks = tl.cdiv(height * width, BLOCK_P)
-    image_head = tl.program_id(0) // blocks
-    pixel = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    image, head = (image_head // heads).to(tl.int64), image_head % heads
-    return image, head, pixel // width, pixel % width, pixel < height * width
+    image_head, pixel, inside = item_rows(height * width, BLOCK_P)
+    return image_head // heads, image_head % heads, pixel // width, pixel % width, inside
 
 
 @triton.jit
@@ -401,10 +395,10 @@ def neighborhood_aggregate_bwd_v_kernel(
 def _launch(kernel, v: Tensor, wide: torch.dtype, k: int, has_bias: bool, strided: list[Tensor], *tensors) -> None:
     """Over blocks of pixels of all heads of all images; the strides of `strided` follow its other arguments."""
     batch, height, width, heads, channels = v.shape
-    block_c = 1 << (channels - 1).bit_length()
-    block_p = max(min(PIXELS, TILE // block_c), 1)
+    block_c = triton.next_power_of_2(channels)
+    block_p = max(min(PIXELS, ELEMENTS // block_c), 1)
     strides = [stride for tensor in strided for stride in tensor.stride()[:4]]
-    options = dict(K=k, HAS_BIAS=has_bias, WIDE=tl.float64 if wide == torch.float64 else tl.float32)
+    options = dict(K=k, HAS_BIAS=has_bias, WIDE=triton_dtype(wide))
     grid = (batch * heads * triton.cdiv(height * width, block_p),)
     with torch.cuda.device_of(v):
         kernel[grid](

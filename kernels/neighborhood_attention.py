@@ -34,9 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_floats, check_one_dtype, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .tiles import item_rows, load_rows, store_rows
 
 
 def neighborhood_attention(
@@ -82,8 +82,7 @@ def neighborhood_attention(
             "q and k must have one shape, (B, *spatial, H, D) with 1 to 3 spatial axes, and v the same but for its "
             f"last axis, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in FLOATS:
-        raise TypeError(f"q, k and v must be of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    check_one_dtype(q=q, k=k, v=v)
     if not q.shape[-1]:
         raise ValueError(f"q and k must have D of at least 1, got {tuple(q.shape)}")
     lengths = tuple(q.shape[1:-2])
@@ -105,7 +104,9 @@ def neighborhood_attention(
 
     missing = 3 - len(lengths)
     volumes = (x.reshape(*x.shape[:2], *[1] * missing, *x.shape[2:]) for x in (q, k, v))
-    wide_bias = None if bias is None else bias.to(_wide(q)).reshape(*bias.shape[:2], *[1] * missing, *bias.shape[2:])
+    wide_bias = (
+        None if bias is None else bias.to(sum_dtype(q)).reshape(*bias.shape[:2], *[1] * missing, *bias.shape[2:])
+    )
     settings = ([x[0], *[neutral] * missing, *x[1:]] for x, neutral in ((kernel_size, 1), (dilation, 1), (stride, 1)))
     causal = [is_causal[0], *[False] * missing, *is_causal[1:]]
     out, lse = _neighborhood_attention(*volumes, wide_bias, *settings, causal, float(scale))
@@ -114,11 +115,6 @@ def neighborhood_attention(
         with without_autocast(q):
             out, lse = _with_extra(out, lse, q, extra_keys, extra_values, scale)
     return (out, lse) if return_lse else out
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """The dtype of sums."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _per_axis(value, name: str, axes: int, kind: type = int) -> tuple:
@@ -154,8 +150,7 @@ def _check_bias(bias: Tensor | None, q: Tensor, kernel_size: tuple, is_causal: t
         raise ValueError(
             f"bias must have shape (heads, 2 * kernel_size - 1 per spatial axis) = {shape}, got {tuple(bias.shape)}"
         )
-    if not bias.is_floating_point() or bias.device != q.device:
-        raise TypeError(f"bias must be floating, on {q.device}, got {bias.dtype} on {bias.device}")
+    check_floats(q=q, bias=bias)
 
 
 def _check_extra(extra_keys: Tensor | None, extra_values: Tensor | None, k: Tensor, v: Tensor) -> None:
@@ -176,7 +171,7 @@ def _check_extra(extra_keys: Tensor | None, extra_values: Tensor | None, k: Tens
 
 def _with_extra(out: Tensor, lse: Tensor, q: Tensor, keys: Tensor, values: Tensor, scale: float):
     """Merge `out` with the attention of every query to M more tokens, weighted by the two divisors."""
-    wide = _wide(q)
+    wide = sum_dtype(q)
     logits = torch.einsum("bnhd,bmhd->bnhm", q.flatten(1, -3).to(wide), keys.to(wide)) * scale
     extra = torch.einsum("bnhm,bmhv->bnhv", logits.softmax(-1), values.to(wide)).view(out.shape)
     extra_lse = logits.logsumexp(-1).view(lse.shape)
@@ -284,7 +279,7 @@ def neighborhood_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
 ) -> tuple[Tensor, Tensor]:
     lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal), q.device))
-    flat_q, flat_k, flat_v = (x.flatten(1, 3).to(_wide(x)) for x in (q, k, v))
+    flat_q, flat_k, flat_v = (x.flatten(1, 3).to(sum_dtype(x)) for x in (q, k, v))
     logits = _reference_logits(flat_q, flat_k, bias, lines, scale)
     lse = logits.logsumexp(-1)
     weights = torch.exp(logits - lse.unsqueeze(-1)).split(kernel_size[2], -1)
@@ -465,14 +460,14 @@ def _by_token(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 def _bias_by_head(bias: Tensor | None, q: Tensor) -> np.ndarray:
     """(B H, indices of bias), of none without a bias; every image sees the same."""
     batch, heads = q.shape[0], q.shape[4]
-    flat = torch.zeros(heads, 0, dtype=_wide(q)) if bias is None else bias.detach().flatten(1)
+    flat = torch.zeros(heads, 0, dtype=sum_dtype(q)) if bias is None else bias.detach().flatten(1)
     return flat.repeat(batch, 1).numpy()
 
 
 def _neighborhood_attention_cpu(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
 ) -> tuple[Tensor, Tensor]:
-    wide = _wide(q)
+    wide = sum_dtype(q)
     windows = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)[0].numpy()
     settings = windows, tuple(q.shape[1:4]), tuple(kernel_size), tuple(dilation)
     inputs = [
@@ -526,10 +521,8 @@ def _tokens(tokens, heads, BLOCK_N: tl.constexpr):
 
     A tile that reaches over the end repeats the last token.
     """
-    tiles = tl.cdiv(tokens, BLOCK_N)
-    item = (tl.program_id(0) // tiles).to(tl.int64)
-    n = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return item // heads * tokens, item % heads, tl.minimum(n, tokens - 1), n < tokens
+    item, n, inside = item_rows(tokens, BLOCK_N)
+    return item // heads * tokens, item % heads, tl.minimum(n, tokens - 1), inside
 
 
 @triton.jit
@@ -541,16 +534,12 @@ def _row(table, index):
 @triton.jit
 def _load_tile(x, token, head, heads, seen, channels, BLOCK_C: tl.constexpr, SUM: tl.constexpr):
     """Rows of x (tokens, H, C), in the dtype of sums; zero where not seen."""
-    c = tl.arange(0, BLOCK_C)
-    at = (token * heads + head)[:, None] * channels + c[None, :]
-    return tl.load(x + at, mask=seen[:, None] & (c < channels)[None, :], other=0.0).to(SUM)
+    return load_rows(x, token * heads + head, tl.arange(0, BLOCK_C), seen, channels).to(SUM)
 
 
 @triton.jit
 def _store_tile(x, value, token, head, heads, inside, channels, BLOCK_C: tl.constexpr):
-    c = tl.arange(0, BLOCK_C)
-    at = (token * heads + head)[:, None] * channels + c[None, :]
-    tl.store(x + at, value.to(x.dtype.element_ty), mask=inside[:, None] & (c < channels)[None, :])
+    store_rows(x, value, token * heads + head, tl.arange(0, BLOCK_C), inside, channels)
 
 
 @triton.jit(do_not_specialize=["X", "Y", "Z"])
@@ -723,7 +712,7 @@ def _neighborhood_attention_triton(
 ) -> tuple[Tensor, Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     windows, _ = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)
-    out, lse = torch.empty_like(v), torch.empty(v.shape[:-1], dtype=_wide(v), device=v.device)
+    out, lse = torch.empty_like(v), torch.empty(v.shape[:-1], dtype=sum_dtype(v), device=v.device)
     _launch(
         neighborhood_attention_fwd_kernel, None, q, v, q, k, v, lse if bias is None else bias.contiguous(), windows,
         out, lse, settings=(kernel_size, dilation, scale), HAS_BIAS=bias is not None,
@@ -778,7 +767,7 @@ def _neighborhood_attention(
 
 @_neighborhood_attention.register_fake
 def _(q, k, v, bias, kernel_size, dilation, stride, causal, scale):
-    return v.new_empty(v.shape), v.new_empty(v.shape[:-1], dtype=_wide(v))
+    return v.new_empty(v.shape), v.new_empty(v.shape[:-1], dtype=sum_dtype(v))
 
 
 @torch.library.custom_op("attlas::neighborhood_attention_backward", mutates_args=())

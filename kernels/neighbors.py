@@ -23,6 +23,7 @@ from torch import Tensor
 from . import kdtree
 from .checks import check_count, check_lengths, check_points
 from .dispatch import autotune, pick, tl, triton
+from .tiles import item_rows
 
 # Distances held at a time by the reference: 16 M floats.
 BLOCK = 1 << 24
@@ -194,13 +195,11 @@ def _in_space(queries_BSD: Tensor, points_BND: Tensor) -> tuple[Tensor, Tensor]:
 @triton.jit
 def _queries(queries, S, BLOCK_S: tl.constexpr):
     """Cloud, numbers and coordinates of a program's queries; queries are rows x, y, z of a cloud."""
-    blocks = tl.cdiv(S, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = (tl.program_id(0) % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)
+    cloud, s, inside = item_rows(S, BLOCK_S)
     row = queries + cloud * 3 * S + s
-    x = tl.load(row, s < S, 0.0)[:, None]
-    y = tl.load(row + S, s < S, 0.0)[:, None]
-    z = tl.load(row + 2 * S, s < S, 0.0)[:, None]
+    x = tl.load(row, inside, 0.0)[:, None]
+    y = tl.load(row + S, inside, 0.0)[:, None]
+    z = tl.load(row + 2 * S, inside, 0.0)[:, None]
     return cloud, s, x, y, z
 
 

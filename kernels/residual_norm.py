@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dispatch import compiled, each, pick, tl, triton
+from .dispatch import compiled, each, pick, slices, tl, triton
 
 # Rows that are summed at a time: partial sums make the result independent of the number of threads, and exact enough.
 ROWS = 2048
@@ -67,10 +67,6 @@ def residual_norm_backward_reference(grad: Tensor, t: Tensor, weight: Tensor, bi
 # The CPU's path: blocks of rows over threads, channels innermost.
 
 
-def _blocks(rows: int) -> list[slice]:
-    return [slice(start, min(start + ROWS, rows)) for start in range(0, rows, ROWS)]
-
-
 @compiled(fastmath={"contract", "reassoc"})
 def _sums(t, first, total, squares):
     """Sums of t - first and of its squares: taking the first row away keeps the digits of a large mean."""
@@ -112,7 +108,7 @@ def _gradient(grad, t, mean, scale, bias, constant, slope, grad_t):
 
 def _summed(function, rows: int, channels: int, dtype) -> np.ndarray:
     """Two sums over all rows, (2, C) float64: function(block, sum, other sum) per block, then the blocks in order."""
-    blocks = _blocks(rows)
+    blocks = slices(0, rows, ROWS)
     partial = np.zeros((len(blocks), 2, channels), dtype)
     each(lambda i: function(blocks[i], partial[i, 0], partial[i, 1]), range(len(blocks)))
     return partial.sum(0, dtype=np.float64)
@@ -135,7 +131,7 @@ def _residual_norm_cpu(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: 
     mean += first
     scale = (gamma / np.sqrt(variance + eps)).astype(t_rows.dtype)
     centre = mean.astype(t_rows.dtype)
-    each(lambda part: _apply(x_rows[part], t_rows[part], centre, scale, beta, y_rows[part]), _blocks(rows))
+    each(lambda part: _apply(x_rows[part], t_rows[part], centre, scale, beta, y_rows[part]), slices(0, rows, ROWS))
     return y, torch.from_numpy(centre), torch.from_numpy(variance).to(weight)
 
 
@@ -158,7 +154,7 @@ def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: T
     constant = (-gamma * inverse * grad_bias / rows).astype(t_rows.dtype)
     each(
         lambda part: _gradient(grad_rows[part], t_rows[part], centre, scale, beta, constant, slope, out_rows[part]),
-        _blocks(rows),
+        slices(0, rows, ROWS),
     )
     return grad_t, torch.from_numpy(grad_weight).to(weight), torch.from_numpy(grad_bias).to(bias)
 

@@ -22,10 +22,9 @@ Source: step 3 of bi-level routing attention, BiFormer, arXiv 2303.08810 (raylei
 import torch
 from torch import Tensor
 
-from .checks import check_range
-from .dispatch import INTERPRETED, PRECISION, decompose, each, pick, tl, triton
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from .checks import check_maps, check_range, sum_dtype
+from .dispatch import decompose, each, pick, slices, tl, triton
+from .tiles import dot, from_regions, load_rows, operands, region_rows, store_rows, tile_of, to_regions
 
 
 def routed_attention(
@@ -48,7 +47,7 @@ def routed_attention(
         TypeError: dtypes that differ or are not floating point; an index that is not int64.
         IndexError: on a CPU, for an index out of range.
     """
-    check_attention(q, k, v)
+    check_maps(q, k, v)
     if q.shape != k.shape:
         raise ValueError(f"q and k must have one shape, got {tuple(q.shape)} and {tuple(k.shape)}")
     batch, height, width = q.shape[:3]
@@ -65,39 +64,6 @@ def routed_attention(
         )
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return routed_attention_op(q, k, v, index, rows, columns, scale)[0]
-
-
-def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q, k and v are maps (B, H, W, heads, channels) that agree where an attention needs it."""
-    shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-    if not q.ndim == k.ndim == v.ndim == 5:
-        raise ValueError(f"q, k and v must have shape (B, H, W, heads, channels), got {shapes}")
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"k and v must have one shape but for their last axis, got {shapes}")
-    if q.shape[0] != k.shape[0] or q.shape[3:] != k.shape[3:]:
-        raise ValueError(f"q and k must agree in images, heads and channels, got {shapes}")
-    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
-        raise ValueError(f"q, k and v must have heights, widths, heads and channels of at least 1, got {shapes}")
-    if not q.dtype == k.dtype == v.dtype or v.dtype not in FLOATS:
-        raise TypeError(f"q, k and v must be of one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-
-
-def sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def to_regions(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, H, W, heads, C) -> (P, T, C), in the dtype that is summed in."""
-    x = x.to(sum_dtype(x)).unflatten(1, (rows, -1)).unflatten(3, (columns, -1))  # B Ry h Rx w heads C
-    return x.permute(0, 5, 1, 3, 2, 4, 6).flatten(4, 5).flatten(0, 3).contiguous()
-
-
-def from_regions(x: Tensor, like: Tensor, rows: int, columns: int) -> Tensor:
-    """The inverse of `to_regions`, for a map of the height, width and heads of `like`."""
-    batch, height, width, heads, _ = like.shape
-    shape = batch, heads, rows, columns, height // rows, width // columns, x.shape[-1]
-    x = x.view(shape).permute(0, 2, 4, 3, 5, 1, 6)
-    return x.flatten(1, 2).flatten(2, 3).contiguous()
 
 
 def _chosen(index: Tensor, heads: int) -> Tensor:
@@ -160,10 +126,6 @@ def _add_read(x_PTC: Tensor, read: Tensor, chosen_NK: Tensor) -> Tensor:
 BLOCK = 1 << 18
 # queries that a product of matrices should have at least, to be worth the copies of k and v
 QUERIES = 16
-
-
-def slices(start: int, stop: int, step: int) -> list[slice]:
-    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
 def _schedule(problems: int, regions: int, tokens: int, keys: int) -> tuple[list[list[slice]], list[slice]]:
@@ -232,32 +194,6 @@ def _routed_attention_backward_cpu(
 
 
 # Triton: a program reads the tokens of its regions from the maps themselves.
-
-
-@triton.jit
-def dot(x, y, SUM: tl.constexpr):
-    """x @ y summed in the dtype SUM, with all digits of float32; weights are rounded to what they multiply."""
-    return tl.dot(x.to(y.dtype), y, input_precision=PRECISION, out_dtype=SUM)
-
-
-@triton.jit
-def load_rows(x, row, column, inside, width):
-    """Rows by columns of x, whose rows have `width` entries; zero outside."""
-    mask = inside[:, None] & (column < width)[None, :]
-    return tl.load(x + row[:, None] * width + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def store_rows(x, value, row, column, inside, width):
-    mask = inside[:, None] & (column < width)[None, :]
-    tl.store(x + row[:, None] * width + column[None, :], value.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def region_rows(image, region, token, head, heads, regions, columns, high, wide):
-    """The rows of tokens of a region in a map (B, H, W, heads, ...) whose regions are `high` x `wide`."""
-    y, x = region // columns * high + token // wide, region % columns * wide + token % wide
-    return ((image * regions * high * wide) + y * (columns * wide) + x) * heads + head
 
 
 @triton.jit(do_not_specialize=["heads", "regions", "columns", "high", "wide", "topk"])
@@ -360,18 +296,6 @@ def routed_attention_bwd_kv_kernel(
     store_rows(dv, total_v, key_row, c, key < tokens, channels)
 
 
-def contiguous(*tensors: Tensor) -> list[Tensor]:
-    """The tensors as the kernels read them."""
-    if INTERPRETED:  # its tl.dot multiplies the bits of bfloat16
-        tensors = tuple(x.float() if x.dtype == torch.bfloat16 else x for x in tensors)
-    return [x.contiguous() for x in tensors]
-
-
-def tile_of(length: int, at_most: int = 1 << 30) -> int:
-    """The tile for an axis of a matrix product: a power of two, 16 at least."""
-    return min(max(16, triton.next_power_of_2(length)), at_most)
-
-
 def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *arguments, num_warps: int = 4) -> None:
     batch, height, width, heads, depth = q.shape
     high, wide, channels = height // rows, width // columns, v.shape[-1]
@@ -393,7 +317,7 @@ def _routed_attention_triton(
     factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = factor.new_empty(q.shape[:-1])
-    q, k, v, index = contiguous(q, k, v, index)
+    q, k, v, index = operands(q, k, v, index)
     _launch(routed_attention_fwd_kernel, q, v, index.shape[2], rows, columns, q, k, v, index, factor, out, lse)
     return out, lse
 
@@ -413,7 +337,7 @@ def _routed_attention_backward_triton(
     factor = torch.full((1,), scale, dtype=lse.dtype, device=q.device)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = (grad.to(lse.dtype) * out).sum(-1)
-    g, q, k, v, index = contiguous(grad, q, k, v, index)
+    g, q, k, v, index = operands(grad, q, k, v, index)
     common = q, v, index.shape[2], rows, columns
     _launch(routed_attention_bwd_q_kernel, *common, g, q, k, v, index, factor, lse, delta, dq)
     # who reads a region: the pairs (reader, j) numbered reader · topk + j, sorted by the region that they name

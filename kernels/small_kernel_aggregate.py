@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_floats, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton
-from .gather import sum_dtype
+from .tiles import item_rows, rows_by_channels, triton_dtype
 
 # Rows of a map that one thread takes at a time.
 ROWS = 32
@@ -49,10 +50,7 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
         raise ValueError(f"weight must hold k² taps of an odd k (1, 9, 25, ...) on its axis 2, got {taps}")
     if kernels == 0 or channels % kernels:
         raise ValueError(f"the kernels of weight (its axis 1) must divide the {channels} channels of x, got {kernels}")
-    if not (x.is_floating_point() and weight.is_floating_point()):
-        raise TypeError(f"x and weight must be floating, got {x.dtype} and {weight.dtype}")
-    if x.device != weight.device:
-        raise ValueError(f"weight must be on the device of x, {x.device}, got {weight.device}")
+    check_floats(x=x, weight=weight)
     return _small_kernel_aggregate(x, weight)
 
 
@@ -193,17 +191,15 @@ def _small_kernel_aggregate_backward_cpu(grad: Tensor, x: Tensor, weight: Tensor
 # Triton: tiles of pixels by channels, found by their strides, so that no layout costs a copy.
 
 # Elements of a tile.
-TILE = 512
+ELEMENTS = 512
 
 
 @triton.jit
 def _tile(channels, height, width, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """Image, rows, columns and channels of this program, and which of its elements exist."""
-    blocks = tl.cdiv(height * width, BLOCK_P)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    return image, pixel // width, pixel % width, c, (pixel < height * width) & (c < channels)
+    image, pixel, inside = item_rows(height * width, BLOCK_P)
+    pixel, c = pixel[:, None], tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    return image, pixel // width, pixel % width, c, inside[:, None] & (c < channels)
 
 
 @triton.jit
@@ -273,11 +269,10 @@ def _launch(kernel, tiled: int, wide: torch.dtype, k: int, shape, kernels: int, 
     batch, channels, height, width = shape
     if batch * tiled * height * width == 0:
         return
-    block_c = min(1 << (tiled - 1).bit_length(), 64)
-    block_p = TILE // block_c
+    block_p, block_c = rows_by_channels(tiled, 64, ELEMENTS)
     grid = batch * triton.cdiv(height * width, block_p), triton.cdiv(tiled, block_c)
     strides = [stride for tensor in tensors for stride in tensor.stride()]
-    options = dict(K=k, WIDE=tl.float64 if wide == torch.float64 else tl.float32, BLOCK_P=block_p, BLOCK_C=block_c)
+    options = dict(K=k, WIDE=triton_dtype(wide), BLOCK_P=block_p, BLOCK_C=block_c)
     with torch.cuda.device_of(tensors[0]):
         kernel[grid](*tensors, channels, kernels, height, width, *strides, **options)
 

@@ -29,10 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dispatch import INTERPRETED, PRECISION, each, pick, tl, triton
+from .checks import check_one_dtype, sum_dtype
+from .dispatch import each, pick, slices, tl, triton
+from .tiles import dot, for_dot, load_rows, store_rows, tile_of
 
 NORMALISE = ("points", "queries")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 EPS = 1e-9
 
 
@@ -60,8 +61,7 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points"
             "q and k must have one shape, (B, S, K, D) or (B, S, D), and v the same but for its last axis, got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
-    if not q.dtype == k.dtype == v.dtype or v.dtype not in FLOATS:
-        raise TypeError(f"q, k and v must be of one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    check_one_dtype(q=q, k=k, v=v)
     if q.ndim == 3:
         return surface_attention_op(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), "queries")[0].squeeze(1)
     if normalise == "points" and q.shape[1] == 1:
@@ -76,17 +76,13 @@ def surface_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalise: str 
     return weight.mT @ v
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _over(pairs: Tensor, normalise: str) -> Tensor:
     """Sum of numbers per pair (B, S, j, i) over the axis of the second normalisation, which stays as an axis."""
     return pairs if normalise == "itself" else pairs.sum(1 if normalise == "points" else -1, keepdim=True)
 
 
 def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: str) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (x.to(_sum_dtype(x)) for x in (q_BSKD, k_BSKD, v_BSKC))
+    q, k, v = (x.to(sum_dtype(x)) for x in (q_BSKD, k_BSKD, v_BSKC))
     energy = k @ q.mT
     lse = energy.logsumexp(-2)
     weight = torch.exp(energy - lse.unsqueeze(-2))
@@ -98,7 +94,7 @@ def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise
 def _backward_reference(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalise: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, work = v.dtype, _sum_dtype(v)
+    dtype, work = v.dtype, sum_dtype(v)
     g, q, k, v = (x.to(work) for x in (g, q, k, v))
     weight = torch.exp(k @ q.mT - lse.unsqueeze(-2))
     divisor = EPS + weight if normalise == "itself" else divisor
@@ -130,13 +126,9 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.bmm(x, y, out=out)
     x_np, y_np, out_np = x.numpy(), y.numpy(), out.numpy()
     threads = min(torch.get_num_threads(), 1 + len(x) * size // THREAD)
-    parts = _slices(len(x), -(-len(x) // threads))
+    parts = slices(0, len(x), -(-len(x) // threads))
     each(lambda part: np.matmul(x_np[part], y_np[part], out=out_np[part]), parts)
     return out
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, max(size, 1))]
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
@@ -155,7 +147,7 @@ def _is_small(v: Tensor, normalise: str) -> bool:
 
 def _whole_forward(q: Tensor, k: Tensor, v: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
     """The result and the divisors, with the weights (i, j) of the whole batch for a moment."""
-    q, k, v = (x.to(_sum_dtype(x)) for x in (q, k, v))
+    q, k, v = (x.to(sum_dtype(x)) for x in (q, k, v))
     weight = torch.softmax(q @ k.mT, dim=-1)
     divisor = EPS + weight.sum(1 if normalise == "points" else -2, keepdim=True)
     return weight.div_(divisor).mT @ v, divisor.mT.contiguous()
@@ -165,7 +157,7 @@ def _whole_backward(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Tensor, normalise: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = v.dtype
-    g, q, k, v = (x.to(_sum_dtype(x)) for x in (g, q, k, v))
+    g, q, k, v = (x.to(sum_dtype(x)) for x in (g, q, k, v))
     weight = torch.softmax(q @ k.mT, dim=-1)
     share, grad = weight / divisor.mT, v @ g.mT
     grad.sub_((grad * share).sum(1 if normalise == "points" else -2, keepdim=True)).mul_(share)
@@ -179,7 +171,7 @@ def _forward_cpu(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: str)
         return whole.to(v_BSKC.dtype), divisor.new_full(v_BSKC.shape[:-1], -torch.inf), divisor
     q, k, v = _unit_stride(q_BSKD, k_BSKD, v_BSKC)
     result = torch.empty(v.shape, dtype=v.dtype)
-    lse = torch.full(v.shape[:-1], -torch.inf, dtype=_sum_dtype(v))  # the backward of this path does not need it
+    lse = torch.full(v.shape[:-1], -torch.inf, dtype=sum_dtype(v))  # the backward of this path does not need it
     if normalise == "points":
         return result, lse, _points_forward_cpu(q, k, v, result)
     flat_q, flat_k, flat_v, flat_result = (x.flatten(0, 1) for x in (q, k, v, result))
@@ -214,8 +206,8 @@ def _unit_stride(*tensors: Tensor) -> list[Tensor]:
 def _cloud_blocks(batch: int, queries: int, neighbors: int) -> tuple[list[slice], list[slice]]:
     """Slices of clouds and of queries: blocks of a few small clouds, of one cloud, or of some of its queries."""
     return (
-        _slices(batch, max(1, BLOCK // 4 // (queries * neighbors**2))),
-        _slices(queries, max(1, BLOCK // neighbors**2)),
+        slices(0, batch, max(1, BLOCK // 4 // (queries * neighbors**2))),
+        slices(0, queries, max(1, BLOCK // neighbors**2)),
     )
 
 
@@ -226,7 +218,7 @@ def _read(x: Tensor, block: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
 
 def _points_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor) -> Tensor:
     """Fills `result`; returns the divisors (B, 1, K, K), (j, i)."""
-    neighbors, dtype = v.shape[2], _sum_dtype(v)
+    neighbors, dtype = v.shape[2], sum_dtype(v)
     divisor = torch.full((v.shape[0], 1, neighbors, neighbors), EPS, dtype=dtype)
     clouds, parts = _cloud_blocks(*v.shape[:3])
 
@@ -277,12 +269,12 @@ def _points_backward_cpu(g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Te
 
 def _group_blocks(groups: int, size: int) -> tuple[list[slice], list[slice]]:
     """Slices of groups and of i: blocks of a few small groups, of one group, or of some of its i."""
-    return _slices(groups, max(1, BLOCK // 4 // size**2)), _slices(size, max(1, BLOCK // size))
+    return slices(0, groups, max(1, BLOCK // 4 // size**2)), slices(0, size, max(1, BLOCK // size))
 
 
 def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normalise: str) -> Tensor:
     """Fills `result`; returns the divisors (groups, j, 1)."""
-    dtype = _sum_dtype(v)
+    dtype = sum_dtype(v)
     divisor = torch.full((*v.shape[:2], 1), EPS, dtype=dtype)
     groups, parts = _group_blocks(*v.shape[:2])
 
@@ -331,28 +323,9 @@ def _groups_backward_cpu(
 
 
 @triton.jit
-def _load_rows(x, row, column, inside, width, stride):
-    """Rows by columns of x, whose rows lie `stride` apart; zero outside."""
-    mask = inside[:, None] & (column < width)[None, :]
-    return tl.load(x + row[:, None] * stride + column[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store_rows(x, value, row, column, inside, width):
-    mask = inside[:, None] & (column < width)[None, :]
-    tl.store(x + row[:, None] * width + column[None, :], value.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _dot(x, y, SUM: tl.constexpr):
-    """x @ y summed in the dtype SUM, with all digits of float32; the weights are rounded to what they multiply."""
-    return tl.dot(x.to(y.dtype), y, input_precision=PRECISION, out_dtype=SUM)
-
-
-@triton.jit
 def _weights_tile(q_tile, k_tile, lse, mask):
     """A (j, i); zero outside."""
-    energy = _dot(k_tile, tl.trans(q_tile), lse.dtype)
+    energy = dot(k_tile, tl.trans(q_tile), lse.dtype)
     return tl.where(mask, tl.exp(energy - lse[None, :]), 0.0)
 
 
@@ -371,16 +344,16 @@ def surface_attention_points_sums_kernel(
     total = tl.zeros((BLOCK_K, BLOCK_K), sums.dtype.element_ty)
     for s in range(first, min(first + part, queries)):
         row = (cloud * queries + s) * neighbors + n
-        q_tile = _load_rows(q, row, d, inside, width, q_stride)
-        k_tile = _load_rows(k, row, d, inside, width, k_stride)
-        energy = tl.where(inside[:, None], _dot(k_tile, tl.trans(q_tile), total.dtype), float("-inf"))
+        q_tile = load_rows(q, row, d, inside, width, q_stride)
+        k_tile = load_rows(k, row, d, inside, width, k_stride)
+        energy = tl.where(inside[:, None], dot(k_tile, tl.trans(q_tile), total.dtype), float("-inf"))
         top = tl.max(energy, 0)
         weight = tl.exp(energy - top[None, :])
         norm = tl.sum(weight, 0)
         tl.store(lse + row, top + tl.log(norm), mask=inside)
         total += weight / norm[None, :]
     out = (cloud * tl.num_programs(1) + tl.program_id(1)) * neighbors + n
-    _store_rows(sums, total, out, n, inside, neighbors)
+    store_rows(sums, total, out, n, inside, neighbors)
 
 
 @triton.jit(do_not_specialize=["queries", "neighbors"])
@@ -394,14 +367,14 @@ def surface_attention_points_fwd_kernel(
     inside = n < neighbors
     mask = inside[:, None] & inside[None, :]
     row, pair = query * neighbors + n, (query // queries * neighbors + n)[:, None] * neighbors + n[None, :]
-    q_tile = _load_rows(q, row, d, inside, width, q_stride)
-    k_tile = _load_rows(k, row, d, inside, width, k_stride)
+    q_tile = load_rows(q, row, d, inside, width, q_stride)
+    k_tile = load_rows(k, row, d, inside, width, k_stride)
     share = _weights_tile(q_tile, k_tile, tl.load(lse + row, mask=inside, other=0.0), mask)
     share /= tl.load(divisor + pair, mask=mask, other=1.0)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        v_tile = _load_rows(v, row, c, inside, channels, v_stride)
-        _store_rows(result, _dot(share, v_tile, lse.dtype.element_ty), row, c, inside, channels)
+        v_tile = load_rows(v, row, c, inside, channels, v_stride)
+        store_rows(result, dot(share, v_tile, lse.dtype.element_ty), row, c, inside, channels)
 
 
 @triton.jit
@@ -413,9 +386,9 @@ def _grad_of_share(
     total = tl.zeros((BLOCK, BLOCK), SUM)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        g_tile = _load_rows(g, j_row, c, j_inside, channels, channels)
-        v_tile = _load_rows(v, i_row, c, i_inside, channels, v_stride)
-        total += _dot(g_tile, tl.trans(v_tile), SUM)
+        g_tile = load_rows(g, j_row, c, j_inside, channels)
+        v_tile = load_rows(v, i_row, c, i_inside, channels, v_stride)
+        total += dot(g_tile, tl.trans(v_tile), SUM)
     return total
 
 
@@ -432,15 +405,15 @@ def surface_attention_points_bwd_sums_kernel(
     total = tl.zeros((BLOCK_K, BLOCK_K), sums.dtype.element_ty)
     for s in range(first, min(first + part, queries)):
         row = (cloud * queries + s) * neighbors + n
-        q_tile = _load_rows(q, row, d, inside, width, q_stride)
-        k_tile = _load_rows(k, row, d, inside, width, k_stride)
+        q_tile = load_rows(q, row, d, inside, width, q_stride)
+        k_tile = load_rows(k, row, d, inside, width, k_stride)
         logs = tl.load(lse + row, mask=inside, other=0.0)
         weight = _weights_tile(q_tile, k_tile, logs, inside[:, None] & inside[None, :])
         total += weight * _grad_of_share(
             g, v, row, row, inside, inside, channels, v_stride, total.dtype, BLOCK_K, BLOCK_C
         )
     out = (cloud * tl.num_programs(1) + tl.program_id(1)) * neighbors + n
-    _store_rows(sums, total, out, n, inside, neighbors)
+    store_rows(sums, total, out, n, inside, neighbors)
 
 
 @triton.jit(do_not_specialize=["queries", "neighbors"])
@@ -454,19 +427,19 @@ def surface_attention_points_bwd_kernel(
     inside = n < neighbors
     mask = inside[:, None] & inside[None, :]
     row, pair = query * neighbors + n, (query // queries * neighbors + n)[:, None] * neighbors + n[None, :]
-    q_tile = _load_rows(q, row, d, inside, width, q_stride)
-    k_tile = _load_rows(k, row, d, inside, width, k_stride)
+    q_tile = load_rows(q, row, d, inside, width, q_stride)
+    k_tile = load_rows(k, row, d, inside, width, k_stride)
     weight = _weights_tile(q_tile, k_tile, tl.load(lse + row, mask=inside, other=0.0), mask)
     share = weight / tl.load(divisor + pair, mask=mask, other=1.0)
     grad = _grad_of_share(g, v, row, row, inside, inside, channels, v_stride, share.dtype, BLOCK_K, BLOCK_C)
     grad = share * (grad - tl.load(mean + pair, mask=mask, other=0.0))
     grad -= weight * tl.sum(grad, 0)[None, :]
-    _store_rows(dq, _dot(tl.trans(grad), k_tile, grad.dtype), row, d, inside, width)
-    _store_rows(dk, _dot(grad, q_tile, grad.dtype), row, d, inside, width)
+    store_rows(dq, dot(tl.trans(grad), k_tile, grad.dtype), row, d, inside, width)
+    store_rows(dk, dot(grad, q_tile, grad.dtype), row, d, inside, width)
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
-        g_tile = _load_rows(g, row, c, inside, channels, channels)
-        _store_rows(dv, _dot(tl.trans(share), g_tile, grad.dtype), row, c, inside, channels)
+        g_tile = load_rows(g, row, c, inside, channels)
+        store_rows(dv, dot(tl.trans(share), g_tile, grad.dtype), row, c, inside, channels)
 
 
 # "queries" and "itself": groups of `size` rows each, of any size, in tiles of BLOCK_N x BLOCK_N weights.
@@ -479,13 +452,13 @@ def surface_attention_lse_kernel(
     """lse of a block of i, from one tile of j after the other."""
     group, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    q_tile = _load_rows(q, group * size + i, d, i < size, width, q_stride)
+    q_tile = load_rows(q, group * size + i, d, i < size, width, q_stride)
     top = tl.full((BLOCK_N,), float("-inf"), lse.dtype.element_ty)
     total = tl.zeros((BLOCK_N,), lse.dtype.element_ty)
     for start in range(0, size, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
-        k_tile = _load_rows(k, group * size + j, d, j < size, width, k_stride)
-        energy = tl.where((j < size)[:, None], _dot(k_tile, tl.trans(q_tile), total.dtype), float("-inf"))
+        k_tile = load_rows(k, group * size + j, d, j < size, width, k_stride)
+        energy = tl.where((j < size)[:, None], dot(k_tile, tl.trans(q_tile), total.dtype), float("-inf"))
         new_top = tl.maximum(top, tl.max(energy, 0))
         total = total * tl.exp(top - new_top) + tl.sum(tl.exp(energy - new_top[None, :]), 0)
         top = new_top
@@ -501,27 +474,27 @@ def surface_attention_fwd_kernel(
     group, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    k_tile = _load_rows(k, group * size + j, d, j < size, width, k_stride)
+    k_tile = load_rows(k, group * size + j, d, j < size, width, k_stride)
     total = tl.zeros((BLOCK_N, BLOCK_C), lse.dtype.element_ty)
     norm = tl.full((BLOCK_N,), EPS, lse.dtype.element_ty)
     for start in range(0, size, BLOCK_N):
         i = start + tl.arange(0, BLOCK_N)
         row, mask = group * size + i, (j < size)[:, None] & (i < size)[None, :]
-        q_tile = _load_rows(q, row, d, i < size, width, q_stride)
+        q_tile = load_rows(q, row, d, i < size, width, q_stride)
         weight = _weights_tile(q_tile, k_tile, tl.load(lse + row, mask=i < size, other=0.0), mask)
         if ITSELF:
             weight /= weight + EPS
         else:
             norm += tl.sum(weight, 1)
-        v_tile = _load_rows(v, row, c, i < size, channels, v_stride)
+        v_tile = load_rows(v, row, c, i < size, channels, v_stride)
         if v_tile.dtype == tl.float16:  # the weights of a column may all be below the least float16
             v_tile = v_tile.to(tl.float32)
-        total += _dot(weight, v_tile, total.dtype)
+        total += dot(weight, v_tile, total.dtype)
     if not ITSELF:
         total /= norm[:, None]
         if tl.program_id(2) == 0:
             tl.store(divisor + group * size + j, norm, mask=j < size)
-    _store_rows(result, total, group * size + j, c, j < size, channels)
+    store_rows(result, total, group * size + j, c, j < size, channels)
 
 
 @triton.jit
@@ -554,17 +527,17 @@ def surface_attention_bwd_v_kernel(
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     row, i_inside = group * size + i, i < size
-    q_tile = _load_rows(q, row, d, i_inside, width, q_stride)
+    q_tile = load_rows(q, row, d, i_inside, width, q_stride)
     logs = tl.load(lse + row, mask=i_inside, other=0.0)
     total = tl.zeros((BLOCK_N, BLOCK_C), logs.dtype)
     for start in range(0, size, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         j_row, j_inside = group * size + j, j < size
-        k_tile = _load_rows(k, j_row, d, j_inside, width, k_stride)
+        k_tile = load_rows(k, j_row, d, j_inside, width, k_stride)
         weight = _weights_tile(q_tile, k_tile, logs, j_inside[:, None] & i_inside[None, :])
         share = _share(weight, divisor, j_row, j_inside, EPS, ITSELF)
-        total += _dot(tl.trans(share), _load_rows(g, j_row, c, j_inside, channels, channels), logs.dtype)
-    _store_rows(dv, total, row, c, i_inside, channels)
+        total += dot(tl.trans(share), load_rows(g, j_row, c, j_inside, channels, channels), logs.dtype)
+    store_rows(dv, total, row, c, i_inside, channels)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -576,7 +549,7 @@ def surface_attention_bwd_q_kernel(
     group, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row, i_inside = group * size + i, i < size
-    q_tile = _load_rows(q, row, d, i_inside, width, q_stride)
+    q_tile = load_rows(q, row, d, i_inside, width, q_stride)
     logs = tl.load(lse + row, mask=i_inside, other=0.0)
     sum_x = tl.zeros((BLOCK_N,), logs.dtype)
     sum_xk = tl.zeros((BLOCK_N, BLOCK_D), logs.dtype)
@@ -584,16 +557,16 @@ def surface_attention_bwd_q_kernel(
     for start in range(0, size, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         j_row, j_inside = group * size + j, j < size
-        k_tile = _load_rows(k, j_row, d, j_inside, width, k_stride)
+        k_tile = load_rows(k, j_row, d, j_inside, width, k_stride)
         weight = _weights_tile(q_tile, k_tile, logs, j_inside[:, None] & i_inside[None, :])
         share = _share(weight, divisor, j_row, j_inside, EPS, ITSELF)
         grad = _grad_of_share(g, v, j_row, row, j_inside, i_inside, channels, v_stride, logs.dtype, BLOCK_N, BLOCK_C)
         grad = _share_gradient(weight, share, grad, mean, j_row, j_inside, EPS, ITSELF)
         sum_x += tl.sum(grad, 0)
-        sum_xk += _dot(tl.trans(grad), k_tile, logs.dtype)
-        mean_k += _dot(tl.trans(weight), k_tile, logs.dtype)
+        sum_xk += dot(tl.trans(grad), k_tile, logs.dtype)
+        mean_k += dot(tl.trans(weight), k_tile, logs.dtype)
     tl.store(row_sum + row, sum_x, mask=i_inside)
-    _store_rows(dq, sum_xk - sum_x[:, None] * mean_k, row, d, i_inside, width)
+    store_rows(dq, sum_xk - sum_x[:, None] * mean_k, row, d, i_inside, width)
 
 
 @triton.jit(do_not_specialize=["size"])
@@ -605,34 +578,26 @@ def surface_attention_bwd_k_kernel(
     group, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     j = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     j_row, j_inside = group * size + j, j < size
-    k_tile = _load_rows(k, j_row, d, j_inside, width, k_stride)
+    k_tile = load_rows(k, j_row, d, j_inside, width, k_stride)
     total = tl.zeros((BLOCK_N, BLOCK_D), lse.dtype.element_ty)
     for start in range(0, size, BLOCK_N):
         i = start + tl.arange(0, BLOCK_N)
         row, i_inside = group * size + i, i < size
-        q_tile = _load_rows(q, row, d, i_inside, width, q_stride)
+        q_tile = load_rows(q, row, d, i_inside, width, q_stride)
         logs = tl.load(lse + row, mask=i_inside, other=0.0)
         weight = _weights_tile(q_tile, k_tile, logs, j_inside[:, None] & i_inside[None, :])
         share = _share(weight, divisor, j_row, j_inside, EPS, ITSELF)
         grad = _grad_of_share(g, v, j_row, row, j_inside, i_inside, channels, v_stride, logs.dtype, BLOCK_N, BLOCK_C)
         grad = _share_gradient(weight, share, grad, mean, j_row, j_inside, EPS, ITSELF)
         grad -= weight * tl.load(row_sum + row, mask=i_inside, other=0.0)[None, :]
-        total += _dot(grad, q_tile, total.dtype)
-    _store_rows(dk, total, j_row, d, j_inside, width)
-
-
-def _block(length: int, at_most: int | None = None) -> int:
-    """The power of two for a length; at least the 16 that matrix units take."""
-    block = max(16, triton.next_power_of_2(length))
-    return block if at_most is None else min(block, at_most)
+        total += dot(grad, q_tile, total.dtype)
+    store_rows(dk, total, j_row, d, j_inside, width)
 
 
 def _rows(*tensors: Tensor) -> tuple[list[Tensor], list[int]]:
     """Each (..., L) as rows (R, L) that lie one stride apart, and these strides; slices of the last axis stay views."""
-    rows = [x.detach().flatten(0, -2) for x in tensors]
+    rows = [for_dot(x.detach().flatten(0, -2)) for x in tensors]
     rows = [x if x.stride(1) == 1 else x.contiguous() for x in rows]
-    if INTERPRETED:  # its tl.dot multiplies the bits of bfloat16
-        rows = [x.float() if x.dtype == torch.bfloat16 else x for x in rows]
     return rows, [x.stride(0) for x in rows]
 
 
@@ -650,18 +615,22 @@ def _parts(batch: int, queries: int) -> tuple[int, int]:
 
 def _query_tile(neighbors: int, width: int, channels: int) -> dict[str, int]:
     """Tiles of "points", such that the factors of a product fit the registers, too."""
-    block = _block(neighbors)
+    block = tile_of(neighbors)
     warps = min(16, max(1, block**2 // 512))
     return {
-        "BLOCK_K": block, "BLOCK_D": _block(width), "BLOCK_C": _block(channels, min(64, 2048 // block)),
+        "BLOCK_K": block, "BLOCK_D": tile_of(width), "BLOCK_C": tile_of(channels, min(64, 2048 // block)),
         "num_warps": warps,
     }  # fmt: skip
 
 
 def _group_tile(size: int, width: int, channels: int) -> dict[str, int]:
     """Tiles of "queries" and "itself", likewise."""
-    block = _block(width)
-    return {"BLOCK_N": _block(size, min(32, max(16, 1024 // block))), "BLOCK_D": block, "BLOCK_C": _block(channels, 64)}
+    block = tile_of(width)
+    return {
+        "BLOCK_N": tile_of(size, min(32, max(16, 1024 // block))),
+        "BLOCK_D": block,
+        "BLOCK_C": tile_of(channels, 64),
+    }
 
 
 def _without_channels(tile: dict[str, int]) -> dict[str, int]:
@@ -675,7 +644,7 @@ def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: s
     (q, k, v), strides = _rows(q_BSKD, k_BSKD, v_BSKC)
     width, itself = q.shape[1], normalise == "itself"
     result = torch.empty(v_BSKC.shape, dtype=v_BSKC.dtype, device=v.device)
-    lse = result.new_empty(v_BSKC.shape[:-1], dtype=_sum_dtype(v))
+    lse = result.new_empty(v_BSKC.shape[:-1], dtype=sum_dtype(v))
     with torch.cuda.device_of(v):
         if normalise == "points":
             tile, (part, parts) = _query_tile(neighbors, width, channels), _parts(batch, queries)
@@ -754,7 +723,7 @@ def surface_attention_backward_op(
 
 @surface_attention_op.register_fake
 def _(q, k, v, normalise):
-    lse = v.new_empty(v.shape[:-1], dtype=_sum_dtype(v))
+    lse = v.new_empty(v.shape[:-1], dtype=sum_dtype(v))
     batch, queries, neighbors, _ = v.shape
     shape = {"points": (batch, 1, neighbors, neighbors), "queries": (batch, queries, neighbors, 1), "itself": (0,)}
     return v.new_empty(v.shape), lse, lse.new_empty(shape[normalise])

@@ -12,10 +12,11 @@ habit of the PyTorch versions.
 import torch
 from torch import Tensor
 
-from .checks import check_range
+from .checks import check_floats, check_range, sum_dtype
 from .dispatch import compiled, pick, tl, triton
-from .gather import check_features, each_cloud, gather_neighbors, scatter_neighbors_op, sum_dtype
+from .gather import check_features, each_cloud, gather_neighbors, scatter_neighbors_op
 from .neighbors import knn
+from .tiles import item_rows, rows_by_channels
 
 
 def three_nn(queries_BS3: Tensor, points_BM3: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
@@ -57,12 +58,7 @@ def three_interpolate(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tenso
             "index and weight must both have shape (B, S, K), got "
             f"{tuple(index_BSK.shape)} and {tuple(weight_BSK.shape)}"
         )
-    if not (features_BMC.is_floating_point() and weight_BSK.is_floating_point()):
-        raise TypeError(f"features and weight must be floating, got {features_BMC.dtype} and {weight_BSK.dtype}")
-    if weight_BSK.device != features_BMC.device:
-        raise ValueError(
-            f"weight must be on the device of the features, {features_BMC.device}, got {weight_BSK.device}"
-        )
+    check_floats(features=features_BMC, weight=weight_BSK)
     return three_interpolate_op(features_BMC, index_BSK, weight_BSK.to(sum_dtype(features_BMC)))
 
 
@@ -131,15 +127,13 @@ def _products(product_SK, grad_SC, index_SK, features_MC):
             product_SK[s, k] = product
 
 
-# Elements of a program's tile of points by channels. Not autotuned, as trial runs of atomic additions would add up.
-TILE = 2048
-
-
 def _launch(kernel, channel_blocks: bool, *tensors: Tensor, size: int) -> None:
-    """Over blocks of the points of every cloud; `tensors`: those of the kernel, the second is the index."""
+    """Over blocks of the points of every cloud; `tensors`: those of the kernel, the second is the index.
+
+    Not autotuned, as trial runs of atomic additions would add up.
+    """
     (batch, queries, k), channels = tensors[1].shape, tensors[0].shape[2]
-    block_c = min(1 << (channels - 1).bit_length(), 128)
-    block_s = TILE // block_c
+    block_s, block_c = rows_by_channels(channels)
     grid = batch * triton.cdiv(queries, block_s), triton.cdiv(channels, block_c) if channel_blocks else 1
     with torch.cuda.device_of(tensors[0]):
         kernel[grid](*(x.contiguous() for x in tensors), size, queries, channels, k, BLOCK_S=block_s, BLOCK_C=block_c)
@@ -173,10 +167,8 @@ def _weight_gradient_triton(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: T
 @triton.jit
 def _rows(queries, BLOCK_S: tl.constexpr):
     """The cloud of this program, its points as rows of all clouds, and which of them are inside the cloud."""
-    blocks = tl.cdiv(queries, BLOCK_S)
-    cloud = (tl.program_id(0) // blocks).to(tl.int64)
-    s = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
-    return cloud, cloud * queries + s, s < queries
+    cloud, s, inside = item_rows(queries, BLOCK_S)
+    return cloud, cloud * queries + s, inside
 
 
 @triton.jit(do_not_specialize=["size", "queries"])

@@ -187,5 +187,5 @@ def test_bad_arguments():
     ]:
         with pytest.raises(ValueError, match=message):
             neighborhood_aggregate(*bad)
-    with pytest.raises(TypeError, match=r"bias must be floating, got torch\.int64"):
+    with pytest.raises(TypeError, match=r"bias must be floating point \(float16 to float64\), got torch\.int64"):
         neighborhood_aggregate(logits, v, k, bias.long())

@@ -136,5 +136,5 @@ def test_bad_arguments():
     ]:
         with pytest.raises(ValueError, match=message):
             small_kernel_aggregate(*bad)
-    with pytest.raises(TypeError, match=r"must be floating, got torch\.float64 and torch\.int64"):
+    with pytest.raises(TypeError, match=r"weight must be floating point \(float16 to float64\), got torch\.int64"):
         small_kernel_aggregate(x, weight.long())
