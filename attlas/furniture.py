@@ -1,4 +1,4 @@
-"""Furniture14: 408 real furniture models in 14 classes, in metres, y up, coloured, wound outward.
+"""Furniture14: 408 real furniture models in 14 classes, in meters, y up, colored, wound outward.
 
 What it is made of and who made it stands in FURNITURE14.md beside this file; `tools/make_furniture14.py` rebuilds it.
 """
@@ -26,11 +26,11 @@ class Mesh:
 
     name: str
     label: int  # index into CLASSES
-    vertices: np.ndarray = field(repr=False)  # (V, 3) float32, metres, y up, standing on y = 0
+    vertices: np.ndarray = field(repr=False)  # (V, 3) float32, meters, y up, standing on y = 0
     faces: np.ndarray = field(repr=False)  # (F, 3) int32, counter-clockwise seen from outside
     colors: np.ndarray = field(repr=False)  # (F, 3) uint8, sRGB
     author: str
-    licence: str  # SPDX identifier
+    license: str  # SPDX identifier
     library: str
     model: str  # path of the OBJ file inside the library
 

@@ -23,7 +23,7 @@ except (ImportError, OSError) as error:
         "libgl1 libegl1 libgomp1 libusb-1.0-0"
     ) from error
 
-Mesh = o3d.geometry.TriangleMesh  # with vertex normals and colours
+Mesh = o3d.geometry.TriangleMesh  # with vertex normals and colors
 
 CLAY = (0.80, 0.83, 0.87)
 
@@ -110,11 +110,11 @@ def arrow(start: np.ndarray, direction: np.ndarray, color, radius: float) -> Mes
     return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
 
 
-def disc(centre: np.ndarray, normal: np.ndarray, color, radius: float) -> Mesh:
+def disc(center: np.ndarray, normal: np.ndarray, color, radius: float) -> Mesh:
     """A flat round plate, as a piece of a plane."""
     mesh = Mesh.create_cylinder(radius, 0.005 * radius, resolution=64, split=1)
     mesh.rotate(_turn_z_to(normal), center=(0, 0, 0))
-    mesh.translate(centre)
+    mesh.translate(center)
     return surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles), color)
 
 
@@ -132,7 +132,7 @@ def joined(*meshes: Mesh) -> Mesh:
 
 
 def normal_colors(normals: np.ndarray) -> np.ndarray:
-    """Directions (N, 3) as colours: x, y, z as red, green, blue, half-way at zero, softened."""
+    """Directions (N, 3) as colors: x, y, z as red, green, blue, half-way at zero, softened."""
     return 0.22 + 0.66 * (normals + 1) / 2
 
 
@@ -173,8 +173,8 @@ def camera_frame(backward: np.ndarray, up: np.ndarray | str) -> np.ndarray:
     return np.stack([right, np.cross(backward, right), backward])
 
 
-def centre_of(mesh: Mesh, frame: np.ndarray) -> np.ndarray:
-    """The centre (3,) of a mesh's bounding box along the axes of a camera."""
+def center_of(mesh: Mesh, frame: np.ndarray) -> np.ndarray:
+    """The center (3,) of a mesh's bounding box along the axes of a camera."""
     seen = np.asarray(mesh.vertices) @ frame.T
     return (seen.min(0) + seen.max(0)) / 2 @ frame
 
@@ -244,9 +244,9 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
 
 
 def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) -> list[np.ndarray]:
-    """Pictures of meshes, each centred, all at one scale."""
+    """Pictures of meshes, each centered, all at one scale."""
     frame = camera_frame(backward, up)
-    moved = [Mesh(mesh).translate(-centre_of(mesh, frame)) for mesh in meshes]
+    moved = [Mesh(mesh).translate(-center_of(mesh, frame)) for mesh in meshes]
     camera = look(moved, frame)
     return [render(mesh, camera, size) for mesh in moved]
 

@@ -1,6 +1,6 @@
 """First floor: tensor operators, one file each. Depends on PyTorch and Numba; Triton on a GPU.
 
-Shapes in names, of point clouds: B clouds, N points, S queries (sampled points), K neighbours, C channels, M coarse
+Shapes in names, of point clouds: B clouds, N points, S queries (sampled points), K neighbors, C channels, M coarse
 points. Operators of images say theirs in their files.
 """
 

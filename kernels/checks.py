@@ -51,7 +51,7 @@ def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> Non
         raise TypeError(f"{name} must have the dtype of the points, {points.dtype}, got {normals.dtype}")
     if not can_look(normals):
         return
-    # a product with ones: a sum over an axis of three would not vectorise
+    # a product with ones: a sum over an axis of three would not vectorize
     squared = normals.detach().square() @ normals.new_ones(3)
     unit = (squared - 1).abs() < 2e-2  # of the square: 1 % of the length
     if not unit.all():

@@ -168,7 +168,7 @@ def _build_tree(points_N3):
             if end - begin <= LEAF or not low < high:  # duplicates stay together, however many; so does NaN
                 break
             middle = half * low + half * high
-            if not low <= middle < high:  # rounded: the two are neighbours. So both halves hold points
+            if not low <= middle < high:  # rounded: the two are neighbors. So both halves hold points
                 middle = low
             part = slice(begin, end)
             left_end = begin + np.int64(_split(x[part], y[part], z[part], index[part], axis, middle, spare))
@@ -188,7 +188,7 @@ def _sample_cloud(points_N3, distance_N, distance_as_int_N, start, index_S):
     """Fill `index_S`; distances, all infinite at first, are those of the sorted points.
 
     Floats that are not negative are ordered as their bits are, read as integers: `..._as_int` are such views of the
-    same memory, because the compiler vectorises the maximum of integers, not that of floats.
+    same memory, because the compiler vectorizes the maximum of integers, not that of floats.
     """
     x, y, z, index, boxes, links = _build_tree(points_N3)
     boxes_as_int = boxes.view(distance_as_int_N.dtype)

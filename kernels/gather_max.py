@@ -1,13 +1,13 @@
-"""The maximum over a neighbourhood of a linear layer that never writes the neighbourhood, (B, S, K, C), to memory.
+"""The maximum over a neighborhood of a linear layer that never writes the neighborhood, (B, S, K, C), to memory.
 
     out[b, s, c] = max_k  relu( features[b, index[b, s, k], c] + shift[b, s, c] + Σ_d weight[c, d] local[b, s, k, d] )
 
-This is max_k relu(W [r_k; f_k]) of neighbours' features f and local quantities r, if `features` are W₂ f, computed
+This is max_k relu(W [r_k; f_k]) of neighbors' features f and local quantities r, if `features` are W₂ f, computed
 before the gather: N products instead of S·K. Networks that see r only as a difference x_k - q (PointNet++, EdgeConv)
 put its product with q into `shift`. Shift and ReLU are the same for all k, so they follow the maximum.
 
 The gradient of a maximum goes to the first k that attains it; forward keeps that k in a byte, and backward visits one
-of K neighbours a channel.
+of K neighbors a channel.
 
 Shapes in names: D channels of the local quantities, R rows: the queries of all clouds, or of a block of them.
 Source: EdgeConv, arXiv 1801.07829; RISurConv, arXiv 2408.06110.
@@ -65,15 +65,15 @@ def gather_max(
 def _check_shapes(features, index, shift, local, weight) -> None:
     if features is None and local is None:
         raise ValueError("features (with index) or local (with weight) must be given, got neither")
-    neighbourhood = index.shape if features is not None else local.shape[:3]
+    neighborhood = index.shape if features is not None else local.shape[:3]
     channels = features.shape[2] if features is not None else weight.shape[0]
-    if len(neighbourhood) != 3 or neighbourhood[2] == 0:
-        raise ValueError(f"index must have shape (B, S, K), K at least 1, got {tuple(neighbourhood)}")
-    if local is not None and (local.ndim != 4 or local.shape[:3] != neighbourhood):
-        raise ValueError(f"local must have shape (*{tuple(neighbourhood)}, D), got {tuple(local.shape)}")
+    if len(neighborhood) != 3 or neighborhood[2] == 0:
+        raise ValueError(f"index must have shape (B, S, K), K at least 1, got {tuple(neighborhood)}")
+    if local is not None and (local.ndim != 4 or local.shape[:3] != neighborhood):
+        raise ValueError(f"local must have shape (*{tuple(neighborhood)}, D), got {tuple(local.shape)}")
     if local is not None and weight.shape != (channels, local.shape[3]):
         raise ValueError(f"weight must have shape ({channels}, {local.shape[3]}), got {tuple(weight.shape)}")
-    out = (*neighbourhood[:2], channels)
+    out = (*neighborhood[:2], channels)
     if shift is not None and shift.shape != out:
         raise ValueError(f"shift must have shape {out}, got {tuple(shift.shape)}")
 
@@ -137,7 +137,7 @@ def _filled(grad: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(0) if x is None else x.to(grad.dtype) for x in gradients)
 
 
-# Floats per thread of the CPU's buffer for products of a block of neighbourhoods: they are read from the L2 cache.
+# Floats per thread of the CPU's buffer for products of a block of neighborhoods: they are read from the L2 cache.
 BUFFER = 1 << 18
 
 
@@ -254,7 +254,7 @@ def gather_max_fwd_kernel(
     features, index, shift, local, weight, out, argmax, size, queries, channels, depth, k,
     SUM: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One block of the queries of a cloud by one block of channels a program; one neighbour of each at a time."""
+    """One block of the queries of a cloud by one block of channels a program; one neighbor of each at a time."""
     cloud, s, inside = item_rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     d = tl.arange(0, BLOCK_D)
@@ -348,12 +348,12 @@ def gather_max_weight_bwd_kernel(
     store_rows(partial, value, share, d, c < channels, depth)
 
 
-# Programs, at most, that share the sum over all neighbours: two for each multiprocessor of a large GPU.
+# Programs, at most, that share the sum over all neighbors: two for each multiprocessor of a large GPU.
 SHARES = 256
 
 
 def _fits(operand: Tensor | None) -> bool:
-    """Whether all D numbers of several neighbours fit into the shared memory of any GPU beside the weights."""
+    """Whether all D numbers of several neighbors fit into the shared memory of any GPU beside the weights."""
     return operand is None or operand.shape[-1] * operand.element_size() <= 512
 
 

@@ -232,7 +232,7 @@ def _cropped(x: Tensor, like: Tensor, halo: int) -> Tensor:
 
 
 def _windows(x_padded: Tensor, block: int, halo: int) -> Tensor:
-    """A view (N, rows, columns, win, win, C) of the padded map, in which neighbours overlap."""
+    """A view (N, rows, columns, win, win, C) of the padded map, in which neighbors overlap."""
     side = block + 2 * halo
     return x_padded.unfold(1, side, block).unfold(2, side, block).permute(0, 1, 2, 4, 5, 3)
 

@@ -1,6 +1,6 @@
-"""Local reference axis (LRA): the direction in which points around a centre spread least, as a stand-in for a normal.
+"""Local reference axis (LRA): the direction in which points around a center spread least, as a stand-in for a normal.
 
-    d_i = x_i - centre;  w_i = (d_max - |d_i|) / Σ_j (d_max - |d_j|);  axis = eigenvector of the smallest eigenvalue of
+    d_i = x_i - center;  w_i = (d_max - |d_i|) / Σ_j (d_max - |d_j|);  axis = eigenvector of the smallest eigenvalue of
     Σ_i w_i d_i d_iᵀ, of unit length
 
 An eigenvector has no sign. `sign="projection"` turns it so that Σ_i w_i d_i·axis >= 0, which commutes with rotation;
@@ -23,21 +23,21 @@ SIGNS = ("projection", "solver")
 
 @torch.no_grad()
 def local_reference_axis(points_BN3: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
-    """A normal for every point from its `k` nearest neighbours: (B, N, 3) -> (B, N, 3) unit vectors.
+    """A normal for every point from its `k` nearest neighbors: (B, N, 3) -> (B, N, 3) unit vectors.
 
-    `k` in 5..N: the point itself has offset 0 and the farthest neighbour weight 0, and three offsets are the fewest
-    that have one direction of least spread. Rotating the points rotates the result. Where a neighbourhood is symmetric
+    `k` in 5..N: the point itself has offset 0 and the farthest neighbor weight 0, and three offsets are the fewest
+    that have one direction of least spread. Rotating the points rotates the result. Where a neighborhood is symmetric
     about the axis, rounding decides the sign.
     """
     check_points(points_BN3)
     check_count(k, "k", points_BN3.shape[1], "points", at_least=5)
-    neighbours_BNK3 = gather_neighbors(points_BN3, knn(points_BN3, points_BN3, k))
-    return principal_axis(neighbours_BNK3 - points_BN3.unsqueeze(2), sign)
+    neighbors_BNK3 = gather_neighbors(points_BN3, knn(points_BN3, points_BN3, k))
+    return principal_axis(neighbors_BNK3 - points_BN3.unsqueeze(2), sign)
 
 
 @torch.no_grad()
 def principal_axis(offsets_K3: Tensor, sign: str = "projection") -> Tensor:
-    """The reference axis of offsets (..., K, 3) from a centre: (..., 3), a unit vector."""
+    """The reference axis of offsets (..., K, 3) from a center: (..., 3), a unit vector."""
     if sign not in SIGNS:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
     with torch.autocast(offsets_K3.device.type, enabled=False):  # eigenvectors need the digits

@@ -3,8 +3,8 @@
     z[b, s, k] = [local[b, s, k]; features[b, index[b, s, k]]]        of D + C channels
     first[b] = Σ_sk z[b, s, k],  second[b] = Σ_sk z[b, s, k] z[b, s, k]ᵀ
 
-From these follow the mean and the variance of any linear map of z, hence the batch statistics of a normalisation after
-it, before it is computed. A point counts as often as it is a neighbour, and meets the sum of the local quantities
+From these follow the mean and the variance of any linear map of z, hence the batch statistics of a normalization after
+it, before it is computed. A point counts as often as it is a neighbor, and meets the sum of the local quantities
 around it: one scatter of `local` stands for all products with the features.
 """
 
@@ -20,7 +20,7 @@ from .gather import check_features, each_cloud, gather_neighbors_op, scatter_nei
 def neighbor_moments(
     local_BSKD: Tensor, index_BSK: Tensor | None = None, features_BNC: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of z and of z zᵀ over each cloud's neighbours; differentiable in local quantities and features.
+    """Sums of z and of z zᵀ over each cloud's neighbors; differentiable in local quantities and features.
 
     Args:
         local_BSKD: (B, S, K, D) float32 or float64.
@@ -65,7 +65,7 @@ def _moments(local_BSKD: Tensor, index_BSK: Tensor | None, features_BNC: Tensor 
 
 
 def _copies(index_BSK: Tensor, features_BNC: Tensor) -> Tensor:
-    """How often each point is a neighbour, (B, N, 1)."""
+    """How often each point is a neighbor, (B, N, 1)."""
     index = index_BSK.flatten(1)
     copies = features_BNC.new_zeros(features_BNC.shape[:2])
     return copies.scatter_add_(1, index, copies.new_ones(()).expand_as(index)).unsqueeze(2)

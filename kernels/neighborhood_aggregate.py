@@ -1,4 +1,4 @@
-"""Every pixel averages the values in its window, by weights that it brings itself: A V of neighbourhood attention.
+"""Every pixel averages the values in its window, by weights that it brings itself: A V of neighborhood attention.
 
     out[p] = Σ_t softmax_t(logits[p, t] + bias[offset of tap t from p]) · v[tap t of p]
 
@@ -321,7 +321,7 @@ def neighborhood_aggregate_fwd_kernel(
 
 @triton.jit(do_not_specialize=["height", "width"])
 def neighborhood_aggregate_bwd_logits_kernel(
-    grad, logits, v, bias, grad_logits, normaliser, heads, channels, height, width,
+    grad, logits, v, bias, grad_logits, normalizer, heads, channels, height, width,
     g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g, v_b, v_h, v_w, v_g,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -352,8 +352,8 @@ def neighborhood_aggregate_bwd_logits_kernel(
         highest = higher
     mean /= total
     pixel = ((b * height + i) * width + j) * heads + head
-    tl.store(normaliser + 2 * pixel, highest, mask=inside)
-    tl.store(normaliser + 2 * pixel + 1, total, mask=inside)
+    tl.store(normalizer + 2 * pixel, highest, mask=inside)
+    tl.store(normalizer + 2 * pixel + 1, total, mask=inside)
     for tap in range(K * K):
         y, x = tap // K, tap % K
         logit = _logit(logits + tap, bias + y * (2 * K - 1) + x, inside, HAS_BIAS, WIDE)
@@ -364,7 +364,7 @@ def neighborhood_aggregate_bwd_logits_kernel(
 
 @triton.jit(do_not_specialize=["height", "width"])
 def neighborhood_aggregate_bwd_v_kernel(
-    grad, logits, bias, normaliser, grad_v, heads, channels, height, width,
+    grad, logits, bias, normalizer, grad_v, heads, channels, height, width,
     g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -384,8 +384,8 @@ def neighborhood_aggregate_bwd_v_kernel(
             at = (head * (2 * K - 1) + a - i + K - 1) * (2 * K - 1) + e - j + K - 1
             logit = _logit(logits + _at(b, i, j, head, l_b, l_h, l_w, l_g) + tap, bias + at, seen, HAS_BIAS, WIDE)
             pixel = ((b * height + i) * width + j) * heads + head
-            weight = tl.exp(logit - tl.load(normaliser + 2 * pixel, mask=seen, other=0))
-            weight /= tl.load(normaliser + 2 * pixel + 1, mask=seen, other=1)
+            weight = tl.exp(logit - tl.load(normalizer + 2 * pixel, mask=seen, other=0))
+            weight /= tl.load(normalizer + 2 * pixel + 1, mask=seen, other=1)
             g = grad + _at(b, i, j, head, g_b, g_h, g_w, g_g)[:, None] + c[None, :]
             value += weight[:, None] * tl.load(g, mask=tile & seen[:, None], other=0).to(WIDE)
     grad_v += (((b * height + a) * width + e) * heads + head)[:, None] * channels + c[None, :]
@@ -432,14 +432,14 @@ def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Ten
     else:
         grad, logits, v = map(_side_by_side, (grad, logits, v))
         table = logits if bias is None else bias.contiguous()
-        normaliser = v.new_empty(*v.shape[:4], 2, dtype=wide)
+        normalizer = v.new_empty(*v.shape[:4], 2, dtype=wide)
         _launch(
             neighborhood_aggregate_bwd_logits_kernel, v, wide, k, bias is not None, [grad, logits, v],
-            grad, logits, v, table, grad_logits, normaliser,
+            grad, logits, v, table, grad_logits, normalizer,
         )  # fmt: skip
         _launch(
             neighborhood_aggregate_bwd_v_kernel, v, wide, k, bias is not None, [grad, logits],
-            grad, logits, table, normaliser, grad_v,
+            grad, logits, table, normalizer, grad_v,
         )  # fmt: skip
     return grad_logits.to(logits.dtype), grad_v, _bias_gradient(grad_logits, bias, k, wide)
 

@@ -54,14 +54,14 @@ def neighborhood_attention(
     extra_values: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attend to the neighbourhood of every token of a sequence, an image or a volume; differentiable in all tensors.
+    """Attend to the neighborhood of every token of a sequence, an image or a volume; differentiable in all tensors.
 
     Args:
         q, k: (B, *spatial, H, D) with one to three spatial axes, of any floating dtype; half types are summed in
             float32.
         v: (B, *spatial, H, V), of the same dtype.
         kernel_size: κ >= 2, one or one per spatial axis, as the next three; κ δ may not exceed the length.
-        dilation: δ, the distance between neighbouring keys.
+        dilation: δ, the distance between neighboring keys.
         stride: how many queries share a window, 1..κ.
         is_causal: whether a query sees nothing behind it on this axis.
         scale: of the products of q and k; D^-0.5 by default.
@@ -205,7 +205,7 @@ def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: b
 def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> np.ndarray:
     """The inverse: for every key its first query, how many queries, and the first one's index of bias: (length, 3).
 
-    The queries of a key are neighbours in their dilation group, as starts and ends of windows never decrease.
+    The queries of a key are neighbors in their dilation group, as starts and ends of windows never decrease.
     """
     first, count, _ = (x.numpy() for x in axis_windows(length, kernel, dilation, stride, causal))
     table = np.empty((length, 3), np.int64)

@@ -1,11 +1,11 @@
-"""Neighbour search: the K nearest points, or the first K inside a ball.
+"""Neighbor search: the K nearest points, or the first K inside a ball.
 
     knn:        the K points x_n of smallest |x_n - q|², nearest first, equally near ones by ascending n
     ball_query: the first K points, in index order, with |x_n - q| < radius; short lists repeat their first entry
 
 Squared distances are sums of squared differences of coordinates, never |q|² + |x|² - 2 q·x: the expanded form loses the
-digits that decide between near neighbours, so that a rotated cloud would get different ones. Every path rounds them
-alike, (dx·dx + dy·dy) + dz·dz without fused multiply-adds, so that all find the same neighbours.
+digits that decide between near neighbors, so that a rotated cloud would get different ones. Every path rounds them
+alike, (dx·dx + dy·dy) + dz·dz without fused multiply-adds, so that all find the same neighbors.
 
 On a CPU a k-d tree of every cloud (`kdtree.py`) serves points of up to three dimensions; a GPU streams tiles of points
 past blocks of queries. What neither serves goes through blocks of queries in PyTorch. No path holds an (S, N) matrix of
@@ -77,7 +77,7 @@ def ball_query(queries_BS3: Tensor, points_BN3: Tensor, radius: float, k: int, l
         raise ValueError(f"points must have at most 3 dimensions, got shape {tuple(points_BN3.shape)}")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
-    check_count(k, "k", 1 << 20, "neighbours that fit")
+    check_count(k, "k", 1 << 20, "neighbors that fit")
     check_lengths(lengths, points_BN3)
     return _ball_query_op(queries_BS3.detach(), points_BN3.detach(), float(radius), k, lengths)
 

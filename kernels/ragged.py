@@ -1,12 +1,12 @@
-"""Sampling and neighbour search on clouds of different sizes in one tensor, as in PyTorch Geometric and torch-cluster.
+"""Sampling and neighbor search on clouds of different sizes in one tensor, as in PyTorch Geometric and torch-cluster.
 
     x (N, D) are the points of all clouds, batch (N,) the number of every point's cloud, ascending; None is one cloud
     fps                            -> indices of the sampled points
-    knn, radius                    -> (2, E): row 0 holds places in y (queries), row 1 places in x (their neighbours)
+    knn, radius                    -> (2, E): row 0 holds places in y (queries), row 1 places in x (their neighbors)
     knn_graph, radius_graph        -> (2, E) edges among the points of x
 
 The five functions take the arguments of their namesakes in the same order, and return the same in the same layout.
-Where the originals leave open which of several points they take, these take those of lowest index, and neighbours in a
+Where the originals leave open which of several points they take, these take those of lowest index, and neighbors in a
 radius come in order of index. Clouds without points contribute nothing.
 
 Clouds are padded to the size of the largest and go through the operators of this folder.
@@ -86,7 +86,7 @@ def knn(
         (2, E) int64: places in `y`, ascending, over places in `x`, nearest first.
     """
     x, y = _as_rows(x, "x"), _as_rows(y, "y")
-    check_count(k, "k", 1 << 20, "neighbours that fit")
+    check_count(k, "k", 1 << 20, "neighbors that fit")
     if cosine:  # among unit vectors the nearest are those of the smallest angle
         x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
 
@@ -94,7 +94,7 @@ def knn(
         index_BSK = knn_of_clouds(queries_BSD, points_BND, min(k, points_BND.shape[1]), sizes_B)
         return index_BSK, _below(sizes_B, index_BSK.shape[2]).unsqueeze(1)
 
-    return _neighbours(nearest, x, y, batch_x, batch_y, batch_size)
+    return _neighbors(nearest, x, y, batch_x, batch_y, batch_size)
 
 
 def radius(
@@ -134,7 +134,7 @@ def radius(
             distance_BS = (point_BS - query_BS).square() + distance_BS
         return index_BSK, new_BSK & (distance_BS < r * r).unsqueeze(-1)
 
-    return _neighbours(inside, x, y, batch_x, batch_y, batch_size)
+    return _neighbors(inside, x, y, batch_x, batch_y, batch_size)
 
 
 def knn_graph(
@@ -151,8 +151,8 @@ def knn_graph(
 
     Args:
         x, k, batch, cosine, num_workers, batch_size: as for `knn`.
-        loop: whether a point is its own neighbour. If not, each gets one more neighbour, and itself is left out.
-        flow: "source_to_target" puts the neighbours into row 0, "target_to_source" into row 1.
+        loop: whether a point is its own neighbor. If not, each gets one more neighbor, and itself is left out.
+        flow: "source_to_target" puts the neighbors into row 0, "target_to_source" into row 1.
 
     Returns:
         (2, E) int64, grouped by point, nearest first.
@@ -175,9 +175,9 @@ def radius_graph(
 
     Args:
         x, r, batch, max_num_neighbors, num_workers, batch_size: as for `radius`.
-        loop: whether a point is its own neighbour. If not, one more is looked for, and the point left out; a point
-            with so many neighbours before it keeps that one more.
-        flow: "source_to_target" puts the neighbours into row 0, "target_to_source" into row 1.
+        loop: whether a point is its own neighbor. If not, one more is looked for, and the point left out; a point
+            with so many neighbors before it keeps that one more.
+        flow: "source_to_target" puts the neighbors into row 0, "target_to_source" into row 1.
 
     Returns:
         (2, E) int64, grouped by point.
@@ -194,7 +194,7 @@ def _edges(found_2E: Tensor, loop: bool, flow: str) -> Tensor:
     return found_2E.flip(0) if flow == "source_to_target" else found_2E
 
 
-def _neighbours(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int | None) -> Tensor:
+def _neighbors(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int | None) -> Tensor:
     """(2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), which of them count."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
@@ -210,8 +210,8 @@ def _neighbours(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int 
     queries_BSD, query_place_BS, _ = (points_BND, place_BN, present) if same else _pad(y, queries_B, both)
     index_BSK, counts_BSK = search(points_BND, queries_BSD, sizes_B[present])
     counts_BSK = counts_BSK & _below(queries_B[present], queries_BSD.shape[1]).unsqueeze(2)
-    neighbour_BSK = place_BN.gather(1, index_BSK.flatten(1)).view_as(index_BSK)
-    return torch.stack([query_place_BS.unsqueeze(2).expand_as(index_BSK)[counts_BSK], neighbour_BSK[counts_BSK]])
+    neighbor_BSK = place_BN.gather(1, index_BSK.flatten(1)).view_as(index_BSK)
+    return torch.stack([query_place_BS.unsqueeze(2).expand_as(index_BSK)[counts_BSK], neighbor_BSK[counts_BSK]])
 
 
 def _as_rows(x: Tensor, name: str) -> Tensor:
@@ -232,7 +232,7 @@ def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -
         )
     if (batch[1:] < batch[:-1]).any() or (batch[:1] < 0).any():
         raise ValueError(
-            f"{name} must ascend from 0 or more, so that the points of a cloud are neighbours in the tensor"
+            f"{name} must ascend from 0 or more, so that the points of a cloud are neighbors in the tensor"
         )
     sizes_B = torch.bincount(batch, minlength=batch_size or 1)
     if batch_size is not None and len(sizes_B) > batch_size:

@@ -1,4 +1,4 @@
-"""Batch normalisation with what stands around it in offset attention: y = x + ReLU(γ (t - μ) / √(σ² + ε) + β).
+"""Batch normalization with what stands around it in offset attention: y = x + ReLU(γ (t - μ) / √(σ² + ε) + β).
 
 μ and σ² are the mean and the (biased) variance of each channel over all rows of t. Written out in PyTorch these are
 five tensors of the size of t; here two passes over t, and two in the backward.
@@ -50,17 +50,17 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
 def residual_norm_reference(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float):
     rows = t.flatten(0, -2).to(weight.dtype)
     variance, mean = torch.var_mean(rows, dim=0, correction=0)
-    normalised = (t.to(weight.dtype) - mean) * (weight * torch.rsqrt(variance + eps)) + bias
-    return (x + normalised.relu().to(x.dtype)).contiguous(), mean, variance
+    normalized = (t.to(weight.dtype) - mean) * (weight * torch.rsqrt(variance + eps)) + bias
+    return (x + normalized.relu().to(x.dtype)).contiguous(), mean, variance
 
 
 def residual_norm_backward_reference(grad: Tensor, t: Tensor, weight: Tensor, bias: Tensor, mean, variance, eps: float):
     """Gradients of t, weight and bias; that of x is `grad` itself."""
     inverse = torch.rsqrt(variance + eps)
-    normalised = ((t.to(weight.dtype) - mean) * inverse).flatten(0, -2)
-    grad = torch.where(normalised * weight + bias > 0, grad.flatten(0, -2).to(weight.dtype), 0.0)
-    grad_bias, grad_weight = grad.sum(0), (grad * normalised).sum(0)
-    grad_t = (weight * inverse) * (grad - (grad_bias + normalised * grad_weight) / len(grad))
+    normalized = ((t.to(weight.dtype) - mean) * inverse).flatten(0, -2)
+    grad = torch.where(normalized * weight + bias > 0, grad.flatten(0, -2).to(weight.dtype), 0.0)
+    grad_bias, grad_weight = grad.sum(0), (grad * normalized).sum(0)
+    grad_t = (weight * inverse) * (grad - (grad_bias + normalized * grad_weight) / len(grad))
     return grad_t.contiguous().view(t.shape).to(t.dtype), grad_weight, grad_bias
 
 
@@ -90,10 +90,10 @@ def _gradient_sums(grad, t, mean, scale, bias, total, products):
     zero = t.dtype.type(0)
     for m in range(t.shape[0]):
         for c in range(t.shape[1]):
-            centred = t[m, c] - mean[c]
-            passed = grad[m, c] if centred * scale[c] + bias[c] > zero else zero
+            centered = t[m, c] - mean[c]
+            passed = grad[m, c] if centered * scale[c] + bias[c] > zero else zero
             total[c] += passed
-            products[c] += passed * centred
+            products[c] += passed * centered
 
 
 @compiled(fastmath={"contract"})
@@ -101,9 +101,9 @@ def _gradient(grad, t, mean, scale, bias, constant, slope, grad_t):
     zero = t.dtype.type(0)
     for m in range(t.shape[0]):
         for c in range(t.shape[1]):
-            centred = t[m, c] - mean[c]
-            passed = grad[m, c] if centred * scale[c] + bias[c] > zero else zero
-            grad_t[m, c] = passed * scale[c] + (centred * slope[c] + constant[c])
+            centered = t[m, c] - mean[c]
+            passed = grad[m, c] if centered * scale[c] + bias[c] > zero else zero
+            grad_t[m, c] = passed * scale[c] + (centered * slope[c] + constant[c])
 
 
 def _summed(function, rows: int, channels: int, dtype) -> np.ndarray:
@@ -130,21 +130,21 @@ def _residual_norm_cpu(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: 
     variance = np.maximum(squares / rows - mean * mean, 0)
     mean += first
     scale = (gamma / np.sqrt(variance + eps)).astype(t_rows.dtype)
-    centre = mean.astype(t_rows.dtype)
-    each(lambda part: _apply(x_rows[part], t_rows[part], centre, scale, beta, y_rows[part]), slices(0, rows, ROWS))
-    return y, torch.from_numpy(centre), torch.from_numpy(variance).to(weight)
+    center = mean.astype(t_rows.dtype)
+    each(lambda part: _apply(x_rows[part], t_rows[part], center, scale, beta, y_rows[part]), slices(0, rows, ROWS))
+    return y, torch.from_numpy(center), torch.from_numpy(variance).to(weight)
 
 
 def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: Tensor, mean, variance, eps: float):
     if t.dtype != weight.dtype:
         return residual_norm_backward_reference(grad, t, weight, bias, mean, variance, eps)
     grad_t = torch.empty_like(t, memory_format=torch.contiguous_format)
-    grad_rows, t_rows, out_rows, gamma, beta, centre, spread = _numpy(grad, t, grad_t, weight, bias, mean, variance)
+    grad_rows, t_rows, out_rows, gamma, beta, center, spread = _numpy(grad, t, grad_t, weight, bias, mean, variance)
     rows, channels = t_rows.shape
     inverse = 1 / np.sqrt(spread.astype(np.float64) + eps)
     scale = (gamma * inverse).astype(t_rows.dtype)
     grad_bias, products = _summed(
-        lambda part, *sums: _gradient_sums(grad_rows[part], t_rows[part], centre, scale, beta, *sums),
+        lambda part, *sums: _gradient_sums(grad_rows[part], t_rows[part], center, scale, beta, *sums),
         rows,
         channels,
         t_rows.dtype,
@@ -153,7 +153,7 @@ def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: T
     slope = (-gamma * inverse * inverse * grad_weight / rows).astype(t_rows.dtype)
     constant = (-gamma * inverse * grad_bias / rows).astype(t_rows.dtype)
     each(
-        lambda part: _gradient(grad_rows[part], t_rows[part], centre, scale, beta, constant, slope, out_rows[part]),
+        lambda part: _gradient(grad_rows[part], t_rows[part], center, scale, beta, constant, slope, out_rows[part]),
         slices(0, rows, ROWS),
     )
     return grad_t, torch.from_numpy(grad_weight).to(weight), torch.from_numpy(grad_bias).to(bias)
@@ -187,9 +187,9 @@ def residual_norm_fwd_kernel(
     mean = tl.load(mean_C + c, mask=c < channels, other=0.0)[None, :]
     scale = tl.load(scale_C + c, mask=c < channels, other=0.0)[None, :]
     bias = tl.load(bias_C + c, mask=c < channels, other=0.0)[None, :]
-    centred = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
+    centered = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
     x = tl.load(x_MC + at, mask=inside, other=0.0).to(scale.dtype)
-    value = centred * scale + bias
+    value = centered * scale + bias
     tl.store(y_MC + at, x + tl.where(value <= 0, 0.0, value), mask=inside)  # so that NaN shows
 
 
@@ -205,12 +205,12 @@ def residual_norm_bwd_sums_kernel(
     mean = tl.load(mean_C + c, mask=c < channels, other=0.0)[None, :]
     scale = tl.load(scale_C + c, mask=c < channels, other=0.0)[None, :]
     bias = tl.load(bias_C + c, mask=c < channels, other=0.0)[None, :]
-    centred = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
+    centered = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
     grad = tl.load(grad_MC + at, mask=inside, other=0.0).to(scale.dtype)
-    passed = tl.where(centred * scale + bias > 0, grad, 0.0)
+    passed = tl.where(centered * scale + bias > 0, grad, 0.0)
     out = sums_P2C + block * 2 * channels + c
     tl.store(out, tl.sum(passed, 0), mask=c < channels)
-    tl.store(out + channels, tl.sum(passed * centred, 0), mask=c < channels)
+    tl.store(out + channels, tl.sum(passed * centered, 0), mask=c < channels)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -237,10 +237,10 @@ def residual_norm_bwd_kernel(
     bias = tl.load(bias_C + c, mask=c < channels, other=0.0)[None, :]
     constant = tl.load(constant_C + c, mask=c < channels, other=0.0)[None, :]
     slope = tl.load(slope_C + c, mask=c < channels, other=0.0)[None, :]
-    centred = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
+    centered = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
     grad = tl.load(grad_MC + at, mask=inside, other=0.0).to(scale.dtype)
-    passed = tl.where(centred * scale + bias > 0, grad, 0.0)
-    tl.store(out_MC + at, passed * scale + (centred * slope + constant), mask=inside)
+    passed = tl.where(centered * scale + bias > 0, grad, 0.0)
+    tl.store(out_MC + at, passed * scale + (centered * slope + constant), mask=inside)
 
 
 def _launch(kernel, rows: int, channels: int, *arguments, block_m: int = 64) -> None:

@@ -23,7 +23,7 @@ ROWS = 32
 
 
 def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
-    """Sums of the k x k neighbours of every pixel, weighted by the kernels of that pixel.
+    """Sums of the k x k neighbors of every pixel, weighted by the kernels of that pixel.
 
     Differentiable in both. Fastest for maps that are channels-last in memory.
 

@@ -1,22 +1,22 @@
-"""Surface attention: offset attention among the K neighbours of each query, or among the S points of a cloud.
+"""Surface attention: offset attention among the K neighbors of each query, or among the S points of a cloud.
 
-    E_ij = q_i·k_j (no scale);  A = softmax_j E;  P = A / (1e-9 + Σ A over `normalise`);  r_j = Σ_i P_ij v_i
+    E_ij = q_i·k_j (no scale);  A = softmax_j E;  P = A / (1e-9 + Σ A over `normalize`);  r_j = Σ_i P_ij v_i
 
-`normalise` names the axis of the second normalisation. "queries" is the sum over i, as Point Cloud Transformer has it.
-"points" is the sum over axis 1, which for the neighbours' attention (4-D tensors) are the S points of the cloud:
+`normalize` names the axis of the second normalization. "queries" is the sum over i, as Point Cloud Transformer has it.
+"points" is the sum over axis 1, which for the neighbors' attention (4-D tensors) are the S points of the cloud:
 evidently a slip of RISurConv's release, carried over from the 3-D form where axis 1 are the queries, but its
 checkpoints were trained with it.
 
 Gradients, for g = ∂/∂r and with T_ij = v_i·g_j:
 
-    X = P (T - Σ T P over `normalise`);  ∂E_ij = X_ij - A_ij Σ_j X_ij;  ∂q = ∂E k;  ∂k = ∂Eᵀ q;  ∂v_i = Σ_j P_ij g_j
+    X = P (T - Σ T P over `normalize`);  ∂E_ij = X_ij - A_ij Σ_j X_ij;  ∂q = ∂E k;  ∂k = ∂Eᵀ q;  ∂v_i = Σ_j P_ij g_j
 
 No weights of all pairs are kept for the backward. Triton computes them anew, block by block, from the logarithms
 lse_i = log Σ_j exp E_ij and, for "points", from the divisors, K x K numbers per cloud that couple all its queries.
 A CPU takes the softmax anew: of the whole batch while its weights are at most `WHOLE` numbers (16 MB, for a moment),
 block by block beyond. All arrays of weights in blocks are transposed, (j, i), so that r is a plain product with v.
 
-Legend: B clouds, S queries, K neighbours, C channels of v, D channels of q and k. Attention among points is K of them
+Legend: B clouds, S queries, K neighbors, C channels of v, D channels of q and k. Attention among points is K of them
 around S = 1 query. A third mode, "itself", is "points" with one query only, where each weight is its own divisor.
 
 Source: RISurConv, arXiv 2408.06110 (self_attention of cszyzhang/RISurConv@27c48dd); PCT, arXiv 2012.09688. Weights
@@ -33,11 +33,11 @@ from .checks import check_one_dtype, sum_dtype
 from .dispatch import each, pick, slices, tl, triton
 from .tiles import dot, for_dot, load_rows, store_rows, tile_of
 
-NORMALISE = ("points", "queries")
+NORMALIZE = ("points", "queries")
 EPS = 1e-9
 
 
-def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points") -> Tensor:
+def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points") -> Tensor:
     """Attend among the last-but-one axis; differentiable, without keeping the weights of all pairs.
 
     Slices of one tensor (a split of its last axis) are read where they are. Half precision is summed in float32.
@@ -45,17 +45,17 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points"
     Args:
         q, k: (B, S, K, D), or (B, S, D) to attend among the S points.
         v: (B, S, K, C), or (B, S, C), of the same dtype.
-        normalise: "points" or "queries" (the same thing in the 3-D form).
+        normalize: "points" or "queries" (the same thing in the 3-D form).
 
     Returns:
         (B, S, K, C), or (B, S, C), in the dtype of v.
 
     Raises:
-        ValueError: an unknown `normalise`, or shapes that do not go together.
+        ValueError: an unknown `normalize`, or shapes that do not go together.
         TypeError: dtypes that differ or are not floating point.
     """
-    if normalise not in NORMALISE:
-        raise ValueError(f"normalise must be one of {NORMALISE}, got {normalise!r}")
+    if normalize not in NORMALIZE:
+        raise ValueError(f"normalize must be one of {NORMALIZE}, got {normalize!r}")
     if q.shape != k.shape or q.shape[:-1] != v.shape[:-1] or q.ndim not in (3, 4):
         raise ValueError(
             "q and k must have one shape, (B, S, K, D) or (B, S, D), and v the same but for its last axis, got "
@@ -64,44 +64,44 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points"
     check_one_dtype(q=q, k=k, v=v)
     if q.ndim == 3:
         return surface_attention_op(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), "queries")[0].squeeze(1)
-    if normalise == "points" and q.shape[1] == 1:
-        normalise = "itself"
-    return surface_attention_op(q, k, v, normalise)[0]
+    if normalize == "points" and q.shape[1] == 1:
+        normalize = "itself"
+    return surface_attention_op(q, k, v, normalize)[0]
 
 
-def surface_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalise: str = "points") -> Tensor:
+def surface_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points") -> Tensor:
     """The definition, differentiable, with the weights of all pairs in memory."""
     weight = torch.softmax(q @ k.mT, dim=-1)
-    weight = weight / (EPS + weight.sum(dim=1 if normalise == "points" else -2, keepdim=True))
+    weight = weight / (EPS + weight.sum(dim=1 if normalize == "points" else -2, keepdim=True))
     return weight.mT @ v
 
 
-def _over(pairs: Tensor, normalise: str) -> Tensor:
-    """Sum of numbers per pair (B, S, j, i) over the axis of the second normalisation, which stays as an axis."""
-    return pairs if normalise == "itself" else pairs.sum(1 if normalise == "points" else -1, keepdim=True)
+def _over(pairs: Tensor, normalize: str) -> Tensor:
+    """Sum of numbers per pair (B, S, j, i) over the axis of the second normalization, which stays as an axis."""
+    return pairs if normalize == "itself" else pairs.sum(1 if normalize == "points" else -1, keepdim=True)
 
 
-def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: str) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.to(sum_dtype(x)) for x in (q_BSKD, k_BSKD, v_BSKC))
     energy = k @ q.mT
     lse = energy.logsumexp(-2)
     weight = torch.exp(energy - lse.unsqueeze(-2))
-    divisor = EPS + _over(weight, normalise)
+    divisor = EPS + _over(weight, normalize)
     result = (weight / divisor) @ v
-    return result.to(v_BSKC.dtype), lse, divisor.new_empty(0) if normalise == "itself" else divisor
+    return result.to(v_BSKC.dtype), lse, divisor.new_empty(0) if normalize == "itself" else divisor
 
 
 def _backward_reference(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, work = v.dtype, sum_dtype(v)
     g, q, k, v = (x.to(work) for x in (g, q, k, v))
     weight = torch.exp(k @ q.mT - lse.unsqueeze(-2))
-    divisor = EPS + weight if normalise == "itself" else divisor
+    divisor = EPS + weight if normalize == "itself" else divisor
     share = weight / divisor
     grad = g @ v.mT
     # of P (T - T P), in terms that do not cancel, for "itself"
-    grad = share * (grad * (EPS / divisor) if normalise == "itself" else grad - _over(grad * share, normalise))
+    grad = share * (grad * (EPS / divisor) if normalize == "itself" else grad - _over(grad * share, normalize))
     grad -= weight * grad.sum(-2, keepdim=True)
     return (grad.mT @ k).to(dtype), (grad @ q).to(dtype), (share.mT @ g).to(dtype)
 
@@ -141,61 +141,61 @@ def _energy_gradient(weight: Tensor, grad_share: Tensor) -> Tensor:
     return grad_share.sub_(weight.mul_(grad_share.sum(-2, keepdim=True)))
 
 
-def _is_small(v: Tensor, normalise: str) -> bool:
-    return normalise != "itself" and v.shape[0] * v.shape[1] * v.shape[2] ** 2 <= WHOLE
+def _is_small(v: Tensor, normalize: str) -> bool:
+    return normalize != "itself" and v.shape[0] * v.shape[1] * v.shape[2] ** 2 <= WHOLE
 
 
-def _whole_forward(q: Tensor, k: Tensor, v: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
+def _whole_forward(q: Tensor, k: Tensor, v: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
     """The result and the divisors, with the weights (i, j) of the whole batch for a moment."""
     q, k, v = (x.to(sum_dtype(x)) for x in (q, k, v))
     weight = torch.softmax(q @ k.mT, dim=-1)
-    divisor = EPS + weight.sum(1 if normalise == "points" else -2, keepdim=True)
+    divisor = EPS + weight.sum(1 if normalize == "points" else -2, keepdim=True)
     return weight.div_(divisor).mT @ v, divisor.mT.contiguous()
 
 
 def _whole_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Tensor, normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = v.dtype
     g, q, k, v = (x.to(sum_dtype(x)) for x in (g, q, k, v))
     weight = torch.softmax(q @ k.mT, dim=-1)
     share, grad = weight / divisor.mT, v @ g.mT
-    grad.sub_((grad * share).sum(1 if normalise == "points" else -2, keepdim=True)).mul_(share)
+    grad.sub_((grad * share).sum(1 if normalize == "points" else -2, keepdim=True)).mul_(share)
     grad.sub_(weight.mul_(grad.sum(-1, keepdim=True)))
     return (grad @ k).to(dtype), (grad.mT @ q).to(dtype), (share @ g).to(dtype)
 
 
-def _forward_cpu(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: str) -> tuple[Tensor, Tensor, Tensor]:
-    if _is_small(v_BSKC, normalise):
-        whole, divisor = _whole_forward(q_BSKD, k_BSKD, v_BSKC, normalise)
+def _forward_cpu(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_small(v_BSKC, normalize):
+        whole, divisor = _whole_forward(q_BSKD, k_BSKD, v_BSKC, normalize)
         return whole.to(v_BSKC.dtype), divisor.new_full(v_BSKC.shape[:-1], -torch.inf), divisor
     q, k, v = _unit_stride(q_BSKD, k_BSKD, v_BSKC)
     result = torch.empty(v.shape, dtype=v.dtype)
     lse = torch.full(v.shape[:-1], -torch.inf, dtype=sum_dtype(v))  # the backward of this path does not need it
-    if normalise == "points":
+    if normalize == "points":
         return result, lse, _points_forward_cpu(q, k, v, result)
     flat_q, flat_k, flat_v, flat_result = (x.flatten(0, 1) for x in (q, k, v, result))
-    divisor = _groups_forward_cpu(flat_q, flat_k, flat_v, flat_result, normalise)
-    return result, lse, divisor.view(0 if normalise == "itself" else (*v.shape[:-1], 1))
+    divisor = _groups_forward_cpu(flat_q, flat_k, flat_v, flat_result, normalize)
+    return result, lse, divisor.view(0 if normalize == "itself" else (*v.shape[:-1], 1))
 
 
 def _backward_cpu(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _is_small(v, normalise):
-        return _whole_backward(g, q, k, v, divisor, normalise)
+    if _is_small(v, normalize):
+        return _whole_backward(g, q, k, v, divisor, normalize)
     g, q, k, v = _unit_stride(g, q, k, v)
     grads = (
         torch.empty(q.shape, dtype=q.dtype),
         torch.empty(k.shape, dtype=k.dtype),
         torch.empty(v.shape, dtype=v.dtype),
     )
-    if normalise == "points":
+    if normalize == "points":
         _points_backward_cpu(g, q, k, v, divisor, grads)
     else:
-        divisor = divisor if normalise == "itself" else divisor.flatten(0, 1)
+        divisor = divisor if normalize == "itself" else divisor.flatten(0, 1)
         g, q, k, v, result, *flat_grads = (x.flatten(0, 1) for x in (g, q, k, v, result, *grads))
-        _groups_backward_cpu(g, q, k, v, result, divisor, flat_grads, normalise)
+        _groups_backward_cpu(g, q, k, v, result, divisor, flat_grads, normalize)
     return grads
 
 
@@ -272,7 +272,7 @@ def _group_blocks(groups: int, size: int) -> tuple[list[slice], list[slice]]:
     return slices(0, groups, max(1, BLOCK // 4 // size**2)), slices(0, size, max(1, BLOCK // size))
 
 
-def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normalise: str) -> Tensor:
+def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normalize: str) -> Tensor:
     """Fills `result`; returns the divisors (groups, j, 1)."""
     dtype = sum_dtype(v)
     divisor = torch.full((*v.shape[:2], 1), EPS, dtype=dtype)
@@ -282,19 +282,19 @@ def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normali
         k_group, total = k[group].to(dtype), divisor.new_zeros(())
         for part in parts:
             weight = _weights(q[group, part].to(dtype), k_group)
-            if normalise == "itself":
+            if normalize == "itself":
                 weight /= weight + EPS
             else:
                 divisor[group] += weight.sum(-1, keepdim=True)
             total = _product(weight, v[group, part].to(dtype)).add_(total)
-        torch.div(total, 1.0 if normalise == "itself" else divisor[group], out=result[group])
+        torch.div(total, 1.0 if normalize == "itself" else divisor[group], out=result[group])
 
     each(attend, groups)
-    return divisor[:0] if normalise == "itself" else divisor
+    return divisor[:0] if normalize == "itself" else divisor
 
 
 def _groups_backward_cpu(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, divisor: Tensor, grads: Sequence[Tensor], normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, divisor: Tensor, grads: Sequence[Tensor], normalize: str
 ) -> None:
     """Fills `grads`, those of q, k and v."""
     dq, dk, dv = grads
@@ -307,7 +307,7 @@ def _groups_backward_cpu(
         for part in parts:
             q_part, v_part = q[group, part].to(dtype), v[group, part].to(dtype)
             weight, grad = _weights(q_part, k_group), _product(g_group, v_part.mT)
-            if normalise == "itself":  # P (T - T P), in terms that do not cancel
+            if normalize == "itself":  # P (T - T P), in terms that do not cancel
                 share = weight / (weight + EPS)
                 grad.mul_(EPS).div_(weight + EPS)
             else:
@@ -637,16 +637,16 @@ def _without_channels(tile: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in tile.items() if name != "BLOCK_C"}
 
 
-def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: str) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, neighbors, channels = v_BSKC.shape
-    if normalise == "points" and neighbors > LARGEST_TILE:
-        return _forward_reference(q_BSKD, k_BSKD, v_BSKC, normalise)
+    if normalize == "points" and neighbors > LARGEST_TILE:
+        return _forward_reference(q_BSKD, k_BSKD, v_BSKC, normalize)
     (q, k, v), strides = _rows(q_BSKD, k_BSKD, v_BSKC)
-    width, itself = q.shape[1], normalise == "itself"
+    width, itself = q.shape[1], normalize == "itself"
     result = torch.empty(v_BSKC.shape, dtype=v_BSKC.dtype, device=v.device)
     lse = result.new_empty(v_BSKC.shape[:-1], dtype=sum_dtype(v))
     with torch.cuda.device_of(v):
-        if normalise == "points":
+        if normalize == "points":
             tile, (part, parts) = _query_tile(neighbors, width, channels), _parts(batch, queries)
             sums = lse.new_empty(batch, parts, neighbors, neighbors)
             surface_attention_points_sums_kernel[batch, parts](
@@ -669,16 +669,16 @@ def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalise: s
 
 
 def _backward_triton(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, neighbors, channels = v.shape
-    if normalise == "points" and neighbors > LARGEST_TILE:
-        return _backward_reference(g, q, k, v, result, lse, divisor, normalise)
+    if normalize == "points" and neighbors > LARGEST_TILE:
+        return _backward_reference(g, q, k, v, result, lse, divisor, normalize)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     (g, q, k, v), (_, *strides) = _rows(g.contiguous(), q, k, v)
     width = q.shape[1]
     with torch.cuda.device_of(v):
-        if normalise == "points":
+        if normalize == "points":
             tile, (part, parts) = _query_tile(neighbors, width, channels), _parts(batch, queries)
             sums = lse.new_empty(batch, parts, neighbors, neighbors)
             surface_attention_points_bwd_sums_kernel[batch, parts](
@@ -689,7 +689,7 @@ def _backward_triton(
                 g, q, k, v, lse, divisor, mean, dq, dk, dv, queries, neighbors, width, channels, *strides, **tile
             )
         else:
-            tile, mode = _group_tile(neighbors, width, channels), {"EPS": EPS, "ITSELF": normalise == "itself"}
+            tile, mode = _group_tile(neighbors, width, channels), {"EPS": EPS, "ITSELF": normalize == "itself"}
             mean = (g * result.flatten(0, -2).to(lse.dtype)).sum(-1)  # Σ_i T_ij P_ij = g_j·r_j
             row_sum, sizes = torch.empty_like(lse), (neighbors, width, channels, *strides)
             groups, blocks = batch * queries, triton.cdiv(neighbors, tile["BLOCK_N"])
@@ -706,42 +706,42 @@ def _backward_triton(
 
 
 @torch.library.custom_op("attlas::surface_attention", mutates_args=())
-def surface_attention_op(q: Tensor, k: Tensor, v: Tensor, normalise: str) -> tuple[Tensor, Tensor, Tensor]:
+def surface_attention_op(q: Tensor, k: Tensor, v: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
     """Result, logarithms (B, S, K) and divisors, (B, 1, K, K) or (B, S, K, 1) or, of "itself", none; (j, i) each."""
     path = pick(v, reference=_forward_reference, triton=_forward_triton, cpu=_forward_cpu)
-    return (path if v.numel() else _forward_reference)(q, k, v, normalise)
+    return (path if v.numel() else _forward_reference)(q, k, v, normalize)
 
 
 @torch.library.custom_op("attlas::surface_attention_backward", mutates_args=())
 def surface_attention_backward_op(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalise: str
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     path = pick(v, reference=_backward_reference, triton=_backward_triton, cpu=_backward_cpu)
-    return (path if v.numel() else _backward_reference)(g, q, k, v, result, lse, divisor, normalise)
+    return (path if v.numel() else _backward_reference)(g, q, k, v, result, lse, divisor, normalize)
 
 
 @surface_attention_op.register_fake
-def _(q, k, v, normalise):
+def _(q, k, v, normalize):
     lse = v.new_empty(v.shape[:-1], dtype=sum_dtype(v))
     batch, queries, neighbors, _ = v.shape
     shape = {"points": (batch, 1, neighbors, neighbors), "queries": (batch, queries, neighbors, 1), "itself": (0,)}
-    return v.new_empty(v.shape), lse, lse.new_empty(shape[normalise])
+    return v.new_empty(v.shape), lse, lse.new_empty(shape[normalize])
 
 
 @surface_attention_backward_op.register_fake
-def _(g, q, k, v, result, lse, divisor, normalise):
+def _(g, q, k, v, result, lse, divisor, normalize):
     return tuple(x.new_empty(x.shape) for x in (q, k, v))
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, v, ctx.normalise = inputs
+    q, k, v, ctx.normalize = inputs
     ctx.save_for_backward(q, k, v, *output)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(ctx, g, *_):
-    return *surface_attention_backward_op(g, *ctx.saved_tensors, ctx.normalise), None
+    return *surface_attention_backward_op(g, *ctx.saved_tensors, ctx.normalize), None
 
 
 surface_attention_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,11 +1,11 @@
-"""Neighbours in order around the normal, and the fourteen rotation-invariant properties of the surface they span.
+"""Neighbors in order around the normal, and the fourteen rotation-invariant properties of the surface they span.
 
-Order. A query p with normal n looks down on its neighbours x_i: their offsets d_i = x_i - p are projected on the
+Order. A query p with normal n looks down on its neighbors x_i: their offsets d_i = x_i - p are projected on the
 tangent plane, u_i = unit(d_i - (d_i·n) n), and sorted by the angle from the longest projection r, once round:
 
     key_i = s_i (u_i·r) - (1 - s_i),  s_i = sign((u_i × r)·n),  descending from 1 (at r) to -3
 
-Two signs are set by hand: the slot-0 neighbour gets s = +1, and so does r itself (and whatever lies in its direction),
+Two signs are set by hand: the slot-0 neighbor gets s = +1, and so does r itself (and whatever lies in its direction),
 which comes first then. In the release the sign of r is that of a rounding error, which changes under rotation; so it is
 with `reference_sign="rounding"`. Rounding decides the order of neighbors of one angle, as on a straight line.
 
@@ -19,7 +19,7 @@ A length up to the tolerance counts as zero: that of an offset (the neighbor coi
 key_i = -1, and unit(...) below is 0), of the difference of two neighbors, of a projection (the neighbor lies on the
 normal and has no direction), and the distance of a neighbor from the line along r (the neighbor lies in r's direction).
 
-Properties. A neighbour a, its predecessor b and successor c in that order (cyclic, `step` places away) with normals
+Properties. A neighbor a, its predecessor b and successor c in that order (cyclic, `step` places away) with normals
 n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coordinates are relative to p:
 
      0  |a|                              7  -unit(a-b)·n_a
@@ -35,10 +35,10 @@ Source: RISurConv, ECCV 2024, arXiv 2408.06110; cszyzhang/RISurConv@27c48dd (RIS
 Shapes in names: P the points and Q the queries of all clouds in a row (B·N and B·S), L queries side by side.
 
 The operator works in two steps, on every path: the order, which permutes the index, and the properties, which gather
-through the permuted index. That reads it twice (on a GPU it also takes a second launch), but leaves a neighbour's
+through the permuted index. That reads it twice (on a GPU it also takes a second launch), but leaves a neighbor's
 predecessor and successor where any thread can find them, whatever K is. The kernels sort by comparing all pairs, so
-beyond `MOST_COUNTED` neighbours the order is that of the reference. The floor is what is read and written: 6 numbers a
-point and a query, 14 and twice an index a neighbour.
+beyond `MOST_COUNTED` neighbors the order is that of the reference. The floor is what is read and written: 6 numbers a
+point and a query, 14 and twice an index a neighbor.
 """
 
 import math
@@ -68,12 +68,12 @@ def surface_properties(
     step: int = 1,
     reference_sign: str = "fixed",
 ) -> tuple[Tensor, Tensor]:
-    """The fourteen properties of every neighbour, in order around the query's normal. No gradient flows.
+    """The fourteen properties of every neighbor, in order around the query's normal. No gradient flows.
 
     Args:
-        points_BN3, normals_BN3: (B, N, 3) the cloud that the neighbours are taken from, unit normals.
-        queries_BS3, query_normals_BS3: (B, S, 3) the centres and their unit normals.
-        index_BSK: (B, S, K) int64 neighbours of every query; the first of each list is the slot-0 neighbour.
+        points_BN3, normals_BN3: (B, N, 3) the cloud that the neighbors are taken from, unit normals.
+        queries_BS3, query_normals_BS3: (B, S, 3) the centers and their unit normals.
+        index_BSK: (B, S, K) int64 neighbors of every query; the first of each list is the slot-0 neighbor.
         step: how many places around predecessor and successor are, at least 1.
         reference_sign: "fixed" to +1, or "rounding".
 
@@ -103,10 +103,10 @@ def surface_properties(
 def ordered_properties(
     points_BN3: Tensor, normals_BN3: Tensor, axis_B3: Tensor, reference_sign: str = "fixed"
 ) -> tuple[Tensor, Tensor]:
-    """Order and properties of a whole cloud as one neighbourhood (the group-all layer).
+    """Order and properties of a whole cloud as one neighborhood (the group-all layer).
 
     The order is taken about the cloud's centroid and `axis_B3`; the properties are taken about the origin, as in the
-    release, so the cloud has to be centred by whoever calls. Returns properties (B, 1, N, 14) and index (B, 1, N).
+    release, so the cloud has to be centered by whoever calls. Returns properties (B, 1, N, 14) and index (B, 1, N).
     """
     check_points(points_BN3)
     check_normals(normals_BN3, points_BN3)
@@ -131,13 +131,13 @@ def surface_properties_reference(
     normals_BN3: Tensor,
     queries_BS3: Tensor,
     query_normals_BS3: Tensor,
-    centres_BS3: Tensor,
+    centers_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
     fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Properties about the queries; the order is taken about `centres_BS3`, the queries themselves as a rule."""
-    index_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, fixed_sign)
+    """Properties about the queries; the order is taken about `centers_BS3`, the queries themselves as a rule."""
+    index_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centers_BS3, index_BSK, fixed_sign)
     offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(queries_BS3).unsqueeze(-1)
     normals_3BSK = _neighbor_planes(normals_BN3, index_BSK)
     query_normals_3BS1 = _planes(query_normals_BS3).unsqueeze(-1)
@@ -145,10 +145,10 @@ def surface_properties_reference(
 
 
 def _ordered_index(
-    points_BN3: Tensor, query_normals_BS3: Tensor, centres_BS3: Tensor, index_BSK: Tensor, fixed_sign: bool
+    points_BN3: Tensor, query_normals_BS3: Tensor, centers_BS3: Tensor, index_BSK: Tensor, fixed_sign: bool
 ) -> tuple[Tensor, Tensor]:
     """The index in order, and the tolerance (B, S, 1) of every neighborhood."""
-    centers_3BS1 = _planes(centres_BS3).unsqueeze(-1)
+    centers_3BS1 = _planes(centers_BS3).unsqueeze(-1)
     offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - centers_3BS1
     magnitude_BS1 = _length(centers_3BS1) + _length(offsets_3BSK).amax(-1, keepdim=True)
     tolerance_BS1 = ROUNDING * torch.finfo(points_BN3.dtype).eps * magnitude_BS1
@@ -157,7 +157,7 @@ def _ordered_index(
 
 
 def _planes(vectors: Tensor) -> Tensor:
-    """(..., 3) -> (3, ...) contiguous: sums over three planes vectorise, sums over a last axis of three do not."""
+    """(..., 3) -> (3, ...) contiguous: sums over three planes vectorize, sums over a last axis of three do not."""
     return vectors.movedim(-1, 0).contiguous()
 
 
@@ -184,7 +184,7 @@ def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, tolerance_BS1: Tensor, fix
     around_3BSK = torch.where(length_BSK <= tolerance_BS1, 0.0, projected_3BSK / length_BSK)
     longest_BS1 = length_BSK.argmax(-1, keepdim=True)
     reference_3BS1 = around_3BSK.gather(-1, longest_BS1.expand(3, *longest_BS1.shape))
-    # (u × r)·n = u·(r × n): one cross product per query instead of one per neighbour
+    # (u × r)·n = u·(r × n): one cross product per query instead of one per neighbor
     side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0))
     turn_BSK = _dot(around_3BSK, reference_3BS1)
     sign_BSK = side_BSK.sign()
@@ -231,7 +231,7 @@ def _surface_properties_cpu(
     normals_BN3: Tensor,
     queries_BS3: Tensor,
     query_normals_BS3: Tensor,
-    centres_BS3: Tensor,
+    centers_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
     fixed_sign: bool,
@@ -242,9 +242,9 @@ def _surface_properties_cpu(
         ordered_BSK = torch.empty(batch, queries, count, dtype=torch.int64)
         tolerance_BS1 = torch.empty(batch, queries, 1, dtype=points_BN3.dtype)
     else:
-        ordered_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centres_BS3, index_BSK, fixed_sign)
+        ordered_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centers_BS3, index_BSK, fixed_sign)
     properties_BSK14 = points_BN3.new_empty(batch, queries, count, 14)
-    inputs = points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK
+    inputs = points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centers_BS3, index_BSK
     points_P3, normals_P3, queries_Q3, query_normals_Q3, centers_Q3, index_QK = _flat_arrays(*inputs)
     ordered_QK, tolerance_Q1, properties_QK14 = _flat_arrays(ordered_BSK, tolerance_BS1, properties_BSK14)
     number = points_P3.dtype.type
@@ -279,7 +279,7 @@ def _flat_arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 # In both loops the innermost runs over LANES queries side by side; lanes after the last query hold what was there
 # before, and nobody reads them. It has a fixed length and no branch, so it becomes vector instructions whatever K is,
-# which a loop over three coordinates or eight neighbours would not. For that the compiler also has to see that what is
+# which a loop over three coordinates or eight neighbors would not. For that the compiler also has to see that what is
 # written is not what is read next, and it looks at a few arrays only: hence vectors of several kinds in the rows (R) of
 # one. Constants have the dtype of the points, since a wider one would widen everything; the numbers of points are
 # unsigned, since signed ones could count from the end, which costs a comparison each.
@@ -375,7 +375,7 @@ def _order_loop(
                 at_reference = fixed_sign & (abs(side) * length <= tolerance) & (turn > zero)
                 sign = one if (side > zero) | at_reference | (k == 0) else (-one if side < zero else zero)
                 key_KL[k, q] = sign * turn - (one - sign)
-        # a neighbour's place is the number of larger keys: for K <= 128 fewer instructions than any sort, without
+        # a neighbor's place is the number of larger keys: for K <= 128 fewer instructions than any sort, without
         # branches; eight comparisons at a time, so that the sum stays in a register
         place_KL[:] = zero
         for k in range(count):
@@ -511,7 +511,7 @@ def _unit_tiles(a, tolerance, EPSILON: tl.constexpr):
 @triton.jit(do_not_specialize=["total", "queries", "size", "count"])
 def surface_order_fwd_kernel(
     points_ptr,
-    centres_ptr,
+    centers_ptr,
     query_normals_ptr,
     index_ptr,
     ordered_ptr,
@@ -532,7 +532,7 @@ def surface_order_fwd_kernel(
     index = tl.load(index_ptr + query * count + slot, known, 0)
     points = _load_vector(points_ptr, query // queries * size + index, known)
     normal = _load_vector(query_normals_ptr, query, here)
-    center = _load_vector(centres_ptr, query, here)
+    center = _load_vector(centers_ptr, query, here)
     offset = _subtract_tiles(points, center)
     reach = tl.sqrt(tl.max(tl.where(known, _dot_tiles(offset, offset), 0.0), 1, keep_dims=True))
     tolerance = ROUNDING * (tl.sqrt(_dot_tiles(center, center)) + reach)
@@ -557,7 +557,7 @@ def surface_order_fwd_kernel(
     key = tl.where(key == key, key, -4.0)  # NaN, which nobody looks for on a GPU, comes last: every place is taken
     key = tl.where(known, key, float("-inf"))
 
-    # a neighbour's place is the number of those before it
+    # a neighbor's place is the number of those before it
     mine, others = key[:, :, None], key[:, None, :]
     earlier = slot[:, None, :] < slot[:, :, None]
     before = (others > mine) | ((others == mine) & earlier)
@@ -646,15 +646,15 @@ def _surface_properties_triton(
     normals_BN3: Tensor,
     queries_BS3: Tensor,
     query_normals_BS3: Tensor,
-    centres_BS3: Tensor,
+    centers_BS3: Tensor,
     index_BSK: Tensor,
     step: int,
     fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, queries, count = index_BSK.shape
     total, size = batch * queries, points_BN3.shape[1]
-    points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK = (
-        x.contiguous() for x in (points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centres_BS3, index_BSK)
+    points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centers_BS3, index_BSK = (
+        x.contiguous() for x in (points_BN3, normals_BN3, queries_BS3, query_normals_BS3, centers_BS3, index_BSK)
     )
     block = min(triton.next_power_of_2(count), MOST_COUNTED)
     properties_BSK14 = points_BN3.new_empty(batch, queries, count, 14)
@@ -668,7 +668,7 @@ def _surface_properties_triton(
             tolerance_BS1 = points_BN3.new_empty(batch, queries, 1)
             surface_order_fwd_kernel[grid](
                 points_BN3,
-                centres_BS3,
+                centers_BS3,
                 query_normals_BS3,
                 index_BSK,
                 ordered_BSK,
@@ -682,7 +682,7 @@ def _surface_properties_triton(
                 BLOCK_K=block,
             )
         else:
-            inputs = points_BN3, query_normals_BS3, centres_BS3, index_BSK
+            inputs = points_BN3, query_normals_BS3, centers_BS3, index_BSK
             ordered_BSK, tolerance_BS1 = _ordered_index(*inputs, fixed_sign)
         surface_properties_fwd_kernel[grid](
             points_BN3,
@@ -709,16 +709,16 @@ def surface_properties_op(
     normals: Tensor,
     queries: Tensor,
     query_normals: Tensor,
-    centres: Tensor,
+    centers: Tensor,
     index: Tensor,
     step: int,
     fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
     check_range(index, points.shape[1])
     paths = dict(reference=surface_properties_reference, cpu=_surface_properties_cpu, triton=_surface_properties_triton)
-    return pick(points, **paths)(points, normals, queries, query_normals, centres, index, step, fixed_sign)
+    return pick(points, **paths)(points, normals, queries, query_normals, centers, index, step, fixed_sign)
 
 
 @surface_properties_op.register_fake
-def _(points, normals, queries, query_normals, centres, index, step, fixed_sign):
+def _(points, normals, queries, query_normals, centers, index, step, fixed_sign):
     return points.new_empty(*index.shape, 14), index.new_empty(index.shape)

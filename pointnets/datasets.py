@@ -84,7 +84,7 @@ class PointClouds(Dataset):
 
 @DATASETS.register_module()
 class Furniture14(PointClouds):
-    """The built-in furniture: 408 real meshes in 14 classes, in metres, y up, normals outward (see FURNITURE14.md)."""
+    """The built-in furniture: 408 real meshes in 14 classes, in meters, y up, normals outward (see FURNITURE14.md)."""
 
     def __init__(self, split: str = "train", transforms=(), seed: int = 0):
         self.meshes = furniture.load(one_of("Furniture14.split", split, SPLITS))

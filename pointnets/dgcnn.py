@@ -20,7 +20,7 @@ def _leaky_relu(x: Tensor) -> Tensor:
 
 
 class EdgeConv(nn.Module):
-    """Features (B, N, C) and neighbours (B, N, K) -> features (B, N, C')."""
+    """Features (B, N, C) and neighbors (B, N, K) -> features (B, N, C')."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -29,9 +29,9 @@ class EdgeConv(nn.Module):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         # W [f_j - f_i; f_i] = W₁ f_j + (W₂ - W₁) f_i: products on N rows instead of N K
-        neighbour, centre = self.linear.weight.chunk(2, dim=1)
-        edges = gather_neighbors(F.linear(features, neighbour), index)
-        edges = edges + F.linear(features, centre - neighbour).unsqueeze(2)
+        neighbor, center = self.linear.weight.chunk(2, dim=1)
+        edges = gather_neighbors(F.linear(features, neighbor), index)
+        edges = edges + F.linear(features, center - neighbor).unsqueeze(2)
         return _leaky_relu(self.norm(edges).max(2).values)
 
 
@@ -41,7 +41,7 @@ class DGCNNClassifier(nn.Module):
 
     Args:
         num_classes: size of the output.
-        k: neighbours of the graphs.
+        k: neighbors of the graphs.
         channels: of the edge convolutions.
         embedding: channels before pooling.
         dropout: of the head.
@@ -82,8 +82,8 @@ def _nearest_features(features: Tensor, k: int) -> Tensor:
     """The k nearest rows of every row, (B, N, C) -> (B, N, k), in blocks of rows.
 
     In 64 dimensions trees do not help, and differences of coordinates take ten times as long as products; these are
-    made harmless by centring first, so that no large common part eats the digits.
+    made harmless by centering first, so that no large common part eats the digits.
     """
-    centred = features - features.mean(1, keepdim=True)
-    blocks = centred.split(max(1, (1 << 24) // (len(features) * features.shape[1])), dim=1)
-    return torch.cat([torch.cdist(block, centred).topk(k, dim=-1, largest=False).indices for block in blocks], dim=1)
+    centered = features - features.mean(1, keepdim=True)
+    blocks = centered.split(max(1, (1 << 24) // (len(features) * features.shape[1])), dim=1)
+    return torch.cat([torch.cdist(block, centered).topk(k, dim=-1, largest=False).indices for block in blocks], dim=1)

@@ -21,14 +21,14 @@ def check_input(points: Tensor, network: nn.Module) -> None:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation of the last axis of a tensor of any rank."""
+    """Batch normalization of the last axis of a tensor of any rank."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     @property
     def takes_batch(self) -> bool:
-        """Whether it normalises by the statistics of the batch, not by running ones."""
+        """Whether it normalizes by the statistics of the batch, not by running ones."""
         return self.training or self.running_mean is None
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 Paper: "PointNet++: Deep Hierarchical Feature Learning on Point Sets in a Metric Space", NeurIPS 2017, arXiv 1706.02413.
 Reference for the sizes: charlesq34/pointnet2 (MIT), pointnet2_cls_ssg.
 
-A set-abstraction layer samples S points, groups K neighbours inside a ball, and gives [x_j - q; f_j] to a shared MLP
+A set-abstraction layer samples S points, groups K neighbors inside a ball, and gives [x_j - q; f_j] to a shared MLP
 and a maximum over the ball.
 """
 

@@ -3,12 +3,12 @@
 Paper: "RISurConv: Rotation Invariant Surface Attention-Augmented Convolutions for 3D Point Cloud Classification and
 Segmentation", ECCV 2024, arXiv 2408.06110. Reference: cszyzhang/RISurConv@27c48dd (MIT).
 
-A layer samples S points, takes the K nearest neighbours of each in order around its normal, describes the surface
+A layer samples S points, takes the K nearest neighbors of each in order around its normal, describes the surface
 between them by fourteen lengths and angles, and turns these into features:
 
     e = ReLU(BN(W₂ BN(W₁ properties)))                           (B, S, K, 64)   SurfaceEmbedding
-    r = e + ReLU(BN(W (e - attention among the K neighbours)))   (B, S, K, 64)   OffsetAttention
-    f = max_k ReLU(BN(W [r; features of the neighbours]))        (B, S, C)
+    r = e + ReLU(BN(W (e - attention among the K neighbors)))   (B, S, K, 64)   OffsetAttention
+    f = max_k ReLU(BN(W [r; features of the neighbors]))        (B, S, C)
     y = f + ReLU(BN(W (f - attention among the S points)))       (B, S, C)       OffsetAttention
 
 Only rotation-invariant quantities enter, so the outputs are invariant too: exactly, up to rounding, and to ties between
@@ -19,9 +19,9 @@ not follow them, and options bring them back:
     axis_sign           "projection" here; "solver" leaves the group-all axis's sign to the eigen-solver
     encoder_scope       "cloud" here; "batch" lets the transformer attend across the batch
 
-Followed: attention is normalised over the points of the cloud (`normalise="points"`), and the slot-0 neighbour, whose
-side is fixed, is the one of lowest index (`neighbour_order="index"`; "distance" makes it the query itself, as the
-authors' comment intends). The last layer takes its properties about the origin: clouds must be centred.
+Followed: attention is normalized over the points of the cloud (`normalize="points"`), and the slot-0 neighbor, whose
+side is fixed, is the one of lowest index (`neighbor_order="index"`; "distance" makes it the query itself, as the
+authors' comment intends). The last layer takes its properties about the origin: clouds must be centered.
 """
 
 import torch
@@ -56,7 +56,7 @@ CHECKPOINT_RULES = [
     (r"embedding\.1\.", "embedding.norm1."),
     (r"embedding\.2\.", "embedding.linear2."),
     (r"embedding\.3\.", "embedding.norm2."),
-    (r"self_attention_0\.", "neighbour_attention."),
+    (r"self_attention_0\.", "neighbor_attention."),
     (r"self_attention_1\.", "point_attention."),
     (r"(q|k|v|trans)_conv\.", r"\1."),
     (r"after_norm\.", "norm."),
@@ -100,8 +100,8 @@ class SurfaceEmbedding(nn.Module):
             if self.norm1.takes_batch:
                 rows = properties.reshape(-1, properties.shape[-1])
                 mean = rows.mean(0)
-                centred = rows - mean
-                moments = Moments(mean, centred.mT @ centred / len(rows), len(rows))
+                centered = rows - mean
+                moments = Moments(mean, centered.mT @ centered / len(rows), len(rows))
             weight = self.linear1.weight
             weight, bias = self.norm1.fold(weight, weight.new_zeros(len(weight)), moments)
             weight, bias = self.norm2.fold(self.linear2.weight @ weight, self.linear2.weight @ bias, moments)
@@ -109,16 +109,16 @@ class SurfaceEmbedding(nn.Module):
 
 
 class OffsetAttention(nn.Module):
-    """x + ReLU(BN(W (x - attention(x)))) for x (B, S, K, C) among the neighbours, or (B, S, C) among the points."""
+    """x + ReLU(BN(W (x - attention(x)))) for x (B, S, K, C) among the neighbors, or (B, S, C) among the points."""
 
-    def __init__(self, channels: int, normalise: str = "points"):
+    def __init__(self, channels: int, normalize: str = "points"):
         super().__init__()
         self.q = nn.Linear(channels, channels // 4, bias=False)
         self.k = nn.Linear(channels, channels // 4, bias=False)
         self.v = nn.Linear(channels, channels)
         self.trans = nn.Linear(channels, channels)
         self.norm = BatchNorm(channels)
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, x: Tensor) -> Tensor:
         # W (x - A V x) = W x + A (-W V x): one product gives all four factors, and x - A V x is never written out
@@ -129,7 +129,7 @@ class OffsetAttention(nn.Module):
         weight = torch.cat([trans, v, q, k])
         bias = torch.cat([bias, -trans @ self.v.bias, trans.new_zeros(len(q) + len(k))])
         x_trans, x_v, x_q, x_k = F.linear(x, weight, bias).split([len(trans), len(v), len(q), len(k)], dim=-1)
-        t = x_trans + surface_attention(x_q, x_k, x_v, self.normalise)
+        t = x_trans + surface_attention(x_q, x_k, x_v, self.normalize)
         if not norm.takes_batch:
             return x + F.relu(t)
         y, mean, variance = residual_norm(x, t, norm.weight, norm.bias, norm.eps)
@@ -138,14 +138,14 @@ class OffsetAttention(nn.Module):
 
 
 class RISurConv(nn.Module):
-    """One layer: features of S query points from their K neighbours in a source cloud.
+    """One layer: features of S query points from their K neighbors in a source cloud.
 
     Args:
         in_channels: channels of the source features; 0 for none.
         out_channels: channels of the result.
-        k: neighbours, at most the points of the source.
-        normalise: "points" (the release) or "queries": second normalisation of the neighbours' attention.
-        neighbour_order: "index" (the release) or "distance": which neighbour stands in slot 0.
+        k: neighbors, at most the points of the source.
+        normalize: "points" (the release) or "queries": second normalization of the neighbors' attention.
+        neighbor_order: "index" (the release) or "distance": which neighbor stands in slot 0.
         reference_sign: "fixed" or "rounding" (the release), see `surface_properties`.
         width: channels of the surface embedding.
     """
@@ -155,25 +155,25 @@ class RISurConv(nn.Module):
         in_channels: int,
         out_channels: int,
         k: int,
-        normalise: str = "points",
-        neighbour_order: str = "index",
+        normalize: str = "points",
+        neighbor_order: str = "index",
         reference_sign: str = "fixed",
         width: int = 64,
     ):
         super().__init__()
-        if neighbour_order not in ("index", "distance"):
-            raise ValueError(f"neighbour_order must be 'index' or 'distance', got {neighbour_order!r}")
-        self.k, self.neighbour_order, self.reference_sign = k, neighbour_order, reference_sign
+        if neighbor_order not in ("index", "distance"):
+            raise ValueError(f"neighbor_order must be 'index' or 'distance', got {neighbor_order!r}")
+        self.k, self.neighbor_order, self.reference_sign = k, neighbor_order, reference_sign
         self.embedding = SurfaceEmbedding(width)
-        self.neighbour_attention = OffsetAttention(width, normalise)
+        self.neighbor_attention = OffsetAttention(width, normalize)
         self.linear = nn.Linear(width + in_channels, out_channels)
         self.norm = BatchNorm(out_channels)
         self.point_attention = OffsetAttention(out_channels)
 
-    def neighbours(self, points: Tensor, normals: Tensor, queries: Tensor, query_normals: Tensor):
-        """Properties (B, S, K, 14) and index (B, S, K) of every query's neighbours, in order around its normal."""
+    def neighbors(self, points: Tensor, normals: Tensor, queries: Tensor, query_normals: Tensor):
+        """Properties (B, S, K, 14) and index (B, S, K) of every query's neighbors, in order around its normal."""
         index = knn(queries, points, self.k)
-        if self.neighbour_order == "index":
+        if self.neighbor_order == "index":
             # what topk yields on the GPUs that the release ran on: ascending, but for the farthest, which is last
             index = torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], dim=-1)
         step = 2 if queries.shape[1] >= 1024 else 1
@@ -181,11 +181,11 @@ class RISurConv(nn.Module):
 
     def forward(self, points, normals, features, queries, query_normals) -> Tensor:
         """points, normals (B, N, 3), features (B, N, C) or None, queries, query_normals (B, S, 3) -> (B, S, C')."""
-        return self.convolve(*self.neighbours(points, normals, queries, query_normals), features)
+        return self.convolve(*self.neighbors(points, normals, queries, query_normals), features)
 
     def convolve(self, properties: Tensor, index: Tensor, features: Tensor | None) -> Tensor:
         """Properties (B, S, K, 14), index (B, S, K), features (B, N, C) or None -> (B, S, C')."""
-        surface = self.neighbour_attention(self.embedding(properties))
+        surface = self.neighbor_attention(self.embedding(properties))
         if self.norm.takes_batch and features is None and len(self.linear.weight) < surface.shape[-1]:
             # the moments of r would be more than W r
             return self.point_attention(F.relu(self.norm(self.linear(surface)).max(2).values))
@@ -203,17 +203,17 @@ class RISurConv(nn.Module):
 
 
 def _moments(surface: Tensor, index: Tensor, features: Tensor | None) -> Moments:
-    """Of [surface; features at the index] over all neighbours."""
-    wide = torch.promote_types(surface.dtype, torch.float32)  # sums over all neighbours need the digits
+    """Of [surface; features at the index] over all neighbors."""
+    wide = torch.promote_types(surface.dtype, torch.float32)  # sums over all neighbors need the digits
     shift = surface.new_zeros(surface.shape[-1], dtype=torch.float64)
     if features is not None:
-        centre = features.detach().mean((0, 1), dtype=torch.float64)
-        features, shift = features.to(wide) - centre.to(wide), torch.cat([shift, centre])
+        center = features.detach().mean((0, 1), dtype=torch.float64)
+        features, shift = features.to(wide) - center.to(wide), torch.cat([shift, center])
     return Moments.of_sums(*neighbor_moments(surface.to(wide), index, features), index.numel(), shift)
 
 
 class GroupAll(RISurConv):
-    """The last encoder layer: the whole cloud is the neighbourhood of one query. Clouds must be centred.
+    """The last encoder layer: the whole cloud is the neighborhood of one query. Clouds must be centered.
 
     `axis_sign`: "projection" or "solver", the sign of the axis that stands in for the normal.
     """
@@ -251,14 +251,14 @@ class Pyramid(nn.Module):
     Farthest point sampling is greedy, so samples of samples are a prefix of them: one run serves all layers.
     """
 
-    def __init__(self, num_points: int, channels, neighbours, normal_neighbours: int, **options):
+    def __init__(self, num_points: int, channels, neighbors, normal_neighbors: int, **options):
         super().__init__()
-        if len(channels) != len(neighbours):
-            raise ValueError(f"channels {tuple(channels)} and neighbours {tuple(neighbours)} must be of one length")
+        if len(channels) != len(neighbors):
+            raise ValueError(f"channels {tuple(channels)} and neighbors {tuple(neighbors)} must be of one length")
         self.num_points = [num_points >> level for level in range(len(channels))]
-        self.normal_neighbours = normal_neighbours
+        self.normal_neighbors = normal_neighbors
         self.layers = nn.ModuleList(
-            RISurConv(c_in, c_out, k, **options) for c_in, c_out, k in zip([0, *channels], channels, neighbours)
+            RISurConv(c_in, c_out, k, **options) for c_in, c_out, k in zip([0, *channels], channels, neighbors)
         )
 
     def encode(self, points: Tensor, normals: Tensor | None = None) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -270,7 +270,7 @@ class Pyramid(nn.Module):
                 f"got {points.shape[1]}"
             )
         if normals is None:
-            normals = local_reference_axis(points, self.normal_neighbours)
+            normals = local_reference_axis(points, self.normal_neighbors)
         check_normals(normals, points)
         sampled = farthest_point_sample(points, self.num_points[0])
         queries, query_normals = gather_neighbors(points, sampled), gather_neighbors(normals, sampled)
@@ -289,13 +289,13 @@ class RISurConvClassifier(Pyramid):
         num_classes: size of the output.
         num_points: S of the first layer, at most N (512 n in the release's terms).
         channels: of the layers, then of the group-all layer.
-        neighbours: K of the layers.
+        neighbors: K of the layers.
         encoder_layers: transformer encoder layers on the pooled feature; 0 for none.
         encoder_scope: "cloud" (a sequence of one), or "batch": the clouds of a batch attend to each other, as released.
         axis_sign: "projection" or "solver", see `GroupAll`.
         dropout: of the head.
-        normal_neighbours: K of the local reference axes that stand in where no normals are given.
-        options: normalise, neighbour_order, reference_sign, width, see `RISurConv`.
+        normal_neighbors: K of the local reference axes that stand in where no normals are given.
+        options: normalize, neighbor_order, reference_sign, width, see `RISurConv`.
     """
 
     checkpoint_rules = CHECKPOINT_RULES
@@ -305,18 +305,18 @@ class RISurConvClassifier(Pyramid):
         num_classes: int,
         num_points: int = 512,
         channels: tuple[int, ...] = (32, 64, 128, 256, 512),
-        neighbours: tuple[int, ...] = (8, 16, 32, 64),
+        neighbors: tuple[int, ...] = (8, 16, 32, 64),
         encoder_layers: int = 3,
         encoder_scope: str = "cloud",
         axis_sign: str = "projection",
         dropout: float = 0.4,
-        normal_neighbours: int = 32,
+        normal_neighbors: int = 32,
         **options,
     ):
         if encoder_scope not in ("cloud", "batch"):
             raise ValueError(f"encoder_scope must be 'cloud' or 'batch', got {encoder_scope!r}")
         *channels, pooled = channels
-        super().__init__(num_points, channels, neighbours, normal_neighbours, **options)
+        super().__init__(num_points, channels, neighbors, normal_neighbors, **options)
         self.group_all = GroupAll(channels[-1], pooled, axis_sign, **options)
         self.encoder_scope = encoder_scope
         self.encoder = None
@@ -346,10 +346,10 @@ class RISurConvPartSegmenter(Pyramid):
     Args:
         num_parts: parts of all categories together (ShapeNetPart: 50).
         num_categories: size of the one-hot category (ShapeNetPart: 16).
-        num_points, channels, neighbours: of the encoder.
+        num_points, channels, neighbors: of the encoder.
         decoder: channels of the propagation layers, from the coarsest: of the layer, and of the linear layer after it.
-        decoder_neighbours: K of the propagation layers.
-        dropout, normal_neighbours, options: see `RISurConvClassifier`.
+        decoder_neighbors: K of the propagation layers.
+        dropout, normal_neighbors, options: see `RISurConvClassifier`.
     """
 
     checkpoint_rules = CHECKPOINT_RULES
@@ -360,17 +360,17 @@ class RISurConvPartSegmenter(Pyramid):
         num_categories: int = 16,
         num_points: int = 512,
         channels: tuple[int, ...] = (64, 128, 256, 512),
-        neighbours: tuple[int, ...] = (8, 16, 32, 64),
+        neighbors: tuple[int, ...] = (8, 16, 32, 64),
         decoder: tuple[tuple[int, ...], ...] = ((512, 512), (512, 256), (256, 128), (128,)),
-        decoder_neighbours: tuple[int, ...] = (64, 32, 32, 32),
+        decoder_neighbors: tuple[int, ...] = (64, 32, 32, 32),
         dropout: float = 0.4,
-        normal_neighbours: int = 32,
+        normal_neighbors: int = 32,
         **options,
     ):
-        super().__init__(num_points, channels, neighbours, normal_neighbours, **options)
+        super().__init__(num_points, channels, neighbors, normal_neighbors, **options)
         self.num_categories = num_categories
         coarse, propagations = channels[-1], []
-        for (out, *mlp), k, skip in zip(decoder, decoder_neighbours, [*channels[-2::-1], num_categories]):
+        for (out, *mlp), k, skip in zip(decoder, decoder_neighbors, [*channels[-2::-1], num_categories]):
             propagations.insert(0, Propagation(coarse, skip, out, mlp, k, **options))
             coarse = mlp[-1] if mlp else out + skip
         self.propagations = nn.ModuleList(propagations)

@@ -1,4 +1,4 @@
-"""What a pipeline does to one shape: sample, centre, rotate, augment.
+"""What a pipeline does to one shape: sample, center, rotate, augment.
 
 Each transform is a PyTorch Geometric `BaseTransform` over `Data(pos (N, 3), normal (N, 3) or absent)` and is named in a
 config: `transforms=[dict(type='SamplePoints', num=1024, include_normals=True), dict(type='UnitSphere')]`. Normals
@@ -30,7 +30,7 @@ for transform in (pyg.Center, pyg.NormalizeScale, pyg.NormalizeRotation):
 
 def random_rotation(group: str, up: str = "y") -> Tensor:
     """A rotation matrix (3, 3), float64: the identity ('none'), a uniform angle about the `up` axis ('z', as the field
-    calls it whichever axis is up), or Haar-uniform in SO(3) ('SO3', from a normalised Gaussian quaternion)."""
+    calls it whichever axis is up), or Haar-uniform in SO(3) ('SO3', from a normalized Gaussian quaternion)."""
     if group == "none":
         return torch.eye(3, dtype=torch.float64)
     if group == "z":
@@ -144,18 +144,18 @@ class Shuffle(BaseTransform):
 
 @TRANSFORMS.register_module()
 class UnitSphere(BaseTransform):
-    """Centres on the mean of the points and scales the farthest one to norm 1 (coincident points go to the origin)."""
+    """Centers on the mean of the points and scales the farthest one to norm 1 (coincident points go to the origin)."""
 
     def forward(self, data: Data) -> Data:
-        centred = data.pos - data.pos.mean(dim=0)
-        radius = centred.norm(dim=1).max()
-        data.pos = centred / radius if radius > 0 else centred
+        centered = data.pos - data.pos.mean(dim=0)
+        radius = centered.norm(dim=1).max()
+        data.pos = centered / radius if radius > 0 else centered
         return data
 
 
 @TRANSFORMS.register_module()
 class EstimateNormals(BaseTransform):
-    """Normals of a cloud as the local reference axis of `k` nearest neighbours; with `only_missing`, shapes that have
+    """Normals of a cloud as the local reference axis of `k` nearest neighbors; with `only_missing`, shapes that have
     normals keep theirs. Put it after every rotation: only then does a test of invariance cover the estimate too."""
 
     def __init__(self, k: int = 32, only_missing: bool = False):

@@ -26,7 +26,7 @@ from ..rendering import (
     Mesh,
     arrow,
     camera_frame,
-    centre_of,
+    center_of,
     disc,
     joined,
     look,
@@ -192,7 +192,7 @@ def cloud_scene(item: Subject) -> Mesh:
 
 
 def normals_scene(item: Subject) -> Mesh:
-    """The points and their normals as lines, coloured by the direction of the normal."""
+    """The points and their normals as lines, colored by the direction of the normal."""
     points, normals = item.cloud.pos.numpy().astype(float), item.cloud.normal.numpy().astype(float)
     radius = point_radius(points)
     colors = normal_colors(normals)
@@ -221,41 +221,41 @@ def need_risurconv(network: object) -> None:
         raise ValueError(f"the network is a {type(network).__name__}; its layers can be shown of a RISurConv only.")
 
 
-# --- a neighbourhood -------------------------------------------------------------------------------------------------
+# --- a neighborhood -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def neighbour_weights(layer: RISurConv, properties: Tensor) -> Tensor:
-    """The attention of a layer among its neighbours: properties (B, S, K, 14) -> weights (B, S, K, K).
+def neighbor_weights(layer: RISurConv, properties: Tensor) -> Tensor:
+    """The attention of a layer among its neighbors: properties (B, S, K, 14) -> weights (B, S, K, K).
 
-    Row j, column i: the weight of neighbour i's value in what neighbour j receives.
+    Row j, column i: the weight of neighbor i's value in what neighbor j receives.
     """
-    attention = layer.neighbour_attention
+    attention = layer.neighbor_attention
     x = layer.embedding(properties)
     weight = torch.softmax(attention.q(x) @ attention.k(x).mT, dim=-1)
-    axis = 1 if attention.normalise == "points" else -2
+    axis = 1 if attention.normalize == "points" else -2
     return (weight / (1e-9 + weight.sum(dim=axis, keepdim=True))).mT
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class Neighborhood:
     """What one query of one layer sees. Arrays in the order around the normal."""
 
-    source: np.ndarray  # (N, 3) the points that the neighbours are taken from
+    source: np.ndarray  # (N, 3) the points that the neighbors are taken from
     query: np.ndarray  # (3,)
     normal: np.ndarray  # (3,)
-    neighbours: np.ndarray  # (K, 3)
-    weights: np.ndarray  # (K, K), see `neighbour_weights`
+    neighbors: np.ndarray  # (K, 3)
+    weights: np.ndarray  # (K, K), see `neighbor_weights`
 
     @property
     def colors(self) -> np.ndarray:
-        """A colour (K, 3) for each place: once round the wheel."""
-        hue = np.arange(len(self.neighbours)) / len(self.neighbours)
+        """A color (K, 3) for each place: once round the wheel."""
+        hue = np.arange(len(self.neighbors)) / len(self.neighbors)
         return hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.62), np.full_like(hue, 0.86)], axis=1))
 
 
 @torch.no_grad()
-def neighbourhood(item: Subject, network: Pyramid, layer: int, query: int) -> Neighbourhood:
+def neighborhood(item: Subject, network: Pyramid, layer: int, query: int) -> Neighborhood:
     """Query `query` (from 0) of layer `layer` (from 1) of a RISurConv."""
     need_risurconv(network)
     check_range("layer", layer, len(network.layers), "the network", first=1)
@@ -263,28 +263,28 @@ def neighbourhood(item: Subject, network: Pyramid, layer: int, query: int) -> Ne
     levels = network.encode(item.cloud.pos[None], item.cloud.normal[None])
     (points, normals, _), (queries, query_normals, _) = levels[layer - 1 : layer + 1]
     module = network.layers[layer - 1]
-    properties, index = module.neighbours(points, normals, queries, query_normals)
-    weights = neighbour_weights(module, properties)[0, query]
-    return Neighbourhood(
+    properties, index = module.neighbors(points, normals, queries, query_normals)
+    weights = neighbor_weights(module, properties)[0, query]
+    return Neighborhood(
         *(t.double().numpy() for t in (points[0], queries[0, query], query_normals[0, query])),
         points[0, index[0, query]].double().numpy(),
         weights.double().numpy(),
     )
 
 
-def neighbourhood_scene(seen: Neighbourhood) -> tuple[Mesh, Mesh]:
-    """Query, normal, the neighbours in the colours of their order, edges along it and plumb lines to the tangent plane;
-    and that plane. The volume of a neighbour grows with the weight that it receives from the others.
+def neighborhood_scene(seen: Neighborhood) -> tuple[Mesh, Mesh]:
+    """Query, normal, the neighbors in the colors of their order, edges along it and plumb lines to the tangent plane;
+    and that plane. The volume of a neighbor grows with the weight that it receives from the others.
     """
-    reach = float(np.linalg.norm(seen.neighbours - seen.query, axis=1).max()) or 1.0
+    reach = float(np.linalg.norm(seen.neighbors - seen.query, axis=1).max()) or 1.0
     received = seen.weights.sum(0)
     radius = 0.05 * reach * np.clip(received / received.mean(), 0.2, 5) ** (1 / 3)
-    feet = seen.neighbours - ((seen.neighbours - seen.query) @ seen.normal)[:, None] * seen.normal
+    feet = seen.neighbors - ((seen.neighbors - seen.query) @ seen.normal)[:, None] * seen.normal
     spread = max(float(np.linalg.norm(feet - seen.query, axis=1).max()), 0.3 * reach)
     scene = joined(
-        spheres(seen.neighbours, seen.colors, radius),
-        tubes(seen.neighbours[:-1], seen.neighbours[1:], seen.colors[:-1], 0.012 * reach),
-        tubes(seen.neighbours, feet, (0.6, 0.6, 0.62), 0.005 * reach),
+        spheres(seen.neighbors, seen.colors, radius),
+        tubes(seen.neighbors[:-1], seen.neighbors[1:], seen.colors[:-1], 0.012 * reach),
+        tubes(seen.neighbors, feet, (0.6, 0.6, 0.62), 0.005 * reach),
         spheres(seen.query[None], INK, 0.08 * reach),
         arrow(seen.query, 0.7 * reach * seen.normal, INK, 0.016 * reach),
     )
@@ -302,26 +302,26 @@ def _apart(places: np.ndarray, fixed: np.ndarray, gap: float) -> np.ndarray:
     return places
 
 
-def draw_neighbourhood(seen: Neighbourhood, title: str, backward: np.ndarray, up: str, size: int = 640) -> Figure:
-    """The cloud with the neighbourhood in it, the neighbourhood with its order, and the attention among it."""
+def draw_neighborhood(seen: Neighborhood, title: str, backward: np.ndarray, up: str, size: int = 640) -> Figure:
+    """The cloud with the neighborhood in it, the neighborhood with its order, and the attention among it."""
     canvas = Figure(figsize=(13, 4.7), layout="constrained")
     whole, near, table = canvas.subplots(1, 3, width_ratios=[0.95, 1.15, 1.15])
     radius = point_radius(seen.source)
     axis = np.array(UP_AXES[up])
-    if seen.normal @ backward < 0:  # look from the side on which the neighbourhood is
+    if seen.normal @ backward < 0:  # look from the side on which the neighborhood is
         backward = 2 * (backward @ axis) * axis - backward
     scene = joined(
         spheres(seen.source, FAINT, 0.7 * radius),
-        spheres(seen.neighbours, seen.colors, 1.2 * radius),
+        spheres(seen.neighbors, seen.colors, 1.2 * radius),
         spheres(seen.query[None], INK, 1.3 * radius),
     )
     _picture(whole, snapshots([scene], backward, up, size)[0], title)
 
-    scene, plane = neighbourhood_scene(seen)
+    scene, plane = neighborhood_scene(seen)
     side = np.cross(axis, seen.normal)
     side = side / np.linalg.norm(side) if np.linalg.norm(side) > 0.1 else np.eye(3)[0]
     frame = camera_frame(seen.normal - 0.6 * np.cross(seen.normal, side), seen.normal)
-    middle = centre_of(joined(scene, plane), frame)
+    middle = center_of(joined(scene, plane), frame)
     scene.translate(-middle)
     plane.translate(-middle)
     camera = look([joined(scene, plane)], frame, margin=1.12)
@@ -331,7 +331,7 @@ def draw_neighbourhood(seen: Neighbourhood, title: str, backward: np.ndarray, up
         near.imshow(picture, alpha=picture[..., 3] * opacity, interpolation="antialiased")
     near.set_axis_off()
     near.set_title("order around the normal (size: attention received)", fontsize=10, color=INK)
-    balls = camera.project(seen.neighbours - middle)
+    balls = camera.project(seen.neighbors - middle)
     outward = balls - camera.project((seen.query - middle)[None])
     outward /= np.linalg.norm(outward, axis=1, keepdims=True) + 1e-9
     for place, (x, y) in enumerate(size * _apart(balls + 0.045 * outward, balls, 0.04)):
@@ -344,9 +344,9 @@ def draw_neighbourhood(seen: Neighbourhood, title: str, backward: np.ndarray, up
     ticks = np.arange(step - 1, count, step)
     table.set(xticks=ticks, yticks=ticks, xticklabels=ticks + 1, yticklabels=ticks + 1)
     table.tick_params(length=0, labelsize=8)
-    table.set_xlabel("neighbour attended to", fontsize=9)
-    table.set_ylabel("neighbour that attends", fontsize=9)
-    table.set_title("attention among the neighbours (1: the mean)", fontsize=10, color=INK)
+    table.set_xlabel("neighbor attended to", fontsize=9)
+    table.set_ylabel("neighbor that attends", fontsize=9)
+    table.set_title("attention among the neighbors (1: the mean)", fontsize=10, color=INK)
     for spine in table.spines.values():
         spine.set_visible(False)
     bar = canvas.colorbar(image, ax=table, shrink=0.75, pad=0.02)

@@ -40,7 +40,7 @@ MODELS_CSV = HERE / "furniture14.csv"
 CARD = HERE / "furniture14_card.md"
 ASSET = HERE.parent / "attlas" / "furniture14.npz"
 PACKAGE = "sweethome3d-furniture"
-LICENCES = {  # as the package's debian/copyright and the LICENSE.TXT inside every library state them
+LICENSES = {  # as the package's debian/copyright and the LICENSE.TXT inside every library state them
     "BlendSwap-CC-0": "CC0-1.0",
     "BlendSwap-CC-BY": "CC-BY-3.0",
     "KatorLegaz": "CC-BY-3.0-US",
@@ -64,7 +64,7 @@ LIFT = 2e-5  # of the diameter: where rays start above the surface
 
 @dataclass
 class Model:
-    """A mesh while it is being made: vertices (V,3) float64 in metres, y up; faces (F,3) int64; colors (F,3) uint8."""
+    """A mesh while it is being made: vertices (V,3) float64 in meters, y up; faces (F,3) int64; colors (F,3) uint8."""
 
     vertices: np.ndarray
     faces: np.ndarray
@@ -112,7 +112,7 @@ def read_catalog(library: zipfile.ZipFile) -> dict[str, dict[str, str]]:
 
 
 def texture_colors(image: PIL.Image.Image, uv: np.ndarray | None, faces: np.ndarray) -> np.ndarray:
-    """(F,3) uint8: the texture around the centre of each face, from a 16 x 16 alpha-weighted reduction of the image.
+    """(F,3) uint8: the texture around the center of each face, from a 16 x 16 alpha-weighted reduction of the image.
 
     A face that spans a good part of the texture (a tiled pattern) or has no coordinates takes the mean of the whole.
     """
@@ -127,15 +127,15 @@ def texture_colors(image: PIL.Image.Image, uv: np.ndarray | None, faces: np.ndar
     if uv is None or len(uv) <= faces.max():
         return np.tile(mean.round().astype(np.uint8), (len(faces), 1))
     corner = np.nan_to_num(uv)[faces]
-    centre = corner.mean(1) % 1.0
-    row = ((1 - centre[:, 1]) * len(rows)).astype(int).clip(0, len(rows) - 1)
-    column = (centre[:, 0] * len(columns)).astype(int).clip(0, len(columns) - 1)
+    center = corner.mean(1) % 1.0
+    row = ((1 - center[:, 1]) * len(rows)).astype(int).clip(0, len(rows) - 1)
+    column = (center[:, 0] * len(columns)).astype(int).clip(0, len(columns) - 1)
     tiled = (np.ptp(corner, axis=1) > 0.5).any(1)
     return np.where(tiled[:, None], mean, cells[row, column]).round().astype(np.uint8)
 
 
 def face_colors(mesh: trimesh.Trimesh) -> np.ndarray:
-    """(F,3) uint8 from a mesh's material: its texture where there is one, else its diffuse colour."""
+    """(F,3) uint8 from a mesh's material: its texture where there is one, else its diffuse color."""
     material = getattr(mesh.visual, "material", None)
     if (image := getattr(material, "image", None)) is not None:
         return texture_colors(image, getattr(mesh.visual, "uv", None), mesh.faces)
@@ -177,7 +177,7 @@ def same_folder(entry: str, model: str) -> bool:
     return entry.startswith(model.rpartition("/")[0] + "/") and not entry.endswith("/")
 
 
-def to_metres(model: Model, row: Mapping[str, str], rotation: str | None = None) -> Model:
+def to_meters(model: Model, row: Mapping[str, str], rotation: str | None = None) -> Model:
     """Turn by the catalog's `modelRotation`, scale to the listed size, and stand on y = 0 around x = z = 0."""
     vertices = model.vertices
     if rotation:
@@ -226,15 +226,15 @@ def hemisphere(count: int) -> np.ndarray:
     return np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], axis=1)
 
 
-def split_centres(split: int) -> np.ndarray:
+def split_centers(split: int) -> np.ndarray:
     """(split**2, 3) barycentric coordinates: the centroids of the congruent parts of a triangle, split per edge."""
-    centres = []
+    centers = []
     for i in range(split):
         for j in range(split - i):
-            centres.append((i + 1 / 3, j + 1 / 3))
+            centers.append((i + 1 / 3, j + 1 / 3))
             if i + j < split - 1:
-                centres.append((i + 2 / 3, j + 2 / 3))
-    u, v = np.array(centres).T / split
+                centers.append((i + 2 / 3, j + 2 / 3))
+    u, v = np.array(centers).T / split
     return np.stack([1 - u - v, u, v], axis=1)
 
 
@@ -273,14 +273,14 @@ def escaping_rays(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, 
     split = np.ceil(np.sqrt(doubled_area[:, 0] / doubled_area.sum() * SAMPLES) - 1e-6).astype(int).clip(1, MAX_SPLIT)
     front, back, share = (np.zeros(len(faces)) for _ in range(3))
     for parts in np.unique(split):
-        centres = split_centres(parts)
+        centers = split_centers(parts)
         group = np.flatnonzero(split == parts)
-        for block in np.array_split(group, len(group) * len(centres) // 20000 + 1):
-            origin = np.einsum("sb,fbc->fsc", centres, corner[block])
+        for block in np.array_split(group, len(group) * len(centers) // 20000 + 1):
+            origin = np.einsum("sb,fbc->fsc", centers, corner[block])
             escaped = []
             for side in (1, -1):
                 direction = np.einsum("dk,fkc->fdc", pattern * [1, 1, side], frame[block])
-                rays = np.empty((len(block), len(centres), DIRECTIONS, 6), dtype=np.float32)
+                rays = np.empty((len(block), len(centers), DIRECTIONS, 6), dtype=np.float32)
                 rays[..., :3] = (origin + side * lift * normal[block, None])[:, :, None]
                 rays[..., 3:] = direction[:, None]
                 escaped.append(~scene.test_occlusions(o3d.core.Tensor.from_numpy(rays)).numpy())
@@ -312,7 +312,7 @@ def outside_visibility(vertices: np.ndarray, faces: np.ndarray) -> Visibility:
 
 
 def decimate(model: Model, target: int) -> Model:
-    """Quadric decimation to about `target` triangles; each takes the colour of the nearest original one."""
+    """Quadric decimation to about `target` triangles; each takes the color of the nearest original one."""
     mesh = o3d.geometry.TriangleMesh(
         o3d.utility.Vector3dVector(model.vertices), o3d.utility.Vector3iVector(model.faces.astype(np.int32))
     ).simplify_quadric_decimation(target)
@@ -336,8 +336,8 @@ def thin_out(model: Model, max_pieces: int) -> Model:
     count, piece = connected_components(graph, directed=False)
     area = np.bincount(piece[faces[:, 0]], weights=triangle_areas(model.vertices, faces), minlength=count)
     size = np.bincount(piece, minlength=count)
-    centre = np.stack([np.bincount(piece, weights=axis) / size for axis in model.vertices.T], axis=1)
-    offset = model.vertices - centre[piece]
+    center = np.stack([np.bincount(piece, weights=axis) / size for axis in model.vertices.T], axis=1)
+    offset = model.vertices - center[piece]
     radius = np.zeros(count)
     np.maximum.at(radius, piece, np.linalg.norm(offset, axis=1))
     small = np.flatnonzero(radius < 0.03 * np.linalg.norm(np.ptp(model.vertices, axis=0)))
@@ -345,7 +345,7 @@ def thin_out(model: Model, max_pieces: int) -> Model:
     scale = np.ones(count)
     if len(chosen):  # a model without small pieces keeps what it has
         scale[chosen] = np.sqrt(area[small].sum() / area[chosen].sum())
-    vertices = centre[piece] + scale[piece, None] * offset
+    vertices = center[piece] + scale[piece, None] * offset
     kept = ~np.isin(piece[faces[:, 0]], np.setdiff1d(small, chosen))
     return compact(Model(vertices, faces[kept], model.colors[kept]))
 
@@ -365,12 +365,12 @@ def simplify(model: Model) -> Model:
 
 
 def outer_surface(model: Model, row: Mapping[str, str]) -> tuple[Model, Visibility]:
-    """The visible, outward-wound, simplified surface of a model in metres, and what was seen of the original."""
+    """The visible, outward-wound, simplified surface of a model in meters, and what was seen of the original."""
     model = compact(model, digits=6)
     seen = outside_visibility(model.vertices, model.faces)
     simple = simplify(model.select(seen.keep, seen.flip))
     hidden = ~outside_visibility(simple.vertices, simple.faces).keep  # decimation pushes a few below others
-    metric = to_metres(simple.select(~hidden, np.zeros_like(hidden)), row)
+    metric = to_meters(simple.select(~hidden, np.zeros_like(hidden)), row)
     low, step = grid(metric.vertices)
     snapped = low + step * np.rint((metric.vertices - low) / step)  # what is stored must hold no degenerate triangle
     return compact(Model(snapped, metric.faces, metric.colors)), seen
@@ -387,7 +387,7 @@ def grid(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
     """The arrays of the asset: a column per property, and the vertices (16 bits within each bounding box), faces and
-    colours of all models end to end."""
+    colors of all models end to end."""
     classes = sorted({row["label"] for row in rows})
     low, step = (np.stack(column) for column in zip(*(grid(model.vertices) for model in models)))
     cells = [np.rint((m.vertices - lo) / st).clip(0, 65535).astype(np.uint16) for m, lo, st in zip(models, low, step)]
@@ -461,25 +461,25 @@ def fetch_libraries(package: Path | None, folder: Path) -> Path:
     return folder / "files" / "usr" / "share" / "sweethome3d" / "furniture"
 
 
-def licence_and_source(library: zipfile.ZipFile, name: str, default: str) -> tuple[str, str]:
-    """A model's licence (its own licence file goes before the library's) and the page that the file gives for it."""
+def license_and_source(library: zipfile.ZipFile, name: str, default: str) -> tuple[str, str]:
+    """A model's license (its own license file goes before the library's) and the page that the file gives for it."""
     for entry in sorted(library.namelist()):
         if same_folder(entry, name) and "license" in entry.lower():
             text = library.read(entry).decode("utf-8", "replace")
             number = re.match(r"\d+", entry.rpartition("/")[2]) or re.search(r"(?<=blends/view/)\d+", text)
-            licence = "CC-BY-3.0" if "Attribution 3.0" in text else default
-            return licence, f"https://www.blendswap.com/blends/view/{number[0]}" if number else ""
+            license = "CC-BY-3.0" if "Attribution 3.0" in text else default
+            return license, f"https://www.blendswap.com/blends/view/{number[0]}" if number else ""
     return default, ""
 
 
 def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]], list[Visibility]]:
-    """The asset's arrays, the table of models with licence and source added, and what was seen of every model."""
+    """The asset's arrays, the table of models with license and source added, and what was seen of every model."""
     with MODELS_CSV.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    missing = [name for name in LICENCES if not (library_dir / f"{name}.sh3f").is_file()]
+    missing = [name for name in LICENSES if not (library_dir / f"{name}.sh3f").is_file()]
     if missing:
         raise FileNotFoundError(f"{library_dir}: no {', '.join(f'{name}.sh3f' for name in missing)} there")
-    libraries = {name: zipfile.ZipFile(library_dir / f"{name}.sh3f") for name in LICENCES}
+    libraries = {name: zipfile.ZipFile(library_dir / f"{name}.sh3f") for name in LICENSES}
     catalogs = {name: read_catalog(library) for name, library in libraries.items()}
     models, seen = [], []
     columns = (TextColumn("{task.description:28.28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -488,9 +488,9 @@ def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]
         for row in rows:
             progress.update(task, description=f"{row['label']}: {row['name']}")
             library = libraries[row["library"]]
-            row["licence"], row["source"] = licence_and_source(library, row["model"], LICENCES[row["library"]])
+            row["licence"], row["source"] = license_and_source(library, row["model"], LICENSES[row["library"]])
             rotation = catalogs[row["library"]][row["model"]].get("modelRotation")
-            model, visibility = outer_surface(to_metres(read_model(library, row["model"]), row, rotation), row)
+            model, visibility = outer_surface(to_meters(read_model(library, row["model"]), row, rotation), row)
             models.append(model)
             seen.append(visibility)
             progress.advance(task)

@@ -3,7 +3,7 @@
     python tools/visualize.py cloud CONFIG --item 3 --out chair.png
     python tools/visualize.py normals --file chair.obj --window
     python tools/visualize.py samples CONFIG --item 3 --out layers.png
-    python tools/visualize.py neighbourhood CONFIG CHECKPOINT --item 3 --layer 1 --query 10 --out neighbours.png
+    python tools/visualize.py neighborhood CONFIG CHECKPOINT --item 3 --layer 1 --query 10 --out neighbors.png
     python tools/visualize.py turning CONFIG CHECKPOINT --against PointNet++=CONFIG:CHECKPOINT --item 3 --out strip.png
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
@@ -50,7 +50,7 @@ def arguments() -> argparse.ArgumentParser:
     command("cloud", "the points that a network gets", "?", None, True)
     command("normals", "the points with their normals", "?", None, True)
     command("samples", "the points that every layer samples", "", "?", True)
-    sub = command("neighbourhood", "the neighbours of one query, their order and attention", "", "", True)
+    sub = command("neighborhood", "the neighbors of one query, their order and attention", "", "", True)
     sub.add_argument("--layer", type=int, default=1, help="from 1 (1)")
     sub.add_argument("--query", type=int, default=0, help="from 0 (0)")
     sub = command("turning", "the answers of networks when a shape is turned", "", "", False)
@@ -110,13 +110,13 @@ def run(args: argparse.Namespace) -> None:
         seen = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
         viewer.save(viewer.draw_turning(seen), out)
         return
-    if args.command == "neighbourhood":
-        seen = viewer.neighbourhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
+    if args.command == "neighborhood":
+        seen = viewer.neighborhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
         if out is None:
-            rendering.window([rendering.joined(*viewer.neighbourhood_scene(seen))], shape.name)
+            rendering.window([rendering.joined(*viewer.neighborhood_scene(seen))], shape.name)
         else:
             title = f"{shape.name}: layer {args.layer}, query {args.query}"
-            viewer.save(viewer.draw_neighbourhood(seen, title, backward, args.up), out)
+            viewer.save(viewer.draw_neighborhood(seen, title, backward, args.up), out)
         return
     if args.command == "samples":
         meshes, titles = viewer.samples_scenes(shape, network(args.config, args.checkpoint))

@@ -9,7 +9,7 @@ model = dict(
         type="RISurConvClassifier",
         num_classes=14,
         num_points=256,
-        neighbours=(16, 16, 32, 32),
+        neighbors=(16, 16, 32, 32),
         encoder_layers=0,
     ),
 )

@@ -33,8 +33,8 @@ def test_builds(path, shapes):
     with torch.device("meta"):  # some have a billion parameters
         model = MODELS.build(config.model)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    optimised = {id(parameter) for group in wrapper.param_groups for parameter in group["params"]}
-    assert optimised >= {id(parameter) for parameter in model.parameters()}
+    optimized = {id(parameter) for group in wrapper.param_groups for parameter in group["params"]}
+    assert optimized >= {id(parameter) for parameter in model.parameters()}
     HOOKS.build(config.default_hooks.checkpoint)
     METRICS.build(config.test_evaluator)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):

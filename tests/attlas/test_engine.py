@@ -202,7 +202,7 @@ train_dataloader = dict(batch_size=2, dataset=dict(type="D", pipeline=train_pipe
 """
 
 
-def test_a_missing_config_names_its_neighbours(tmp_path):
+def test_a_missing_config_names_its_neighbors(tmp_path):
     write(tmp_path, risurconv="x = 1")
     with pytest.raises(FileNotFoundError, match=r"risurcnov\.py does not exist\. Near it: .*risurconv\.py"):
         config.load_config(tmp_path / "risurcnov.py")

@@ -75,11 +75,11 @@ def test_meshes_are_metric_and_well_formed(rows):
         assert len(mesh.faces) <= 20_000
 
 
-def test_licences_say_what_the_package_says():
-    licences = Counter((m.library, m.licence) for m in furniture.load("all"))
-    assert licences == {
+def test_licenses_say_what_the_package_says():
+    licenses = Counter((m.library, m.license) for m in furniture.load("all"))
+    assert licenses == {
         ("BlendSwap-CC-0", "CC0-1.0"): 74,
-        ("BlendSwap-CC-0", "CC-BY-3.0"): 2,  # whose own licence files differ from their library's
+        ("BlendSwap-CC-0", "CC-BY-3.0"): 2,  # whose own license files differ from their library's
         ("BlendSwap-CC-BY", "CC-BY-3.0"): 68,
         ("KatorLegaz", "CC-BY-3.0-US"): 43,
         ("Reallusion", "CC-BY-3.0-US"): 25,
@@ -87,7 +87,7 @@ def test_licences_say_what_the_package_says():
     }
     card = (ROOT / "attlas" / "FURNITURE14.md").read_text(encoding="utf-8")
     for mesh in furniture.load("all"):
-        assert f"| `{mesh.model}` | {mesh.name} | {mesh.author} | {mesh.licence} |" in card
+        assert f"| `{mesh.model}` | {mesh.name} | {mesh.author} | {mesh.license} |" in card
 
 
 def test_what_is_seen_from_outside_faces_outward():
@@ -97,11 +97,11 @@ def test_what_is_seen_from_outside_faces_outward():
     meshes = [m for m in furniture.load("test") if furniture.CLASSES[m.label] in names][::4]
     facing = []
     for mesh in meshes:
-        centre = (mesh.vertices.max(0) + mesh.vertices.min(0)) / 2
-        radius = np.linalg.norm(mesh.vertices - centre, axis=1).max()
+        center = (mesh.vertices.max(0) + mesh.vertices.min(0)) / 2
+        radius = np.linalg.norm(mesh.vertices - center, axis=1).max()
         direction = rng.normal(size=(4000, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        target = centre + radius * rng.uniform(-0.7, 0.7, size=(4000, 3))
+        target = center + radius * rng.uniform(-0.7, 0.7, size=(4000, 3))
         rays = np.concatenate([target - 3 * radius * direction, direction], axis=1).astype(np.float32)
         scene = o3d.t.geometry.RaycastingScene()
         scene.add_triangles(o3d.core.Tensor(mesh.vertices.copy()), o3d.core.Tensor(mesh.faces.astype(np.uint32)))
@@ -178,29 +178,29 @@ def test_two_sided_sheet_keeps_its_winding_and_its_patch_together(tool):
         assert not seen.flip.any()
 
 
-def test_simplified_mesh_keeps_shape_and_colours(tool):
+def test_simplified_mesh_keeps_shape_and_colors(tool):
     trimesh = pytest.importorskip("trimesh")
     ball = trimesh.creation.icosphere(subdivisions=5)
     colors = np.where(ball.triangles_center[:, :1] > 0, [255, 0, 0], [0, 0, 255]).astype(np.uint8)
     simple = tool.simplify(tool.Model(np.array(ball.vertices), np.array(ball.faces), colors))
     assert len(simple.faces) <= tool.MAX_FACES
     assert simple.area() == pytest.approx(4 * np.pi, rel=0.01)
-    centre = simple.vertices[simple.faces].mean(1)
-    clear = np.abs(centre[:, 0]) > 0.1
-    assert ((simple.colors[:, 0] == 255) == (centre[:, 0] > 0))[clear].all()
+    center = simple.vertices[simple.faces].mean(1)
+    clear = np.abs(center[:, 0]) > 0.1
+    assert ((simple.colors[:, 0] == 255) == (center[:, 0] > 0))[clear].all()
 
 
 def test_model_is_turned_scaled_and_stood_on_the_floor(tool):
     vertices, faces = box(0, 1)
     row = {"width_cm": "100", "depth_cm": "50", "height_cm": "200"}
     model = tool.Model(vertices * [1, 2, 3], faces, np.zeros((12, 3), np.uint8))
-    metric = tool.to_metres(model, row, "1 0 0 0 0 1 0 -1 0").vertices  # z up -> y up
+    metric = tool.to_meters(model, row, "1 0 0 0 0 1 0 -1 0").vertices  # z up -> y up
     np.testing.assert_allclose(metric.min(0), [-0.5, 0, -0.25], atol=1e-12)
     np.testing.assert_allclose(metric.max(0), [0.5, 2, 0.25], atol=1e-12)
     assert metric[vertices[:, 2] == 1][:, 1] == pytest.approx(2)
 
 
-def test_texture_colour_is_local_and_alpha_aware(tool):
+def test_texture_color_is_local_and_alpha_aware(tool):
     image = pytest.importorskip("PIL.Image")
     pixels = np.zeros((32, 32, 4), np.uint8)
     pixels[:, :16] = (200, 0, 0, 255)

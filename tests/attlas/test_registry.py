@@ -9,7 +9,7 @@ from attlas.registry import MODELS
 
 
 @pytest.fixture(params=["mmdet", "mmseg"])
-def neighbour(request):
+def neighbor(request):
     """A registry of another scope below MMEngine's root, which is what mmdet's and mmseg's are."""
     children = root.MODELS._children
     found = children.get(request.param) or root.Registry("model", parent=root.MODELS, scope=request.param)
@@ -17,10 +17,10 @@ def neighbour(request):
     children.pop(request.param, None)
 
 
-def test_found_from_other_scopes(neighbour):
+def test_found_from_other_scopes(neighbor):
     expected = MODELS.get("RISurConvClassifier")
-    assert neighbour.get("attlas.RISurConvClassifier") is expected
-    assert neighbour.get("RISurConvClassifier") is expected
+    assert neighbor.get("attlas.RISurConvClassifier") is expected
+    assert neighbor.get("RISurConvClassifier") is expected
     assert root.MODELS.get("attlas.RISurConvClassifier") is expected
 
 

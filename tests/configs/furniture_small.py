@@ -2,7 +2,7 @@
 _base_ = ["../../configs/risurconv/risurconv_furniture14.py"]
 
 model = dict(
-    network=dict(num_points=64, channels=(16, 32, 64), neighbours=(12, 16), width=32),
+    network=dict(num_points=64, channels=(16, 32, 64), neighbors=(12, 16), width=32),
 )
 train_dataloader = dict(
     dataset=dict(

@@ -26,7 +26,7 @@ def triton_path(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
-    """Uninitialised memory holds NaN, or a number no index can be: what a kernel forgets to write shows."""
+    """Uninitialized memory holds NaN, or a number no index can be: what a kernel forgets to write shows."""
 
     def poisoned(allocate):
         def empty(*args, **kwargs):

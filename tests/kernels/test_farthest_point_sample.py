@@ -91,7 +91,7 @@ def repeated(size):
     return random_cloud(1, 11)[0].repeat(1, size // 11, 1)
 
 
-def neighbouring_numbers(size):
+def neighboring_numbers(size):
     """No float32 lies between the two that occur, and their mean is rounded to the higher."""
     bits = torch.randint(0, 2, (1, size, 3), generator=torch.Generator().manual_seed(4))
     return 1 + (1 + bits.double()) * torch.finfo(torch.float32).eps
@@ -103,7 +103,7 @@ def overflowing(size):
     return torch.cat([points[:, ::2] * 1e30, points[:, 1::2] * 1e-30], 1)
 
 
-CLOUDS = [clustered, on_a_line, grid, repeated, neighbouring_numbers, overflowing]
+CLOUDS = [clustered, on_a_line, grid, repeated, neighboring_numbers, overflowing]
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

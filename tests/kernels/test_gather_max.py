@@ -78,10 +78,10 @@ def test_one_of_the_gradients(path, device, wanted):
 
 
 @pytest.mark.parametrize("k", [256, 257])
-def test_many_neighbours(path, device, k):
+def test_many_neighbors(path, device, k):
     """The last k that a byte holds as the place of a maximum, and the first that it does not."""
     inputs = make((1, 300, 2, 9, k, 1), device, form=FORMS[1])
-    inputs[0].data[0, inputs[1][0, :3, -1]] += 9  # the last neighbour is the largest
+    inputs[0].data[0, inputs[1][0, :3, -1]] += 9  # the last neighbor is the largest
     assert_gradients_agree(gather_max, by_definition, inputs)
 
 

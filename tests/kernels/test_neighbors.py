@@ -43,7 +43,7 @@ def test_record(path, device):
     points = record.input("points")[..., :3].contiguous().to(device)
     queries = gather_neighbors(points, record.input("fps").to(device))
     index = knn(queries, points, record.config["nsample"]).cpu()
-    # the record lists neighbours by ascending index but for the farthest
+    # the record lists neighbors by ascending index but for the farthest
     assert torch.equal(torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], -1), record.input("idx"))
 
 
@@ -51,8 +51,8 @@ def test_record(path, device):
 @pytest.mark.parametrize(("queries", "size", "k"), [(1, 1, 1), (5, 7, 7), (33, 130, 16), (17, 131, 130)])
 def test_knn_equals_definition(path, device, dtype, queries, size, k):
     points = random_cloud(2, size, dtype=dtype)[0].to(device)
-    centres = random_cloud(2, queries, seed=1, dtype=dtype)[0].to(device)
-    assert torch.equal(knn(centres, points, k), defined_knn(centres, points, k))
+    centers = random_cloud(2, queries, seed=1, dtype=dtype)[0].to(device)
+    assert torch.equal(knn(centers, points, k), defined_knn(centers, points, k))
 
 
 def test_longest_lists_of_the_kernel(path, device):
@@ -105,13 +105,13 @@ def test_threads_share_a_cloud(threads):
 def test_equal_distances_are_listed_by_index(path, device):
     points = random_cloud(1, 20)[0].repeat(1, 3, 1).to(device)
     assert torch.equal(knn(points, points, 6), defined_knn(points, points, 6))
-    # all eight corners are equally far from the centre: the K-th place is shared
+    # all eight corners are equally far from the center: the K-th place is shared
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).repeat(3, 1)[None].to(device)
-    centres = torch.zeros(1, 16, 3, device=device)
+    centers = torch.zeros(1, 16, 3, device=device)
     for k in (1, 5, 13):
-        assert torch.equal(knn(centres, corners, k)[0, 0].cpu(), torch.arange(k))
+        assert torch.equal(knn(centers, corners, k)[0, 0].cpu(), torch.arange(k))
         assert torch.equal(knn(corners, corners, k), defined_knn(corners, corners, k))
-    assert (ball_query(centres, corners, 0.5, 3) == 0).all()
+    assert (ball_query(centers, corners, 0.5, 3) == 0).all()
 
 
 def test_lengths(path, device):
@@ -146,8 +146,8 @@ def test_small_differences_far_from_the_origin(path, device):
 @pytest.mark.parametrize(("radius", "k"), [(0.3, 8), (0.8, 32), (10.0, 64), (1e-9, 4), (10.0, 130)])
 def test_ball_query_equals_definition(path, device, dtype, radius, k):
     points = random_cloud(2, 120, dtype=dtype)[0].to(device)
-    centres = random_cloud(2, 37, seed=1, dtype=dtype)[0].to(device)
-    assert torch.equal(ball_query(centres, points, radius, k), defined_ball(centres, points, radius, k))
+    centers = random_cloud(2, 37, seed=1, dtype=dtype)[0].to(device)
+    assert torch.equal(ball_query(centers, points, radius, k), defined_ball(centers, points, radius, k))
 
 
 def test_a_ball_is_open(path, device):

@@ -27,7 +27,7 @@ def defined_edges(x, y, batch_x, batch_y, choose):
 @pytest.mark.parametrize("dimensions", [1, 3, 6])
 @pytest.mark.parametrize("k", [1, 4, 30])
 def test_knn(device, dtype, dimensions, k):
-    # a cloud without points, one without queries, and fewer points than neighbours
+    # a cloud without points, one without queries, and fewer points than neighbors
     x, batch_x = ragged_cloud([20, 0, 3, 11], dimensions, dtype=dtype)
     y, batch_y = ragged_cloud([7, 2, 5, 0, 0], dimensions, seed=1, dtype=dtype)
     expected = defined_edges(x, y, batch_x, batch_y, lambda d: d.argsort(stable=True)[:k].tolist())

@@ -36,7 +36,7 @@ def test_equals_torch(path, device, shape, dtype):
     rows = inputs[1].detach().flatten(0, -2)
     assert_agree("mean", mean, rows.mean(0))
     torch.testing.assert_close(variance, rows.var(0, correction=0), rtol=1e-5, atol=0)
-    # rounding of a large mean shows in what the normalisation leaves
+    # rounding of a large mean shows in what the normalization leaves
     loose = 2e-5 if dtype == torch.float32 else 1e-12
     expected = by_torch(*inputs, 1e-5)
     gradient = torch.randn_like(expected)

@@ -88,11 +88,11 @@ def test_strided(path, device):
     )
 
 
-def test_centre_tap_is_identity(path, device):
+def test_center_tap_is_identity(path, device):
     x, weight = tensors((1, 6, 4, 5), 2, 3, device=device)
-    centre = torch.zeros_like(weight)
-    centre[:, :, 4] = 1
-    assert torch.equal(small_kernel_aggregate(x, centre), x)
+    center = torch.zeros_like(weight)
+    center[:, :, 4] = 1
+    assert torch.equal(small_kernel_aggregate(x, center), x)
 
 
 def test_one_kernel_for_all_pixels_is_a_depthwise_convolution(path, device):

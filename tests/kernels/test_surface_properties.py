@@ -8,14 +8,14 @@ from attlas.kernels import gather_neighbors, knn, principal_axis, surface_proper
 from attlas.kernels.surface_properties import ordered_properties, surface_properties_op
 
 
-def neighbourhoods(batch=2, size=120, count=30, k=9, seed=0, dtype=torch.float64, device=None):
+def neighborhoods(batch=2, size=120, count=30, k=9, seed=0, dtype=torch.float64, device=None):
     points, normals = (x.to(device) for x in random_cloud(batch, size, seed, dtype))
     queries, query_normals = points[:, :count], normals[:, :count]
     return points, normals, queries, query_normals, knn(queries, points, k)
 
 
 def by_definition(points, normals, queries, query_normals, index, step):
-    """The fourteen formulas as the paper's code lists them, for neighbours that are in order already."""
+    """The fourteen formulas as the paper's code lists them, for neighbors that are in order already."""
 
     def unit(v):
         return v / (v.norm(dim=-1, keepdim=True) + 1e-7)
@@ -83,21 +83,21 @@ def order_by_definition(points, normals, queries, query_normals, index):
     return index.gather(-1, angle.remainder(2 * torch.pi).argsort(dim=-1, stable=True))
 
 
-# queries that fill no tile, and lists; 128 neighbours are the most that kernels order
+# queries that fill no tile, and lists; 128 neighbors are the most that kernels order
 @pytest.mark.parametrize(
     ("k", "count", "step"), [(1, 11, 1), (2, 11, 2), (9, 11, 1), (9, 11, 2), (64, 5, 1), (128, 1, 2), (130, 1, 1)]
 )
 def test_equals_definition(k, count, step, path, device):
-    arguments = neighbourhoods(size=130, k=k, count=count, device=device)
+    arguments = neighborhoods(size=130, k=k, count=count, device=device)
     properties, order = surface_properties(*arguments, step)
-    if k > 2:  # the farthest of two is no neighbour of the query itself
+    if k > 2:  # the farthest of two is no neighbor of the query itself
         assert torch.equal(order, order_by_definition(*arguments))
     torch.testing.assert_close(properties, by_definition(*arguments[:4], order, step), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("reference_sign", ["fixed", "rounding"])
 def test_float32_agrees_with_float64(reference_sign, path, device):
-    exact = neighbourhoods(k=16, device=device)
+    exact = neighborhoods(k=16, device=device)
     arguments = [x.float() if x.is_floating_point() else x for x in exact]
     properties, order = surface_properties(*arguments, reference_sign=reference_sign)
     assert_agree("properties", properties, by_definition(*exact[:4], order, 1).float())
@@ -106,7 +106,7 @@ def test_float32_agrees_with_float64(reference_sign, path, device):
 
 
 def test_threads_share_the_queries(device):
-    arguments = neighbourhoods(batch=3, k=5, device=device)
+    arguments = neighborhoods(batch=3, k=5, device=device)
     expected = surface_properties(*arguments)
     torch.set_num_threads(3)
     try:
@@ -117,7 +117,7 @@ def test_threads_share_the_queries(device):
 
 
 def test_equal_keys_keep_the_order_of_the_list(path, device):
-    points, normals, queries, query_normals, _ = neighbourhoods(size=6, count=6, k=1, device=device)
+    points, normals, queries, query_normals, _ = neighborhoods(size=6, count=6, k=1, device=device)
     copies = points.repeat(1, 4, 1), normals.repeat(1, 4, 1)
     every = torch.arange(24, device=device).expand(2, 6, 24).contiguous()
     properties, order = surface_properties(*copies, queries, query_normals, every)
@@ -132,7 +132,7 @@ def test_equal_keys_keep_the_order_of_the_list(path, device):
 
 
 def test_inputs_may_be_strided(path, device):
-    points, normals, queries, query_normals, index = neighbourhoods(k=7, device=device)
+    points, normals, queries, query_normals, index = neighborhoods(k=7, device=device)
     expected = surface_properties(points, normals, queries.contiguous(), query_normals.contiguous(), index)
     both = torch.cat([points, normals], dim=-1)
     got = surface_properties(*both.split(3, -1), queries, query_normals.mT.contiguous().mT, index.mT.contiguous().mT)
@@ -141,29 +141,29 @@ def test_inputs_may_be_strided(path, device):
 
 
 @pytest.mark.parametrize("size", [1, 2, 37, 140])
-def test_whole_cloud_is_one_neighbourhood(size, path, device):
+def test_whole_cloud_is_one_neighborhood(size, path, device):
     points, normals = (x.to(device) for x in random_cloud(3, size))
     points = points + 0.1  # the origin is not the centroid
     properties, order = ordered_properties(points, normals, normals[:, 0])
-    centred, axis = points - points.mean(1, keepdim=True), normals[:, :1]
+    centered, axis = points - points.mean(1, keepdim=True), normals[:, :1]
     every = torch.arange(size, device=device).expand(3, 1, size)
     if size > 2:
-        assert torch.equal(order, order_by_definition(centred, normals, torch.zeros_like(axis), axis, every))
+        assert torch.equal(order, order_by_definition(centered, normals, torch.zeros_like(axis), axis, every))
     expected = by_definition(points, normals, torch.zeros_like(axis), axis, order, 1)
     torch.testing.assert_close(properties, expected, atol=1e-7, rtol=0)
 
 
 def test_operator(path, device):
-    points, normals, queries, query_normals, index = neighbourhoods(size=20, count=5, k=4, device=device)
-    centres = queries + 0.1
-    torch.library.opcheck(surface_properties_op, (points, normals, queries, query_normals, centres, index, 1, False))
+    points, normals, queries, query_normals, index = neighborhoods(size=20, count=5, k=4, device=device)
+    centers = queries + 0.1
+    torch.library.opcheck(surface_properties_op, (points, normals, queries, query_normals, centers, index, 1, False))
     with_gradient = points.clone().requires_grad_()
     properties, _ = surface_properties(with_gradient, normals, queries, query_normals, index)
     assert not properties.requires_grad
 
 
 def test_compiles_to_one_operator():
-    arguments = neighbourhoods(size=20, count=5, k=4)
+    arguments = neighborhoods(size=20, count=5, k=4)
     function = torch.compile(surface_properties, backend="eager", fullgraph=True)
     assert all(map(torch.equal, function(*arguments), surface_properties(*arguments)))
 
@@ -209,15 +209,15 @@ def assert_rounding_changes_nothing(arguments, tolerance, copies=1):
 def test_rounding_of_coordinates_changes_nothing(dtype, tolerance, path, device):
     """As when somebody rotates queries and points in two products."""
     # of this cloud, any two keys of a list differ by more than 2e-4
-    points, normals, queries, query_normals, index = neighbourhoods(seed=24, dtype=dtype, device=device)
+    points, normals, queries, query_normals, index = neighborhoods(seed=24, dtype=dtype, device=device)
     assert_rounding_changes_nothing((points, normals, queries, query_normals, index), tolerance)
-    # neighbours on the normal of their query, above and below
+    # neighbors on the normal of their query, above and below
     above = torch.cat([points, queries + 0.3 * query_normals, queries - 0.2 * query_normals], 1)
     up = torch.cat([normals, query_normals, query_normals], 1)
     place = torch.arange(30, device=device).expand(2, 30)
     index = torch.cat([index, (place + 120).unsqueeze(2), (place + 150).unsqueeze(2)], 2)
     assert_rounding_changes_nothing((above, up, queries, query_normals, index), tolerance)
-    # copies of all points, in one neighbourhood and behind each other in the list
+    # copies of all points, in one neighborhood and behind each other in the list
     copies = torch.stack([index, index + 180], -1).flatten(2)
     doubled = above.repeat(1, 2, 1), up.repeat(1, 2, 1), queries, query_normals, copies
     assert_rounding_changes_nothing(doubled, tolerance, copies=2)
@@ -225,7 +225,7 @@ def test_rounding_of_coordinates_changes_nothing(dtype, tolerance, path, device)
 
 @pytest.mark.parametrize("scale", [1, 1e3])
 def test_small_distances_are_no_rounding(scale, path, device):
-    """float32 keeps the place of a neighbour that is a thousand times nearer than the farthest."""
+    """float32 keeps the place of a neighbor that is a thousand times nearer than the farthest."""
     angles = torch.tensor([0.0, 2.5, 5.4, 1.1, 4.0, 3.1, 0.6], dtype=torch.float64)
     reach = torch.logspace(-1, -4, 7, dtype=torch.float64)
     up = torch.tensor([[[0.0, 0, 1]]], dtype=torch.float64)
@@ -242,7 +242,7 @@ def test_small_distances_are_no_rounding(scale, path, device):
 @pytest.mark.parametrize("seed", range(2))
 def test_rotation_and_translation_change_nothing(seed, path, device):
     """Queries are rotated for themselves: they may round differently from the points that they are."""
-    points, normals, queries, query_normals, index = neighbourhoods(size=200, count=10, k=20, seed=seed, device=device)
+    points, normals, queries, query_normals, index = neighborhoods(size=200, count=10, k=20, seed=seed, device=device)
     expected, order = surface_properties(points, normals, queries, query_normals, index)
     turn, shift = random_rotation(seed).to(device), torch.tensor([3.0, -1.0, 2.0]).to(points)
     turned, turned_order = surface_properties(
@@ -253,14 +253,14 @@ def test_rotation_and_translation_change_nothing(seed, path, device):
 
 
 def test_a_reflection_is_seen(path, device):
-    points, normals, queries, query_normals, index = neighbourhoods(device=device)
+    points, normals, queries, query_normals, index = neighborhoods(device=device)
     mirror = torch.diag(torch.tensor([1.0, 1, -1])).to(points)
     expected, _ = surface_properties(points, normals, queries, query_normals, index)
     mirrored, _ = surface_properties(points @ mirror, normals @ mirror, queries @ mirror, query_normals @ mirror, index)
     assert not mirrored.allclose(expected)
 
 
-def test_degenerate_neighbourhoods_are_finite(path, device):
+def test_degenerate_neighborhoods_are_finite(path, device):
     points, normals = (x.to(device) for x in random_cloud(1, 20))
     line = torch.linspace(0, 1, 20).to(points)[None, :, None].repeat(1, 1, 3)
     for degenerate in (points[:, :1].expand(1, 20, 3).contiguous(), line):
@@ -271,7 +271,7 @@ def test_degenerate_neighbourhoods_are_finite(path, device):
 
 
 def test_rounding_reproduces_the_coin_flip_of_the_release(path, device):
-    arguments = neighbourhoods(size=500, count=20, k=16, device=device)
+    arguments = neighborhoods(size=500, count=20, k=16, device=device)
     _, fixed = surface_properties(*arguments)
     _, released = surface_properties(*arguments, reference_sign="rounding")
     moved = (fixed != released).any(-1).float().mean()
@@ -279,7 +279,7 @@ def test_rounding_reproduces_the_coin_flip_of_the_release(path, device):
 
 
 def test_bad_arguments():
-    points, normals, queries, query_normals, index = neighbourhoods()
+    points, normals, queries, query_normals, index = neighborhoods()
     zero = normals.clone()
     zero[1, 3] = 0
     with pytest.raises(ValueError, match="normals must be unit vectors: 1 are not, the first is of point 3 of cloud 1"):

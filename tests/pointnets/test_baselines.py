@@ -27,8 +27,8 @@ def test_edge_convolution_equals_its_definition():
     layer = EdgeConv(3, 8).double().train()
     points, _ = random_cloud(2, 30)
     index = knn(points, points, 5)
-    centre = points[:, :, None].expand(-1, -1, 5, -1)
-    edges = torch.cat([gather_neighbors(points, index) - centre, centre], -1)
+    center = points[:, :, None].expand(-1, -1, 5, -1)
+    edges = torch.cat([gather_neighbors(points, index) - center, center], -1)
     expected = F.leaky_relu(layer.norm(layer.linear(edges)), 0.2).amax(2)
     torch.testing.assert_close(layer(points, index), expected)
 
@@ -62,7 +62,7 @@ def test_learns_and_is_not_rotation_invariant(build):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    with torch.no_grad():  # normalised by the batch: the running statistics of six steps would hide most differences
+    with torch.no_grad():  # normalized by the batch: the running statistics of six steps would hide most differences
         assert (network(points @ random_rotation(1).float()) - network(points)).abs().max() > 1e-2
 
 

@@ -110,7 +110,7 @@ def test_the_built_in_furniture():
     assert set(train.labels) == set(test.labels) == set(range(14))
     for data in train[:20]:
         assert torch.allclose(data.normal.norm(dim=1), torch.ones(64), atol=1e-4)
-        assert data.pos.abs().max() < 20  # metres
+        assert data.pos.abs().max() < 20  # meters
 
 
 def epochs(num_workers):

@@ -15,7 +15,7 @@ from attlas.pointnets.datasets import Furniture14
 from attlas.pointnets.risurconv import Propagation, RISurConv, RISurConvClassifier, RISurConvPartSegmenter
 from attlas.pointnets.transforms import SamplePoints, UnitSphere
 
-SMALL = dict(num_points=64, channels=(8, 16, 32), neighbours=(8, 16), encoder_layers=1, width=16)
+SMALL = dict(num_points=64, channels=(8, 16, 32), neighbors=(8, 16), encoder_layers=1, width=16)
 
 
 def loaded(network, record):
@@ -26,7 +26,7 @@ def loaded(network, record):
 
 
 def small(seed=0, **options):
-    """A small classifier in float64 whose normalisation has seen data."""
+    """A small classifier in float64 whose normalization has seen data."""
     torch.manual_seed(seed)
     network = RISurConvClassifier(5, **{**SMALL, **options}).double()
     points, normals = random_cloud(8, 100)
@@ -135,7 +135,7 @@ def test_checkpoint_in_the_layout_of_the_release(tmp_path):
 @pytest.mark.parametrize("given", [True, False], ids=["normals given", "normals computed"])
 @pytest.mark.parametrize("order", ["index", "distance"])
 def test_rotation_changes_nothing(seed, given, order):
-    network = small(neighbour_order=order)
+    network = small(neighbor_order=order)
     turn = random_rotation(seed)
     for points, normals in (random_cloud(3, 150, seed), furniture_clouds(6, 200)):
         expected = network(points, normals if given else None)
@@ -146,7 +146,7 @@ def test_rotation_changes_nothing(seed, given, order):
 @pytest.mark.parametrize("order", ["index", "distance"])
 def test_a_layer_takes_queries_that_were_rotated_for_themselves(order):
     """They are points of the source up to the rounding of another product, a few units in the last place."""
-    layer = RISurConv(5, 12, k=8, neighbour_order=order).double().eval()
+    layer = RISurConv(5, 12, k=8, neighbor_order=order).double().eval()
     points, normals = random_cloud(2, 90)
     features, queries, query_normals = torch.randn(2, 90, 5).double(), points[:, :40], normals[:, :40]
     expected = layer(points, normals, features, queries, query_normals)
@@ -166,7 +166,7 @@ def test_released_network_is_invariant_on_furniture():
         torch.testing.assert_close(network(points @ turn, normals @ turn).log_softmax(-1), expected, atol=1e-9, rtol=0)
 
 
-def test_translation_changes_nothing_after_centring():
+def test_translation_changes_nothing_after_centering():
     network = small()
     points, normals = random_cloud(3, 150)
     moved = points + torch.tensor([5.0, -2.0, 1.0])
@@ -256,7 +256,7 @@ def test_convolution_equals_its_layers_in_training_and_after():
     features = torch.randn(3, 11, 6, dtype=torch.float64, requires_grad=True)
 
     def written_out():
-        x = torch.cat([layer.neighbour_attention(layer.embedding(properties)), gather_neighbors(features, index)], -1)
+        x = torch.cat([layer.neighbor_attention(layer.embedding(properties)), gather_neighbors(features, index)], -1)
         return F.relu(reference(layer.linear(x).flatten(0, 2))).view(3, 7, 5, 12).max(2).values
 
     for training in (True, False):
@@ -401,14 +401,14 @@ def test_frozen_norms_stay_frozen():
 
 def test_network_gradient_by_differences():
     network = RISurConvPartSegmenter(
-        4, 2, 16, channels=(4, 8), neighbours=(4, 4), decoder=((8, 8), (8,)), decoder_neighbours=(4, 4), width=8
+        4, 2, 16, channels=(4, 8), neighbors=(4, 4), decoder=((8, 8), (8,)), decoder_neighbors=(4, 4), width=8
     )
     network = network.double().train()
     points, normals = random_cloud(2, 20)
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    weight = network.layers[0].neighbour_attention.v.weight
+    weight = network.layers[0].neighbor_attention.v.weight
 
     def loss():
         return network(points, normals, torch.tensor([0, 1])).square().sum()
@@ -430,11 +430,11 @@ def test_network_gradient_by_differences():
     ("options", "message"),
     [
         (dict(encoder_scope="clouds"), "encoder_scope must be 'cloud' or 'batch', got 'clouds'"),
-        (dict(neighbour_order="far"), "neighbour_order must be 'index' or 'distance', got 'far'"),
-        (dict(normalise="rows"), "normalise must be one of"),
+        (dict(neighbor_order="far"), "neighbor_order must be 'index' or 'distance', got 'far'"),
+        (dict(normalize="rows"), "normalize must be one of"),
         (dict(reference_sign="plus"), "reference_sign must be one of"),
         (dict(axis_sign="plus"), "sign must be one of"),
-        (dict(neighbours=(8,)), r"channels \(8, 16\) and neighbours \(8,\) must be of one length"),
+        (dict(neighbors=(8,)), r"channels \(8, 16\) and neighbors \(8,\) must be of one length"),
     ],
 )
 def test_bad_options(options, message):
@@ -460,7 +460,7 @@ def test_bad_clouds():
     with pytest.raises(TypeError, match="points must be float32 or float64"):
         network(points.half(), normals.half())
     with pytest.raises(ValueError, match=r"k must lie in 1..64 \(the number of points\), got 65"):
-        small(neighbours=(8, 65))(points, normals)
+        small(neighbors=(8, 65))(points, normals)
     with pytest.raises(ValueError, match=r"variant must be one of modelnet40, .*, got 'modelnet10'"):
         risurconv.create("modelnet10")
     with pytest.raises(ValueError, match="category must be int64"):

@@ -114,26 +114,26 @@ def test_samples_are_the_layers(chair, network):
         viewer.samples_scenes(chair, torch.nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("normalise", ["points", "queries"])
-def test_weights_are_those_of_the_layer(chair, normalise):
-    layer = RISurConvClassifier(14, 64, (8, 8), (8,), encoder_layers=0, normalise=normalise).eval().layers[0]
+@pytest.mark.parametrize("normalize", ["points", "queries"])
+def test_weights_are_those_of_the_layer(chair, normalize):
+    layer = RISurConvClassifier(14, 64, (8, 8), (8,), encoder_layers=0, normalize=normalize).eval().layers[0]
     points, normals = chair.cloud.pos[None], chair.cloud.normal[None]
-    properties, _ = layer.neighbours(points, normals, points[:, :64], normals[:, :64])
-    weights = viewer.neighbour_weights(layer, properties)
-    attention, x = layer.neighbour_attention, layer.embedding(properties)
+    properties, _ = layer.neighbors(points, normals, points[:, :64], normals[:, :64])
+    weights = viewer.neighbor_weights(layer, properties)
+    attention, x = layer.neighbor_attention, layer.embedding(properties)
     expected = x + torch.relu(attention.norm(attention.trans(x - weights @ attention.v(x))))
     torch.testing.assert_close(attention(x), expected)
 
 
-def test_neighbourhood(chair, network, tmp_path):
-    seen = viewer.neighbourhood(chair, network, layer=2, query=5)
+def test_neighborhood(chair, network, tmp_path):
+    seen = viewer.neighborhood(chair, network, layer=2, query=5)
     assert seen.source.shape == (64, 3)
     assert seen.weights.shape == (8, 8)
     nearest = np.sort(np.linalg.norm(seen.source - seen.query, axis=1))[:8]
-    np.testing.assert_allclose(np.sort(np.linalg.norm(seen.neighbours - seen.query, axis=1)), nearest, atol=1e-6)
+    np.testing.assert_allclose(np.sort(np.linalg.norm(seen.neighbors - seen.query, axis=1)), nearest, atol=1e-6)
     viewer.save(viewer.draw_panels([viewer.normals_scene(chair)], ["chair"], FRONT, "y"), tmp_path / "normals.png")
     content(tmp_path / "normals.png")
-    viewer.save(viewer.draw_neighbourhood(seen, "layer 2", FRONT, "y", size=64), tmp_path / "x.png")
+    viewer.save(viewer.draw_neighborhood(seen, "layer 2", FRONT, "y", size=64), tmp_path / "x.png")
     content(tmp_path / "x.png")
     for arguments, message in {
         (0, 0): "layer is 0; the network has layer 1 to 2",
@@ -142,7 +142,7 @@ def test_neighbourhood(chair, network, tmp_path):
         (1, -1): "query is -1; layer 1 has query 0 to 63",
     }.items():
         with pytest.raises(ValueError, match=message):
-            viewer.neighbourhood(chair, network, *arguments)
+            viewer.neighborhood(chair, network, *arguments)
 
 
 def test_turning_turns_picture_and_cloud_alike(chair, network):
@@ -218,7 +218,7 @@ def test_the_tool(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "model = dict(type='PointClassifier', network=dict(type='RISurConvClassifier', num_classes=14, num_points=32, "
-        "channels=(8, 8), neighbours=(4,), encoder_layers=0))\n"
+        "channels=(8, 8), neighbors=(4,), encoder_layers=0))\n"
         "test_dataloader = dict(dataset=dict(type='RotatedViews', views=dict(z=1), dataset=dict(type='Furniture14', "
         "split='test', transforms=[dict(type='RandomPoints', num=64), dict(type='UnitSphere')])))\n"
     )

@@ -22,7 +22,7 @@ SMALL_IMAGES = {
     "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
     "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},
 }
-SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbours": (4, 4, 4, 4)}
+SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbors": (4, 4, 4, 4)}
 
 
 def result(ms, **more):

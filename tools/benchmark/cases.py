@@ -122,7 +122,7 @@ class Case:
 
 @functools.lru_cache(maxsize=1)
 def surface(b: int, n: int, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Points in random order on a piece of a torus, centred, each cloud turned anew, and normals: (B, N, 3) both."""
+    """Points in random order on a piece of a torus, centered, each cloud turned anew, and normals: (B, N, 3) both."""
     draw = torch.Generator().manual_seed(b * n)
     around, about = torch.rand(2, b, n, 1, generator=draw, dtype=torch.float64)
     around, about = RING * around, ROUND * about
@@ -138,7 +138,7 @@ def ball_radius(n: int, k: int) -> float:
     return math.sqrt(k / 4 * RING * ROUND * TUBE / (math.pi * n))
 
 
-def neighbours(b: int, n: int, s: int, k: int, device: torch.device) -> Tensor:
+def neighbors(b: int, n: int, s: int, k: int, device: torch.device) -> Tensor:
     points, _ = surface(b, n, device)
     return knn(points[:, :s].contiguous(), points, k)
 
@@ -188,7 +188,7 @@ def in_cloud(index: Tensor, size: int) -> Tensor:
 
 
 def padded(rows: Tensor, found: Tensor, queries: int, k: int) -> Tensor:
-    """Neighbours `found` of ascending query numbers `rows` -> (queries, K), the first filling up."""
+    """Neighbors `found` of ascending query numbers `rows` -> (queries, K), the first filling up."""
     first = torch.searchsorted(rows, torch.arange(queries, device=rows.device)).unsqueeze(1)
     count = torch.bincount(rows, minlength=queries).unsqueeze(1)
     place = torch.arange(k, device=rows.device)
@@ -221,7 +221,7 @@ def make_farthest_point_sample(run: Run, B: int, N: int, S: int) -> dict[str, Ca
         calls["torch-fps"] = functools.partial(sample, points, everywhere, S, **options)
     if o3d := run.peers.get("open3d-cpu"):
 
-        def open3d(cloud):  # gives points, in order of their index: their number goes along as a colour
+        def open3d(cloud):  # gives points, in order of their index: their number goes along as a color
             number = np.broadcast_to(np.arange(N, dtype=np.float64)[:, None], (N, 3))
             cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(cloud))
             cloud.colors = o3d.utility.Vector3dVector(number)
@@ -343,7 +343,7 @@ def differentiable(implementations: dict[str, Callable], inputs: dict[str, Tenso
 
 
 def make_gather_neighbors(run: Run, B: int, N: int, S: int, K: int, C: int, mode: str) -> dict[str, Callable]:
-    index = neighbours(B, N, S, K, run.device)
+    index = neighbors(B, N, S, K, run.device)
     implementations = {
         OURS: lambda features: gather_neighbors(features, index),
         "naive": lambda features: naive.gather(features, index),
@@ -379,7 +379,7 @@ def make_three_interpolate(run: Run, B: int, N: int, S: int, C: int, mode: str) 
 
 def make_gather_max(run: Run, B: int, N: int, S: int, K: int, C: int, D: int, mode: str) -> dict[str, Callable]:
     """max_k relu(f_j + shift + W local_jk); without the last term where D is 0."""
-    index = neighbours(B, N, S, K, run.device)
+    index = neighbors(B, N, S, K, run.device)
     inputs = {"features": random(run, B, N, C), "shift": random(run, B, S, C, seed=1)}
     if D:
         inputs |= {"local": random(run, B, S, K, D, seed=2), "weight": random(run, C, D, seed=3)}
@@ -397,7 +397,7 @@ def make_gather_max(run: Run, B: int, N: int, S: int, K: int, C: int, D: int, mo
 def make_surface_properties(run: Run, B: int, N: int, S: int, K: int) -> dict[str, Callable]:
     points, normals = surface(B, N, run.device)
     queries, query_normals = points[:, :S].contiguous(), normals[:, :S].contiguous()
-    index = neighbours(B, N, S, K, run.device)
+    index = neighbors(B, N, S, K, run.device)
     ours = functools.partial(surface_properties, points, normals, queries, query_normals, index)
 
     def plain():
@@ -410,7 +410,7 @@ def make_surface_properties(run: Run, B: int, N: int, S: int, K: int) -> dict[st
 
 
 def make_surface_attention(run: Run, B: int, S: int, K: int, C: int, mode: str) -> dict[str, Callable]:
-    """Among K neighbours of S points (SA1), or where K is 0 among S points (SA2)."""
+    """Among K neighbors of S points (SA1), or where K is 0 among S points (SA2)."""
     places = (B, S, K) if K else (B, S)
     widths = {"q": C // 4, "k": C // 4, "v": C}
     inputs = {name: random(run, *places, width, seed=i) for i, (name, width) in enumerate(widths.items())}

@@ -1,7 +1,7 @@
 """What tools/benchmark measures of images: the attentions and aggregations of `attlas.kernels` on maps.
 
 As for clouds (tools/benchmark/cases.py), all implementations of an operator get the same tensors: ours, "reference",
-"naive" (windows unfolded or gathered, in the manner of the releases), and for neighbourhood attention "masked sdpa",
+"naive" (windows unfolded or gathered, in the manner of the releases), and for neighborhood attention "masked sdpa",
 PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in memory.
 """
 

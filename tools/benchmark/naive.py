@@ -2,8 +2,8 @@
 part of the library.
 
 RISurConv is eager PyTorch as the release has it: farthest point sampling in S rounds in every layer, `cdist` and
-`topk` for the neighbours, every intermediate of the properties written out as (B, S, K, 3), 1x1 convolutions over
-(B, C, K, S) with the neighbours' features gathered before them, and attention with (B, S, K, K) in memory. Module names
+`topk` for the neighbors, every intermediate of the properties written out as (B, S, K, 3), 1x1 convolutions over
+(B, C, K, S) with the neighbors' features gathered before them, and attention with (B, S, K, K) in memory. Module names
 follow `attlas.pointnets.risurconv`, so that both load each other's weights. The operators of images copy, for every
 pixel, block or region, the keys and values that it reads.
 """
@@ -22,8 +22,8 @@ def farthest_point_sample(points: Tensor, count: int) -> Tensor:
     farthest = torch.zeros(batch, dtype=torch.long, device=points.device)
     for s in range(count):
         index[:, s] = farthest
-        centre = points[clouds, farthest].unsqueeze(1)
-        distance = torch.minimum(distance, ((points - centre) ** 2).sum(-1))
+        center = points[clouds, farthest].unsqueeze(1)
+        distance = torch.minimum(distance, ((points - center) ** 2).sum(-1))
         farthest = distance.max(-1).indices
     return index
 
@@ -89,7 +89,7 @@ def properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, step: int) -> Tens
 
 
 class Attention(nn.Module):
-    """Offset attention of x (B, C, K, S) among the neighbours, or (B, C, S) among the points."""
+    """Offset attention of x (B, C, K, S) among the neighbors, or (B, C, S) among the points."""
 
     def __init__(self, channels: int, dims: int):
         super().__init__()
@@ -112,17 +112,17 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """S queries sampled from a cloud, their K neighbours, the properties, the convolution: features of the queries."""
+    """S queries sampled from a cloud, their K neighbors, the properties, the convolution: features of the queries."""
 
     def __init__(self, in_channels: int, out_channels: int, k: int, width: int = 64):
         super().__init__()
-        self.neighbours = k
+        self.neighbors = k
         self.embedding = nn.Sequential()
         self.embedding.linear1 = nn.Conv2d(14, 32, 1, bias=False)
         self.embedding.norm1 = nn.BatchNorm2d(32)
         self.embedding.linear2 = nn.Conv2d(32, width, 1, bias=False)
         self.embedding.norm2 = nn.BatchNorm2d(width)
-        self.neighbour_attention = Attention(width, 2)
+        self.neighbor_attention = Attention(width, 2)
         self.linear = nn.Conv2d(width + in_channels, out_channels, 1)
         self.norm = nn.BatchNorm2d(out_channels)
         self.point_attention = Attention(out_channels, 1)
@@ -130,20 +130,20 @@ class Layer(nn.Module):
     def forward(self, points, normals, features, count):
         """points, normals (B, N, 3), features (B, N, C) or None -> S points, normals, features; None groups all."""
         if count is None:
-            centred = points - points.mean(1, keepdim=True)
-            distance = centred.norm(dim=-1, keepdim=True)
+            centered = points - points.mean(1, keepdim=True)
+            distance = centered.norm(dim=-1, keepdim=True)
             weight = distance.amax(1, keepdim=True) - distance
             weight = weight / weight.sum(1, keepdim=True)
-            axis = torch.linalg.eigh((weight * centred).transpose(1, 2) @ centred, UPLO="U").eigenvectors[..., 0]
-            projection = (weight * (centred @ axis.unsqueeze(-1))).sum((1, 2))
+            axis = torch.linalg.eigh((weight * centered).transpose(1, 2) @ centered, UPLO="U").eigenvectors[..., 0]
+            projection = (weight * (centered @ axis.unsqueeze(-1))).sum((1, 2))
             query_normals = torch.where(projection < 0, -1.0, 1.0)[:, None, None] * axis.unsqueeze(1)
             index = torch.arange(points.shape[1], device=points.device).expand(len(points), 1, -1)
-            queries, offsets = points[:, :1] * 0, centred.unsqueeze(1)
+            queries, offsets = points[:, :1] * 0, centered.unsqueeze(1)
             step = 1
         else:
             sampled = farthest_point_sample(points, count)
             queries, query_normals = gather(points, sampled), gather(normals, sampled)
-            index = knn(queries, points, self.neighbours)
+            index = knn(queries, points, self.neighbors)
             index = torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], -1)
             offsets = gather(points, index) - queries.unsqueeze(2)
             step = 2 if count >= 1024 else 1
@@ -153,7 +153,7 @@ class Layer(nn.Module):
         x = surface.permute(0, 3, 2, 1)  # (B, C, K, S)
         e = self.embedding
         x = F.relu(e.norm2(e.linear2(e.norm1(e.linear1(x)))))
-        x = self.neighbour_attention(x)
+        x = self.neighbor_attention(x)
         if features is not None:
             x = torch.cat([x, gather(features, index).permute(0, 3, 2, 1)], dim=1)
         x = F.relu(self.norm(self.linear(x))).max(2).values
@@ -163,12 +163,12 @@ class Layer(nn.Module):
 class NaiveRISurConv(nn.Module):
     """The classifier without the transformer encoder: (B, N, 3), (B, N, 3) -> logits."""
 
-    def __init__(self, num_classes, num_points=512, channels=(32, 64, 128, 256, 512), neighbours=(8, 16, 32, 64)):
+    def __init__(self, num_classes, num_points=512, channels=(32, 64, 128, 256, 512), neighbors=(8, 16, 32, 64)):
         super().__init__()
         *channels, pooled = channels
         self.counts = [num_points >> level for level in range(len(channels))]
         self.layers = nn.ModuleList(
-            Layer(before, after, k) for before, after, k in zip([0, *channels], channels, neighbours)
+            Layer(before, after, k) for before, after, k in zip([0, *channels], channels, neighbors)
         )
         self.group_all = Layer(channels[-1], pooled, 0)
         self.head = nn.Sequential()

@@ -13,7 +13,7 @@ from .cases import OURS, Run, surface
 from .measure import PeakMemory, summary, take_turns, timed
 from .naive import NaiveRISurConv, load_from_attlas
 
-NETWORK = dict(num_classes=15, channels=(32, 64, 128, 256, 512), neighbours=(8, 16, 32, 64))
+NETWORK = dict(num_classes=15, channels=(32, 64, 128, 256, 512), neighbors=(8, 16, 32, 64))
 TWINS = {  # what stands in the table -> (our Runner's memory settings, bf16)
     OURS: (True, False),
     "attlas, bf16": (True, True),
@@ -90,7 +90,7 @@ def measure_network(run: Run, names: list[str], num_points: int, quick: bool) ->
     """Inference, then training, of one variant: every network a step, then again."""
     options, batch, size = dict(NETWORK, num_points=num_points), 16, 1024
     if quick:
-        options, batch, size = dict(options, channels=(8, 8, 8, 8, 8), neighbours=(4, 4, 4, 4)), 4, 2 * num_points
+        options, batch, size = dict(options, channels=(8, 8, 8, 8, 8), neighbors=(4, 4, 4, 4)), 4, 2 * num_points
     differs = logits_differ(options, size)
     spawn, pipes, processes = multiprocessing.get_context("spawn"), {}, []
     for name in names:
