@@ -24,12 +24,12 @@ from .dispatch import INTERPRETED, compiled, each, pick, tl, triton
 
 
 def farthest_point_sample(
-    points_BN3: Tensor, num_samples: int, start: int | Tensor | str = 0, lengths: Tensor | None = None
+    points: Tensor, num_samples: int, start: int | Tensor | str = 0, lengths: Tensor | None = None
 ) -> Tensor:
     """Indices of `num_samples` points that are spread as far as possible.
 
     Args:
-        points_BN3: (B, N, 3) float32 or float64.
+        points: (B, N, 3) float32 or float64.
         num_samples: S, in 1..N. A cloud of fewer points repeats index 0 when they are used up.
         start: the point to begin with: one index for all clouds, or (B,) int64, or "random" (torch's generator).
         lengths: (B,) int64, how many points of each cloud are valid; the rest is padding and is never sampled.
@@ -40,36 +40,36 @@ def farthest_point_sample(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it may be.
     """
-    check_points(points_BN3)
-    check_count(num_samples, "num_samples", points_BN3.shape[1], "points")
-    check_lengths(lengths, points_BN3)
-    start_B = _start_of_each(start, points_BN3, lengths)
-    return farthest_point_sample_op(points_BN3.detach(), num_samples, start_B, lengths)
+    check_points(points)
+    check_count(num_samples, "num_samples", points.shape[1], "points")
+    check_lengths(lengths, points)
+    start_B = _start_of_each(start, points, lengths)
+    return farthest_point_sample_op(points.detach(), num_samples, start_B, lengths)
 
 
-def _start_of_each(start: int | Tensor | str, points_BN3: Tensor, lengths_B: Tensor | None) -> Tensor:
+def _start_of_each(start: int | Tensor | str, points: Tensor, lengths: Tensor | None) -> Tensor:
     """`start` as (B,) int64, checked."""
-    batch, size, _ = points_BN3.shape
-    valid = size if lengths_B is None else lengths_B
+    batch, size, _ = points.shape
+    valid = size if lengths is None else lengths
     if isinstance(start, str):
         if start != "random":
             raise ValueError(f'start must be an index, a tensor of them or "random", got {start!r}')
         # the remainder of so large a number is as good as uniform, and needs no look at the lengths
-        return torch.randint(1 << 62, (batch,), device=points_BN3.device) % valid
+        return torch.randint(1 << 62, (batch,), device=points.device) % valid
     if not isinstance(start, Tensor):
         check_count(start, "start", size - 1, "the last point", at_least=0)
-        start = torch.full((batch,), start, device=points_BN3.device)
+        start = torch.full((batch,), start, device=points.device)
     if start.dtype != torch.int64 or start.shape != (batch,):
         raise ValueError(
             f"start must be int64 of shape ({batch},), one per cloud, got {start.dtype} {tuple(start.shape)}"
         )
-    if start.device != points_BN3.device:
-        raise ValueError(f"start must be on the device of the points, {points_BN3.device}, got {start.device}")
+    if start.device != points.device:
+        raise ValueError(f"start must be on the device of the points, {points.device}, got {start.device}")
     if can_look(start):
         wrong = ((start < 0) | (start >= valid)).nonzero()
         if len(wrong):
             cloud = int(wrong[0])
-            last = (size if lengths_B is None else int(lengths_B[cloud])) - 1
+            last = (size if lengths is None else int(lengths[cloud])) - 1
             raise ValueError(f"start must lie in 0..{last} in cloud {cloud}, got {int(start[cloud])}")
     return start
 
@@ -128,7 +128,7 @@ def _split(x, y, z, index, axis, middle, spare):
 
 
 @compiled
-def _build_tree(points_N3):
+def build_tree(points_N3):
     """Sort points into leaves by halving boxes; returns the sorted x, y, z and index (N,), and `boxes` and `links`."""
     size = len(points_N3)
     x, y, z = points_N3[:, 0].copy(), points_N3[:, 1].copy(), points_N3[:, 2].copy()
@@ -190,7 +190,7 @@ def _sample_cloud(points_N3, distance_N, distance_as_int_N, start, index_S):
     Floats that are not negative are ordered as their bits are, read as integers: `..._as_int` are such views of the
     same memory, because the compiler vectorizes the maximum of integers, not that of floats.
     """
-    x, y, z, index, boxes, links = _build_tree(points_N3)
+    x, y, z, index, boxes, links = build_tree(points_N3)
     boxes_as_int = boxes.view(distance_as_int_N.dtype)
     visited = np.empty(len(links), np.int32)
     zero = points_N3.dtype.type(0)
@@ -301,7 +301,7 @@ def farthest_point_sample_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "num_samples"])
-def farthest_point_sample_tiled_fwd_kernel(
+def farthest_point_sample_fwd_tiled_kernel(
     rows_B3N,
     start_B,
     lengths_B,
@@ -348,7 +348,7 @@ def farthest_point_sample_tiled_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "num_samples"])
-def farthest_point_sample_shared_fwd_kernel(
+def farthest_point_sample_fwd_shared_kernel(
     rows_B3N, start_B, lengths_B, slots_BSP, index_BS, size, num_samples,
     HAS_LENGTHS: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -436,7 +436,7 @@ def _farthest_point_sample_triton(
             )
         elif (shares := _shares(points_BN3))[0]:
             programs, block = shares
-            farthest_point_sample_shared_fwd_kernel[(batch * programs,)](
+            farthest_point_sample_fwd_shared_kernel[(batch * programs,)](
                 rows_B3N,
                 start_B.contiguous(),
                 lengths,
@@ -451,7 +451,7 @@ def _farthest_point_sample_triton(
                 **options,
             )
         else:
-            farthest_point_sample_tiled_fwd_kernel[(batch,)](
+            farthest_point_sample_fwd_tiled_kernel[(batch,)](
                 rows_B3N,
                 start_B.contiguous(),
                 lengths,

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from .checks import check_count, check_index, check_range, sum_dtype
 from .dispatch import compiled, each, pick, tl, triton
-from .tiles import item_rows, rows_by_channels
+from .tiles import item_rows, load_rows, rows_by_channels, store_rows
 
 
-def gather_neighbors(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
-    """Rows of `features_BNC` at `index_BSK`, cloud by cloud; differentiable in the features.
+def gather_neighbors(features: Tensor, index: Tensor) -> Tensor:
+    """Rows of `features` at `index`, cloud by cloud; differentiable in the features.
 
     Args:
-        features_BNC: (B, N, C), any real dtype.
-        index_BSK: (B, S) or (B, S, K) int64 in 0..N-1.
+        features: (B, N, C), any real dtype.
+        index: (B, S) or (B, S, K) int64 in 0..N-1.
 
     Returns:
         (B, S, C) or (B, S, K, C), of the dtype of the features.
@@ -35,16 +35,16 @@ def gather_neighbors(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
         ValueError, TypeError: for arguments of other shapes and dtypes.
         IndexError: on a CPU, for an index out of range.
     """
-    check_features(features_BNC, index_BSK)
-    return gather_neighbors_op(features_BNC, index_BSK)
+    check_features(features, index)
+    return gather_neighbors_op(features, index)
 
 
-def scatter_neighbors(values_BSKC: Tensor, index_BSK: Tensor, num_points: int) -> Tensor:
+def scatter_neighbors(values: Tensor, index: Tensor, num_points: int) -> Tensor:
     """Sum of the rows that belong to each point, cloud by cloud; differentiable in the values.
 
     Args:
-        values_BSKC: (B, S, C) or (B, S, K, C), any real dtype; half types are summed in float32.
-        index_BSK: (B, S) or (B, S, K) int64 in 0..num_points-1, the point of every row.
+        values: (B, S, C) or (B, S, K, C), any real dtype; half types are summed in float32.
+        index: (B, S) or (B, S, K) int64 in 0..num_points-1, the point of every row.
         num_points: N.
 
     Returns:
@@ -54,18 +54,18 @@ def scatter_neighbors(values_BSKC: Tensor, index_BSK: Tensor, num_points: int) -
         ValueError, TypeError: for arguments of other shapes and dtypes.
         IndexError: on a CPU, for an index out of range.
     """
-    if values_BSKC.ndim not in (3, 4) or values_BSKC.shape[:-1] != index_BSK.shape:
+    if values.ndim not in (3, 4) or values.shape[:-1] != index.shape:
         raise ValueError(
             "values must have shape (B, S, C) or (B, S, K, C) and index the same without C, got "
-            f"{tuple(values_BSKC.shape)} and {tuple(index_BSK.shape)}"
+            f"{tuple(values.shape)} and {tuple(index.shape)}"
         )
-    if values_BSKC.is_complex():
-        raise TypeError(f"values must be of a real dtype, got {values_BSKC.dtype}")
-    if index_BSK.device != values_BSKC.device:
-        raise ValueError(f"index must be on the device of the values, {values_BSKC.device}, got {index_BSK.device}")
+    if values.is_complex():
+        raise TypeError(f"values must be of a real dtype, got {values.dtype}")
+    if index.device != values.device:
+        raise ValueError(f"index must be on the device of the values, {values.device}, got {index.device}")
     check_count(num_points, "num_points", 1 << 31, "points of a cloud")
-    check_index(index_BSK, len(values_BSKC))
-    return scatter_neighbors_op(values_BSKC.flatten(1, -2), index_BSK.flatten(1), num_points)
+    check_index(index, len(values))
+    return scatter_neighbors_op(values.flatten(1, -2), index.flatten(1), num_points)
 
 
 def check_features(features: Tensor, index: Tensor) -> None:
@@ -88,11 +88,11 @@ def gather_neighbors_reference(features_BNC: Tensor, index_BSK: Tensor) -> Tenso
     return features_BNC.reshape(batch * size, channels).index_select(0, rows).view(*index_BSK.shape, channels)
 
 
-def scatter_neighbors_reference(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
-    batch, _, channels = grad_BRC.shape
-    sum_PC = grad_BRC.new_zeros(batch * size, channels, dtype=sum_dtype(grad_BRC))
-    sum_PC.index_add_(0, flat_rows(index_BR, size), grad_BRC.flatten(0, 1).to(sum_PC.dtype))
-    return sum_PC.view(batch, size, channels).to(grad_BRC.dtype)
+def scatter_neighbors_reference(values_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, _, channels = values_BRC.shape
+    sum_PC = values_BRC.new_zeros(batch * size, channels, dtype=sum_dtype(values_BRC))
+    sum_PC.index_add_(0, flat_rows(index_BR, size), values_BRC.flatten(0, 1).to(sum_PC.dtype))
+    return sum_PC.view(batch, size, channels).to(values_BRC.dtype)
 
 
 def flat_rows(index_BR: Tensor, size: int) -> Tensor:
@@ -100,11 +100,11 @@ def flat_rows(index_BR: Tensor, size: int) -> Tensor:
     return (index_BR + size * torch.arange(len(index_BR), device=index_BR.device).unsqueeze(1)).flatten()
 
 
-def _scatter_neighbors_cpu(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
-    batch, _, channels = grad_BRC.shape
-    sum_BNC = torch.zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
-    each_cloud(_add_rows, sum_BNC, index_BR, grad_BRC.to(sum_BNC.dtype))
-    return sum_BNC.to(grad_BRC.dtype)
+def _scatter_neighbors_cpu(values_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, _, channels = values_BRC.shape
+    sum_BNC = torch.zeros(batch, size, channels, dtype=sum_dtype(values_BRC))
+    each_cloud(_add_rows, sum_BNC, index_BR, values_BRC.to(sum_BNC.dtype))
+    return sum_BNC.to(values_BRC.dtype)
 
 
 def each_cloud(loop: Callable, *tensors: Tensor) -> None:
@@ -113,11 +113,11 @@ def each_cloud(loop: Callable, *tensors: Tensor) -> None:
 
 
 @compiled
-def _add_rows(sum_NC, index_R, grad_RC):
+def _add_rows(sum_NC, index_R, values_RC):
     for r in range(len(index_R)):
         n = index_R[r]
-        for c in range(grad_RC.shape[1]):
-            sum_NC[n, c] += grad_RC[r, c]
+        for c in range(values_RC.shape[1]):
+            sum_NC[n, c] += values_RC[r, c]
 
 
 @triton.jit
@@ -139,18 +139,20 @@ def gather_neighbors_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "rows"])
-def gather_neighbors_bwd_kernel(grad, index, total, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Every gathered row adds its gradient to its point, in any order."""
+def scatter_neighbors_fwd_kernel(
+    values, index, total, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Every row adds its values to its point, in any order."""
     row, point, mask = _place(index, size, rows, channels, BLOCK_R, BLOCK_C)
-    value = tl.load(grad + row, mask=mask).to(total.dtype.element_ty)
+    value = tl.load(values + row, mask=mask).to(total.dtype.element_ty)
     tl.atomic_add(total + point, value, mask=mask, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["points"])
-def gather_neighbors_ordered_bwd_kernel(
-    grad, order, start, total, points, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+def scatter_neighbors_fwd_ordered_kernel(
+    values, order, start, total, points, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Every point sums the gradients of its rows: order[start[p]], ..., order[start[p + 1] - 1]."""
+    """Every point sums the values of its rows: order[start[p]], ..., order[start[p + 1] - 1]."""
     p = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = tl.load(start + p, mask=p < points, other=0)
@@ -158,9 +160,8 @@ def gather_neighbors_ordered_bwd_kernel(
     value = tl.zeros((BLOCK_R, BLOCK_C), dtype=total.dtype.element_ty)
     for i in range(tl.max(copies, 0)):
         row = tl.load(order + first + i, mask=i < copies, other=0)
-        mask = (i < copies)[:, None] & (c < channels)[None, :]
-        value += tl.load(grad + row[:, None] * channels + c, mask=mask, other=0).to(total.dtype.element_ty)
-    tl.store(total + p[:, None] * channels + c, value, mask=(p < points)[:, None] & (c < channels)[None, :])
+        value += load_rows(values, row, c, i < copies, channels).to(total.dtype.element_ty)
+    store_rows(total, value, p, c, p < points, channels)
 
 
 def _gather_neighbors_triton(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
@@ -177,25 +178,25 @@ def _gather_neighbors_triton(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:
     return gathered
 
 
-def _scatter_neighbors_triton(grad_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
-    batch, rows, channels = grad_BRC.shape
-    sum_BNC = grad_BRC.new_zeros(batch, size, channels, dtype=sum_dtype(grad_BRC))
-    if sum_BNC.numel() and grad_BRC.numel():
-        grad_BRC, points = grad_BRC.contiguous(), batch * size
+def _scatter_neighbors_triton(values_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:
+    batch, rows, channels = values_BRC.shape
+    sum_BNC = values_BRC.new_zeros(batch, size, channels, dtype=sum_dtype(values_BRC))
+    if sum_BNC.numel() and values_BRC.numel():
+        values_BRC, points = values_BRC.contiguous(), batch * size
         block_r, block_c = rows_by_channels(channels)  # not autotuned, as trial runs would add up
         tile, channel_blocks = {"BLOCK_R": block_r, "BLOCK_C": block_c}, triton.cdiv(channels, block_c)
-        with torch.cuda.device_of(grad_BRC):
+        with torch.cuda.device_of(values_BRC):
             if torch.are_deterministic_algorithms_enabled():
                 sorted_point, order = flat_rows(index_BR, size).sort(stable=True)
-                start = torch.searchsorted(sorted_point, torch.arange(points + 1, device=grad_BRC.device))
-                gather_neighbors_ordered_bwd_kernel[triton.cdiv(points, block_r), channel_blocks](
-                    grad_BRC, order, start, sum_BNC, points, channels, **tile
+                start = torch.searchsorted(sorted_point, torch.arange(points + 1, device=values_BRC.device))
+                scatter_neighbors_fwd_ordered_kernel[triton.cdiv(points, block_r), channel_blocks](
+                    values_BRC, order, start, sum_BNC, points, channels, **tile
                 )
             else:
-                gather_neighbors_bwd_kernel[batch * triton.cdiv(rows, block_r), channel_blocks](
-                    grad_BRC, index_BR.contiguous(), sum_BNC, size, rows, channels, **tile
+                scatter_neighbors_fwd_kernel[batch * triton.cdiv(rows, block_r), channel_blocks](
+                    values_BRC, index_BR.contiguous(), sum_BNC, size, rows, channels, **tile
                 )
-    return sum_BNC.to(grad_BRC.dtype)
+    return sum_BNC.to(values_BRC.dtype)
 
 
 @torch.library.custom_op("attlas::gather_neighbors", mutates_args=())
@@ -205,12 +206,12 @@ def gather_neighbors_op(features: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("attlas::scatter_neighbors", mutates_args=())
-def scatter_neighbors_op(grad: Tensor, index: Tensor, size: int) -> Tensor:
-    """Sums (B, N, C) of gradients (B, R, C) over the rows of every point; index (B, R), N = size."""
+def scatter_neighbors_op(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sums (B, N, C) of values (B, R, C) over the rows of every point; index (B, R), N = size."""
     check_range(index, size)
     return pick(
-        grad, reference=scatter_neighbors_reference, triton=_scatter_neighbors_triton, cpu=_scatter_neighbors_cpu
-    )(grad, index, size)
+        values, reference=scatter_neighbors_reference, triton=_scatter_neighbors_triton, cpu=_scatter_neighbors_cpu
+    )(values, index, size)
 
 
 @gather_neighbors_op.register_fake
@@ -219,8 +220,8 @@ def _(features, index):
 
 
 @scatter_neighbors_op.register_fake
-def _(grad, index, size):
-    return grad.new_empty(grad.shape[0], size, grad.shape[2])
+def _(values, index, size):
+    return values.new_empty(values.shape[0], size, values.shape[2])
 
 
 def _save_gathered(ctx, inputs, output):

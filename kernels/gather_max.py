@@ -24,21 +24,21 @@ from .tiles import dot, item_rows, load_rows, operands, rows_by_channels, store_
 
 
 def gather_max(
-    features_BNC: Tensor | None,
-    index_BSK: Tensor | None,
-    shift_BSC: Tensor | None = None,
-    local_BSKD: Tensor | None = None,
-    weight_CD: Tensor | None = None,
+    features: Tensor | None,
+    index: Tensor | None,
+    shift: Tensor | None = None,
+    local: Tensor | None = None,
+    weight: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
     """Largest of the K sums of a gathered feature, a shift and a product, then ReLU; differentiable in all of them.
 
     Args:
-        features_BNC: (B, N, C) of any floating dtype; half types are summed in float32. None: no such summand.
-        index_BSK: (B, S, K) int64 in 0..N-1, rows of the features; None without features.
-        shift_BSC: (B, S, C), or None.
-        local_BSKD: (B, S, K, D), or None if there are features.
-        weight_CD: (C, D), given with `local_BSKD` only.
+        features: (B, N, C) of any floating dtype; half types are summed in float32. None: no such summand.
+        index: (B, S, K) int64 in 0..N-1, rows of the features; None without features.
+        shift: (B, S, C), or None.
+        local: (B, S, K, D), or None if there are features.
+        weight: (C, D), given with `local` only.
         relu: whether negative maxima become zero.
 
     Returns:
@@ -48,18 +48,18 @@ def gather_max(
         ValueError, TypeError: for arguments of other shapes and dtypes.
         IndexError: on a CPU, for an index out of range.
     """
-    if (features_BNC is None) != (index_BSK is None):
+    if (features is None) != (index is None):
         raise ValueError("features and index must be given together, got one of them")
-    if (local_BSKD is None) != (weight_CD is None):
+    if (local is None) != (weight is None):
         raise ValueError("local and weight must be given together, got one of them")
-    if features_BNC is not None and index_BSK is not None:
-        check_features(features_BNC, index_BSK)
-    _check_shapes(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD)
-    floats = _autocast(features_BNC, shift_BSC, local_BSKD, weight_CD)
+    if features is not None and index is not None:
+        check_features(features, index)
+    _check_shapes(features, index, shift, local, weight)
+    floats = _autocast(features, shift, local, weight)
     named = zip(("features", "shift", "local", "weight"), floats)
     check_one_dtype(**{name: x for name, x in named if x is not None})
-    features_BNC, shift_BSC, local_BSKD, weight_CD = floats
-    return gather_max_op(features_BNC, index_BSK, shift_BSC, local_BSKD, weight_CD, relu)[0]
+    features, shift, local, weight = floats
+    return gather_max_op(features, index, shift, local, weight, relu)[0]
 
 
 def _check_shapes(features, index, shift, local, weight) -> None:
@@ -284,7 +284,7 @@ def gather_max_fwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "queries"])
-def gather_max_features_bwd_kernel(
+def gather_max_bwd_features_kernel(
     grad, argmax, index, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Every maximum adds its gradient to the point that it came from, in any order (so no trial runs by autotuning)."""
@@ -303,7 +303,7 @@ def gather_max_features_bwd_kernel(
     key=["channels", "depth", "k"],
 )
 @triton.jit(do_not_specialize=["rows"])
-def gather_max_local_bwd_kernel(
+def gather_max_bwd_local_kernel(
     grad, argmax, weight, out, rows, channels, depth, k,
     SUM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -327,7 +327,7 @@ def gather_max_local_bwd_kernel(
     key=["channels", "depth", "k"],
 )
 @triton.jit(do_not_specialize=["rows", "splits"])
-def gather_max_weight_bwd_kernel(
+def gather_max_bwd_weight_kernel(
     grad, argmax, local, partial, rows, splits, channels, depth, k,
     SUM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
@@ -398,7 +398,7 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
             depth = weight.shape[1]
             local_gradient = grad_BSC.new_zeros(batch, queries, k, depth)
             if local_gradient.numel() and channels:
-                gather_max_local_bwd_kernel[lambda meta: (triton.cdiv(rows, meta["BLOCK_S"]), k)](
+                gather_max_bwd_local_kernel[lambda meta: (triton.cdiv(rows, meta["BLOCK_S"]), k)](
                     *operands(grad_BSC, argmax_BSC, weight), local_gradient, rows, channels, depth, k,
                     BLOCK_D=tile_of(depth), **options,
                 )  # fmt: skip
@@ -407,7 +407,7 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
             shares = min(triton.cdiv(rows, 64), triton.cdiv(SHARES, max(1, channel_blocks)))
             partial = grad_BSC.new_zeros(shares, channels, depth, dtype=sum_dtype(grad_BSC))
             if partial.numel():
-                gather_max_weight_bwd_kernel[shares, channel_blocks](
+                gather_max_bwd_weight_kernel[shares, channel_blocks](
                     *operands(grad_BSC, argmax_BSC, local), partial, rows, shares, channels, depth, k,
                     BLOCK_D=tile_of(depth), **options,
                 )  # fmt: skip
@@ -426,7 +426,7 @@ def _features_gradient(grad_BSC: Tensor, argmax_BSC: Tensor, index_BSK: Tensor, 
     if grad_BSC.numel():
         block_s, block_c = rows_by_channels(channels)
         grid = batch * triton.cdiv(queries, block_s), triton.cdiv(channels, block_c)
-        gather_max_features_bwd_kernel[grid](
+        gather_max_bwd_features_kernel[grid](
             grad_BSC, argmax_BSC, index_BSK.contiguous(), sum_BNC, size, queries, channels, k,
             BLOCK_S=block_s, BLOCK_C=block_c,
         )  # fmt: skip

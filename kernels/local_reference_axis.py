@@ -22,34 +22,34 @@ SIGNS = ("projection", "solver")
 
 
 @torch.no_grad()
-def local_reference_axis(points_BN3: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
+def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
     """A normal for every point from its `k` nearest neighbors: (B, N, 3) -> (B, N, 3) unit vectors.
 
     `k` in 5..N: the point itself has offset 0 and the farthest neighbor weight 0, and three offsets are the fewest
     that have one direction of least spread. Rotating the points rotates the result. Where a neighborhood is symmetric
     about the axis, rounding decides the sign.
     """
-    check_points(points_BN3)
-    check_count(k, "k", points_BN3.shape[1], "points", at_least=5)
-    neighbors_BNK3 = gather_neighbors(points_BN3, knn(points_BN3, points_BN3, k))
-    return principal_axis(neighbors_BNK3 - points_BN3.unsqueeze(2), sign)
+    check_points(points)
+    check_count(k, "k", points.shape[1], "points", at_least=5)
+    neighbors_BNK3 = gather_neighbors(points, knn(points, points, k))
+    return principal_axis(neighbors_BNK3 - points.unsqueeze(2), sign)
 
 
 @torch.no_grad()
-def principal_axis(offsets_K3: Tensor, sign: str = "projection") -> Tensor:
+def principal_axis(offsets: Tensor, sign: str = "projection") -> Tensor:
     """The reference axis of offsets (..., K, 3) from a center: (..., 3), a unit vector."""
     if sign not in SIGNS:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
-    with torch.autocast(offsets_K3.device.type, enabled=False):  # eigenvectors need the digits
-        length_K = torch.linalg.vector_norm(offsets_K3, dim=-1)
+    with torch.autocast(offsets.device.type, enabled=False):  # eigenvectors need the digits
+        length_K = torch.linalg.vector_norm(offsets, dim=-1)
         longest = length_K.amax(-1, keepdim=True)
         weight_K, rounding = longest - length_K, ROUNDING * torch.finfo(length_K.dtype).eps * longest
         all_equal = weight_K.amax(-1, keepdim=True) <= rounding
         weight_K = torch.where(all_equal, 1.0, weight_K / weight_K.sum(-1, keepdim=True))
-        covariance = (weight_K.unsqueeze(-1) * offsets_K3).mT @ offsets_K3
+        covariance = (weight_K.unsqueeze(-1) * offsets).mT @ offsets
         axis = torch.linalg.eigh(covariance, UPLO="U").eigenvectors[..., 0]
         axis = axis / torch.linalg.vector_norm(axis, dim=-1, keepdim=True)
         if sign == "projection":
-            projection = (weight_K * (offsets_K3 @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+            projection = (weight_K * (offsets @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
             axis = torch.where(projection < 0, -axis, axis)
     return axis

@@ -13,19 +13,20 @@ import functools
 import torch
 from torch import Tensor
 
+from .checks import COORDINATES
 from .dispatch import compiled, pick
 from .gather import check_features, each_cloud, gather_neighbors_op, scatter_neighbors_op
 
 
 def neighbor_moments(
-    local_BSKD: Tensor, index_BSK: Tensor | None = None, features_BNC: Tensor | None = None
+    local: Tensor, index: Tensor | None = None, features: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sums of z and of z zᵀ over each cloud's neighbors; differentiable in local quantities and features.
 
     Args:
-        local_BSKD: (B, S, K, D) float32 or float64.
-        index_BSK: (B, S, K) int64 in 0..N-1; needed with features only.
-        features_BNC: (B, N, C) of the same dtype; None for local quantities alone.
+        local: (B, S, K, D) float32 or float64.
+        index: (B, S, K) int64 in 0..N-1; needed with features only.
+        features: (B, N, C) of the same dtype; None for local quantities alone.
 
     Returns:
         first (B, D + C) and second (B, D + C, D + C).
@@ -33,24 +34,22 @@ def neighbor_moments(
     Raises:
         ValueError, TypeError, IndexError: for arguments of other shapes, dtypes and values.
     """
-    if local_BSKD.ndim != 4 or local_BSKD.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"local must be (B, S, K, D), float32 or float64, got {tuple(local_BSKD.shape)} {local_BSKD.dtype}"
-        )
-    if features_BNC is None or index_BSK is None:
-        if features_BNC is not None:
+    if local.ndim != 4 or local.dtype not in COORDINATES:
+        raise ValueError(f"local must be (B, S, K, D), float32 or float64, got {tuple(local.shape)} {local.dtype}")
+    if features is None or index is None:
+        if features is not None:
             raise ValueError("index must be given with features, got None")
-        return neighbor_moments_op(local_BSKD, None, None)[:2]
-    check_features(features_BNC, index_BSK)
-    if index_BSK.shape != local_BSKD.shape[:3] or features_BNC.dtype != local_BSKD.dtype:
+        return neighbor_moments_op(local, None, None)[:2]
+    check_features(features, index)
+    if index.shape != local.shape[:3] or features.dtype != local.dtype:
         raise ValueError(
             "index must have the shape of local without D, and features its dtype, got "
-            f"{tuple(index_BSK.shape)} beside {tuple(local_BSKD.shape)}, {features_BNC.dtype} beside {local_BSKD.dtype}"
+            f"{tuple(index.shape)} beside {tuple(local.shape)}, {features.dtype} beside {local.dtype}"
         )
-    return neighbor_moments_op(local_BSKD, index_BSK, features_BNC)[:2]
+    return neighbor_moments_op(local, index, features)[:2]
 
 
-def _moments(local_BSKD: Tensor, index_BSK: Tensor | None, features_BNC: Tensor | None):
+def neighbor_moments_reference(local_BSKD: Tensor, index_BSK: Tensor | None, features_BNC: Tensor | None):
     """first, second, and what the backward needs again: around (B, N, D), the sum of local quantities at each point."""
     rows = local_BSKD.flatten(1, 2)
     first, second = rows.sum(1), rows.mT @ rows
@@ -103,9 +102,13 @@ def _add_at(rows_RD, values_ND, index_R):
             rows_RD[r, d] += values_ND[n, d]
 
 
+neighbor_moments_backward_reference = functools.partial(_gradients, add_gathered=_add_gathered)
+_neighbor_moments_backward_cpu = functools.partial(_gradients, add_gathered=_add_gathered_cpu)
+
+
 @torch.library.custom_op("attlas::neighbor_moments", mutates_args=())
 def neighbor_moments_op(local: Tensor, index: Tensor | None, features: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return pick(local, reference=_moments, triton=_moments)(local, index, features)
+    return pick(local, reference=neighbor_moments_reference, triton=neighbor_moments_reference)(local, index, features)
 
 
 @neighbor_moments_op.register_fake
@@ -124,9 +127,8 @@ def neighbor_moments_backward_op(
     features: Tensor | None,
     around: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    anywhere = functools.partial(_gradients, add_gathered=_add_gathered)
-    on_cpu = functools.partial(_gradients, add_gathered=_add_gathered_cpu)
-    run = pick(local, reference=anywhere, triton=anywhere, cpu=on_cpu)
+    reference = neighbor_moments_backward_reference
+    run = pick(local, reference=reference, triton=reference, cpu=_neighbor_moments_backward_cpu)
     return run(grad_first, grad_second, local, index, features, around)
 
 

@@ -56,7 +56,7 @@ def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Te
             f"bias must have shape (heads, 2k - 1, 2k - 1) = {(v.shape[3], side, side)}, got {tuple(bias.shape)}"
         )
     check_floats(v=v, logits=logits, **({} if bias is None else {"bias": bias}))
-    return _neighborhood_aggregate(logits, v, bias, kernel_size)
+    return neighborhood_aggregate_op(logits, v, bias, kernel_size)
 
 
 def _wide(logits: Tensor, v: Tensor) -> torch.dtype:
@@ -445,7 +445,7 @@ def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Ten
 
 
 @torch.library.custom_op("attlas::neighborhood_aggregate", mutates_args=())
-def _neighborhood_aggregate(logits: Tensor, v: Tensor, bias: Tensor | None, kernel_size: int) -> Tensor:
+def neighborhood_aggregate_op(logits: Tensor, v: Tensor, bias: Tensor | None, kernel_size: int) -> Tensor:
     return pick(
         v,
         reference=neighborhood_aggregate_reference,
@@ -454,13 +454,13 @@ def _neighborhood_aggregate(logits: Tensor, v: Tensor, bias: Tensor | None, kern
     )(logits, v, bias, kernel_size)
 
 
-@_neighborhood_aggregate.register_fake
+@neighborhood_aggregate_op.register_fake
 def _(logits, v, bias, kernel_size):
     return v.new_empty(v.shape)
 
 
 @torch.library.custom_op("attlas::neighborhood_aggregate_backward", mutates_args=())
-def _neighborhood_aggregate_backward(
+def neighborhood_aggregate_backward_op(
     grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, kernel_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return pick(
@@ -471,7 +471,7 @@ def _neighborhood_aggregate_backward(
     )(grad, logits, v, bias, kernel_size)
 
 
-@_neighborhood_aggregate_backward.register_fake
+@neighborhood_aggregate_backward_op.register_fake
 def _(grad, logits, v, bias, kernel_size):
     grad_bias = v.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return logits.new_empty(logits.shape), v.new_empty(v.shape), grad_bias
@@ -484,9 +484,9 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     logits, v, bias = ctx.saved_tensors
-    grad_logits, grad_v, grad_bias = _neighborhood_aggregate_backward(grad, logits, v, bias, ctx.kernel_size)
+    grad_logits, grad_v, grad_bias = neighborhood_aggregate_backward_op(grad, logits, v, bias, ctx.kernel_size)
     return grad_logits, grad_v, None if bias is None else grad_bias, None
 
 
-_neighborhood_aggregate.register_autograd(_backward, setup_context=_save)
-decompose(_neighborhood_aggregate, neighborhood_aggregate_reference)
+neighborhood_aggregate_op.register_autograd(_backward, setup_context=_save)
+decompose(neighborhood_aggregate_op, neighborhood_aggregate_reference)

@@ -109,7 +109,7 @@ def neighborhood_attention(
     )
     settings = ([x[0], *[neutral] * missing, *x[1:]] for x, neutral in ((kernel_size, 1), (dilation, 1), (stride, 1)))
     causal = [is_causal[0], *[False] * missing, *is_causal[1:]]
-    out, lse = _neighborhood_attention(*volumes, wide_bias, *settings, causal, float(scale))
+    out, lse = neighborhood_attention_op(*volumes, wide_bias, *settings, causal, float(scale))
     out, lse = out.reshape(v.shape), lse.reshape(v.shape[:-1])
     if extra_keys is not None and extra_values is not None:
         with without_autocast(q):
@@ -744,7 +744,7 @@ def _neighborhood_attention_backward_triton(
 
 
 @torch.library.custom_op("attlas::neighborhood_attention", mutates_args=())
-def _neighborhood_attention(
+def neighborhood_attention_op(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -765,13 +765,13 @@ def _neighborhood_attention(
     return run(q, k, v, bias, kernel_size, dilation, stride, causal, scale)
 
 
-@_neighborhood_attention.register_fake
+@neighborhood_attention_op.register_fake
 def _(q, k, v, bias, kernel_size, dilation, stride, causal, scale):
     return v.new_empty(v.shape), v.new_empty(v.shape[:-1], dtype=sum_dtype(v))
 
 
 @torch.library.custom_op("attlas::neighborhood_attention_backward", mutates_args=())
-def _neighborhood_attention_backward(
+def neighborhood_attention_backward_op(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -795,7 +795,7 @@ def _neighborhood_attention_backward(
     return run(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale)
 
 
-@_neighborhood_attention_backward.register_fake
+@neighborhood_attention_backward_op.register_fake
 def _(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale):
     dbias = lse.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
@@ -809,9 +809,9 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad, grad_lse):
     q, k, v, bias, out, lse = ctx.saved_tensors
     delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1) - grad_lse
-    *grads, dbias = _neighborhood_attention_backward(grad, q, k, v, bias, lse, delta, *ctx.settings)
+    *grads, dbias = neighborhood_attention_backward_op(grad, q, k, v, bias, lse, delta, *ctx.settings)
     return *grads, None if bias is None else dbias, None, None, None, None, None
 
 
-_neighborhood_attention.register_autograd(_backward, setup_context=_save)
-decompose(_neighborhood_attention, neighborhood_attention_reference)
+neighborhood_attention_op.register_autograd(_backward, setup_context=_save)
+decompose(neighborhood_attention_op, neighborhood_attention_reference)

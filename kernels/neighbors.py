@@ -33,12 +33,12 @@ LONGEST = 128
 FEW_QUERIES = 16
 
 
-def knn(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
+def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
     """Indices of the `k` nearest points of every query, nearest first.
 
     Args:
-        queries_BSD: (B, S, D) float32 or float64. Up to three dimensions are fast.
-        points_BND: (B, N, D), same dtype and device.
+        queries: (B, S, D) float32 or float64. Up to three dimensions are fast.
+        points: (B, N, D), same dtype and device.
         k: in 1..N.
         lengths: (B,) int64, how many points of each cloud count; the rest is padding. All by default.
 
@@ -49,18 +49,18 @@ def knn(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor | None 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it may be.
     """
-    _check_clouds(queries_BSD, points_BND)
-    check_count(k, "k", points_BND.shape[1], "points")
-    check_lengths(lengths, points_BND)
-    return _knn_op(queries_BSD.detach(), points_BND.detach(), k, lengths)
+    _check_clouds(queries, points)
+    check_count(k, "k", points.shape[1], "points")
+    check_lengths(lengths, points)
+    return knn_op(queries.detach(), points.detach(), k, lengths)
 
 
-def ball_query(queries_BS3: Tensor, points_BN3: Tensor, radius: float, k: int, lengths: Tensor | None = None) -> Tensor:
+def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None = None) -> Tensor:
     """Indices of the first `k` points closer than `radius` to every query, in ascending order of index.
 
     Args:
-        queries_BS3: (B, S, 3) float32 or float64; also of one or two dimensions.
-        points_BN3: (B, N, 3), same dtype and device.
+        queries: (B, S, 3) float32 or float64; also of one or two dimensions.
+        points: (B, N, 3), same dtype and device.
         radius: positive, in the unit of the coordinates.
         k: at least 1; it may exceed the number of points.
         lengths: (B,) int64, how many points of each cloud count; the rest is padding. All by default.
@@ -72,29 +72,28 @@ def ball_query(queries_BS3: Tensor, points_BN3: Tensor, radius: float, k: int, l
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it may be.
     """
-    _check_clouds(queries_BS3, points_BN3)
-    if points_BN3.shape[-1] > 3:
-        raise ValueError(f"points must have at most 3 dimensions, got shape {tuple(points_BN3.shape)}")
+    _check_clouds(queries, points)
+    if points.shape[-1] > 3:
+        raise ValueError(f"points must have at most 3 dimensions, got shape {tuple(points.shape)}")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
     check_count(k, "k", 1 << 20, "neighbors that fit")
-    check_lengths(lengths, points_BN3)
-    return _ball_query_op(queries_BS3.detach(), points_BN3.detach(), float(radius), k, lengths)
+    check_lengths(lengths, points)
+    return ball_query_op(queries.detach(), points.detach(), float(radius), k, lengths)
 
 
-def _check_clouds(queries_BSD: Tensor, points_BND: Tensor) -> None:
+def _check_clouds(queries: Tensor, points: Tensor) -> None:
     """Raise unless queries (B, S, D) and points (B, N, D) are clouds that agree in B, D, dtype and device."""
-    check_points(points_BND, "points", dimensions=None)
-    if queries_BSD is not points_BND:
-        check_points(queries_BSD, "queries", dimensions=None)
-    if queries_BSD.shape[0] != points_BND.shape[0]:
-        raise ValueError(f"queries are of {queries_BSD.shape[0]} clouds, but points of {points_BND.shape[0]}")
-    if queries_BSD.shape[2] != points_BND.shape[2]:
-        raise ValueError(f"queries have {queries_BSD.shape[2]} dimensions, but points {points_BND.shape[2]}")
-    if queries_BSD.dtype != points_BND.dtype or queries_BSD.device != points_BND.device:
+    check_points(points, "points", dimensions=None)
+    if queries is not points:
+        check_points(queries, "queries", dimensions=None)
+    if queries.shape[0] != points.shape[0]:
+        raise ValueError(f"queries are of {queries.shape[0]} clouds, but points of {points.shape[0]}")
+    if queries.shape[2] != points.shape[2]:
+        raise ValueError(f"queries have {queries.shape[2]} dimensions, but points {points.shape[2]}")
+    if queries.dtype != points.dtype or queries.device != points.device:
         raise TypeError(
-            f"queries ({queries_BSD.dtype}, {queries_BSD.device}) and points ({points_BND.dtype}, {points_BND.device}) "
-            "must agree"
+            f"queries ({queries.dtype}, {queries.device}) and points ({points.dtype}, {points.device}) must agree"
         )
 
 
@@ -223,7 +222,7 @@ def _distances(rows, n, N, length, qx, qy, qz):
     key=["size", "BLOCK_K"],
 )
 @triton.jit(do_not_specialize=["S", "N", "K", "size"])
-def knn_kernel(
+def knn_fwd_kernel(
     queries, points, lengths, candidates, out, S, N, K, size,
     BLOCK_K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -316,7 +315,7 @@ def knn_kernel(
     key=["size", "BLOCK_K"],
 )
 @triton.jit(do_not_specialize=["S", "N", "K", "size"])
-def ball_query_kernel(
+def ball_query_fwd_kernel(
     queries, points, lengths, limits, out, S, N, K, size,
     BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -369,14 +368,14 @@ def _knn_triton(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor
     capacity = max(32, 2 * block_k)  # of the lists
     candidates = torch.empty(*queries_BSD.shape[:2], capacity, dtype=torch.int32, device=queries_BSD.device)
     options = {"BLOCK_K": block_k, "CAPACITY": capacity}
-    return _launch(knn_kernel, queries_BSD, points_BND, k, lengths, [candidates], options)
+    return _launch(knn_fwd_kernel, queries_BSD, points_BND, k, lengths, [candidates], options)
 
 
 def _ball_query_triton(
     queries_BS3: Tensor, points_BN3: Tensor, radius: float, k: int, lengths: Tensor | None = None
 ) -> Tensor:
     limit = points_BN3.new_full((1,), _squared(radius, points_BN3))
-    return _launch(ball_query_kernel, queries_BS3, points_BN3, k, lengths, [limit], {"BLOCK_K": 32})
+    return _launch(ball_query_fwd_kernel, queries_BS3, points_BN3, k, lengths, [limit], {"BLOCK_K": 32})
 
 
 def _launch(
@@ -403,22 +402,22 @@ def _launch(
 
 
 @torch.library.custom_op("attlas::knn", mutates_args=())
-def _knn_op(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
+def knn_op(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
     run = pick(points, reference=knn_reference, triton=_knn_triton, cpu=_knn_cpu)
     return run(queries, points, k, lengths)
 
 
-@_knn_op.register_fake
+@knn_op.register_fake
 def _(queries, points, k, lengths=None):
     return queries.new_empty(queries.shape[0], queries.shape[1], k, dtype=torch.int64)
 
 
 @torch.library.custom_op("attlas::ball_query", mutates_args=())
-def _ball_query_op(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None = None) -> Tensor:
+def ball_query_op(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None = None) -> Tensor:
     run = pick(points, reference=ball_query_reference, triton=_ball_query_triton, cpu=_ball_query_cpu)
     return run(queries, points, radius, k, lengths)
 
 
-@_ball_query_op.register_fake
+@ball_query_op.register_fake
 def _(queries, points, radius, k, lengths=None):
     return queries.new_empty(queries.shape[0], queries.shape[1], k, dtype=torch.int64)

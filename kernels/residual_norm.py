@@ -44,7 +44,7 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
         raise TypeError(f"weight and bias must be {wide} for t of {t.dtype}, got {weight.dtype} and {bias.dtype}")
     if t.numel() == 0:
         raise ValueError(f"t must hold rows to take statistics of, got shape {tuple(t.shape)}")
-    return _residual_norm(x, t, weight, bias, eps)
+    return residual_norm_op(x, t, weight, bias, eps)
 
 
 def residual_norm_reference(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float):
@@ -163,7 +163,9 @@ def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: T
 
 
 @triton.jit(do_not_specialize=["rows"])
-def residual_norm_sums_kernel(t_MC, first_C, sums_P2C, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+def residual_norm_fwd_sums_kernel(
+    t_MC, first_C, sums_P2C, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """Per block of rows, the sums of t - first and of its squares."""
     block = tl.program_id(0).to(tl.int64)
     m, c = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -263,7 +265,7 @@ def _residual_norm_triton(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, ep
     x, t = x.contiguous(), t.contiguous()
     rows = t.numel() // t.shape[-1]
     first = t.flatten(0, -2)[0].to(weight.dtype)
-    total, squares = _sums_triton(residual_norm_sums_kernel, t, rows, weight.dtype, t, first)
+    total, squares = _sums_triton(residual_norm_fwd_sums_kernel, t, rows, weight.dtype, t, first)
     shifted = total / rows
     variance = (squares / rows - shifted * shifted).clamp_(min=0)
     mean = first + shifted
@@ -288,18 +290,18 @@ def _residual_norm_backward_triton(grad: Tensor, t: Tensor, weight: Tensor, bias
 
 
 @torch.library.custom_op("attlas::residual_norm", mutates_args=())
-def _residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def residual_norm_op(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     run = pick(t, reference=residual_norm_reference, triton=_residual_norm_triton, cpu=_residual_norm_cpu)
     return run(x, t, weight, bias, eps)
 
 
-@_residual_norm.register_fake
+@residual_norm_op.register_fake
 def _(x, t, weight, bias, eps):
     return torch.empty_like(t, memory_format=torch.contiguous_format), torch.empty_like(weight), torch.empty_like(bias)
 
 
 @torch.library.custom_op("attlas::residual_norm_backward", mutates_args=())
-def _residual_norm_backward(
+def residual_norm_backward_op(
     grad: Tensor, t: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     run = pick(
@@ -311,7 +313,7 @@ def _residual_norm_backward(
     return run(grad, t, weight, bias, mean, variance, eps)
 
 
-@_residual_norm_backward.register_fake
+@residual_norm_backward_op.register_fake
 def _(grad, t, weight, bias, mean, variance, eps):
     return torch.empty_like(t, memory_format=torch.contiguous_format), torch.empty_like(weight), torch.empty_like(bias)
 
@@ -324,7 +326,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
-    return grad, *_residual_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+    return grad, *residual_norm_backward_op(grad, *ctx.saved_tensors, ctx.eps), None
 
 
-_residual_norm.register_autograd(_backward, setup_context=_save)
+residual_norm_op.register_autograd(_backward, setup_context=_save)

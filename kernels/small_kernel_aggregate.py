@@ -51,7 +51,7 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     if kernels == 0 or channels % kernels:
         raise ValueError(f"the kernels of weight (its axis 1) must divide the {channels} channels of x, got {kernels}")
     check_floats(x=x, weight=weight)
-    return _small_kernel_aggregate(x, weight)
+    return small_kernel_aggregate_op(x, weight)
 
 
 def _sides(x: Tensor, weight: Tensor) -> tuple[torch.dtype, int, int]:
@@ -292,7 +292,7 @@ def _small_kernel_aggregate_backward_triton(grad: Tensor, x: Tensor, weight: Ten
 
 
 @torch.library.custom_op("attlas::small_kernel_aggregate", mutates_args=())
-def _small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
+def small_kernel_aggregate_op(x: Tensor, weight: Tensor) -> Tensor:
     return pick(
         x,
         reference=lambda x, weight: _like(x, small_kernel_aggregate_reference(x, weight)),
@@ -301,13 +301,13 @@ def _small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     )(x, weight)
 
 
-@_small_kernel_aggregate.register_fake
+@small_kernel_aggregate_op.register_fake
 def _(x, weight):
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("attlas::small_kernel_aggregate_backward", mutates_args=())
-def _small_kernel_aggregate_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def small_kernel_aggregate_backward_op(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return pick(
         x,
         reference=small_kernel_aggregate_backward_reference,
@@ -316,7 +316,7 @@ def _small_kernel_aggregate_backward(grad: Tensor, x: Tensor, weight: Tensor) ->
     )(grad, x, weight)
 
 
-@_small_kernel_aggregate_backward.register_fake
+@small_kernel_aggregate_backward_op.register_fake
 def _(grad, x, weight):
     return torch.empty_like(x), torch.empty_like(weight)
 
@@ -326,8 +326,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return _small_kernel_aggregate_backward(grad, *ctx.saved_tensors)
+    return small_kernel_aggregate_backward_op(grad, *ctx.saved_tensors)
 
 
-_small_kernel_aggregate.register_autograd(_backward, setup_context=_save)
-decompose(_small_kernel_aggregate, small_kernel_aggregate_reference)
+small_kernel_aggregate_op.register_autograd(_backward, setup_context=_save)
+decompose(small_kernel_aggregate_op, small_kernel_aggregate_reference)

@@ -69,19 +69,14 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points"
     return surface_attention_op(q, k, v, normalize)[0]
 
 
-def surface_attention_reference(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points") -> Tensor:
-    """The definition, differentiable, with the weights of all pairs in memory."""
-    weight = torch.softmax(q @ k.mT, dim=-1)
-    weight = weight / (EPS + weight.sum(dim=1 if normalize == "points" else -2, keepdim=True))
-    return weight.mT @ v
-
-
 def _over(pairs: Tensor, normalize: str) -> Tensor:
     """Sum of numbers per pair (B, S, j, i) over the axis of the second normalization, which stays as an axis."""
     return pairs if normalize == "itself" else pairs.sum(1 if normalize == "points" else -1, keepdim=True)
 
 
-def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+def surface_attention_reference(
+    q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.to(sum_dtype(x)) for x in (q_BSKD, k_BSKD, v_BSKC))
     energy = k @ q.mT
     lse = energy.logsumexp(-2)
@@ -91,7 +86,7 @@ def _forward_reference(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize
     return result.to(v_BSKC.dtype), lse, divisor.new_empty(0) if normalize == "itself" else divisor
 
 
-def _backward_reference(
+def surface_attention_backward_reference(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, work = v.dtype, sum_dtype(v)
@@ -165,7 +160,9 @@ def _whole_backward(
     return (grad @ k).to(dtype), (grad.mT @ q).to(dtype), (share @ g).to(dtype)
 
 
-def _forward_cpu(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+def _surface_attention_cpu(
+    q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str
+) -> tuple[Tensor, Tensor, Tensor]:
     if _is_small(v_BSKC, normalize):
         whole, divisor = _whole_forward(q_BSKD, k_BSKD, v_BSKC, normalize)
         return whole.to(v_BSKC.dtype), divisor.new_full(v_BSKC.shape[:-1], -torch.inf), divisor
@@ -179,7 +176,7 @@ def _forward_cpu(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str)
     return result, lse, divisor.view(0 if normalize == "itself" else (*v.shape[:-1], 1))
 
 
-def _backward_cpu(
+def _surface_attention_backward_cpu(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _is_small(v, normalize):
@@ -333,7 +330,7 @@ def _weights_tile(q_tile, k_tile, lse, mask):
 
 
 @triton.jit(do_not_specialize=["queries", "neighbors", "part"])
-def surface_attention_points_sums_kernel(
+def surface_attention_points_fwd_sums_kernel(
     q, k, lse, sums, queries, neighbors, part, width, q_stride, k_stride, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """lse of `part` queries of a cloud, and the sum of their weights."""
@@ -446,7 +443,7 @@ def surface_attention_points_bwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size"])
-def surface_attention_lse_kernel(
+def surface_attention_fwd_lse_kernel(
     q, k, lse, size, width, q_stride, k_stride, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """lse of a block of i, from one tile of j after the other."""
@@ -637,10 +634,12 @@ def _without_channels(tile: dict[str, int]) -> dict[str, int]:
     return {name: size for name, size in tile.items() if name != "BLOCK_C"}
 
 
-def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
+def _surface_attention_triton(
+    q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: str
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, neighbors, channels = v_BSKC.shape
     if normalize == "points" and neighbors > LARGEST_TILE:
-        return _forward_reference(q_BSKD, k_BSKD, v_BSKC, normalize)
+        return surface_attention_reference(q_BSKD, k_BSKD, v_BSKC, normalize)
     (q, k, v), strides = _rows(q_BSKD, k_BSKD, v_BSKC)
     width, itself = q.shape[1], normalize == "itself"
     result = torch.empty(v_BSKC.shape, dtype=v_BSKC.dtype, device=v.device)
@@ -649,7 +648,7 @@ def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: s
         if normalize == "points":
             tile, (part, parts) = _query_tile(neighbors, width, channels), _parts(batch, queries)
             sums = lse.new_empty(batch, parts, neighbors, neighbors)
-            surface_attention_points_sums_kernel[batch, parts](
+            surface_attention_points_fwd_sums_kernel[batch, parts](
                 q, k, lse, sums, queries, neighbors, part, width, *strides[:2], **_without_channels(tile)
             )
             divisor = EPS + sums.sum(1, keepdim=True)
@@ -659,7 +658,7 @@ def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: s
         else:
             divisor, tile = lse.new_empty(0 if itself else (*lse.shape, 1)), _group_tile(neighbors, width, channels)
             groups, blocks = batch * queries, triton.cdiv(neighbors, tile["BLOCK_N"])
-            surface_attention_lse_kernel[groups, blocks](
+            surface_attention_fwd_lse_kernel[groups, blocks](
                 q, k, lse, neighbors, width, *strides[:2], **_without_channels(tile)
             )
             surface_attention_fwd_kernel[groups, blocks, triton.cdiv(channels, tile["BLOCK_C"])](
@@ -668,12 +667,12 @@ def _forward_triton(q_BSKD: Tensor, k_BSKD: Tensor, v_BSKC: Tensor, normalize: s
     return result, lse, divisor
 
 
-def _backward_triton(
+def _surface_attention_backward_triton(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, neighbors, channels = v.shape
     if normalize == "points" and neighbors > LARGEST_TILE:
-        return _backward_reference(g, q, k, v, result, lse, divisor, normalize)
+        return surface_attention_backward_reference(g, q, k, v, result, lse, divisor, normalize)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     (g, q, k, v), (_, *strides) = _rows(g.contiguous(), q, k, v)
     width = q.shape[1]
@@ -708,8 +707,8 @@ def _backward_triton(
 @torch.library.custom_op("attlas::surface_attention", mutates_args=())
 def surface_attention_op(q: Tensor, k: Tensor, v: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
     """Result, logarithms (B, S, K) and divisors, (B, 1, K, K) or (B, S, K, 1) or, of "itself", none; (j, i) each."""
-    path = pick(v, reference=_forward_reference, triton=_forward_triton, cpu=_forward_cpu)
-    return (path if v.numel() else _forward_reference)(q, k, v, normalize)
+    path = pick(v, reference=surface_attention_reference, triton=_surface_attention_triton, cpu=_surface_attention_cpu)
+    return (path if v.numel() else surface_attention_reference)(q, k, v, normalize)
 
 
 @torch.library.custom_op("attlas::surface_attention_backward", mutates_args=())
@@ -717,8 +716,13 @@ def surface_attention_backward_op(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, lse: Tensor, divisor: Tensor, normalize: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    path = pick(v, reference=_backward_reference, triton=_backward_triton, cpu=_backward_cpu)
-    return (path if v.numel() else _backward_reference)(g, q, k, v, result, lse, divisor, normalize)
+    path = pick(
+        v,
+        reference=surface_attention_backward_reference,
+        triton=_surface_attention_backward_triton,
+        cpu=_surface_attention_backward_cpu,
+    )
+    return (path if v.numel() else surface_attention_backward_reference)(g, q, k, v, result, lse, divisor, normalize)
 
 
 @surface_attention_op.register_fake

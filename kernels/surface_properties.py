@@ -60,20 +60,20 @@ LANES = 16
 
 @torch.no_grad()
 def surface_properties(
-    points_BN3: Tensor,
-    normals_BN3: Tensor,
-    queries_BS3: Tensor,
-    query_normals_BS3: Tensor,
-    index_BSK: Tensor,
+    points: Tensor,
+    normals: Tensor,
+    queries: Tensor,
+    query_normals: Tensor,
+    index: Tensor,
     step: int = 1,
     reference_sign: str = "fixed",
 ) -> tuple[Tensor, Tensor]:
     """The fourteen properties of every neighbor, in order around the query's normal. No gradient flows.
 
     Args:
-        points_BN3, normals_BN3: (B, N, 3) the cloud that the neighbors are taken from, unit normals.
-        queries_BS3, query_normals_BS3: (B, S, 3) the centers and their unit normals.
-        index_BSK: (B, S, K) int64 neighbors of every query; the first of each list is the slot-0 neighbor.
+        points, normals: (B, N, 3) the cloud that the neighbors are taken from, unit normals.
+        queries, query_normals: (B, S, 3) the centers and their unit normals.
+        index: (B, S, K) int64 neighbors of every query; the first of each list is the slot-0 neighbor.
         step: how many places around predecessor and successor are, at least 1.
         reference_sign: "fixed" to +1, or "rounding".
 
@@ -84,39 +84,37 @@ def surface_properties(
         ValueError, TypeError: for arguments of other shapes, dtypes and values.
         IndexError: on a CPU, for an index out of range.
     """
-    check_same_clouds(queries_BS3, points_BN3)
-    check_normals(normals_BN3, points_BN3)
-    check_normals(query_normals_BS3, queries_BS3, "query_normals")
-    if index_BSK.shape[:-1] != queries_BS3.shape[:-1] or index_BSK.shape[-1] < 1:
-        batch, queries, _ = queries_BS3.shape
-        raise ValueError(f"index must have shape ({batch}, {queries}, K) with K >= 1, got {tuple(index_BSK.shape)}")
-    check_index(index_BSK, len(points_BN3))
+    check_same_clouds(queries, points)
+    check_normals(normals, points)
+    check_normals(query_normals, queries, "query_normals")
+    if index.shape[:-1] != queries.shape[:-1] or index.shape[-1] < 1:
+        batch, queries, _ = queries.shape
+        raise ValueError(f"index must have shape ({batch}, {queries}, K) with K >= 1, got {tuple(index.shape)}")
+    check_index(index, len(points))
     if not isinstance(step, int) or step < 1:
         raise ValueError(f"step must be an integer of at least 1, got {step!r}")
     fixed_sign = _is_fixed(reference_sign)
-    return surface_properties_op(
-        points_BN3, normals_BN3, queries_BS3, query_normals_BS3, queries_BS3, index_BSK, step, fixed_sign
-    )
+    return surface_properties_op(points, normals, queries, query_normals, queries, index, step, fixed_sign)
 
 
 @torch.no_grad()
 def ordered_properties(
-    points_BN3: Tensor, normals_BN3: Tensor, axis_B3: Tensor, reference_sign: str = "fixed"
+    points: Tensor, normals: Tensor, axis: Tensor, reference_sign: str = "fixed"
 ) -> tuple[Tensor, Tensor]:
     """Order and properties of a whole cloud as one neighborhood (the group-all layer).
 
-    The order is taken about the cloud's centroid and `axis_B3`; the properties are taken about the origin, as in the
+    The order is taken about the cloud's centroid and `axis`; the properties are taken about the origin, as in the
     release, so the cloud has to be centered by whoever calls. Returns properties (B, 1, N, 14) and index (B, 1, N).
     """
-    check_points(points_BN3)
-    check_normals(normals_BN3, points_BN3)
-    centroid_B13, axis_B13 = points_BN3.mean(1, keepdim=True), axis_B3.unsqueeze(1)
+    check_points(points)
+    check_normals(normals, points)
+    centroid_B13, axis_B13 = points.mean(1, keepdim=True), axis.unsqueeze(1)
     check_normals(axis_B13, centroid_B13, "axis")
-    batch, size, _ = points_BN3.shape
-    index_B1N = torch.arange(size, device=points_BN3.device).expand(batch, 1, size)
+    batch, size, _ = points.shape
+    index_B1N = torch.arange(size, device=points.device).expand(batch, 1, size)
     fixed_sign = _is_fixed(reference_sign)
     return surface_properties_op(
-        points_BN3, normals_BN3, torch.zeros_like(centroid_B13), axis_B13, centroid_B13, index_B1N, 1, fixed_sign
+        points, normals, torch.zeros_like(centroid_B13), axis_B13, centroid_B13, index_B1N, 1, fixed_sign
     )
 
 
@@ -509,7 +507,7 @@ def _unit_tiles(a, tolerance, EPSILON: tl.constexpr):
 # The tile of comparisons holds TILE · BLOCK_K truth values: at K = 128, 128 in each thread, the most registers take.
 @autotune([{"TILE": 256, "num_warps": 8}, {"TILE": 128, "num_warps": 4}], key=["BLOCK_K"])
 @triton.jit(do_not_specialize=["total", "queries", "size", "count"])
-def surface_order_fwd_kernel(
+def surface_properties_fwd_order_kernel(
     points_ptr,
     centers_ptr,
     query_normals_ptr,
@@ -666,7 +664,7 @@ def _surface_properties_triton(
         if count <= MOST_COUNTED:
             ordered_BSK = torch.empty_like(index_BSK)
             tolerance_BS1 = points_BN3.new_empty(batch, queries, 1)
-            surface_order_fwd_kernel[grid](
+            surface_properties_fwd_order_kernel[grid](
                 points_BN3,
                 centers_BS3,
                 query_normals_BS3,

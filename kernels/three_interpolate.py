@@ -19,31 +19,31 @@ from .neighbors import knn
 from .tiles import item_rows, rows_by_channels
 
 
-def three_nn(queries_BS3: Tensor, points_BM3: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+def three_nn(queries: Tensor, points: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
     """The nearest coarse points of every query and their weights, what `three_interpolate` takes.
 
     Args:
-        queries_BS3: (B, S, 3) float32 or float64.
-        points_BM3: (B, M, 3), same dtype and device.
+        queries: (B, S, 3) float32 or float64.
+        points: (B, M, 3), same dtype and device.
         k: how many; all M of them where a cloud has fewer.
 
     Returns:
         index (B, S, min(k, M)) int64, nearest first, and weight of the same shape and the dtype of the points, inverse
         to the squared distance and summing to one. The weight is differentiable in queries and points.
     """
-    index_BSK = knn(queries_BS3, points_BM3, min(k, points_BM3.shape[1]))
-    distance_BSK = (gather_neighbors(points_BM3, index_BSK) - queries_BS3.unsqueeze(2)).square().sum(-1)
+    index_BSK = knn(queries, points, min(k, points.shape[1]))
+    distance_BSK = (gather_neighbors(points, index_BSK) - queries.unsqueeze(2)).square().sum(-1)
     weight_BSK = 1 / (distance_BSK + 1e-8)
     return index_BSK, weight_BSK / weight_BSK.sum(-1, keepdim=True)
 
 
-def three_interpolate(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
-    """Weighted sums of rows of `features_BMC`; differentiable in features and weight.
+def three_interpolate(features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of rows of `features`; differentiable in features and weight.
 
     Args:
-        features_BMC: (B, M, C) of any floating dtype; half types are summed in float32.
-        index_BSK: (B, S, K) int64 in 0..M-1.
-        weight_BSK: (B, S, K) of any floating dtype.
+        features: (B, M, C) of any floating dtype; half types are summed in float32.
+        index: (B, S, K) int64 in 0..M-1.
+        weight: (B, S, K) of any floating dtype.
 
     Returns:
         (B, S, C) of the dtype of the features.
@@ -52,14 +52,13 @@ def three_interpolate(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tenso
         ValueError, TypeError: for arguments of other shapes and dtypes.
         IndexError: on a CPU, for an index out of range.
     """
-    check_features(features_BMC, index_BSK)
-    if index_BSK.ndim != 3 or weight_BSK.shape != index_BSK.shape:
+    check_features(features, index)
+    if index.ndim != 3 or weight.shape != index.shape:
         raise ValueError(
-            "index and weight must both have shape (B, S, K), got "
-            f"{tuple(index_BSK.shape)} and {tuple(weight_BSK.shape)}"
+            f"index and weight must both have shape (B, S, K), got {tuple(index.shape)} and {tuple(weight.shape)}"
         )
-    check_floats(features=features_BMC, weight=weight_BSK)
-    return three_interpolate_op(features_BMC, index_BSK, weight_BSK.to(sum_dtype(features_BMC)))
+    check_floats(features=features, weight=weight)
+    return three_interpolate_op(features, index, weight.to(sum_dtype(features)))
 
 
 # Everything below sums in the dtype of the weight, which is that of the features, or float32 for half types.
@@ -70,12 +69,12 @@ def three_interpolate_reference(features_BMC: Tensor, index_BSK: Tensor, weight_
     return torch.einsum("bskc,bsk->bsc", gathered_BSKC, weight_BSK).to(features_BMC.dtype)
 
 
-def features_gradient_reference(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+def three_interpolate_backward_reference(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
     copies_BSKC = grad_BSC.unsqueeze(2) * weight_BSK.unsqueeze(3)
     return scatter_neighbors_op(copies_BSKC.flatten(1, 2), index_BSK.flatten(1), size).to(grad_BSC.dtype)
 
 
-def weight_gradient_reference(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+def three_interpolate_weight_backward_reference(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
     dtype = sum_dtype(features_BMC)
     return torch.einsum("bskc,bsc->bsk", gather_neighbors(features_BMC, index_BSK).to(dtype), grad_BSC.to(dtype))
 
@@ -87,13 +86,13 @@ def _three_interpolate_cpu(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: 
     return sum_BSC.to(features_BMC.dtype)
 
 
-def _features_gradient_cpu(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+def _three_interpolate_backward_cpu(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
     sum_BMC = torch.zeros(len(grad_BSC), size, grad_BSC.shape[2], dtype=weight_BSK.dtype)
     each_cloud(_add_weighted, sum_BMC, grad_BSC.to(sum_BMC.dtype), index_BSK, weight_BSK)
     return sum_BMC.to(grad_BSC.dtype)
 
 
-def _weight_gradient_cpu(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+def _three_interpolate_weight_backward_cpu(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
     product_BSK = torch.zeros(index_BSK.shape, dtype=sum_dtype(features_BMC))
     each_cloud(_products, product_BSK, grad_BSC.to(product_BSK.dtype), index_BSK, features_BMC.to(product_BSK.dtype))
     return product_BSK
@@ -147,20 +146,20 @@ def _three_interpolate_triton(features_BMC: Tensor, index_BSK: Tensor, weight_BS
     return out_BSC
 
 
-def _features_gradient_triton(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
+def _three_interpolate_backward_triton(grad_BSC: Tensor, index_BSK: Tensor, weight_BSK: Tensor, size: int) -> Tensor:
     if torch.are_deterministic_algorithms_enabled():
-        return features_gradient_reference(grad_BSC, index_BSK, weight_BSK, size)
+        return three_interpolate_backward_reference(grad_BSC, index_BSK, weight_BSK, size)
     sum_BMC = weight_BSK.new_zeros(len(grad_BSC), size, grad_BSC.shape[2])
     if grad_BSC.numel():
         _launch(three_interpolate_bwd_kernel, True, grad_BSC, index_BSK, weight_BSK, sum_BMC, size=size)
     return sum_BMC.to(grad_BSC.dtype)
 
 
-def _weight_gradient_triton(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
+def _three_interpolate_weight_backward_triton(grad_BSC: Tensor, index_BSK: Tensor, features_BMC: Tensor) -> Tensor:
     product_BSK = features_BMC.new_zeros(index_BSK.shape, dtype=sum_dtype(features_BMC))
     if grad_BSC.numel():
         size = features_BMC.shape[1]
-        _launch(three_interpolate_weight_bwd_kernel, False, grad_BSC, index_BSK, features_BMC, product_BSK, size=size)
+        _launch(three_interpolate_bwd_weight_kernel, False, grad_BSC, index_BSK, features_BMC, product_BSK, size=size)
     return product_BSK
 
 
@@ -202,7 +201,7 @@ def three_interpolate_bwd_kernel(
 
 
 @triton.jit(do_not_specialize=["size", "queries"])
-def three_interpolate_weight_bwd_kernel(
+def three_interpolate_bwd_weight_kernel(
     grad, index, features, product, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     cloud, row, inside = _rows(queries, BLOCK_S)
@@ -226,17 +225,23 @@ def three_interpolate_op(features: Tensor, index: Tensor, weight: Tensor) -> Ten
 
 
 @torch.library.custom_op("attlas::three_interpolate_backward", mutates_args=())
-def features_gradient_op(grad: Tensor, index: Tensor, weight: Tensor, size: int) -> Tensor:
+def three_interpolate_backward_op(grad: Tensor, index: Tensor, weight: Tensor, size: int) -> Tensor:
     return pick(
-        grad, reference=features_gradient_reference, triton=_features_gradient_triton, cpu=_features_gradient_cpu
+        grad,
+        reference=three_interpolate_backward_reference,
+        triton=_three_interpolate_backward_triton,
+        cpu=_three_interpolate_backward_cpu,
     )(grad, index, weight, size)
 
 
 @torch.library.custom_op("attlas::three_interpolate_weight_backward", mutates_args=())
-def weight_gradient_op(grad: Tensor, index: Tensor, features: Tensor) -> Tensor:
-    return pick(grad, reference=weight_gradient_reference, triton=_weight_gradient_triton, cpu=_weight_gradient_cpu)(
-        grad, index, features
-    )
+def three_interpolate_weight_backward_op(grad: Tensor, index: Tensor, features: Tensor) -> Tensor:
+    return pick(
+        grad,
+        reference=three_interpolate_weight_backward_reference,
+        triton=_three_interpolate_weight_backward_triton,
+        cpu=_three_interpolate_weight_backward_cpu,
+    )(grad, index, features)
 
 
 @three_interpolate_op.register_fake
@@ -244,12 +249,12 @@ def _(features, index, weight):
     return features.new_empty(*index.shape[:2], features.shape[2])
 
 
-@features_gradient_op.register_fake
+@three_interpolate_backward_op.register_fake
 def _(grad, index, weight, size):
     return grad.new_empty(grad.shape[0], size, grad.shape[2])
 
 
-@weight_gradient_op.register_fake
+@three_interpolate_weight_backward_op.register_fake
 def _(grad, index, features):
     return features.new_empty(index.shape, dtype=sum_dtype(features))
 
@@ -264,9 +269,9 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad):
     index, weight, features = ctx.saved_tensors
     return (
-        features_gradient_op(grad, index, weight, ctx.size) if ctx.needs_input_grad[0] else None,
+        three_interpolate_backward_op(grad, index, weight, ctx.size) if ctx.needs_input_grad[0] else None,
         None,
-        weight_gradient_op(grad, index, features) if ctx.needs_input_grad[2] else None,
+        three_interpolate_weight_backward_op(grad, index, features) if ctx.needs_input_grad[2] else None,
     )
 
 

@@ -7,7 +7,7 @@ from golden_records import Record
 from attlas.kernels import farthest_point_sample, gather_neighbors
 from attlas.kernels.farthest_point_sample import (
     LEAF,
-    _build_tree,
+    build_tree,
     farthest_point_sample_op,
     farthest_point_sample_reference,
 )
@@ -122,7 +122,7 @@ def test_every_path_on_awkward_clouds(path, device, cloud):
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_tree(cloud):
     points = cloud(1100)[0].numpy()
-    x, y, z, index, boxes, links = _build_tree(points)
+    x, y, z, index, boxes, links = build_tree(points)
     assert np.array_equal(np.sort(index), np.arange(len(points)))
     sorted_points = np.stack([x, y, z], 1)
     assert np.array_equal(sorted_points, points[index])

@@ -3,9 +3,9 @@ import torch
 from agreement import assert_agree, assert_gradients_agree
 
 from attlas.kernels.neighborhood_aggregate import (
-    _neighborhood_aggregate,
-    _neighborhood_aggregate_backward,
     neighborhood_aggregate,
+    neighborhood_aggregate_backward_op,
+    neighborhood_aggregate_op,
 )
 
 
@@ -153,9 +153,9 @@ def test_gradcheck(monkeypatch, device, mode, bias):
 def test_operators(path, device, bias):
     k = 1 if path == "triton" else 3  # the interpreter is slow
     logits, v, _, table = tensors((1, 3, 4, 2, 3), k, device=device, bias=bias)
-    torch.library.opcheck(_neighborhood_aggregate, (logits, v, table, k))
+    torch.library.opcheck(neighborhood_aggregate_op, (logits, v, table, k))
     detached = [x if x is None else x.detach() for x in (logits, v, table)]
-    torch.library.opcheck(_neighborhood_aggregate_backward, (torch.randn_like(v), *detached, k))
+    torch.library.opcheck(neighborhood_aggregate_backward_op, (torch.randn_like(v), *detached, k))
 
 
 def test_keeps_no_softmax(path, device):

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from agreement import assert_agree, assert_gradients_agree
 
 from attlas.kernels.neighborhood_attention import (
-    _neighborhood_attention,
-    _neighborhood_attention_backward,
     axis_queries,
     axis_windows,
     neighborhood_attention,
+    neighborhood_attention_backward_op,
+    neighborhood_attention_op,
 )
 
 
@@ -289,11 +289,11 @@ def test_operators(path, device, has_bias, permute):
         q, k, v = (permuted(x).requires_grad_() for x in (q, k, v))
         assert not q.is_contiguous()
     settings = ([2, 1, 1], [2, 1, 1], [2, 1, 1], [False, False, False], 0.5)
-    torch.library.opcheck(_neighborhood_attention, (q, k, v, bias, *settings))
+    torch.library.opcheck(neighborhood_attention_op, (q, k, v, bias, *settings))
     inputs = [x if x is None else x.detach() for x in (q, k, v, bias)]
-    out, lse = _neighborhood_attention(*inputs, *settings)
+    out, lse = neighborhood_attention_op(*inputs, *settings)
     arguments = (torch.randn_like(out), *inputs, lse, torch.randn_like(lse), *settings)
-    torch.library.opcheck(_neighborhood_attention_backward, arguments)
+    torch.library.opcheck(neighborhood_attention_backward_op, arguments)
 
 
 def test_no_images(path, device):

@@ -194,8 +194,8 @@ def test_infinite_distances(path, device):
 def test_operators(device, lengths):
     points = random_cloud(2, 30, dtype=torch.float32)[0].to(device)
     lengths = lengths if lengths is None else lengths.to(device)
-    torch.library.opcheck(module._knn_op, (points[:, :20], points, 4, lengths))
-    torch.library.opcheck(module._ball_query_op, (points[:, :20], points, 0.5, 4, lengths))
+    torch.library.opcheck(module.knn_op, (points[:, :20], points, 4, lengths))
+    torch.library.opcheck(module.ball_query_op, (points[:, :20], points, 0.5, 4, lengths))
 
 
 def test_compiles_to_one_graph(device):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from agreement import assert_agree, assert_gradients_agree
 
 from attlas.kernels import residual_norm
-from attlas.kernels.residual_norm import _residual_norm, _residual_norm_backward
+from attlas.kernels.residual_norm import residual_norm_backward_op, residual_norm_op
 
 
 def by_torch(x, t, weight, bias, eps):
@@ -72,10 +72,10 @@ def test_gradcheck(path, device):
 
 def test_operators(path, device):
     x, t, weight, bias = [x.requires_grad_() for x in tensors(4, 5, 3, device=device)]
-    torch.library.opcheck(_residual_norm, (x, t, weight, bias, 1e-5))
+    torch.library.opcheck(residual_norm_op, (x, t, weight, bias, 1e-5))
     y, mean, variance = residual_norm(x, t, weight, bias, 1e-5)
     arguments = (y.detach(), t.detach(), weight.detach(), bias.detach(), mean, variance, 1e-5)
-    torch.library.opcheck(_residual_norm_backward, arguments)
+    torch.library.opcheck(residual_norm_backward_op, arguments)
 
 
 def test_bad_arguments():

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from agreement import assert_agree, assert_gradients_agree
 
 from attlas.kernels.small_kernel_aggregate import (
-    _small_kernel_aggregate,
-    _small_kernel_aggregate_backward,
     small_kernel_aggregate,
+    small_kernel_aggregate_backward_op,
+    small_kernel_aggregate_op,
 )
 
 
@@ -113,9 +113,9 @@ def test_gradcheck(monkeypatch, device, mode, kernels, k):
 def test_operators(path, device):
     plain = tensors((1, 4, 3, 2), 2, 1 if path == "triton" else 3, device=device)  # the interpreter is slow
     for x, weight in (plain, channels_last(*plain)):
-        torch.library.opcheck(_small_kernel_aggregate, (x, weight))
+        torch.library.opcheck(small_kernel_aggregate_op, (x, weight))
         arguments = (torch.randn_like(x), x.detach(), weight.detach())
-        torch.library.opcheck(_small_kernel_aggregate_backward, arguments)
+        torch.library.opcheck(small_kernel_aggregate_backward_op, arguments)
 
 
 def test_empty(path, device):

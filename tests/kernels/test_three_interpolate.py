@@ -4,12 +4,12 @@ from agreement import assert_agree, assert_gradients_agree
 from geometry import random_cloud, random_rotation
 
 from attlas.kernels.three_interpolate import (
-    features_gradient_op,
     three_interpolate,
+    three_interpolate_backward_op,
     three_interpolate_op,
     three_interpolate_reference,
+    three_interpolate_weight_backward_op,
     three_nn,
-    weight_gradient_op,
 )
 
 # B, M, C, S, K: no tile divides them; channels wider than a tile; one coarse point; one channel
@@ -115,8 +115,8 @@ def test_operators(path, device):
     features, index, weight = make(SHAPES[0], device, torch.float32)
     torch.library.opcheck(three_interpolate_op, (features, index, weight))
     grad = torch.randn(2, 37, 5, device=device)
-    torch.library.opcheck(features_gradient_op, (grad, index, weight.detach(), 11))
-    torch.library.opcheck(weight_gradient_op, (grad, index, features.detach()))
+    torch.library.opcheck(three_interpolate_backward_op, (grad, index, weight.detach(), 11))
+    torch.library.opcheck(three_interpolate_weight_backward_op, (grad, index, features.detach()))
 
 
 def test_gradcheck():
