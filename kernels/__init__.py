@@ -1,7 +1,7 @@
-"""First floor: tensor operators, one file each. Depends on PyTorch and Numba; Triton on a GPU.
+"""First floor: tensor operators, one file each. It depends on PyTorch and Numba, and on Triton on a GPU.
 
-Shapes in names, of point clouds: B clouds, N points, S queries (sampled points), K neighbors, C channels, M coarse
-points. Operators of images say theirs in their files.
+Suffixes of names are shapes. For point clouds: B clouds, N points, S queries (sampled points), K neighbors, C channels,
+M coarse points. The files of image operators define their own.
 """
 
 from .farthest_point_sample import farthest_point_sample

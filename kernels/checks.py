@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-# what operators take where they take floating-point tensors, and what they take as coordinates
+# dtypes of floating-point arguments, and of coordinates
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COORDINATES = (torch.float32, torch.float64)
 
@@ -14,14 +14,14 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def can_look(values: Tensor) -> bool:
-    """Whether values may be looked at: off the CPU that waits for the device; while tracing there are none."""
+    """Whether values may be checked: on a GPU a check would wait for the device, and while tracing there are none."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def check_points(points: Tensor, name: str = "points", dimensions: int | None = 3) -> None:
-    """Raise unless `points` is (B, N, 3), float32 or float64, and not empty; on a CPU, unless it is finite.
+    """Raise unless `points` is a non-empty (B, N, 3) tensor, float32 or float64, and finite (checked on a CPU only).
 
-    `dimensions` None: (B, N, D) of any D.
+    With `dimensions` None the shape may be (B, N, D) with any D.
     """
     shape = f"(B, N, {dimensions or 'D'})"
     if not isinstance(points, Tensor):
@@ -31,8 +31,8 @@ def check_points(points: Tensor, name: str = "points", dimensions: int | None = 
     if points.dtype not in COORDINATES:
         raise TypeError(f"{name} must be float32 or float64 (geometry needs the digits), got {points.dtype}")
     if points.numel() == 0:
-        raise ValueError(f"{name} must hold clouds, and these points, got shape {tuple(points.shape)}")
-    # one reduction: a NaN or an infinity survives the sum of products with zero
+        raise ValueError(f"{name} must hold at least one cloud of at least one point, got shape {tuple(points.shape)}")
+    # a single reduction: zero times NaN or infinity is NaN, and a sum keeps it
     if can_look(points) and not torch.isfinite(points.detach().mul(0).sum()):
         bad = (~torch.isfinite(points).all(-1)).nonzero()
         cloud, point = bad[0].tolist()
@@ -43,7 +43,7 @@ def check_points(points: Tensor, name: str = "points", dimensions: int | None = 
 
 
 def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> None:
-    """Raise unless `normals` matches `points` in shape and dtype; on a CPU, unless they are unit vectors (to 1 %)."""
+    """Raise unless `normals` has the shape and dtype of `points`, and holds unit vectors (to 1 %, on a CPU only)."""
     if not isinstance(normals, Tensor) or normals.shape != points.shape:
         got = tuple(normals.shape) if isinstance(normals, Tensor) else type(normals).__name__
         raise ValueError(f"{name} must have the shape of the points, {tuple(points.shape)}, got {got}")
@@ -51,7 +51,7 @@ def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> Non
         raise TypeError(f"{name} must have the dtype of the points, {points.dtype}, got {normals.dtype}")
     if not can_look(normals):
         return
-    # a product with ones: a sum over an axis of three would not vectorize
+    # a product with ones: a sum over an axis of length three would not be vectorized
     squared = normals.detach().square() @ normals.new_ones(3)
     unit = (squared - 1).abs() < 2e-2  # of the square: 1 % of the length
     if not unit.all():
@@ -75,7 +75,7 @@ def check_same_clouds(queries: Tensor, points: Tensor) -> None:
 
 
 def check_count(count: int, name: str, at_most: int, of_what: str, at_least: int = 1) -> None:
-    """Raise unless `count` is an integer in `at_least`..`at_most`, the number of `of_what`."""
+    """Raise unless `count` is an integer in `at_least`..`at_most`; `at_most` is the number of `of_what`."""
     if not isinstance(count, int) or isinstance(count, bool):
         raise TypeError(f"{name} must be an integer, got {count!r}")
     if not at_least <= count <= at_most:
@@ -93,7 +93,7 @@ def check_index(index: Tensor, batch: int, name: str = "index") -> None:
 def check_range(index: Tensor, size: int, name: str = "index") -> None:
     """On a CPU, raise unless the values of `index` lie in 0..size-1.
 
-    Called inside the operators, so that a traced graph is as safe: the loops read and write where they are told.
+    The operators call it inside, so that traced graphs are checked, too: the compiled loops check no bounds.
     """
     if index.device.type == "cpu" and index.numel():
         lowest, highest = index.aminmax()
@@ -102,7 +102,7 @@ def check_range(index: Tensor, size: int, name: str = "index") -> None:
 
 
 def check_lengths(lengths: Tensor | None, points: Tensor) -> None:
-    """Raise unless `lengths` is None or (B,) int64 on the device of `points`; on a CPU, unless all lie in 1..N."""
+    """Raise unless `lengths` is None or (B,) int64 on the device of `points`, in 1..N (checked on a CPU only)."""
     if lengths is None:
         return
     batch, size = points.shape[:2]

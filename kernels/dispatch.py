@@ -1,10 +1,10 @@
-"""Which of an operator's implementations runs, and the two just-in-time compilers that serve them.
+"""The choice among an operator's implementations, and what they need of Triton, Numba and threads.
 
 Every operator is one `torch.library` operator, so that `torch.compile` and `torch.export` see one node. Inside it,
-`pick` looks at the device of its tensors: Triton on a CUDA device, loops compiled by Numba (or a library) on a CPU, the
-PyTorch reference elsewhere. The environment variable ATTLAS_KERNELS overrides this: "reference" runs the reference
-everywhere, "triton" the Triton kernels everywhere (on a CPU only in Triton's interpreter: TRITON_INTERPRET=1 before the
-import); "auto" is the default.
+`pick` chooses by the device of a tensor: Triton on a CUDA device, loops compiled by Numba (or a library) on a CPU, the
+PyTorch reference elsewhere. The environment variable ATTLAS_KERNELS overrides this choice: "reference" runs the
+reference everywhere, "triton" the Triton kernels everywhere (on a CPU they need Triton's interpreter: set
+TRITON_INTERPRET=1 before the import); "auto" is the default.
 """
 
 import functools
@@ -21,17 +21,17 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # there is no Triton for this platform, or no GPU that would need it
+except ImportError:  # Triton does not exist for every platform
 
     class tl:  # type: ignore[no-redef]
-        """What the signatures of kernels name."""
+        """Stands in for the names in the signatures of kernels."""
 
         @staticmethod
         def constexpr(value):
             return value
 
     class triton:  # type: ignore[no-redef]
-        """Leaves kernels as the plain functions they are; `pick` never launches them then."""
+        """Leaves kernels as plain functions, which `pick` never launches then."""
 
         @staticmethod
         def jit(function=None, **options):
@@ -46,9 +46,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pick(tensor: Tensor, *, reference: Callable, triton: Callable, cpu: Callable | None = None) -> Callable:
-    """The implementation for the device of `tensor`; without a `cpu` one the reference serves CPUs too.
+    """The implementation for the device of `tensor`; without a `cpu` one, the reference runs on CPUs, too.
 
-    It runs without autocast, whose dtypes are chosen before the operator, not inside.
+    It runs without autocast: the dtypes are chosen before the operator, not inside it.
     """
     chosen = _choose(tensor, reference, triton, cpu)
     device = tensor.device.type
@@ -56,8 +56,8 @@ def pick(tensor: Tensor, *, reference: Callable, triton: Callable, cpu: Callable
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """A context in which operators take the dtypes that they are given, on the device of `tensor`."""
-    device = tensor.device.type  # autocast refuses some (meta)
+    """A context without autocast on the device of `tensor`."""
+    device = tensor.device.type  # there is no autocast for some (meta)
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
@@ -83,9 +83,9 @@ def _choose(tensor: Tensor, reference: Callable, triton: Callable, cpu: Callable
 
 
 def autotune(configs: list[dict], key: list[str]):
-    """`triton.autotune` over a few configs, {"BLOCK_S": 64, "num_warps": 4, ...} each, remembered on disk by `key`.
+    """`triton.autotune` over configs like {"BLOCK_S": 64, "num_warps": 4}; the choice for a `key` is kept on disk.
 
-    The interpreter, which has nothing to time, takes the first: put the safest there.
+    The interpreter does not time anything and takes the first config: put the safest there.
     """
 
     def decorate(kernel):
@@ -108,32 +108,34 @@ _decompositions: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def decompose(operator, reference: Callable) -> None:
-    """Say which PyTorch function an operator stands for, for exporters that know no operators of ours."""
+    """Register the PyTorch function that replaces an operator in exports to formats without our operators."""
     _decompositions[operator._opoverload] = reference
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:
-    """For `torch.export.ExportedProgram.run_decompositions`, before a program goes to ONNX: every operator that has one
-    is written out as its reference."""
+    """A table for `torch.export.ExportedProgram.run_decompositions` that replaces operators by their references.
+
+    An export to ONNX needs it. Operators that were not registered with `decompose` are not in it.
+    """
     return dict(_decompositions)
 
 
 def compiled(function: Callable | None = None, **options):
-    """Compile a function of NumPy arrays to machine code on its first call (Numba), without the GIL.
+    """Compile a function of NumPy arrays to machine code on its first call (Numba); it runs without the GIL.
 
-    The code is kept on disk beside the module, or in the user's cache folder. `options` are those of `numba.njit`.
+    The code is kept on disk, beside the module or in the user's cache folder. `options` are those of `numba.njit`.
     """
     if function is None:
         return functools.partial(compiled, **options)
     options = {"nogil": True, "error_model": "numpy", **options}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written: compile in every process
+    except RuntimeError:  # no folder is writable: compile in every process
         return numba.njit(**options)(function)
 
 
-# Seconds of work before others are called for help: so long PyTorch's threads go on waiting for its next operator,
-# spinning, and whoever comes gets no core.
+# Seconds that one thread works alone. For about so long PyTorch's own threads spin, waiting for its next operator, and
+# further threads would get no core.
 ALONE = 3e-3
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
@@ -141,9 +143,9 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 def each(function: Callable, items: Iterable) -> list:
     """[function(item) for item in items], after `ALONE` seconds on as many threads as PyTorch uses.
 
-    `function` may run compiled loops and PyTorch's operators, which take one thread each meanwhile: a cloud per core
-    keeps its data in that core's cache, and nobody waits for others after every operator. For the bodies of operators:
-    no gradient is recorded.
+    `function` may run compiled loops and PyTorch's operators. Meanwhile each of the latter uses one thread: with a
+    cloud per core, the data stay in that core's cache, and threads do not wait for each other after every operator.
+    No gradient is recorded, so this is for the bodies of operators only.
     """
     global _pool
     items = list(items)
@@ -154,8 +156,8 @@ def each(function: Callable, items: Iterable) -> list:
         one_thread = functools.partial(torch.set_num_threads, 1)
         _pool = threads, ThreadPoolExecutor(threads - 1, thread_name_prefix="attlas", initializer=one_thread)
     results = [None] * len(items)
-    numbers = iter(range(len(items)))  # who is done takes the next: one start per thread, not per item
-    # threads do not inherit the mode, in which alone its tensors may be written to
+    numbers = iter(range(len(items)))  # shared: every thread takes the next item, and is started once
+    # threads do not inherit inference mode, and its tensors can be written to in that mode only
     mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
     def work() -> None:
@@ -165,7 +167,7 @@ def each(function: Callable, items: Iterable) -> list:
 
     others: list[Future] = []
     try:
-        torch.set_num_threads(1)  # this thread's, and that of the library of matrix products, which has one for all
+        torch.set_num_threads(1)  # of this thread, and of the BLAS library, which has one number for all threads
         began = time.perf_counter()
         for i in numbers:
             results[i] = function(items[i])
@@ -177,12 +179,12 @@ def each(function: Callable, items: Iterable) -> list:
         finally:
             torch.set_num_threads(threads)
     for other in others:
-        other.result()  # raises what it raised
+        other.result()  # raises the exception of that thread, if any
     return results
 
 
 def slices(start: int, stop: int, step: int) -> list[slice]:
-    """What `each` may share out: start..stop in slices of `step` at most."""
+    """The range start..stop in slices of `step`, as items for `each`; the last one may be shorter."""
     return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
 
 
@@ -191,6 +193,6 @@ def _forget_pool() -> None:
     _pool = None
 
 
-# a forked process (a data loader's worker) inherits the pool but none of its threads
+# a forked process (a worker of a data loader) inherits the pool, but not its threads
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)

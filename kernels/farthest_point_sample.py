@@ -1,15 +1,15 @@
-"""Farthest point sampling: spread S points over a cloud, each the farthest from those already taken.
+"""Farthest point sampling: S points of a cloud, each the farthest from those already taken.
 
     index[0] = start;  index[s] = argmax_n min_{t < s} |x_n - x_index[t]|²,  the first maximum wins
 
-Greedy, so the first S' of S samples are the samples for S'; a network that samples its own samples again and again may
-take prefixes instead. When only duplicates are left (every distance is 0) index 0 repeats.
+The algorithm is greedy: the first S' of S samples are the samples for S'. A network that samples its own samples can
+take prefixes instead. When only duplicates are left (all distances are 0), index 0 repeats.
 
-Every path rounds a squared distance alike, (dx·dx + dy·dy) + dz·dz without fused multiply-adds, and settles ties alike:
-the same cloud gets the same samples everywhere.
+All paths compute a squared distance in the same order, (dx·dx + dy·dy) + dz·dz without fused multiply-adds, and resolve
+ties in the same way, so a cloud gets the same samples on every device.
 
-On a CPU a tree of boxes leaves out what a new sample cannot change. Every leaf knows the largest distance in it; a
-leaf, or a whole branch, whose box is farther from the new sample than that keeps its distances.
+On a CPU a tree of boxes skips the points whose distance cannot change. Every node stores the largest distance of its
+points; if its box is farther from the new sample than that, all its distances stay.
 
 Source: Eldar et al., "The farthest point strategy for progressive image sampling", IEEE TIP 1997; its place in point
 networks: Qi et al., PointNet++, arXiv 1706.02413. Boxes that leave out points: Han et al., QuickFPS, TCAD 2023.
@@ -26,19 +26,20 @@ from .dispatch import INTERPRETED, compiled, each, pick, tl, triton
 def farthest_point_sample(
     points: Tensor, num_samples: int, start: int | Tensor | str = 0, lengths: Tensor | None = None
 ) -> Tensor:
-    """Indices of `num_samples` points that are spread as far as possible.
+    """Indices of `num_samples` points of every cloud, each as far as possible from those before it.
 
     Args:
-        points: (B, N, 3) float32 or float64.
-        num_samples: S, in 1..N. A cloud of fewer points repeats index 0 when they are used up.
-        start: the point to begin with: one index for all clouds, or (B,) int64, or "random" (torch's generator).
-        lengths: (B,) int64, how many points of each cloud are valid; the rest is padding and is never sampled.
+        points: coordinates (B, N, 3), float32 or float64.
+        num_samples: number of samples S, 1..N. A cloud of fewer valid points repeats index 0 after its last one.
+        start: first sample: one index for all clouds, or (B,) int64, or "random" (from torch's generator).
+        lengths: numbers of valid points (B,), int64; the points after them are padding, which is never sampled. All
+            points by default.
 
     Returns:
-        (B, S) int64. Of exactly equal distances the lowest index. There is no gradient.
+        (B, S) int64. Of equal distances, the lowest index comes first. No gradient flows.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it was and what it may be.
+        TypeError, ValueError: an argument of another type, shape, dtype or value.
     """
     check_points(points)
     check_count(num_samples, "num_samples", points.shape[1], "points")
@@ -54,7 +55,7 @@ def _start_of_each(start: int | Tensor | str, points: Tensor, lengths: Tensor | 
     if isinstance(start, str):
         if start != "random":
             raise ValueError(f'start must be an index, a tensor of them or "random", got {start!r}')
-        # the remainder of so large a number is as good as uniform, and needs no look at the lengths
+        # the remainder of so large a number is practically uniform, and needs no synchronization to read the lengths
         return torch.randint(1 << 62, (batch,), device=points.device) % valid
     if not isinstance(start, Tensor):
         check_count(start, "start", size - 1, "the last point", at_least=0)
@@ -81,7 +82,7 @@ def farthest_point_sample_reference(
     batch, size, _ = points_BN3.shape
     rows_3BN = points_BN3.permute(2, 0, 1).contiguous()
     distance_BN = points_BN3.new_full((batch, size), torch.inf)
-    if lengths_B is not None:  # less than every distance: padding is never the farthest
+    if lengths_B is not None:  # a distance of -1 is below all others: padding is never the farthest
         padding_BN = torch.arange(size, device=points_BN3.device) >= lengths_B[:, None]
         distance_BN.masked_fill_(padding_BN, -1)
     index_BS = start_B[:, None].repeat(1, num_samples)
@@ -95,26 +96,26 @@ def farthest_point_sample_reference(
 
 # CPU: a tree of boxes ------------------------------------------------------------------------------------------------
 
-# Points of a leaf. Few make tight boxes, many make long loops that the compiler turns into vector instructions.
+# Points of a leaf: few make tight boxes, many make long loops for vector instructions.
 LEAF = 96
 
-# What is known of a node of the tree. Nodes are numbered in depth-first order: a left child follows its parent.
+# Columns of the tables of nodes, which are numbered in depth-first order: a left child follows its parent.
 # `boxes`: lowest x, y, z, highest x, y, z, and FARTHEST, the largest distance of its points to the samples so far.
-# `links`: its points are BEGIN..END-1 of the sorted ones; RIGHT, its right child, or 0 for a leaf; SKIP, the first node
-# after its branch; INDEX, the lowest index in the cloud of a point whose distance is FARTHEST.
+# `links`: its points are BEGIN..END-1 of the sorted ones; RIGHT is its right child, or 0 for a leaf; SKIP is the first
+# node after its branch; INDEX is the lowest index in the cloud of the points at the distance FARTHEST.
 FARTHEST = 6
 BEGIN, END, RIGHT, SKIP, INDEX = range(5)
 
 
 @compiled
 def _split(x, y, z, index, axis, middle, spare):
-    """Move points up to `middle` to the front, the others behind them, both in their order; returns how many the first.
+    """Move the points up to `middle` to the front and return their number; both parts keep their order.
 
-    Each point is written to both lists, and only one of the two grows: no branch that a processor would mispredict.
+    Each point is written to both lists, and only one of the two grows: there is no branch to mispredict.
     """
     key = (x, y, z)[axis]
     spare_x, spare_y, spare_z, spare_index = spare
-    left = np.uint64(0)  # unsigned: a subscript that cannot be negative is quicker
+    left = np.uint64(0)  # unsigned: subscripts that cannot be negative are faster
     for j in range(np.uint64(len(x))):
         right = j - left
         is_left = key[j] <= middle
@@ -129,15 +130,17 @@ def _split(x, y, z, index, axis, middle, spare):
 
 @compiled
 def build_tree(points_N3):
-    """Sort points into leaves by halving boxes; returns the sorted x, y, z and index (N,), and `boxes` and `links`."""
+    """Sort the points into leaves by halving boxes; return the sorted x, y, z and index (N,), `boxes` and `links`."""
     size = len(points_N3)
     x, y, z = points_N3[:, 0].copy(), points_N3[:, 1].copy(), points_N3[:, 2].copy()
     index = np.arange(size).astype(np.int32)
     spare = np.empty_like(x), np.empty_like(x), np.empty_like(x), np.empty_like(index)
-    # one leaf for each point at worst; memory that is never touched costs nothing
+    # at worst every point is a leaf; memory that is never touched costs nothing
     boxes = np.empty((2 * size, 8), points_N3.dtype)
     links = np.empty((2 * size, 5), np.int32)
-    pending = np.empty((size, 3), np.int32)  # right halves, not empty and without a common point: begin, end, parent
+    pending = np.empty(
+        (size, 3), np.int32
+    )  # right halves to split: begin, end, parent. They are disjoint and not empty
     pending[0, 0], pending[0, 1], pending[0, 2] = 0, size, -1
     waiting, count = 1, 0
     half = points_N3.dtype.type(0.5)
@@ -165,10 +168,10 @@ def build_tree(points_N3):
             longest = max(extent_x, extent_y, extent_z)
             axis = 0 if extent_x == longest else 1 if extent_y == longest else 2
             low, high = boxes[node, axis], boxes[node, axis + 3]
-            if end - begin <= LEAF or not low < high:  # duplicates stay together, however many; so does NaN
+            if end - begin <= LEAF or not low < high:  # any number of duplicates stays together, and NaN, too
                 break
             middle = half * low + half * high
-            if not low <= middle < high:  # rounded: the two are neighbors. So both halves hold points
+            if not low <= middle < high:  # rounding, between adjacent numbers. Both halves must hold points
                 middle = low
             part = slice(begin, end)
             left_end = begin + np.int64(_split(x[part], y[part], z[part], index[part], axis, middle, spare))
@@ -185,10 +188,10 @@ def build_tree(points_N3):
 
 @compiled
 def _sample_cloud(points_N3, distance_N, distance_as_int_N, start, index_S):
-    """Fill `index_S`; distances, all infinite at first, are those of the sorted points.
+    """Fill `index_S`; `distance_N` holds the distances of the sorted points, all infinite at first.
 
-    Floats that are not negative are ordered as their bits are, read as integers: `..._as_int` are such views of the
-    same memory, because the compiler vectorizes the maximum of integers, not that of floats.
+    Non-negative floats have the order of their bits read as integers. The arrays `..._as_int` are such views of the
+    same memory: the compiler vectorizes the maximum of integers, but not that of floats.
     """
     x, y, z, index, boxes, links = build_tree(points_N3)
     boxes_as_int = boxes.view(distance_as_int_N.dtype)
@@ -202,8 +205,8 @@ def _sample_cloud(points_N3, distance_N, distance_as_int_N, start, index_S):
         inner = 0
         node = 0
         while node < len(links):
-            # Exact, not only nearly: rounding keeps order, so that each rounded difference to a point of the box is
-            # at least that to the box, and so are their squares and the sum: no point of the box is below `bound`.
+            # Exact in spite of rounding, which is monotonic: the rounded difference to a point of the box is at least
+            # that to the box, hence also the squares and their sum. No point of the box is nearer than `bound`.
             dx = max(boxes[node, 0] - last_x, last_x - boxes[node, 3], zero)
             dy = max(boxes[node, 1] - last_y, last_y - boxes[node, 4], zero)
             dz = max(boxes[node, 2] - last_z, last_z - boxes[node, 5], zero)
@@ -249,9 +252,7 @@ def _farthest_point_sample_cpu(
     lengths = [size] * batch if lengths_B is None else lengths_B.tolist()
     index_BS = np.empty((batch, num_samples), np.int64)
     for start, length in zip(starts, lengths):
-        if (
-            not 0 <= start < length <= size
-        ):  # in a traced graph nobody has looked, and the loops read where they are told
+        if not 0 <= start < length <= size:  # a traced graph has not checked them, and the loops check no bounds
             raise IndexError(f"start must lie in 0..length-1 and lengths in 1..{size}, got {start} and {length}")
     integer = np.int32 if points.dtype == np.float32 else np.int64
 
@@ -266,9 +267,9 @@ def _farthest_point_sample_cpu(
 
 # GPU: one program for each cloud -------------------------------------------------------------------------------------
 
-# The samples follow one another, so what counts is the latency of one: a pass over the points, a maximum over the whole
-# program, and a load of the winner's coordinates, which the L1 cache still holds (about 40 cycles; to sum them out of
-# the registers would take three more reductions over the program, several hundred).
+# Samples depend on each other, so the latency of one decides: a pass over the points, a maximum over the whole program,
+# and a load of the winner's coordinates from the L1 cache (about 40 cycles; reading them from the registers would take
+# three more reductions over the program, several hundred cycles).
 
 
 @triton.jit(do_not_specialize=["size", "num_samples"])
@@ -295,8 +296,10 @@ def farthest_point_sample_fwd_kernel(
         dy = y - tl.load(rows_B3N + size + last)
         dz = z - tl.load(rows_B3N + 2 * size + last)
         distance = tl.minimum(distance, dx * dx + dy * dy + dz * dz)
-        _, last = tl.max(distance, 0, return_indices=True)  # the first of equals
-        last = tl.minimum(last, size - 1)  # NaN, which nobody looks for on a GPU, must not lead out of the cloud
+        _, last = tl.max(distance, 0, return_indices=True)  # of equals, the first
+        last = tl.minimum(
+            last, size - 1
+        )  # a GPU does not check for NaN: the index must stay inside the cloud even then
         tl.store(index_BS + s, last)
 
 
@@ -327,7 +330,7 @@ def farthest_point_sample_fwd_tiled_kernel(
         last_x = tl.load(rows_B3N + last)
         last_y = tl.load(rows_B3N + size + last)
         last_z = tl.load(rows_B3N + 2 * size + last)
-        # each lane keeps the first farthest of its own points, the lanes are compared once a sample
+        # each lane keeps the first farthest of its own points; the lanes are compared once for a sample
         farthest = tl.full((BLOCK_N,), -1.0, distance_BN.dtype.element_ty)
         index = tl.full((BLOCK_N,), 0, tl.int32)
         for begin in range(0, length, BLOCK_N):
@@ -352,11 +355,11 @@ def farthest_point_sample_fwd_shared_kernel(
     rows_B3N, start_B, lengths_B, slots_BSP, index_BS, size, num_samples,
     HAS_LENGTHS: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Large clouds: PROGRAMS programs, which all run at once, hold a share of a cloud each in their registers.
+    """Large clouds: PROGRAMS programs that run at the same time hold a share of a cloud each in their registers.
 
-    For every sample, each writes its farthest point into a slot of its own, and waits until all slots are filled. A
-    slot is one number: the bits of the distance, which order as floats do, then the index, so that the lowest of
-    equals is the largest. It is never zero, which means empty.
+    For every sample, each program writes its farthest point into its own slot and waits until all slots are filled. A
+    slot is one number, the bits of the distance above the complement of the index: its maximum is the farthest point,
+    of equals that of lowest index. It is never zero; zero means empty.
     """
     cloud = (tl.program_id(0) // PROGRAMS).to(tl.int64)
     share = tl.program_id(0) % PROGRAMS
@@ -381,7 +384,7 @@ def farthest_point_sample_fwd_shared_kernel(
         dy = y - tl.load(rows_B3N + size + last)
         dz = z - tl.load(rows_B3N + 2 * size + last)
         distance = tl.minimum(distance, dx * dx + dy * dy + dz * dz)
-        farthest, place = tl.max(distance, 0, return_indices=True)  # the first of equals
+        farthest, place = tl.max(distance, 0, return_indices=True)  # of equals, the first
         own = farthest.to(tl.int32, bitcast=True).to(tl.int64) << 32 | (
             0xFFFFFFFF - (share * BLOCK_N + place).to(tl.int64)
         )
@@ -390,18 +393,22 @@ def farthest_point_sample_fwd_shared_kernel(
         while tl.min((slots != 0).to(tl.int32), 0) == 0:
             slots = tl.load(slots_BSP + s * PROGRAMS + slot, volatile=True)
         last = (0xFFFFFFFF - (tl.max(slots, 0) & 0xFFFFFFFF)).to(tl.int32)
-        last = tl.minimum(last, size - 1)  # NaN, which nobody looks for on a GPU, must not lead out of the cloud
+        last = tl.minimum(
+            last, size - 1
+        )  # a GPU does not check for NaN: the index must stay inside the cloud even then
         if share == 0:
             tl.store(index_BS + s, last)
 
 
 def _shares(points_BN3: Tensor) -> tuple[int, int]:
-    """Programs for each cloud, and points for each program, such that all programs of all clouds run at once; (0, 0)
-    where they cannot, or are not needed."""
+    """Programs for each cloud, and points for each program, such that all programs of all clouds run at the same time.
+
+    (0, 0) where they cannot.
+    """
     batch, size, _ = points_BN3.shape
     if points_BN3.dtype != torch.float32:
         return 0, 0
-    if INTERPRETED:  # which runs one program after the other
+    if INTERPRETED:  # it runs one program after the other
         return 1, triton.next_power_of_2(size)
     most = torch.cuda.get_device_properties(points_BN3.device).multi_processor_count // batch
     for block in (1024, 2048, 4096, 8192):
@@ -418,7 +425,7 @@ def _farthest_point_sample_triton(
     rows_B3N = points_BN3.transpose(1, 2).contiguous()
     index_BS = torch.empty(batch, num_samples, dtype=torch.int64, device=points_BN3.device)
     block = triton.next_power_of_2(size)
-    lengths = start_B if lengths_B is None else lengths_B.contiguous()  # some pointer, never read
+    lengths = start_B if lengths_B is None else lengths_B.contiguous()  # any pointer: it is not read
     options = {"HAS_LENGTHS": lengths_B is not None, "enable_fp_fusion": False}  # rounds as the other paths do
     with torch.cuda.device_of(points_BN3):
         # four numbers for each point: 128 of the 256 KiB of registers of a multiprocessor

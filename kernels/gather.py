@@ -3,11 +3,11 @@
     gather_neighbors    out[b, s, k, :] = features[b, index[b, s, k], :]
     scatter_neighbors   out[b, n, :]    = Σ values[b, s, k, :] over the (s, k) with index[b, s, k] = n
 
-Each is the other's backward. On a CPU the sum has a fixed order. On a GPU it is a race of atomic additions, unless the
-user has called `torch.use_deterministic_algorithms(True)`: then the index is sorted, and each point sums its copies in
-their order.
+Each is the backward of the other. On a CPU the order of a sum is fixed. On a GPU atomic additions happen in any order,
+unless the user has called `torch.use_deterministic_algorithms(True)`: then the index is sorted, and each point sums its
+copies in order.
 
-Shapes in names: R rows gathered from a cloud, S or S·K.
+Suffixes of names: R rows gathered from a cloud, S or S·K.
 """
 
 from collections.abc import Callable
@@ -25,34 +25,34 @@ def gather_neighbors(features: Tensor, index: Tensor) -> Tensor:
     """Rows of `features` at `index`, cloud by cloud; differentiable in the features.
 
     Args:
-        features: (B, N, C), any real dtype.
-        index: (B, S) or (B, S, K) int64 in 0..N-1.
+        features: rows (B, N, C) of any real dtype.
+        index: numbers of rows (B, S) or (B, S, K), int64, in 0..N-1.
 
     Returns:
-        (B, S, C) or (B, S, K, C), of the dtype of the features.
+        (B, S, C) or (B, S, K, C), in the dtype of the features.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
-        IndexError: on a CPU, for an index out of range.
+        ValueError, TypeError: an argument of another shape or dtype.
+        IndexError: an index out of range (on a CPU).
     """
     check_features(features, index)
     return gather_neighbors_op(features, index)
 
 
 def scatter_neighbors(values: Tensor, index: Tensor, num_points: int) -> Tensor:
-    """Sum of the rows that belong to each point, cloud by cloud; differentiable in the values.
+    """Sums of the rows that belong to each point, cloud by cloud; differentiable in the values.
 
     Args:
-        values: (B, S, C) or (B, S, K, C), any real dtype; half types are summed in float32.
-        index: (B, S) or (B, S, K) int64 in 0..num_points-1, the point of every row.
-        num_points: N.
+        values: rows (B, S, C) or (B, S, K, C) of any real dtype; half types are summed in float32.
+        index: point of every row, (B, S) or (B, S, K), int64, in 0..num_points-1.
+        num_points: number of points N of a cloud.
 
     Returns:
-        (B, N, C), of the dtype of the values; zero for points without rows.
+        (B, N, C), in the dtype of the values; zero for points without rows.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
-        IndexError: on a CPU, for an index out of range.
+        ValueError, TypeError: an argument of another shape or dtype.
+        IndexError: an index out of range (on a CPU).
     """
     if values.ndim not in (3, 4) or values.shape[:-1] != index.shape:
         raise ValueError(
@@ -122,7 +122,7 @@ def _add_rows(sum_NC, index_R, values_RC):
 
 @triton.jit
 def _place(index, size, rows, channels, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Offsets into gathered rows and into features, and mask, of this program's rows of a cloud by channels."""
+    """Offsets into gathered rows and into features, and the mask, of this program's tile of rows by channels."""
     cloud, r, inside = item_rows(rows, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = inside[:, None] & (c < channels)[None, :]
@@ -183,7 +183,7 @@ def _scatter_neighbors_triton(values_BRC: Tensor, index_BR: Tensor, size: int) -
     sum_BNC = values_BRC.new_zeros(batch, size, channels, dtype=sum_dtype(values_BRC))
     if sum_BNC.numel() and values_BRC.numel():
         values_BRC, points = values_BRC.contiguous(), batch * size
-        block_r, block_c = rows_by_channels(channels)  # not autotuned, as trial runs would add up
+        block_r, block_c = rows_by_channels(channels)  # no autotuning: its trial runs would add up
         tile, channel_blocks = {"BLOCK_R": block_r, "BLOCK_C": block_c}, triton.cdiv(channels, block_c)
         with torch.cuda.device_of(values_BRC):
             if torch.are_deterministic_algorithms_enabled():

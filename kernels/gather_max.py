@@ -1,15 +1,16 @@
-"""The maximum over a neighborhood of a linear layer that never writes the neighborhood, (B, S, K, C), to memory.
+"""The maximum over a neighborhood of a linear layer, without a tensor (B, S, K, C) in memory.
 
     out[b, s, c] = max_k  relu( features[b, index[b, s, k], c] + shift[b, s, c] + Σ_d weight[c, d] local[b, s, k, d] )
 
-This is max_k relu(W [r_k; f_k]) of neighbors' features f and local quantities r, if `features` are W₂ f, computed
-before the gather: N products instead of S·K. Networks that see r only as a difference x_k - q (PointNet++, EdgeConv)
-put its product with q into `shift`. Shift and ReLU are the same for all k, so they follow the maximum.
+This is max_k relu(W [r_k; f_k]) for features f and local quantities r of the neighbors, where W = [W₁, W₂] and
+`features` are W₂ f, computed before the gather: N products instead of S·K. Networks in which r is a difference x_k - q
+(PointNet++, EdgeConv) put the product with q into `shift`. Shift and ReLU are the same for all k, so they are applied
+after the maximum.
 
-The gradient of a maximum goes to the first k that attains it; forward keeps that k in a byte, and backward visits one
-of K neighbors a channel.
+The gradient of a maximum goes to the first k that attains it. The forward pass stores that k in a byte, and the
+backward pass visits one of the K neighbors for each channel.
 
-Shapes in names: D channels of the local quantities, R rows: the queries of all clouds, or of a block of them.
+Suffixes of names: D channels of the local quantities, R rows: the queries of all clouds, or of a block of them.
 Source: EdgeConv, arXiv 1801.07829; RISurConv, arXiv 2408.06110.
 """
 
@@ -31,22 +32,24 @@ def gather_max(
     weight: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """Largest of the K sums of a gathered feature, a shift and a product, then ReLU; differentiable in all of them.
+    """The maximum over K of gathered features plus products, then shift and ReLU; differentiable in all tensors.
+
+    All tensors must have one floating-point dtype (autocast casts them); half types are summed in float32.
 
     Args:
-        features: (B, N, C) of any floating dtype; half types are summed in float32. None: no such summand.
-        index: (B, S, K) int64 in 0..N-1, rows of the features; None without features.
-        shift: (B, S, C), or None.
-        local: (B, S, K, D), or None if there are features.
-        weight: (C, D), given with `local` only.
+        features: rows (B, N, C) to gather; None for none.
+        index: rows of the K neighbors (B, S, K), int64, in 0..N-1; given with `features` only.
+        shift: summand (B, S, C) that is the same for all neighbors; None for none.
+        local: local quantities (B, S, K, D); None for none, if there are features.
+        weight: matrix (C, D) that multiplies `local`; given with `local` only.
         relu: whether negative maxima become zero.
 
     Returns:
-        (B, S, C) of the dtype of the arguments, which must agree (autocast makes them).
+        (B, S, C), in the dtype of the arguments.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
-        IndexError: on a CPU, for an index out of range.
+        ValueError, TypeError: an argument of another shape or dtype.
+        IndexError: an index out of range (on a CPU).
     """
     if (features is None) != (index is None):
         raise ValueError("features and index must be given together, got one of them")
@@ -79,7 +82,7 @@ def _check_shapes(features, index, shift, local, weight) -> None:
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Under `torch.autocast` the tensors in its dtype, as PyTorch's own linear layers take theirs."""
+    """The tensors, under `torch.autocast` in its dtype, as for PyTorch's own linear layers."""
     device = _first(*tensors).device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
@@ -88,7 +91,7 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _first(*tensors: Tensor | None) -> Tensor:
-    """The first that is given."""
+    """The first tensor that is not None."""
     return next(x for x in tensors if x is not None)
 
 
@@ -133,11 +136,11 @@ def gather_max_backward_reference(grad_BSC, argmax_BSC, index, local, weight, si
 
 
 def _filled(grad: Tensor, *gradients: Tensor | None) -> tuple[Tensor, ...]:
-    """In the dtype of `grad`, and empty tensors for those that nobody asked for, as an operator returns tensors."""
+    """The gradients in the dtype of `grad`, with empty tensors in place of None, which operators cannot return."""
     return tuple(grad.new_empty(0) if x is None else x.to(grad.dtype) for x in gradients)
 
 
-# Floats per thread of the CPU's buffer for products of a block of neighborhoods: they are read from the L2 cache.
+# Floats for each thread in the CPU's buffer of products, so that they stay in the L2 cache.
 BUFFER = 1 << 18
 
 
@@ -186,7 +189,7 @@ def _maxima(out_RC, argmax_RC, index_RK, shift_RC, product_RKC, features_PC, k, 
             for c in range(out_RC.shape[1]):
                 value = zero if product_RKC is None else product_RKC[r, i, c]
                 value += zero if features_PC is None else features_PC[p, c]
-                better = (value > out_RC[r, c]) | (value != value)  # a NaN is shown, not skipped
+                better = (value > out_RC[r, c]) | (value != value)  # a NaN propagates
                 out_RC[r, c] = value if better else out_RC[r, c]
                 argmax_RC[r, c] = i if better else argmax_RC[r, c]
         for c in range(out_RC.shape[1]):
@@ -206,7 +209,7 @@ def _gather_max_backward_cpu(grad_BSC, argmax_BSC, index, local, weight, size: i
         local_gradient = torch.zeros(batch, queries, k, weight.shape[1], dtype=dtype)
         each_cloud(_add_to_local, *chosen, local_gradient, weight.to(dtype).expand(batch, -1, -1))
     if local is not None:
-        sum_BCD = torch.zeros(batch, channels, local.shape[3], dtype=dtype)  # the same sums for any number of threads
+        sum_BCD = torch.zeros(batch, channels, local.shape[3], dtype=dtype)  # independent of the number of threads
         each_cloud(_add_to_weight, *chosen, sum_BCD, local.to(dtype))
         weight_gradient = sum_BCD.sum(0)
     return _filled(grad_BSC, features_gradient, local_gradient, weight_gradient)
@@ -224,7 +227,7 @@ def _add_to_local(grad_SC, argmax_SC, sum_SKD, weight_CD):
     for s in range(grad_SC.shape[0]):
         for c in range(grad_SC.shape[1]):
             grad, k = grad_SC[s, c], argmax_SC[s, c]
-            if grad != 0:  # the ReLU zeroed the others
+            if grad != 0:  # those that the ReLU let through
                 for d in range(weight_CD.shape[1]):
                     sum_SKD[s, k, d] += grad * weight_CD[c, d]
 
@@ -239,7 +242,7 @@ def _add_to_weight(grad_SC, argmax_SC, sum_CD, local_SKD):
                     sum_CD[c, d] += grad * local_SKD[s, k, d]
 
 
-# Registers hold two tiles of sums, S by C, and the shared memory the weights, D by C, and the local quantities.
+# Registers hold two tiles of sums, S by C; the shared memory holds the weights, D by C, and the local quantities.
 @autotune(
     [
         {"BLOCK_S": 16, "num_warps": 4},
@@ -254,7 +257,7 @@ def gather_max_fwd_kernel(
     features, index, shift, local, weight, out, argmax, size, queries, channels, depth, k,
     SUM: tl.constexpr, RELU: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One block of the queries of a cloud by one block of channels a program; one neighbor of each at a time."""
+    """A program takes a block of queries of one cloud by a block of channels, and one neighbor of each at a time."""
     cloud, s, inside = item_rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     d = tl.arange(0, BLOCK_D)
@@ -272,7 +275,7 @@ def gather_max_fwd_kernel(
         if features is not None:
             n = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
             value += load_rows(features, n, c, inside, channels)
-        better = (value > best) | (value != value)  # a NaN is shown, not skipped
+        better = (value > best) | (value != value)  # a NaN propagates
         best = tl.where(better, value, best)
         which = tl.where(better, i, which)
     if shift is not None:
@@ -287,7 +290,10 @@ def gather_max_fwd_kernel(
 def gather_max_bwd_features_kernel(
     grad, argmax, index, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Every maximum adds its gradient to the point that it came from, in any order (so no trial runs by autotuning)."""
+    """Every maximum adds its gradient to the point that it came from, in any order.
+
+    No autotuning: its trial runs would add up.
+    """
     cloud, s, inside = item_rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = (cloud * queries + s)[:, None]
@@ -307,7 +313,7 @@ def gather_max_bwd_local_kernel(
     grad, argmax, weight, out, rows, channels, depth, k,
     SUM: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries and one k a program: out[s, k, :] = Σ_c [argmax = k] grad[s, c] weight[c, :]."""
+    """A program takes a block of queries and one k: out[s, k, :] = Σ_c [argmax = k] grad[s, c] weight[c, :]."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     i = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
@@ -348,12 +354,12 @@ def gather_max_bwd_weight_kernel(
     store_rows(partial, value, share, d, c < channels, depth)
 
 
-# Programs, at most, that share the sum over all neighbors: two for each multiprocessor of a large GPU.
+# Most programs that share the sum over all neighbors: two for each multiprocessor of a large GPU.
 SHARES = 256
 
 
 def _fits(operand: Tensor | None) -> bool:
-    """Whether all D numbers of several neighbors fit into the shared memory of any GPU beside the weights."""
+    """Whether the shared memory of every GPU holds the D numbers of several neighbors beside the weights."""
     return operand is None or operand.shape[-1] * operand.element_size() <= 512
 
 
@@ -389,7 +395,7 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
     options = {"SUM": triton_dtype(grad_BSC.dtype), "BLOCK_C": block_c}
     features_gradient = local_gradient = weight_gradient = None
     grad_BSC, argmax_BSC = grad_BSC.contiguous(), argmax_BSC.contiguous()
-    if grad_BSC.dtype == torch.float64:  # Triton 3.6 cannot multiply float64 that a mask of bytes has chosen
+    if grad_BSC.dtype == torch.float64:  # Triton 3.6 cannot multiply float64 under a mask made from bytes
         argmax_BSC = argmax_BSC.int()
     with torch.cuda.device_of(grad_BSC):
         if index is not None:
@@ -418,7 +424,7 @@ def _gather_max_backward_triton(grad_BSC, argmax_BSC, index, local, weight, size
 def _features_gradient(grad_BSC: Tensor, argmax_BSC: Tensor, index_BSK: Tensor, size: int) -> Tensor:
     (batch, queries, channels), k = grad_BSC.shape, index_BSK.shape[2]
     if torch.are_deterministic_algorithms_enabled():
-        # every channel goes to a point of its own: a scatter of single numbers
+        # every channel has its own point: a scatter of single numbers
         place_BSC = index_BSK.gather(2, argmax_BSC.long()) * channels + torch.arange(channels, device=grad_BSC.device)
         sums = scatter_neighbors_op(grad_BSC.reshape(batch, -1, 1), place_BSC.flatten(1), size * channels)
         return sums.view(batch, size, channels)
@@ -442,7 +448,7 @@ def gather_max_op(
     weight: Tensor | None,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The maxima, and the k of each."""
+    """The maxima (B, S, C), and the k of each, uint8 for up to 256 neighbors, else int32."""
     if features is not None and index is not None:
         check_range(index, features.shape[1])
     run = pick(
@@ -464,7 +470,7 @@ def gather_max_backward_op(
     size: int,
     k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the features if `index` is given, of local if `weight` is, and of the weight if `local` is."""
+    """Gradients of the features, of local and of the weight; they need `index`, `weight` and `local` respectively."""
     run = pick(
         grad,
         reference=gather_max_backward_reference,
@@ -498,7 +504,7 @@ def _setup_context(ctx, inputs, output):
     ctx.size = features.shape[1] if features is not None else 0
     ctx.k = _sizes(features, index, local, weight)[2]
     ctx.set_materialize_grads(False)
-    # what the gradients that are asked for need, and no more
+    # only what the required gradients need
     ctx.save_for_backward(
         out if relu else None,
         argmax,

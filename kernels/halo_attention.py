@@ -1,17 +1,16 @@
-"""Halo attention: the queries of a block attend to the window of the block and a halo around it.
+"""Halo attention: the queries of a block attend to a window, the block and a halo around it.
 
     out_i = Σ_j P_ij v_j;   P_ij = softmax_j(scale q_i·k_j + q_i·Rh[u - y + win - 1] + q_i·Rw[w - x + win - 1])
 
-(y, x) is the place of query i in its block, (u, w) that of key j in the window, whose side is win = block + 2 halo.
-Beyond the map k and v are zero but not masked: such a key has the logit of its place, and takes its share of the
-softmax. With a stride the queries are a coarser map; their places in a block count 0, 1, ... without the stride, as
-the published weights have it.
+(y, x) is the position of query i in its block, (u, w) that of key j in the window, whose side is win = block + 2 halo.
+Outside the map k and v are zero but not masked: such a key has the logit of its position, and its share of the softmax.
+With a stride the queries are a coarser map; their positions in a block are 0, 1, ... regardless of the stride, as in
+the published weights.
 
-Nobody holds the (win / block)² copies of k and v that the windows are: Triton reads windows where they lie, a CPU
-copies those of a few blocks at a time into a buffer that fits a cache. The two terms of place are products of q with
-small tables, which PyTorch does: `position` (..., 2 win), first q_i·Rh by u, then q_i·Rw by w. The weights are
-computed anew in the backward: Triton takes them from lse_i, the logarithm of the sum over j, a CPU takes the softmax
-again.
+Memory never holds all windows, (win / block)² copies of k and v: Triton reads windows in place, and a CPU copies those
+of a few blocks at a time into a buffer that fits a cache. The two terms of position are products of q with small
+tables, which PyTorch computes: `position` (..., 2 win) holds q_i·Rh for all u, then q_i·Rw for all w. The backward
+recomputes the weights: Triton from lse_i, the logarithm of the sum over j, a CPU by another softmax.
 
 Gradients, for g = ∂/∂out, δ_i = g_i·out_i and S_ij = P_ij (g_i·v_j - δ_i):
 
@@ -43,24 +42,25 @@ def halo_attention(
     scale: float | None = None,
     scale_position: bool = False,
 ) -> Tensor:
-    """Attend from blocks to their windows; differentiable in all tensors. Half types are summed in float32.
+    """Attention of blocks to their windows; differentiable in all tensors. Half types are summed in float32.
 
     Args:
-        q: (B, Hq, Wq, heads, D), floating point; H = stride Hq and W = stride Wq with a stride that divides the block.
-        k: (B, H, W, heads, D), of that dtype, with H and W multiples of `block_size`.
-        v: (B, H, W, heads, C), of that dtype.
-        height_rel, width_rel: Rh and Rw (2 win - 1, D), shared by the heads; used in the dtype of q.
+        q: queries (B, Hq, Wq, heads, D), floating point; H = stride Hq and W = stride Wq, where the stride divides
+            `block_size`.
+        k: keys (B, H, W, heads, D), in the same dtype; H and W are multiples of `block_size`.
+        v: values (B, H, W, heads, C), in the same dtype.
+        height_rel, width_rel: tables Rh and Rw (2 win - 1, D), shared by the heads; used in the dtype of q.
         block_size: side of a block of keys.
-        halo_size: how far a window reaches beyond its block, 0 or more.
-        scale: of the products q·k; D^-0.5 by default.
-        scale_position: multiply the terms of place by `scale`, too.
+        halo_size: width of the halo, 0 or more.
+        scale: factor of the products q·k; D^-0.5 by default.
+        scale_position: whether `scale` multiplies the terms of position, too.
 
     Returns:
         (B, Hq, Wq, heads, C), in the dtype of v.
 
     Raises:
-        ValueError: shapes and sizes that do not go together.
-        TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are no integers.
+        ValueError: shapes and sizes that do not fit together.
+        TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are not integers.
     """
     check_maps(q, k, v)
     for name, size in (("block_size", block_size), ("halo_size", halo_size)):
@@ -100,7 +100,7 @@ def position_terms(q: Tensor, height_rel: Tensor, width_rel: Tensor, window: int
         x.to(q.dtype).index_select(0, places.flatten()).view(side, window, -1) for x in (height_rel, width_rel)
     )
     by_row, by_column = q.unflatten(1, (-1, side)), q.unflatten(2, (-1, side))
-    # on a GPU a copy for each row of blocks: the gradient of a single table is a sum over all pixels in few programs
+    # on a GPU a copy for each row of blocks: the gradient of one table would be a sum over all pixels in few programs
     copies = [(*x.shape[:1], x.shape[axis]) if q.is_cuda else (1, 1) for x, axis in ((by_row, 1), (by_column, 2))]
     vertical = torch.einsum("bnyxhd,bnyud->bnyxhu", by_row, by_height.expand(*copies[0], -1, -1, -1))
     horizontal = torch.einsum("bynxhd,bnxwd->bynxhw", by_column, by_width.expand(*copies[1], -1, -1, -1))
@@ -113,13 +113,13 @@ def _grid(k: Tensor, block: int) -> tuple[int, int]:
 
 
 def _window_places(blocks: int, block: int, halo: int, device: torch.device) -> Tensor:
-    """Along one axis of the padded map, the places (blocks · win,) that the windows read."""
+    """The positions (blocks · win,) on one axis of the padded map that the windows read."""
     starts = torch.arange(0, blocks * block, block, device=device).unsqueeze(1)
     return (starts + torch.arange(block + 2 * halo, device=device)).flatten()
 
 
 def _read_windows(x: Tensor, block: int, halo: int) -> Tensor:
-    """(B, H, W, heads, C) -> (P, win², C), in the dtype that is summed in."""
+    """(B, H, W, heads, C) -> (P, win², C), in the dtype of sums."""
     rows, columns = _grid(x, block)
     x = F.pad(x.to(sum_dtype(x)), (0, 0, 0, 0, halo, halo, halo, halo))
     x = x.index_select(1, _window_places(rows, block, halo, x.device))
@@ -149,7 +149,7 @@ def _weights(q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
 def halo_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The definition, with all windows in memory; also lse (B, Hq, Wq, heads)."""
+    """out, with all windows in memory, and lse (B, Hq, Wq, heads)."""
     rows, columns = _grid(k, block)
     k_windows, v_windows = _read_windows(k, block, halo), _read_windows(v, block, halo)
     place = to_regions(position, rows, columns).to(k_windows.dtype)
@@ -184,11 +184,11 @@ def halo_attention_backward_reference(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dposition.to(position.dtype)
 
 
-# The CPU's path: products of matrices, for so many blocks at a time that their weights fit a cache.
+# The CPU's path: products of matrices, for as many blocks at a time as have weights that fit a cache.
 
-# weights that are computed at once: 1 MB in float32
+# weights that are computed together: 1 MB in float32
 BLOCK = 1 << 18
-# queries that a block should have, to be worth the copy of its window
+# fewest queries of a block for which the copy of its window pays off
 QUERIES = 16
 
 
@@ -219,7 +219,7 @@ def _sum_places(grad, out):
 
 
 def _padded(x: Tensor, halo: int) -> Tensor:
-    """(B, H, W, heads, C) -> (N, H + 2 halo, W + 2 halo, C), in the dtype that is summed in."""
+    """(B, H, W, heads, C) -> (N, H + 2 halo, W + 2 halo, C), in the dtype of sums."""
     x = x.to(sum_dtype(x)).permute(0, 3, 1, 2, 4).flatten(0, 1)
     return F.pad(x, (0, 0, halo, halo, halo, halo)).contiguous()
 
@@ -243,11 +243,11 @@ def _gathered(windows: Tensor) -> Tensor:
 
 
 def _schedule(pairs: int, rows: int, columns: int, queries: int, keys: int) -> list[list[tuple[slice, slice, slice]]]:
-    """For every thread's turn, its parts: slices of the (image, head), of rows and of columns of blocks.
+    """Turns of the threads, each a list of parts: slices of (image, head), of rows and of columns of blocks.
 
-    A turn has all blocks of some images and heads: whatever adds to the gradient of one key is in one turn.
+    A turn has all blocks of some images and heads, so that one thread adds all gradients of a key.
     """
-    count = max(1, BLOCK // (max(queries, QUERIES) * keys))  # of tiny blocks no more: their windows are the larger part
+    count = max(1, BLOCK // (max(queries, QUERIES) * keys))  # for tiny blocks the windows dominate
     parts = [
         (y, x)
         for y in slices(0, rows, max(1, min(rows, count // columns)))
@@ -313,7 +313,7 @@ def _halo_attention_backward_cpu(
     dq, dplace = torch.empty_like(q_blocks), torch.empty_like(place)
     dk_padded, dv_padded = torch.zeros_like(k_padded), torch.zeros_like(v_padded)
     dk_windows, dv_windows = _windows(dk_padded, block, halo), _windows(dv_padded, block, halo)
-    apart = -(-window // block)  # windows so many blocks apart do not overlap: they are added at once
+    apart = -(-window // block)  # windows at this distance in blocks do not overlap, and are added together
 
     def add(windows: Tensor, values: Tensor) -> None:
         values = values.view(windows.shape)
@@ -342,8 +342,8 @@ def _halo_attention_backward_cpu(
     )
 
 
-# Triton: a program walks a window row by row, so that the term of w is one tile for all rows, and that of u a column.
-# (Tuned: two or four rows of a window at a time where win <= 16, for larger products.)
+# Triton: a program takes a window row by row, so that the term of w is one tile for all rows, and that of u a column.
+# For win <= 16, two or four rows at a time would give larger products.
 
 
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
@@ -370,7 +370,7 @@ def halo_attention_fwd_kernel(
     norm = tl.zeros((BLOCK_Q,), factor.dtype)
     total = tl.zeros((BLOCK_Q, BLOCK_C), factor.dtype)
     for u in range(window):
-        y = region // columns * block - halo + u + tl.zeros_like(x)  # as many as x: scalar masks do not mix everywhere
+        y = region // columns * block - halo + u + tl.zeros_like(x)  # a tile like x: their masks are combined
         key_row = ((image * rows * block + y) * (columns * block) + x) * heads + head
         key = on_map & (y >= 0) & (y < rows * block)
         k_tile = load_rows(k, key_row, d, key, width)
@@ -410,7 +410,7 @@ def halo_attention_bwd_q_kernel(
     total = tl.zeros((BLOCK_Q, BLOCK_D), factor.dtype)
     by_column = tl.zeros((BLOCK_Q, BLOCK_W), factor.dtype)
     for u in range(window):
-        y = region // columns * block - halo + u + tl.zeros_like(x)  # as many as x: scalar masks do not mix everywhere
+        y = region // columns * block - halo + u + tl.zeros_like(x)  # a tile like x: their masks are combined
         key_row = ((image * rows * block + y) * (columns * block) + x) * heads + head
         key = on_map & (y >= 0) & (y < rows * block)
         k_tile = load_rows(k, key_row, d, key, width)
@@ -452,7 +452,7 @@ def halo_attention_bwd_kv_kernel(
         ):
             w = left + key % block - block_x * block + halo
             in_window = key_inside & (u >= 0) & (u < window) & (w >= 0) & (w < window)
-            # a product picks both terms of place: to gather them for every pair would take longer than all the rest
+            # a product selects both terms of position: gathering them for every pair would take most of the time
             chosen = (p[None, :] == u[:, None]) | (p[None, :] == window + w[:, None])
             for start in range(0, side * side, BLOCK_Q):
                 query = start + tl.arange(0, BLOCK_Q)
@@ -478,7 +478,7 @@ def halo_attention_bwd_kv_kernel(
 def _launch(
     kernel, q: Tensor, v: Tensor, block: int, halo: int, grid: tuple[int, ...], tiles: dict, *arguments, num_warps=2
 ) -> None:
-    """Runs `kernel` over `grid` x heads."""
+    """Launch `kernel` over `grid` x heads."""
     (rows, columns), heads, channels = _grid(v, block), q.shape[3], v.shape[-1]
     if not q.numel():
         return
@@ -501,7 +501,7 @@ def _query_tiles(q: Tensor, k: Tensor, block: int, halo: int) -> tuple[tuple[int
 def _halo_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
+    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor, as numbers are passed in float32
     out, lse = v.new_empty(*q.shape[:-1], v.shape[-1]), factor.new_empty(q.shape[:-1])
     q, k, v, position = operands(q, k, v, position)
     plan = _query_tiles(q, k, block, halo)
@@ -541,8 +541,8 @@ def halo_attention_op(
 ) -> tuple[Tensor, Tensor]:
     """out (B, Hq, Wq, heads, C), and lse (B, Hq, Wq, heads) for the backward of the same path.
 
-    On a CPU lse is -inf, as the backward there takes the softmax again: a forward may not be followed by the backward
-    of another path (ATTLAS_KERNELS changed in between).
+    On a CPU lse is -inf, as the backward there computes the softmax again: forward and backward must take the same
+    path (ATTLAS_KERNELS must not change in between).
     """
     run = pick(q, reference=halo_attention_reference, triton=_halo_attention_triton, cpu=_halo_attention_cpu)
     return run(q, k, v, position, block, halo, scale)

@@ -3,23 +3,22 @@
     nearest         the K points nearest to every query, by ascending (distance, index)
     first_inside    the K points of lowest index that are closer to a query than a radius
 
-A tree of depth d halves its points d times by number, each time along the longest side of their box, so that leaf j
-of 2^d holds the points from j n / 2^d on in the resulting order, LEAF of them at most, however they are spread.
-Node 1 is the root, nodes 2 i and 2 i + 1 are the children of i, leaf j is node 2^d + j. Four arrays are a tree:
+A tree of depth d halves the points d times by number, each time along the longest side of their box. Leaf j of 2^d
+holds the points from j n / 2^d on in the resulting order: at most LEAF of them, for any distribution. Node 1 is the
+root, nodes 2 i and 2 i + 1 are the children of i, leaf j is node 2^d + j. A tree is four arrays:
 
-    slots (3, leaves, LEAF)   the coordinates in the order of the leaves, infinite where a leaf has a place left
-    index (leaves, LEAF)      which point that is, NONE where a leaf has a place left
-    box (2 leaves, 6)         of every node the smallest and largest coordinates
-    first (2 leaves)          of every node the lowest index, by which equally near points are left out, too
+    slots (3, leaves, LEAF)   coordinates, leaf by leaf; infinite in unused slots
+    index (leaves, LEAF)      indices of these points; NONE in unused slots
+    box (2 leaves, 6)         smallest and largest coordinates of every node
+    first (2 leaves)          lowest index of every node, which also prunes nodes of equally near points
 
-Queries have a tree of their own (the same if they are the points). A leaf of them, a group, walks down the tree of
-points together, and leaves out boxes that can add nothing to the list of any of its queries. The points of the
-remaining leaves are tried query by query. The distance to a box is computed in the same order and precision as that to
-a point; as rounding is monotonic, it never exceeds that to a point inside, and no tie is lost.
+Queries have their own tree (the same one if they are the points). A group, which is a leaf of queries, descends the
+tree of points together and skips every box that cannot add to the list of any of its queries; the points of the
+remaining leaves are compared with each query. The distance to a box is computed in the order and precision of that to
+a point. Rounding is monotonic, so it never exceeds the distance to a point inside, and no tie is lost.
 
 Source: Friedman, Bentley and Finkel, "An algorithm for finding best matches in logarithmic expected time", ACM TOMS
-1977. That a whole leaf of queries walks down together is the dual-tree idea of Gray and Moore, "N-body problems in
-statistical learning", NIPS 2000.
+1977. Groups of queries: the dual trees of Gray and Moore, "N-body problems in statistical learning", NIPS 2000.
 """
 
 import itertools
@@ -32,18 +31,18 @@ from torch import Tensor
 from .dispatch import compiled, each
 
 LEAF = 16  # a vector of float32 with AVX-512
-NONE = 2**31 - 1  # the index of an unused place
+NONE = 2**31 - 1  # the index in an unused slot
 
 
 @compiled
 def _before(values, order, a, b):
-    """Whether place a comes before place b, by (value, order): among equal values, too, there is a middle."""
+    """Whether place a comes before place b, by (value, order), so that equal values have a middle, too."""
     return values[a] < values[b] or (values[a] == values[b] and order[a] < order[b])
 
 
 @compiled
 def _median_of_three(values, order, a, b, c):
-    """The one of three places that comes between the others."""
+    """The middle one of three places."""
     if _before(values, order, b, a):
         a, b = b, a
     if _before(values, order, c, a):
@@ -53,7 +52,7 @@ def _median_of_three(values, order, a, b, c):
 
 @compiled
 def _partition(values, order, start, end, middle):
-    """Reorder start..end so that what lies before `middle` is smaller, by (value, order), than what lies behind."""
+    """Reorder start..end-1 such that all before place `middle` come before all behind it, by (value, order)."""
     last = end - 1
     while last > start:
         a, b, c = start, (start + last) // 2, last
@@ -66,7 +65,7 @@ def _partition(values, order, start, end, middle):
         value, number = values[pivot], order[pivot]
         values[pivot], order[pivot] = values[last], order[last]
         border = start
-        for i in range(start, last):  # without a branch: half of the guesses would be wrong
+        for i in range(start, last):  # without a branch: half of the predictions would be wrong
             v, n = values[i], order[i]
             values[i], order[i] = values[border], order[border]
             values[border], order[border] = v, n
@@ -83,7 +82,7 @@ def _partition(values, order, start, end, middle):
 
 @compiled
 def _longest_side(points, order):
-    """The dimension in which points[order] spread most."""
+    """The dimension in which points[order] extend farthest."""
     low_x = low_y = low_z = points.dtype.type(np.inf)
     high_x = high_y = high_z = points.dtype.type(-np.inf)
     for i in order:
@@ -156,7 +155,7 @@ def _between_centers(a, b):
 
 @compiled
 def _gaps_to_box(box, slots, leaf, gaps):
-    """The squared distances from the places of a leaf to a box (6,)."""
+    """The squared distances from the slots of a leaf to a box (6,)."""
     x0, y0, z0, x1, y1, z1 = box
     zero = gaps.dtype.type(0)
     for i in range(LEAF):
@@ -167,7 +166,7 @@ def _gaps_to_box(box, slots, leaf, gaps):
 
 @compiled
 def _distances(x, y, z, slots, leaf, distance):
-    """The squared distances from a query to the places of a leaf."""
+    """The squared distances from a query to the slots of a leaf."""
     for i in range(LEAF):
         dx, dy, dz = slots[0, leaf, i] - x, slots[1, leaf, i] - y, slots[2, leaf, i] - z
         distance[i] = (dx * dx + dy * dy) + dz * dz
@@ -175,16 +174,16 @@ def _distances(x, y, z, slots, leaf, distance):
 
 @compiled
 def _filled(index):
-    """How many places of a leaf hold a point."""
+    """The number of points of a leaf."""
     count = 0
     while count < LEAF and index[count] != NONE:
         count += 1
     return count
 
 
-# The nearest. Lists are ordered by (distance, index). The bits of a float that is not negative, read as an integer,
-# order like the float: a float32 and an index fit into one integer, which is the key then (`packed`); the key of a
-# float64 are its bits, and the index is kept beside it.
+# The nearest points. Lists are ordered by (distance, index). Non-negative floats have the order of their bits read as
+# integers: a float32 and an index form one integer, the key (`packed`). The key of a float64 is its bits alone, and a
+# second list holds the index.
 
 
 @compiled
@@ -199,10 +198,10 @@ def _exceeds(key, number, other_key, other_number):
 
 @compiled
 def _insert(keys, numbers, q, k, key, number, packed):
-    """Put an entry into the list of query `q`, which descends, and drop its first, the largest.
+    """Insert an entry into the descending list of query `q`, and drop the first, the largest.
 
-    new[j] is old[j + 1] where that exceeds the entry, the entry where only old[j] does, and old[j] elsewhere: no entry
-    waits for another, so the loops become vector instructions. Behind the list stands an entry smaller than all.
+    new[j] is old[j + 1] where that exceeds the entry, the entry where only old[j] does, and old[j] elsewhere. No place
+    depends on another, so the loops become vector instructions. The place after the list holds the smallest entry.
     """
     if packed:
         for j in range(k):
@@ -218,23 +217,23 @@ def _insert(keys, numbers, q, k, key, number, packed):
 
 @compiled
 def _search_nearest(tree, groups, begin, end, k, last, out, floats, bits):
-    """Fill the rows of `out` (S, K) for the queries in groups begin..end of their tree `groups`.
+    """Fill the rows of `out` (S, K) for the queries in groups begin..end-1 of their tree `groups`.
 
-    `last` is the last point, the answer where there is none (NaN in a traced graph, for which nobody has looked).
-    `bits` is the memory of `floats`, 64 + 2 LEAF of them, read as integers.
+    Distances that are NaN, which a traced graph does not check, give the index `last`, the last point. `bits` is the
+    memory of `floats` read as integers, 64 + 2 LEAF numbers.
     """
     slots, index, box, first = tree
     query_slots, query_index, query_box, _ = groups
     leaves, query_leaves = len(box) // 2, len(query_box) // 2
     packed = floats.itemsize == 4
 
-    stack = np.empty(64, np.int64)  # nodes to visit; they lie at the distances in floats[:64]
+    stack = np.empty(64, np.int64)  # nodes to visit, whose distances are in floats[:64]
     distance, distance_bits = floats[64 : 64 + LEAF], bits[64 : 64 + LEAF]
     gaps, gap_bits = floats[64 + LEAF :], bits[64 + LEAF :]
     keys, numbers = np.empty((LEAF, k + 1), np.int64), np.empty((LEAF, k + 1), np.int32)
     close_keys, close_numbers = np.empty(LEAF, np.int64), np.empty(LEAF, np.int32)
     floats[0] = np.inf
-    empty = _key(bits[0], NONE, packed)  # an entry farther than all that may be listed
+    empty = _key(bits[0], NONE, packed)  # farther than every entry of a list
 
     for group in range(begin, end):
         group_box = query_box[query_leaves + group]
@@ -242,7 +241,7 @@ def _search_nearest(tree, groups, begin, end, k, last, out, floats, bits):
         for q in range(count):
             keys[q, :k], numbers[q, :k] = empty, NONE
             keys[q, k], numbers[q, k] = -1, -1
-        worst, worst_number = empty, np.int32(NONE)  # the largest entry of all the group's lists
+        worst, worst_number = empty, np.int32(NONE)  # the largest entry of the group's lists
 
         stack[0], floats[0], top = 1, 0, 1
         while top:
@@ -273,7 +272,7 @@ def _search_nearest(tree, groups, begin, end, k, last, out, floats, bits):
                     continue
                 x, y, z = query_slots[0, group, q], query_slots[1, group, q], query_slots[2, group, q]
                 _distances(x, y, z, slots, leaf, distance)
-                # gather what may enter the list, without a branch that would be guessed wrong
+                # collect the candidates without a branch, which would be mispredicted
                 farthest, close = keys[q, 0], 0
                 for i in range(LEAF):
                     key = _key(distance_bits[i], index[leaf, i], packed)
@@ -297,14 +296,14 @@ def _search_nearest(tree, groups, begin, end, k, last, out, floats, bits):
                 out[row, j] = min(number, last)
 
 
-# The first inside. Lists hold the lowest indices so far, and descend.
+# The first points inside a ball. Lists hold the lowest indices so far, in descending order.
 
 
 @compiled
 def _search_inside(tree, groups, begin, end, k, limit, out, floats):
-    """Fill the rows of `out` (S, K) for the queries in groups begin..end of their tree `groups`.
+    """Fill the rows of `out` (S, K) for the queries in groups begin..end-1 of their tree `groups`.
 
-    `limit` is the squared radius. Missing points repeat the first; -1 where nothing is inside. `floats`: 2 LEAF.
+    `limit` is the squared radius. Short lists repeat their first entry, empty ones get -1. `floats`: 2 LEAF numbers.
     """
     slots, index, box, first = tree
     query_slots, query_index, query_box, _ = groups
@@ -319,7 +318,7 @@ def _search_inside(tree, groups, begin, end, k, limit, out, floats):
         count = _filled(query_index[group])
         for q in range(count):
             lists[q, :k], lists[q, k] = NONE, -1
-        worst = np.int32(NONE)  # the largest entry of all the group's lists
+        worst = np.int32(NONE)  # the largest entry of the group's lists
 
         stack[0], top = 1, 1
         while top:
@@ -372,7 +371,10 @@ def _search_inside(tree, groups, begin, end, k, limit, out, floats):
 
 
 def nearest(queries_BS3: Tensor, points_BN3: Tensor, k: int, lengths: Tensor | None) -> Tensor:
-    """(B, S, K) int64: the nearest points, equally near ones by index; a cloud of fewer repeats the first entry."""
+    """Indices (B, S, K) of the nearest points, of equally near ones in order of index.
+
+    A cloud of fewer than K points repeats the first entry.
+    """
 
     def search(tree, groups, begin, end, size, out_SK):
         floats = np.empty(64 + 2 * LEAF, tree[0].dtype)
@@ -383,7 +385,10 @@ def nearest(queries_BS3: Tensor, points_BN3: Tensor, k: int, lengths: Tensor | N
 
 
 def first_inside(queries_BS3: Tensor, points_BN3: Tensor, limit: float, k: int, lengths: Tensor | None) -> Tensor:
-    """(B, S, K) int64: the points at squared distances below `limit`, by index; fewer repeat the first, -1 for none."""
+    """Indices (B, S, K) of the first points at squared distances below `limit`, in order of index.
+
+    Short lists repeat their first entry; where no point is inside, all entries are -1.
+    """
 
     def search(tree, groups, begin, end, size, out_SK):
         number = tree[0].dtype.type
@@ -394,19 +399,22 @@ def first_inside(queries_BS3: Tensor, points_BN3: Tensor, limit: float, k: int, 
 
 
 def _search_clouds(search: Callable, queries_BS3: Tensor, points_BN3: Tensor, k: int, lengths: Tensor | None) -> Tensor:
-    """search(tree of points, tree of queries, first group, last group + 1, points, out (S, K)) by parts of all clouds,
-    which threads share."""
+    """Call search(tree, groups, begin, end, size, out) for parts of the groups of every cloud, on all threads.
+
+    `tree` and `groups` are the trees of points and of queries, `begin` and `end` the groups of the part, `size` the
+    number of points, `out` (S, K) the rows of the cloud.
+    """
     batch, size, _ = points_BN3.shape
     one_set = queries_BS3.data_ptr() == points_BN3.data_ptr() and queries_BS3.stride() == points_BN3.stride()
     one_set = one_set and queries_BS3.shape == points_BN3.shape and lengths is None
     sizes = [size] * batch if lengths is None else lengths.tolist()
-    if min(sizes) < 1 or max(sizes) > size:  # in a traced graph nobody has looked
+    if min(sizes) < 1 or max(sizes) > size:  # a traced graph has not checked them
         raise ValueError(f"lengths must lie in 1..{size}, got values from {min(sizes)} to {max(sizes)}")
     points, queries = points_BN3.contiguous().numpy(), queries_BS3.contiguous().numpy()
     trees = each(lambda b: build(points[b, : sizes[b]]), range(batch))
     groups = trees if one_set else each(build, queries)
     out = np.empty((*queries.shape[:2], k), dtype=np.int64)
-    # a few parts per thread, as some take longer than others
+    # several parts for each thread, as some take longer than others
     parts = max(1, 4 * torch.get_num_threads() // batch) if torch.get_num_threads() > 1 else 1
 
     def search_part(cloud_and_part):

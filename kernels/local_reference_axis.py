@@ -1,11 +1,11 @@
-"""Local reference axis (LRA): the direction in which points around a center spread least, as a stand-in for a normal.
+"""Local reference axis (LRA): the direction of least spread of the points around a center, in place of a normal.
 
     d_i = x_i - center;  w_i = (d_max - |d_i|) / Σ_j (d_max - |d_j|);  axis = eigenvector of the smallest eigenvalue of
     Σ_i w_i d_i d_iᵀ, of unit length
 
-An eigenvector has no sign. `sign="projection"` turns it so that Σ_i w_i d_i·axis >= 0, which commutes with rotation;
-`sign="solver"` leaves what the eigen-solver gives, as the released RISurConv does, and breaks rotation invariance.
-Offsets that are equally long up to rounding (64 eps of the dtype, relative to the longest) all weigh the same.
+The sign of an eigenvector is arbitrary. `sign="projection"` chooses it such that Σ_i w_i d_i·axis >= 0, which commutes
+with rotation; `sign="solver"` keeps the sign of the eigen-solver, as the released RISurConv does, and breaks rotation
+invariance. Offsets of equal length up to rounding (64 eps of the dtype, relative to the longest) get equal weights.
 
 Source: Zhang et al., RIConv++, arXiv 2202.13094 and RISurConv, arXiv 2408.06110 (compute_LRA of the release).
 """
@@ -23,11 +23,21 @@ SIGNS = ("projection", "solver")
 
 @torch.no_grad()
 def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") -> Tensor:
-    """A normal for every point from its `k` nearest neighbors: (B, N, 3) -> (B, N, 3) unit vectors.
+    """The reference axis of every point's neighborhood; it rotates with the points.
 
-    `k` in 5..N: the point itself has offset 0 and the farthest neighbor weight 0, and three offsets are the fewest
-    that have one direction of least spread. Rotating the points rotates the result. Where a neighborhood is symmetric
-    about the axis, rounding decides the sign.
+    Where a neighborhood is symmetric about its axis, rounding decides the sign.
+
+    Args:
+        points: coordinates (B, N, 3), float32 or float64.
+        k: number of nearest neighbors, 5..N. The point itself has offset 0, the farthest neighbor has weight 0, and
+            three more offsets are needed for one direction of least spread.
+        sign: "projection" or "solver".
+
+    Returns:
+        unit vectors (B, N, 3), in the dtype of the points. No gradient flows.
+
+    Raises:
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
     check_points(points)
     check_count(k, "k", points.shape[1], "points", at_least=5)
@@ -37,7 +47,18 @@ def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") 
 
 @torch.no_grad()
 def principal_axis(offsets: Tensor, sign: str = "projection") -> Tensor:
-    """The reference axis of offsets (..., K, 3) from a center: (..., 3), a unit vector."""
+    """The reference axis of offsets from a center.
+
+    Args:
+        offsets: vectors (..., K, 3), float32 or float64.
+        sign: "projection" or "solver".
+
+    Returns:
+        unit vectors (..., 3), in the dtype of the offsets. No gradient flows.
+
+    Raises:
+        ValueError: another `sign`.
+    """
     if sign not in SIGNS:
         raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
     with torch.autocast(offsets.device.type, enabled=False):  # eigenvectors need the digits

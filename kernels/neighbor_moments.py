@@ -1,11 +1,11 @@
-"""First and second moments of local quantities beside gathered features, without gathering the features.
+"""First and second moments of local quantities and gathered features, without gathering the features.
 
     z[b, s, k] = [local[b, s, k]; features[b, index[b, s, k]]]        of D + C channels
     first[b] = Σ_sk z[b, s, k],  second[b] = Σ_sk z[b, s, k] z[b, s, k]ᵀ
 
-From these follow the mean and the variance of any linear map of z, hence the batch statistics of a normalization after
-it, before it is computed. A point counts as often as it is a neighbor, and meets the sum of the local quantities
-around it: one scatter of `local` stands for all products with the features.
+They give the mean and the variance of any linear map of z, hence the batch statistics of a normalization after the map,
+before the map is computed. A point counts as often as it is a neighbor, and its feature multiplies the sum of the local
+quantities around it: one scatter of `local` replaces all products of local quantities and gathered features.
 """
 
 import functools
@@ -21,18 +21,19 @@ from .gather import check_features, each_cloud, gather_neighbors_op, scatter_nei
 def neighbor_moments(
     local: Tensor, index: Tensor | None = None, features: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Sums of z and of z zᵀ over each cloud's neighbors; differentiable in local quantities and features.
+    """Sums of z and of z zᵀ over the neighbors of each cloud; differentiable in local quantities and features.
 
     Args:
-        local: (B, S, K, D) float32 or float64.
-        index: (B, S, K) int64 in 0..N-1; needed with features only.
-        features: (B, N, C) of the same dtype; None for local quantities alone.
+        local: local quantities (B, S, K, D), float32 or float64.
+        index: rows of the neighbors (B, S, K), int64, in 0..N-1; given with `features` only.
+        features: rows (B, N, C) in the dtype of `local`; None for local quantities alone (C = 0).
 
     Returns:
         first (B, D + C) and second (B, D + C, D + C).
 
     Raises:
-        ValueError, TypeError, IndexError: for arguments of other shapes, dtypes and values.
+        ValueError, TypeError: an argument of another shape or dtype.
+        IndexError: an index out of range (on a CPU).
     """
     if local.ndim != 4 or local.dtype not in COORDINATES:
         raise ValueError(f"local must be (B, S, K, D), float32 or float64, got {tuple(local.shape)} {local.dtype}")
@@ -50,7 +51,7 @@ def neighbor_moments(
 
 
 def neighbor_moments_reference(local_BSKD: Tensor, index_BSK: Tensor | None, features_BNC: Tensor | None):
-    """first, second, and what the backward needs again: around (B, N, D), the sum of local quantities at each point."""
+    """first, second, and for the backward: around (B, N, D), the sum of the local quantities at each point."""
     rows = local_BSKD.flatten(1, 2)
     first, second = rows.sum(1), rows.mT @ rows
     if features_BNC is None or index_BSK is None:
@@ -64,14 +65,14 @@ def neighbor_moments_reference(local_BSKD: Tensor, index_BSK: Tensor | None, fea
 
 
 def _copies(index_BSK: Tensor, features_BNC: Tensor) -> Tensor:
-    """How often each point is a neighbor, (B, N, 1)."""
+    """The number of times that each point is a neighbor, (B, N, 1)."""
     index = index_BSK.flatten(1)
     copies = features_BNC.new_zeros(features_BNC.shape[:2])
     return copies.scatter_add_(1, index, copies.new_ones(()).expand_as(index)).unsqueeze(2)
 
 
 def _gradients(grad_first, grad_second, local_BSKD, index_BSK, features_BNC, around, add_gathered):
-    grad_second = grad_second + grad_second.mT  # z zᵀ holds z twice
+    grad_second = grad_second + grad_second.mT  # z occurs twice in z zᵀ
     depth = local_BSKD.shape[-1]
     of_rows, grad_row = grad_second[:, :depth, :depth], grad_first[:, None, :depth]
     rows = local_BSKD.flatten(1, 2)

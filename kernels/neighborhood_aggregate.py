@@ -1,10 +1,10 @@
-"""Every pixel averages the values in its window, by weights that it brings itself: A V of neighborhood attention.
+"""Averages of the values in every pixel's window, with given logits: the product A V of neighborhood attention.
 
     out[p] = Σ_t softmax_t(logits[p, t] + bias[offset of tap t from p]) · v[tap t of p]
 
-The k x k window is clamped: at a border it stops inside the map instead of reaching out, so that its first row for row
-i is min(max(i - k // 2, 0), H - k), and every pixel has k² taps. Taps are in row-major order. Neither copies of v for
-each tap nor, for the backward, the softmax are kept; the backward makes it again.
+The k x k window is clamped: at a border it moves inwards. The first row of the window of row i is
+min(max(i - k // 2, 0), H - k), and every pixel has k² taps, in row-major order. Memory holds neither copies of v for
+each tap nor the softmax for the backward, which computes it again.
 
 Source: OverLoCK's dynamic convolution ContMix, arXiv 2502.20087; the window: Neighborhood Attention Transformer, arXiv
 2204.07143.
@@ -21,25 +21,25 @@ from .tiles import item_rows, triton_dtype
 def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Tensor | None = None) -> Tensor:
     """Averages of v over clamped windows, weighted by the softmax of logits + bias; differentiable in all three.
 
-    The softmax and the sums are made in float32 for half types.
+    Each tensor may have any floating-point dtype; softmax and sums of half types are computed in float32.
 
     Args:
-        logits: (B, H, W, heads, k²) of any floating dtype.
-        v: (B, H, W, heads, c) of any floating dtype: (B, H, W, C), a map that is channels-last, seen as heads.
-        kernel_size: k, odd, at most H and W.
-        bias: (heads, 2k - 1, 2k - 1) of any floating dtype: bias[g, y + k - 1, x + k - 1] is added to the logits of
-            taps that lie y rows below and x columns right of their pixel.
+        logits: logits of the taps (B, H, W, heads, k²).
+        v: values (B, H, W, heads, C), for instance a channels-last map whose channels are split into heads.
+        kernel_size: side k of the windows, odd, at most H and W.
+        bias: table (heads, 2k - 1, 2k - 1); bias[g, y + k - 1, x + k - 1] is added to the logits of the taps that lie
+            y rows below and x columns right of their pixel. None for none.
 
     Returns:
-        (B, H, W, heads, c), contiguous, of the dtype of v.
+        (B, H, W, heads, C), contiguous, in the dtype of v.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
+        ValueError, TypeError: an argument of another shape or dtype.
     """
     if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be an odd positive integer, got {kernel_size!r}")
     if v.ndim != 5:
-        raise ValueError(f"v must have shape (B, H, W, heads, c), got {tuple(v.shape)}")
+        raise ValueError(f"v must have shape (B, H, W, heads, C), got {tuple(v.shape)}")
     if logits.shape != (*v.shape[:4], kernel_size**2):
         raise ValueError(
             f"logits must have shape (B, H, W, heads, k²) = {(*v.shape[:4], kernel_size**2)} for kernel_size "
@@ -47,8 +47,8 @@ def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Te
         )
     if kernel_size > min(v.shape[1:3]):
         raise ValueError(
-            f"kernel_size must be at most H and W, {v.shape[1]} and {v.shape[2]}, got {kernel_size}: a window does "
-            "not reach beyond the map"
+            f"kernel_size must be at most H and W, {v.shape[1]} and {v.shape[2]}, got {kernel_size}: a window "
+            "lies inside the map"
         )
     side = 2 * kernel_size - 1
     if bias is not None and bias.shape != (v.shape[3], side, side):
@@ -86,7 +86,7 @@ def _softmax_reference(logits: Tensor, bias: Tensor | None, k: int, wide: torch.
 
 
 def _bias_gradient(grad_logits: Tensor, bias: Tensor | None, k: int, wide: torch.dtype) -> Tensor:
-    """Gradient of the bias; without one, no numbers."""
+    """Gradient of the bias; an empty tensor without one."""
     if bias is None:
         return grad_logits.new_empty(0)
     height, width, heads = grad_logits.shape[1:4]
@@ -103,7 +103,7 @@ def neighborhood_aggregate_reference(logits: Tensor, v: Tensor, bias: Tensor | N
     top, left = _starts(v.shape[1], k, v.device), _starts(v.shape[2], k, v.device)
     columns = (left.unsqueeze(1) + torch.arange(k, device=v.device)).flatten()
     out = torch.zeros_like(v, dtype=wide, memory_format=torch.contiguous_format)
-    for y, weight in enumerate(weights):  # k copies at a time, not k²; and few operations where this is written out
+    for y, weight in enumerate(weights):  # k copies at a time instead of k², and few operations for exporters
         line = v.index_select(1, top + y).to(wide).index_select(2, columns).unflatten(2, (-1, k))
         out = out + (weight.unsqueeze(-2) @ line.transpose(3, 4)).squeeze(-2)
     return out.to(v.dtype)
@@ -128,8 +128,8 @@ def neighborhood_aggregate_backward_reference(grad: Tensor, logits: Tensor, v: T
     return grad_logits.to(logits.dtype).contiguous(), grad_v.to(v.dtype), grad_bias
 
 
-# The CPU's path: a head of an image at a time, copied in the dtype of sums, as its values fit into a core's cache.
-# Channels are innermost.
+# The CPU's path: one head of an image at a time, copied in the dtype of sums: its values fit into a core's cache. The
+# innermost loop runs over channels.
 
 
 @compiled
@@ -175,7 +175,7 @@ def _sums(weight, v, total, k):
                         total[i, j, c] += w * v[top + y, left + x, c]
 
 
-@compiled(fastmath={"contract", "reassoc", "nsz"})  # so that the sum over channels is made in vectors
+@compiled(fastmath={"contract", "reassoc", "nsz"})  # for vector instructions in the sum over channels
 def _products(grad, v, product, k):
     height, width, channels = v.shape
     for i in range(height):
@@ -257,10 +257,10 @@ def _neighborhood_aggregate_backward_cpu(grad: Tensor, logits: Tensor, v: Tensor
     return grad_logits, grad_v, v.new_empty(0) if bias is None else shares.sum(0).to(bias.dtype)
 
 
-# Triton: a program takes a block of pixels of one head, and walks over their taps. The softmax is made as it goes:
-# whenever a higher logit comes, what was summed so far is scaled down.
+# Triton: a program takes a block of pixels of one head, and one tap at a time, with a running softmax: a logit above
+# the highest so far scales down what was summed.
 
-# Elements of a tile of pixels by channels, and pixels, at most.
+# Most elements of a tile of pixels by channels, and most pixels.
 ELEMENTS, PIXELS = 512, 64
 
 
@@ -327,7 +327,7 @@ def neighborhood_aggregate_bwd_logits_kernel(
 ):  # fmt: skip
     """Gradient of the logits, and what the gradient of v needs: the highest logit m and Σ exp(logits + bias - m).
 
-    Two numbers, not the logarithm m + log Σ: a mask may be the lowest of all floats, where log Σ would be rounded away.
+    Two numbers instead of the logarithm m + log Σ: where a mask is the lowest of all floats, rounding would lose log Σ.
     """
     b, head, i, j, inside = _block(heads, height, width, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
@@ -368,7 +368,7 @@ def neighborhood_aggregate_bwd_v_kernel(
     g_b, g_h, g_w, g_g, l_b, l_h, l_w, l_g,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Every pixel (a, e) collects from those (i, j) that see it, which are a rectangle: at a border a larger one."""
+    """Every pixel (a, e) collects from the pixels (i, j) that see it: a rectangle, larger at a border."""
     b, head, a, e, inside = _block(heads, height, width, BLOCK_P)
     c = tl.arange(0, BLOCK_C)
     tile = inside[:, None] & (c < channels)[None, :]
@@ -393,7 +393,7 @@ def neighborhood_aggregate_bwd_v_kernel(
 
 
 def _launch(kernel, v: Tensor, wide: torch.dtype, k: int, has_bias: bool, strided: list[Tensor], *tensors) -> None:
-    """Over blocks of pixels of all heads of all images; the strides of `strided` follow its other arguments."""
+    """Launch `kernel` over blocks of pixels of all heads and images; its last arguments: the strides of `strided`."""
     batch, height, width, heads, channels = v.shape
     block_c = triton.next_power_of_2(channels)
     block_p = max(min(PIXELS, ELEMENTS // block_c), 1)
@@ -408,7 +408,7 @@ def _launch(kernel, v: Tensor, wide: torch.dtype, k: int, has_bias: bool, stride
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """x, copied only if the last axis is not contiguous: the kernels know the strides of the others."""
+    """x, copied only if its last axis is not contiguous: the kernels take the strides of the others."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -416,7 +416,7 @@ def _neighborhood_aggregate_triton(logits: Tensor, v: Tensor, bias: Tensor | Non
     wide, out = _wide(logits, v), v.new_empty(v.shape)
     if out.numel():
         logits, v = _side_by_side(logits), _side_by_side(v)
-        table = logits if bias is None else bias.contiguous()  # without one, a pointer that nobody follows
+        table = logits if bias is None else bias.contiguous()  # without one, a pointer that is not read
         kernel = neighborhood_aggregate_fwd_kernel
         _launch(kernel, v, wide, k, bias is not None, [logits, v], logits, v, table, out)
     return out
@@ -424,7 +424,7 @@ def _neighborhood_aggregate_triton(logits: Tensor, v: Tensor, bias: Tensor | Non
 
 def _neighborhood_aggregate_backward_triton(grad: Tensor, logits: Tensor, v: Tensor, bias: Tensor | None, k: int):
     wide = _wide(logits, v)
-    # the gradient of the bias sums that of the logits, and does so before it is rounded
+    # the gradient of the bias is the sum of that of the logits, before rounding
     grad_logits = logits.new_empty(logits.shape, dtype=logits.dtype if bias is None else wide)
     grad_v = v.new_empty(v.shape)
     if not grad_v.numel():

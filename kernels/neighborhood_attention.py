@@ -1,4 +1,4 @@
-"""Neighborhood attention: every query attends to a window of keys around it that moves inwards at borders.
+"""Neighborhood attention: every query attends to a window of keys around it, which moves inwards at borders.
 
     out_i = Σ_j P_ij v_j,   P_i = softmax_j(scale q_i·k_j + bias[j - i]),   j in the window of i
 
@@ -8,16 +8,16 @@ j = i // δ of n in its dilation group g = i mod δ, and its keys are g + δ t f
     not causal   start = j - κ // 2, clamped to 0..n - κ;   end = start + κ: always κ keys
     causal       start = max(j - κ + 1, 0);                 end = j + 1: 1..κ keys
 
-With a stride s, the s queries of a group share the window of their leader: j becomes min(⌊j/s⌋ s + s // 2, n - 1), and
+With a stride s, s consecutive queries share the window of their leader: j becomes min(⌊j/s⌋ s + s // 2, n - 1), and
 min(⌊j/s⌋ s + s - 1, n - 1) in a causal start; s = κ is attention in blocks.
 
-Gradients, for g = ∂/∂out, h = ∂/∂lse and Δ_i = g_i·out_i - h_i, with P computed anew from lse_i = log Σ_j exp(...):
+Gradients, for g = ∂/∂out, h = ∂/∂lse and Δ_i = g_i·out_i - h_i, with P recomputed from lse_i = log Σ_j exp(...):
 
     S_ij = P_ij (g_i·v_j - Δ_i);   ∂v_j = Σ_i P_ij g_i;   ∂bias[r] = Σ S_ij over j - i = r
     ∂q_i = scale Σ_j S_ij k_j;   ∂k_j = scale Σ_i S_ij q_i
 
-No copies of keys per window and no weights of all windows are kept. Inside, all tensors have three spatial axes: those
-that are missing have length and kernel 1 and stand behind the first.
+Memory holds neither copies of keys for each window nor the weights of all windows. Inside, all tensors have three
+spatial axes: missing axes follow the first one, with length 1 and kernel 1.
 
 Legend: B batch, X, Y, Z spatial axes, N = XYZ tokens, H heads, D channels of q and k, V channels of v.
 
@@ -54,28 +54,30 @@ def neighborhood_attention(
     extra_values: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attend to the neighborhood of every token of a sequence, an image or a volume; differentiable in all tensors.
+    """Attention of every token of a sequence, an image or a volume to its neighborhood; differentiable in all tensors.
+
+    The first four options are one value for all spatial axes, or one for each.
 
     Args:
-        q, k: (B, *spatial, H, D) with one to three spatial axes, of any floating dtype; half types are summed in
-            float32.
-        v: (B, *spatial, H, V), of the same dtype.
-        kernel_size: κ >= 2, one or one per spatial axis, as the next three; κ δ may not exceed the length.
-        dilation: δ, the distance between neighboring keys.
-        stride: how many queries share a window, 1..κ.
-        is_causal: whether a query sees nothing behind it on this axis.
-        scale: of the products of q and k; D^-0.5 by default.
-        bias: (H, 2 κ_1 - 1, ...) of any floating dtype, for every relative position (key - query) / δ + κ - 1; added to
-            the scaled products. Not with a causal axis.
-        extra_keys, extra_values: (B, M, H, D) and (B, M, H, V), which every query attends to as well.
-        return_lse: also return the logarithm of the softmax's divisor.
+        q, k: queries and keys (B, *spatial, H, D) with one to three spatial axes, of any floating-point dtype; half
+            types are summed in float32.
+        v: values (B, *spatial, H, V), in the same dtype.
+        kernel_size: number of keys κ >= 2 on an axis; κ δ may not exceed its length.
+        dilation: distance δ between consecutive keys.
+        stride: number of consecutive queries that share a window, 1..κ.
+        is_causal: whether queries see only keys at or before their position on the axis.
+        scale: factor of the products of q and k; D^-0.5 by default.
+        bias: table (H, 2 κ_1 - 1, ...) of any floating-point dtype, added to the scaled products; the index on an axis
+            is (key - query) / δ + κ - 1. Not with a causal axis. None for none.
+        extra_keys, extra_values: keys (B, M, H, D) and values (B, M, H, V) that every query attends to, too.
+        return_lse: whether to return the logarithms of the softmax's divisors, too.
 
     Returns:
         (B, *spatial, H, V) in the dtype of v; with `return_lse` also (B, *spatial, H), float32, or float64 for float64.
 
     Raises:
-        ValueError: for shapes or settings that do not go together; it names the axis.
-        TypeError: for dtypes that differ or are not floating.
+        ValueError: shapes or options that do not fit together; the message names the axis.
+        TypeError: dtypes that differ or are not floating point.
     """
     if not 4 <= q.ndim <= 6 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
         raise ValueError(
@@ -133,7 +135,7 @@ def _check_axes(lengths: tuple, kernel_size: tuple, dilation: tuple, stride: tup
         if kernel * step > length:
             raise ValueError(
                 f"kernel_size * dilation must be at most the length, got {kernel} * {step} = {kernel * step} on "
-                f"spatial axis {axis} of length {length}: pad the input, or take at most "
+                f"spatial axis {axis} of length {length}: pad the input, or use at most "
                 + (f"dilation {length // kernel}" if length >= kernel else f"kernel_size {length}")
             )
         if not 1 <= group <= kernel:
@@ -170,7 +172,7 @@ def _check_extra(extra_keys: Tensor | None, extra_values: Tensor | None, k: Tens
 
 
 def _with_extra(out: Tensor, lse: Tensor, q: Tensor, keys: Tensor, values: Tensor, scale: float):
-    """Merge `out` with the attention of every query to M more tokens, weighted by the two divisors."""
+    """`out` merged with the attention of every query to M more tokens, weighted by the two divisors."""
     wide = sum_dtype(q)
     logits = torch.einsum("bnhd,bmhd->bnhm", q.flatten(1, -3).to(wide), keys.to(wide)) * scale
     extra = torch.einsum("bnhm,bmhv->bnhv", logits.softmax(-1), values.to(wide)).view(out.shape)
@@ -180,11 +182,11 @@ def _with_extra(out: Tensor, lse: Tensor, q: Tensor, keys: Tensor, values: Tenso
     return (own * out + other * extra).to(out.dtype), merged
 
 
-# The rule, per axis. Everything else reads these tables.
+# The windows of an axis. Everything else reads these tables.
 
 
 def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: bool, device=None) -> list[Tensor]:
-    """For every query of an axis: its first key, how many keys (`dilation` apart), and the first one's index of bias.
+    """For every query of an axis: its first key, its number of keys (`dilation` apart), and the first key's bias index.
 
     Three (length,) int64 tensors.
     """
@@ -203,9 +205,9 @@ def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: b
 
 
 def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> np.ndarray:
-    """The inverse: for every key its first query, how many queries, and the first one's index of bias: (length, 3).
+    """The inverse: for every key its first query, its number of queries, and the first query's bias index: (length, 3).
 
-    The queries of a key are neighbors in their dilation group, as starts and ends of windows never decrease.
+    The queries of a key are consecutive in their dilation group, as starts and ends of windows never decrease.
     """
     first, count, _ = (x.numpy() for x in axis_windows(length, kernel, dilation, stride, causal))
     table = np.empty((length, 3), np.int64)
@@ -220,7 +222,7 @@ def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: b
 
 @functools.lru_cache(maxsize=128)
 def _tables(axes: tuple[tuple, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Windows and their inverse, the rows of all axes one after the other: two (X + Y + Z, 3), int32."""
+    """Windows and their inverse, the rows of the three axes concatenated: two tensors (X + Y + Z, 3), int32."""
     windows = torch.cat([torch.stack(axis_windows(*axis), 1) for axis in axes])
     queries = torch.cat([torch.from_numpy(axis_queries(*axis)) for axis in axes])
     return windows.to(device, torch.int32), queries.to(device, torch.int32)
@@ -230,14 +232,14 @@ def _axes(q: Tensor, kernel_size, dilation, stride, causal) -> tuple[tuple, ...]
     return tuple(zip(q.shape[1:4], kernel_size, dilation, stride, causal))
 
 
-# The reference: one line of the window, κ_Z keys of every query, at a time.
+# The reference takes one line of the window at a time, κ_Z keys of every query.
 
 
 def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-    """For every line of the window: keys as indices of tokens, which of them are outside the window (None if no axis is
-    causal, and so none is), indices of bias.
+    """For every line of the window: indices of its keys, which of them are outside the window, and bias indices.
 
-    Each is (N, κ_Z). A key outside a causal window is replaced by one inside.
+    Each is (N, κ_Z). A key outside a causal window is replaced by one inside; without a causal axis none is outside,
+    and None is returned in place of the second.
     """
     tables: tuple[list, list, list] = [], [], []
     for i, (length, kernel, dilation, stride, causal) in enumerate(axes):
@@ -250,7 +252,7 @@ def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tup
             table.append(values.view(shape))
     (x, y, z), (in_x, in_y, in_z), (to_x, to_y, to_z) = tables
     (width, kernel_y, *_), (depth, kernel_z, *_) = axes[1:]
-    # all lines at once: few operations where the operator is written out for an exporter
+    # all lines at once: few operations for exporters
     key = (x * width + y) * depth + z
     relative = (to_x * (2 * kernel_y - 1) + to_y) * (2 * kernel_z - 1) + to_z
     rows = [table.expand_as(key).flatten(0, 2).flatten(1, 2).unbind(1) for table in (key, relative)]
@@ -298,7 +300,7 @@ def neighborhood_attention_backward_reference(
     flat_q, flat_k, flat_v, flat_grad = (x.flatten(1, 3).to(lse.dtype) for x in (q, k, v, grad))
     flat_lse, flat_delta = (x.flatten(1, 3).unsqueeze(-1) for x in (lse, delta))
     weights = torch.exp(_reference_logits(flat_q, flat_k, bias, lines, scale) - flat_lse).split(kernel_size[2], -1)
-    dq, dk, dv = (x.new_zeros(x.shape) for x in (flat_q, flat_k, flat_v))  # contiguous, whatever the inputs are
+    dq, dk, dv = (x.new_zeros(x.shape) for x in (flat_q, flat_k, flat_v))  # contiguous for all inputs
     dbias = lse.new_zeros(0 if bias is None else bias.shape)
     for (key, _, relative), weight in zip(lines, weights):
         index = key.flatten()
@@ -311,13 +313,13 @@ def neighborhood_attention_backward_reference(
     return dq.to(q.dtype).view(q.shape), dk.to(k.dtype).view(k.shape), dv.to(v.dtype).view(v.shape), dbias
 
 
-# The CPU's path: loops over the queries of one head, whose keys and values were made contiguous. Sums over keys take
-# four at a time: q, or the sum, is read once for them.
+# The CPU's path: loops over the queries of one head, with contiguous copies of keys and values. Sums over keys take
+# four keys at a time, so that q, or the sum, is read once for them.
 
 
 @compiled
 def _walk(start, counts, steps, places):
-    """Write start + a steps[0] + b steps[1] + c steps[2] for all offsets in a window; return their number."""
+    """Write start + a steps[0] + b steps[1] + c steps[2] for all a, b, c below `counts`; return their number."""
     i = 0
     for a in range(counts[0]):
         for b in range(counts[1]):
@@ -340,7 +342,7 @@ def _window(n, windows, lengths, dilation, keys):
 
 @compiled
 def _relative(n, windows, lengths, kernel, places):
-    """Write the indices of bias of the keys of query n."""
+    """Write the bias indices of the keys of query n."""
     x, y, z = n // (lengths[1] * lengths[2]), n // lengths[2] % lengths[1], n % lengths[2]
     row_x, row_y, row_z = windows[x], windows[lengths[0] + y], windows[lengths[0] + lengths[1] + z]
     steps = (2 * kernel[1] - 1) * (2 * kernel[2] - 1), 2 * kernel[2] - 1, 1
@@ -348,7 +350,7 @@ def _relative(n, windows, lengths, kernel, places):
     _walk(start, (row_x[1], row_y[1], row_z[1]), steps, places)
 
 
-@compiled(fastmath={"reassoc", "nsz", "contract"})  # so that sums over channels are made in vectors
+@compiled(fastmath={"reassoc", "nsz", "contract"})  # for vector instructions in sums over channels
 def _products(x, rows, keys, count, products):
     """products[i] = x · rows[keys[i]]."""
     whole, zero = count // 4 * 4, x.dtype.type(0)
@@ -394,7 +396,7 @@ def _add_to_rows(weights, x, keys, count, rows):
 
 @compiled(fastmath={"contract", "reassoc"})
 def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, lse_N):
-    """Attention of one head; q is scaled, the bias flat, and empty if there is none."""
+    """Attention of one head; q is already scaled, the bias is flat, and empty if there is none."""
     size = kernel[0] * kernel[1] * kernel[2]
     keys, places, weights = np.empty(size, np.uintp), np.empty(size, np.uintp), np.empty(size, q_ND.dtype)
     for n in range(q_ND.shape[0]):
@@ -423,7 +425,7 @@ def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, 
 def _differentiate(
     g_NV, q_ND, k_ND, v_NV, bias, lse_N, delta_N, windows, lengths, kernel, dilation, dq_ND, dk_ND, dv_NV, dbias
 ):
-    """Gradients of one head, added to zeros; q is scaled, and dq still to be scaled."""
+    """Gradients of one head, added to zeros; q is already scaled, and dq is scaled later."""
     size = kernel[0] * kernel[1] * kernel[2]
     keys, places = np.empty(size, np.uintp), np.empty(size, np.uintp)
     weights, through = np.empty(size, q_ND.dtype), np.empty(size, q_ND.dtype)
@@ -453,12 +455,12 @@ def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _by_token(x: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The way back: (B H, N, ...) as `shape`, (B, X, Y, Z, H, ...)."""
+    """The inverse of `_by_head`: (B H, N, ...) as `shape`, (B, X, Y, Z, H, ...)."""
     return x.unflatten(0, (shape[0], shape[4])).transpose(1, 2).to(dtype).contiguous().view(shape)
 
 
 def _bias_by_head(bias: Tensor | None, q: Tensor) -> np.ndarray:
-    """(B H, indices of bias), of none without a bias; every image sees the same."""
+    """(B H, bias indices), the same for every image; (B H, 0) without a bias."""
     batch, heads = q.shape[0], q.shape[4]
     flat = torch.zeros(heads, 0, dtype=sum_dtype(q)) if bias is None else bias.detach().flatten(1)
     return flat.repeat(batch, 1).numpy()
@@ -496,7 +498,7 @@ def _neighborhood_attention_backward_cpu(
         *(_by_head(x, wide).numpy() for x in (lse, delta)),
     ]
     dq, dk, dv = (torch.zeros(x.shape, dtype=wide) for x in inputs[1:4])
-    # every index of bias is met by all tokens: their sum needs more digits
+    # every entry is a sum over all tokens, which needs more digits
     dbias = torch.zeros(inputs[4].shape, dtype=torch.float64)
     outputs = [x.numpy() for x in (dq, dk, dv, dbias)]
     each(lambda i: _differentiate(*(x[i] for x in inputs), *settings, *(x[i] for x in outputs)), range(len(dq)))
@@ -506,20 +508,21 @@ def _neighborhood_attention_backward_cpu(
     return dq, dk, dv, dbias.view(q.shape[0], *bias.shape).sum(0).to(bias.dtype)
 
 
-# Triton: a program takes a tile of queries (or keys) of one head and walks the offsets of their windows, each query
-# gathering its own key. That is right for every dilation, stride and border, and the reuse of keys is left to the
-# caches. A tuned version would take boxes of queries of one dilation group, walk the boxes of keys around them with
-# tl.dot, and mask only at the borders of windows (arXiv 2403.04690).
+# Triton: a program takes a tile of queries (or keys) of one head and loops over the offsets in their windows; each
+# query gathers its own key. This holds for every dilation, stride and border, and leaves the reuse of keys to the
+# caches. A faster version would take boxes of queries of one dilation group and multiply them with the boxes of keys
+# around them by tl.dot, with masks only at the borders of windows (arXiv 2403.04690).
 
 
-TILE = 512  # elements of a program's tile
+# Elements of a tile.
+TILE = 512
 
 
 @triton.jit
 def _tokens(tokens, heads, BLOCK_N: tl.constexpr):
-    """The first token of this program's image, its head, its tokens in the image and which of them it may write.
+    """The first token of this program's image, its head, its tokens in the image, and which of them it may write.
 
-    A tile that reaches over the end repeats the last token.
+    A tile that reaches beyond the end repeats the last token.
     """
     item, n, inside = item_rows(tokens, BLOCK_N)
     return item // heads * tokens, item % heads, tl.minimum(n, tokens - 1), inside
@@ -527,13 +530,13 @@ def _tokens(tokens, heads, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _row(table, index):
-    """Of windows, or of their inverse: the first token on an axis, how many, and the first one's index of bias."""
+    """A row of a table of windows, or of their inverse: first token on the axis, number of tokens, first bias index."""
     return tl.load(table + 3 * index), tl.load(table + 3 * index + 1), tl.load(table + 3 * index + 2)
 
 
 @triton.jit
 def _load_tile(x, token, head, heads, seen, channels, BLOCK_C: tl.constexpr, SUM: tl.constexpr):
-    """Rows of x (tokens, H, C), in the dtype of sums; zero where not seen."""
+    """Rows of x (tokens, H, C), in the dtype of sums; zero where `seen` is false."""
     return load_rows(x, token * heads + head, tl.arange(0, BLOCK_C), seen, channels).to(SUM)
 
 
@@ -569,7 +572,7 @@ def neighborhood_attention_fwd_kernel(
                     logit += tl.load(bias + place, mask=seen, other=0.0)
                 logit = tl.where(seen, logit, float("-inf"))
                 new_top = tl.maximum(top, logit)
-                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key so far, or only those of bias -inf
+                base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key so far, or only keys with bias -inf
                 weight, shrink = tl.exp(logit - base), tl.exp(top - base)
                 v_tile = _load_tile(v, key, head, heads, seen, channels, BLOCK_V, SUM)
                 value = value * shrink[:, None] + weight[:, None] * v_tile
@@ -616,7 +619,7 @@ def neighborhood_attention_bwd_kv_kernel(
     grad, q, k, v, bias, lse, delta, queries, dk, dv, X, Y, Z, heads, width, channels, KX, KY, KZ, DX, DY, DZ,
     SCALE: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Every key walks the queries that see it; a key at a border has more of them than the others of its tile."""
+    """Every key loops over the queries that see it; a key at a border has more of them than others in its tile."""
     SUM: tl.constexpr = lse.dtype.element_ty
     image, head, n, inside = _tokens(X * Y * Z, heads, BLOCK_N)
     first_x, count_x, place_x = _row(queries, n // (Y * Z))
@@ -655,8 +658,8 @@ def neighborhood_attention_bwd_bias_kernel(
 ):  # fmt: skip
     """The sum over the queries of one image and head that see the key at one relative position.
 
-    Positions outside a query's window are computed in vain: 2^d as many as there are keys. It needs neither atomics nor
-    a buffer, and its sums come out the same every time.
+    Work on positions outside a query's window is wasted: on d axes there are about 2^d times as many as keys in it.
+    In return there are neither atomic additions nor a buffer, and the sums are the same every time.
     """
     SUM: tl.constexpr = lse.dtype.element_ty
     positions = (2 * KX - 1) * (2 * KY - 1) * (2 * KZ - 1)
@@ -691,7 +694,7 @@ def neighborhood_attention_bwd_bias_kernel(
 
 
 def _launch(kernel, programs_per_head: int | None, q: Tensor, v: Tensor, *tensors, settings, **flags) -> None:
-    """`kernel` over all images and heads; by default a program per tile of tokens."""
+    """Launch `kernel` over all images and heads, by default with one program for each tile of tokens."""
     if not v.numel():
         return
     batch, *lengths, heads, width = q.shape

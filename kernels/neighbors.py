@@ -1,15 +1,14 @@
-"""Neighbor search: the K nearest points, or the first K inside a ball.
+"""Neighbor search: the K nearest points, or the first K points inside a ball.
 
     knn:        the K points x_n of smallest |x_n - q|², nearest first, equally near ones by ascending n
-    ball_query: the first K points, in index order, with |x_n - q| < radius; short lists repeat their first entry
+    ball_query: the first K points in order of index with |x_n - q| < radius; short lists repeat their first entry
 
-Squared distances are sums of squared differences of coordinates, never |q|² + |x|² - 2 q·x: the expanded form loses the
-digits that decide between near neighbors, so that a rotated cloud would get different ones. Every path rounds them
-alike, (dx·dx + dy·dy) + dz·dz without fused multiply-adds, so that all find the same neighbors.
+Squared distances are sums of squared differences of coordinates. The expanded form |q|² + |x|² - 2 q·x loses the digits
+that distinguish near neighbors, and would change neighbors under rotation. All paths compute (dx·dx + dy·dy) + dz·dz in
+this order without fused multiply-adds, so they find the same neighbors.
 
-On a CPU a k-d tree of every cloud (`kdtree.py`) serves points of up to three dimensions; a GPU streams tiles of points
-past blocks of queries. What neither serves goes through blocks of queries in PyTorch. No path holds an (S, N) matrix of
-a large cloud.
+On a CPU a k-d tree of every cloud (`kdtree.py`) searches points of up to three dimensions; on a GPU blocks of queries
+read tiles of points. All other cases use blocks of queries in PyTorch. No path holds an (S, N) matrix of a large cloud.
 
 Source: ball query and its padding as in PointNet++, arXiv 1706.02413.
 """
@@ -25,11 +24,11 @@ from .checks import check_count, check_lengths, check_points
 from .dispatch import autotune, pick, tl, triton
 from .tiles import item_rows
 
-# Distances held at a time by the reference: 16 M floats.
+# Distances that the reference holds at a time: 16 M floats.
 BLOCK = 1 << 24
-# Longest lists of the tree and of the kernel (lists of a ball query's kernel are not limited).
+# Longest lists of the tree and of the kernel for knn (that of ball_query has no limit).
 LONGEST = 128
-# With fewer queries in a cloud than this, looking at every point costs less than building a tree.
+# With fewer queries in a cloud, comparing them with every point costs less than building a tree.
 FEW_QUERIES = 16
 
 
@@ -37,17 +36,17 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) 
     """Indices of the `k` nearest points of every query, nearest first.
 
     Args:
-        queries: (B, S, D) float32 or float64. Up to three dimensions are fast.
-        points: (B, N, D), same dtype and device.
-        k: in 1..N.
-        lengths: (B,) int64, how many points of each cloud count; the rest is padding. All by default.
+        queries: coordinates (B, S, D), float32 or float64; up to three dimensions are fast.
+        points: coordinates (B, N, D), in the same dtype and on the same device.
+        k: number of neighbors, 1..N.
+        lengths: numbers of valid points (B,), int64; the points after them are padding. All points by default.
 
     Returns:
-        (B, S, K) int64. Equal distances are listed by ascending index, and of the points that share the K-th distance
-        those of lowest index are in. A cloud of fewer than K points repeats the first entry.
+        (B, S, K) int64. Equal distances are listed by ascending index, and of the points at the K-th distance those of
+        lowest index are taken. A cloud of fewer than K valid points repeats the first entry.
 
     Raises:
-        TypeError, ValueError: naming the argument, what it was and what it may be.
+        TypeError, ValueError: an argument of another type, shape, dtype or value.
     """
     _check_clouds(queries, points)
     check_count(k, "k", points.shape[1], "points")
@@ -59,25 +58,25 @@ def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: 
     """Indices of the first `k` points closer than `radius` to every query, in ascending order of index.
 
     Args:
-        queries: (B, S, 3) float32 or float64; also of one or two dimensions.
-        points: (B, N, 3), same dtype and device.
-        radius: positive, in the unit of the coordinates.
-        k: at least 1; it may exceed the number of points.
-        lengths: (B,) int64, how many points of each cloud count; the rest is padding. All by default.
+        queries: coordinates (B, S, D), float32 or float64, of one to three dimensions.
+        points: coordinates (B, N, D), in the same dtype and on the same device.
+        radius: positive distance, in the unit of the coordinates; points at this distance are outside.
+        k: number of indices to return, at least 1; it may exceed the number of points.
+        lengths: numbers of valid points (B,), int64; the points after them are padding. All points by default.
 
     Returns:
-        (B, S, K) int64. Where fewer than K points are inside, the first of them fills up; where none is, the nearest
-        point (PointNet++'s code yields an invalid index there; its queries are points themselves, so it never happens).
+        (B, S, K) int64. Where fewer than K points are inside, the first of them repeats; where none is, the nearest
+        point (PointNet++'s code returns an invalid index there; its queries are points, so this never happens to it).
 
     Raises:
-        TypeError, ValueError: naming the argument, what it was and what it may be.
+        TypeError, ValueError: an argument of another type, shape, dtype or value.
     """
     _check_clouds(queries, points)
     if points.shape[-1] > 3:
         raise ValueError(f"points must have at most 3 dimensions, got shape {tuple(points.shape)}")
     if not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"radius must be positive and finite, got {radius!r}")
-    check_count(k, "k", 1 << 20, "neighbors that fit")
+    check_count(k, "k", 1 << 20, "neighbors of a query")
     check_lengths(lengths, points)
     return ball_query_op(queries.detach(), points.detach(), float(radius), k, lengths)
 
@@ -97,19 +96,16 @@ def _check_clouds(queries: Tensor, points: Tensor) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------- the reference
-
-
 def knn_reference(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
     """The definition, over blocks of queries."""
 
     def nearest(distance_BSN):
         distance_BSK, index_BSK = distance_BSN.topk(k, dim=-1, largest=False, sorted=True)
-        # topk orders equal distances as it likes: sort by index, then stably by distance
+        # topk returns equal distances in any order: sort by index, then stably by distance
         index_BSK, by_index = index_BSK.sort(dim=-1)
         by_distance = distance_BSK.gather(-1, by_index).argsort(dim=-1, stable=True)
         index_BSK = index_BSK.gather(-1, by_distance)
-        # and takes any of those that share the K-th distance: where not all of them fit, sort the whole row
+        # and it takes any of the points at the K-th distance: where there are too many of them, sort the whole row
         tied_BS = (distance_BSN <= distance_BSK[..., -1:]).sum(-1) > k
         index_BSK[tied_BS] = distance_BSN[tied_BS].sort(dim=-1, stable=True).indices[:, :k]
         if lengths is None:
@@ -139,12 +135,12 @@ def ball_query_reference(
 
 
 def _squared(radius: float, points: Tensor) -> float:
-    """The squared radius, or the largest finite number of the points' dtype if that is less."""
+    """The squared radius, at most the largest finite number of the points' dtype."""
     return min(radius * radius, torch.finfo(points.dtype).max)
 
 
 def _in_blocks(choose, queries_BSD: Tensor, points_BND: Tensor, lengths: Tensor | None) -> Tensor:
-    """choose(squared distances (B, s, N), infinite to padding) -> (B, s, K), over blocks of s queries."""
+    """choose(squared distances (B, s, N), infinite for padding) -> (B, s, K), over blocks of s queries."""
     batch, size, _ = points_BND.shape
     step = max(1, BLOCK // (batch * size))
     points_DB1N = points_BND.permute(2, 0, 1).unsqueeze(2).contiguous()
@@ -180,7 +176,7 @@ def _ball_query_cpu(
 
 
 def _in_space(queries_BSD: Tensor, points_BND: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and points with D <= 3 filled up to three coordinates, by zeros, which add nothing to a distance."""
+    """Queries and points with D <= 3, padded to three coordinates with zeros, which add nothing to a distance."""
     missing = 3 - points_BND.shape[2]
     if not missing:
         return queries_BSD, points_BND
@@ -188,12 +184,9 @@ def _in_space(queries_BSD: Tensor, points_BND: Tensor) -> tuple[Tensor, Tensor]:
     return (filled if queries_BSD is points_BND else F.pad(queries_BSD, (0, missing))), filled
 
 
-# ---------------------------------------------------------------------------------------------------- Triton kernels
-
-
 @triton.jit
 def _queries(queries, S, BLOCK_S: tl.constexpr):
-    """Cloud, numbers and coordinates of a program's queries; queries are rows x, y, z of a cloud."""
+    """Cloud, numbers and coordinates of this program's queries; memory holds rows x, y, z of a cloud."""
     cloud, s, inside = item_rows(S, BLOCK_S)
     row = queries + cloud * 3 * S + s
     x = tl.load(row, inside, 0.0)[:, None]
@@ -226,11 +219,12 @@ def knn_fwd_kernel(
     queries, points, lengths, candidates, out, S, N, K, size,
     BLOCK_K: tl.constexpr, CAPACITY: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries looks at all points twice, and sorts only the few that can be among the nearest.
+    """A block of queries reads all points twice, and sorts only the few that can be among the nearest.
 
-    The first pass keeps the nearest point of each of BLOCK_N lanes. The K-th nearest of these is no nearer than the
-    K-th nearest point, and hardly farther: the second pass lists the points up to that distance, some K of them. Where
-    the list overflows (points in an unlucky order, many equally far), a third pass keeps the K best as it goes.
+    The first pass keeps the distance to the nearest point in each of BLOCK_N lanes. The K-th smallest of them is an
+    upper bound of the distance to the K-th nearest point, usually a tight one: the second pass lists the points up to
+    it, little more than K. Where a list overflows (an unlucky order, many equal distances), a third pass keeps the K
+    nearest points so far.
     """
     cloud, s, qx, qy, qz = _queries(queries, S, BLOCK_S)
     length = tl.load(lengths + cloud).to(tl.int32)
@@ -261,7 +255,7 @@ def knn_fwd_kernel(
 
     if tl.max(tl.max(count, 1), 0) > CAPACITY:
         k = tl.arange(0, BLOCK_K)[None, :]
-        # places k >= K hold an entry that is never the farthest
+        # places k >= K hold entries that are never the farthest
         best = tl.where(k < K, float("inf"), -1.0).to(qx.dtype) + tl.zeros_like(qx)
         best_index = tl.where(k < K, FAR - k, -1) + tl.zeros([BLOCK_S, 1], tl.int32)
         worst = tl.max(best, 1)[:, None]
@@ -279,7 +273,7 @@ def knn_fwd_kernel(
                 worst = tl.max(best, 1)[:, None]
                 worst_index = tl.max(tl.where(best == worst, best_index, -1), 1)[:, None]
                 enters = enters & (n != index) & ((distance < worst) | ((distance == worst) & (n < worst_index)))
-        tl.debug_barrier()  # what other threads have listed is written over
+        tl.debug_barrier()  # the lists of all threads are overwritten next
         tl.store(listed + k, best_index, (k < K) & (s < S)[:, None])
         count = tl.zeros([BLOCK_S, 1], tl.int32) + tl.minimum(K, length)
     tl.debug_barrier()  # the lists are written before any thread reads them
@@ -294,11 +288,11 @@ def knn_fwd_kernel(
     for j in range(0, K):
         nearest = tl.min(distance, 1)[:, None]
         winner = tl.min(tl.where(distance == nearest, index, FAR), 1)[:, None]
-        # taken entries become infinitely far, and of an index behind all
+        # taken entries get an infinite distance, and an index above all others
         distance = tl.where(index == winner, float("inf"), distance)
         index = tl.where(index == winner, FAR, index)
         first = tl.where(j == 0, winner, first)
-        # NaN, which nobody looks for on a GPU, must not lead out of the cloud
+        # a GPU does not check for NaN: the index must stay inside the cloud even then
         found = tl.minimum(tl.where(j < length, winner, first), length - 1).to(tl.int64)
         tl.store(place + j, found, (s < S)[:, None])
 
@@ -319,17 +313,19 @@ def ball_query_fwd_kernel(
     queries, points, lengths, limits, out, S, N, K, size,
     BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """A block of queries appends the points inside, tile by tile in index order, until all its lists are full. Where a
-    query has none, a second pass looks for the nearest point."""
+    """A block of queries appends the points inside, tile by tile in order of index, until all its lists are full.
+
+    For queries without a point inside, a second pass finds the nearest point.
+    """
     cloud, s, qx, qy, qz = _queries(queries, S, BLOCK_S)
     length = tl.load(lengths + cloud).to(tl.int32)
     rows = points + cloud * 3 * N
     lane = tl.arange(0, BLOCK_N)[None, :]
-    radius = tl.load(limits)  # squared; a float64 would lose digits as an argument
+    radius = tl.load(limits)  # squared; from memory, as a float64 argument would lose digits
     FAR: tl.constexpr = 2147483647
 
     place = out + (cloud * S + s)[:, None] * K
-    # queries beyond the last have full lists, so that nobody waits for them
+    # queries beyond the last have full lists, so that the loop does not wait for them
     found = tl.where(s < S, 0, K)[:, None]
     first = tl.full([BLOCK_S, 1], FAR, tl.int32)
     start = 0
@@ -349,12 +345,12 @@ def ball_query_fwd_kernel(
             distance = _distances(rows, n, N, length, qx, qy, qz)
             closest = tl.min(distance, 1)[:, None]
             index = tl.min(tl.where((distance == closest) & (n < length), n, FAR), 1)[:, None]
-            # tiles come in index order: an equally near point of a later one does not count
+            # tiles come in order of index: an equally near point of a later tile is not taken
             nearest = tl.where((closest < least) | (nearest == FAR), index, nearest)
             least = tl.minimum(least, closest)
         first = tl.where(found == 0, nearest, first)
 
-    # NaN, which nobody looks for on a GPU, must not lead out of the cloud
+    # a GPU does not check for NaN: the index must stay inside the cloud even then
     first = tl.minimum(first, length - 1).to(tl.int64)
     for from_k in range(0, K, BLOCK_K):
         k = from_k + tl.arange(0, BLOCK_K)[None, :]
@@ -393,12 +389,9 @@ def _launch(
 
     shape = (number, size, k, triton.next_power_of_2(size))
     with torch.cuda.device_of(points_BN3):
-        # without fused multiply-adds, to round as the other paths do
+        # without fused multiply-adds: rounding must equal that of the other paths
         kernel[grid](*rows, lengths.contiguous(), *more, out, *shape, **options, enable_fp_fusion=False)
     return out
-
-
-# ------------------------------------------------------------------------------------------------------ registration
 
 
 @torch.library.custom_op("attlas::knn", mutates_args=())

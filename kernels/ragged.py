@@ -1,15 +1,16 @@
-"""Sampling and neighbor search on clouds of different sizes in one tensor, as in PyTorch Geometric and torch-cluster.
+"""Sampling and neighbor search on clouds of different sizes in one tensor: the functions of torch-cluster.
 
-    x (N, D) are the points of all clouds, batch (N,) the number of every point's cloud, ascending; None is one cloud
+    x (N, D)                       points of all clouds
+    batch (N,)                     number of every point's cloud, ascending; None for one cloud
     fps                            -> indices of the sampled points
-    knn, radius                    -> (2, E): row 0 holds places in y (queries), row 1 places in x (their neighbors)
+    knn, radius                    -> (2, E): row 0 holds indices into y (queries), row 1 into x (their neighbors)
     knn_graph, radius_graph        -> (2, E) edges among the points of x
 
-The five functions take the arguments of their namesakes in the same order, and return the same in the same layout.
-Where the originals leave open which of several points they take, these take those of lowest index, and neighbors in a
-radius come in order of index. Clouds without points contribute nothing.
+The five functions have the arguments and the results of their namesakes, which PyTorch Geometric uses. Where the
+originals do not define which of several points they take, these take the points of lowest index; the neighbors in a
+radius are in order of index. Clouds without points contribute nothing.
 
-Clouds are padded to the size of the largest and go through the operators of this folder.
+Clouds are padded to the size of the largest for the operators of this folder.
 
 Source: Fey and Lenssen, "Fast graph representation learning with PyTorch Geometric", arXiv 1903.02428.
 """
@@ -34,14 +35,17 @@ def fps(
     """Farthest point sampling: ceil(ratio n) of the n points of every cloud.
 
     Args:
-        x: (N, D) or (N,) float32 or float64, D up to 3.
-        batch: (N,) int64, ascending.
-        ratio: in (0, 1]; a tensor may hold one for every cloud.
-        random_start: begin with a random point of every cloud, not with its first.
-        batch_size: the number of clouds, if it is not that of the last point plus one.
+        x: points (N, D) or (N,), float32 or float64, D up to 3.
+        batch: number of every point's cloud (N,), int64, ascending.
+        ratio: share of the points, in (0, 1]; a tensor may hold one share for every cloud.
+        random_start: whether to begin with a random point of every cloud instead of its first.
+        batch_size: number of clouds; by default that of the last point's cloud plus one.
 
     Returns:
-        (S,) int64 places in `x`, cloud after cloud, in the order in which they were taken.
+        indices (S,) into `x`, int64, cloud after cloud, in the order in which they were taken.
+
+    Raises:
+        ValueError: an argument of another shape, dtype or value.
     """
     x = _as_rows(x, "x")
     if x.shape[1] > 3:
@@ -50,7 +54,7 @@ def fps(
     ratio_B = torch.as_tensor(ratio, device=x.device)
     if ratio_B.shape not in ((), (1,), (len(sizes_B),)) or not ((ratio_B > 0) & (ratio_B <= 1)).all():
         raise ValueError(f"ratio must lie in (0, 1], one or one for each of {len(sizes_B)} clouds, got {ratio!r}")
-    # in float32, as the original: there 0.1 of 30 points are 3, not a little more
+    # in float32, as in the original: there 0.1 of 30 points are exactly 3
     samples_B = (sizes_B.float() * ratio_B).ceil().long()
     points_BN3, place_BN, present = _pad(F.pad(x, (0, 3 - x.shape[1])), sizes_B, sizes_B > 0)
     if not len(present):
@@ -74,20 +78,23 @@ def knn(
     """For every point of `y` the `k` nearest points of `x` in the same cloud, or all of a smaller cloud.
 
     Args:
-        x: (N, D) or (N,) float32 or float64, the points.
-        y: (M, D) or (M,), the queries.
-        k: at least 1.
-        batch_x, batch_y: (N,) and (M,) int64, ascending.
-        cosine: order by the angle between vectors.
-        num_workers: no matter; threads are as many as PyTorch uses.
-        batch_size: the number of clouds, if it is not that of the last point plus one.
+        x: points (N, D) or (N,), float32 or float64.
+        y: queries (M, D) or (M,).
+        k: number of neighbors, at least 1.
+        batch_x, batch_y: numbers of every point's and query's cloud, (N,) and (M,), int64, ascending.
+        cosine: whether to compare angles between vectors instead of distances.
+        num_workers: ignored; the number of threads is PyTorch's.
+        batch_size: number of clouds; by default that of the last point's cloud plus one.
 
     Returns:
-        (2, E) int64: places in `y`, ascending, over places in `x`, nearest first.
+        (2, E) int64: row 0 holds indices into `y`, ascending; row 1 indices into `x`, nearest first for each query.
+
+    Raises:
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
     x, y = _as_rows(x, "x"), _as_rows(y, "y")
-    check_count(k, "k", 1 << 20, "neighbors that fit")
-    if cosine:  # among unit vectors the nearest are those of the smallest angle
+    check_count(k, "k", 1 << 20, "neighbors of a query")
+    if cosine:  # of unit vectors, the nearest are those at the smallest angle
         x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
 
     def nearest(points_BND, queries_BSD, sizes_B):
@@ -110,23 +117,26 @@ def radius(
     """For every point of `y` the points of `x` in the same cloud that are closer than `r`.
 
     Args:
-        x: (N, D) or (N,) float32 or float64, the points, D up to 3.
-        y: (M, D) or (M,), the queries.
-        r: the distance, which itself is not included.
-        batch_x, batch_y: (N,) and (M,) int64, ascending.
-        max_num_neighbors: of more points inside, so many of the lowest index are taken.
-        num_workers: no matter; threads are as many as PyTorch uses.
-        batch_size: the number of clouds, if it is not that of the last point plus one.
+        x: points (N, D) or (N,), float32 or float64, D up to 3.
+        y: queries (M, D) or (M,).
+        r: radius; points at this distance are outside.
+        batch_x, batch_y: numbers of every point's and query's cloud, (N,) and (M,), int64, ascending.
+        max_num_neighbors: largest number of neighbors of a query; of more points inside, those of lowest index count.
+        num_workers: ignored; the number of threads is PyTorch's.
+        batch_size: number of clouds; by default that of the last point's cloud plus one.
 
     Returns:
-        (2, E) int64: places in `y`, ascending, over places in `x`, ascending for a query.
+        (2, E) int64: row 0 holds indices into `y`, ascending; row 1 indices into `x`, ascending for each query.
+
+    Raises:
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
     x, y = _as_rows(x, "x"), _as_rows(y, "y")
 
     def inside(points_BND, queries_BSD, sizes_B):
         k = min(max_num_neighbors, points_BND.shape[1])
         index_BSK = ball_query(queries_BSD, points_BND, r, k, sizes_B)
-        # lists ascend up to where they repeat their first entry; that itself is outside if nothing is inside
+        # lists ascend until they repeat their first entry, which is outside the radius if no point is inside
         new_BSK = index_BSK > F.pad(index_BSK, (1, 0), value=-1)[..., :-1]
         first_BSD = points_BND.gather(1, index_BSK[..., :1].expand_as(queries_BSD))
         distance_BS = points_BND.new_zeros(())
@@ -150,9 +160,9 @@ def knn_graph(
     """Edges between every point and its `k` nearest of the same cloud.
 
     Args:
-        x, k, batch, cosine, num_workers, batch_size: as for `knn`.
-        loop: whether a point is its own neighbor. If not, each gets one more neighbor, and itself is left out.
-        flow: "source_to_target" puts the neighbors into row 0, "target_to_source" into row 1.
+        x, k, batch, cosine, num_workers, batch_size: arguments of `knn`.
+        loop: whether a point is its own neighbor; if not, each point has `k` others.
+        flow: row of the neighbors: 0 for "source_to_target", 1 for "target_to_source".
 
     Returns:
         (2, E) int64, grouped by point, nearest first.
@@ -174,10 +184,10 @@ def radius_graph(
     """Edges between every point and the points of the same cloud that are closer than `r`.
 
     Args:
-        x, r, batch, max_num_neighbors, num_workers, batch_size: as for `radius`.
-        loop: whether a point is its own neighbor. If not, one more is looked for, and the point left out; a point
-            with so many neighbors before it keeps that one more.
-        flow: "source_to_target" puts the neighbors into row 0, "target_to_source" into row 1.
+        x, r, batch, max_num_neighbors, num_workers, batch_size: arguments of `radius`.
+        loop: whether a point is its own neighbor. If not, one neighbor more is searched and the point itself removed;
+            a point whose list is full before the point itself is reached keeps one neighbor more.
+        flow: row of the neighbors: 0 for "source_to_target", 1 for "target_to_source".
 
     Returns:
         (2, E) int64, grouped by point.
@@ -195,7 +205,7 @@ def _edges(found_2E: Tensor, loop: bool, flow: str) -> Tensor:
 
 
 def _neighbors(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int | None) -> Tensor:
-    """(2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), which of them count."""
+    """The edges (2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), valid."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     sizes_B = _sizes(batch_x, x, "batch_x", batch_size)
@@ -222,7 +232,7 @@ def _as_rows(x: Tensor, name: str) -> Tensor:
 
 
 def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -> Tensor:
-    """How many points every cloud has (B,)."""
+    """The number of points of every cloud (B,)."""
     if batch is None:
         batch = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     if batch.dtype != torch.int64 or batch.shape != x.shape[:1] or batch.device != x.device:
@@ -232,7 +242,7 @@ def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -
         )
     if (batch[1:] < batch[:-1]).any() or (batch[:1] < 0).any():
         raise ValueError(
-            f"{name} must ascend from 0 or more, so that the points of a cloud are neighbors in the tensor"
+            f"{name} must ascend from 0 or more, so that the points of a cloud follow each other in the tensor"
         )
     sizes_B = torch.bincount(batch, minlength=batch_size or 1)
     if batch_size is not None and len(sizes_B) > batch_size:
@@ -243,7 +253,7 @@ def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -
 
 
 def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The wanted clouds as (B, N, D), filled up with their last points; their places in `x`; their numbers."""
+    """The wanted clouds (B, N, D), padded with their last points; indices into `x` (B, N); numbers of the clouds."""
     present = wanted_B.nonzero().flatten()
     sizes_B1, ends_B1 = sizes_B[present].unsqueeze(1), sizes_B.cumsum(0)[present].unsqueeze(1)
     largest = int(sizes_B1.max()) if len(present) else 0
@@ -252,5 +262,5 @@ def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _below(counts_B: Tensor, size: int) -> Tensor:
-    """(B, size): true for the first counts_B places of a row."""
+    """(B, size): true at the first counts_B places of a row."""
     return torch.arange(size, device=counts_B.device) < counts_B.unsqueeze(1)

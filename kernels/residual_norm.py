@@ -1,7 +1,7 @@
-"""Batch normalization with what stands around it in offset attention: y = x + ReLU(γ (t - μ) / √(σ² + ε) + β).
+"""Batch normalization with the residual and the ReLU around it: y = x + ReLU(γ (t - μ) / √(σ² + ε) + β).
 
-μ and σ² are the mean and the (biased) variance of each channel over all rows of t. Written out in PyTorch these are
-five tensors of the size of t; here two passes over t, and two in the backward.
+μ and σ² are the mean and the (biased) variance of each channel over all rows of t. PyTorch's operators write five
+tensors of the size of t; this one reads t twice, and twice in the backward.
 
 Rows are all axes but the last: M rows, C channels.
 
@@ -14,21 +14,24 @@ from torch import Tensor
 
 from .dispatch import compiled, each, pick, slices, tl, triton
 
-# Rows that are summed at a time: partial sums make the result independent of the number of threads, and exact enough.
+# Rows of a partial sum. Partial sums make the result independent of the number of threads, and round less.
 ROWS = 2048
 
 
 def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x + ReLU(batch norm of t).
+    """x + ReLU(batch norm of t); differentiable in all tensors.
 
     Args:
-        x, t: (..., M, C) of one shape and dtype.
-        weight, bias: γ and β, (C,), float32, or float64 for float64 tensors.
-        eps: ε.
+        x, t: residual and tensor to normalize (..., M, C), of one shape and floating-point dtype.
+        weight, bias: γ and β (C,), float32, or float64 for float64 tensors.
+        eps: summand ε of the variance.
 
     Returns:
-        y like x; the mean and the biased variance (C,) of t, in the dtype of `weight`, for running averages: no
+        y like x, and the mean and the biased variance (C,) of t in the dtype of `weight`, for running averages; no
         gradient flows through these two.
+
+    Raises:
+        ValueError, TypeError: an argument of another shape or dtype, or tensors without rows.
     """
     if x.ndim < 2 or x.shape != t.shape or x.dtype != t.dtype:
         raise ValueError(
@@ -43,7 +46,7 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
     if weight.dtype != wide or bias.dtype != wide:
         raise TypeError(f"weight and bias must be {wide} for t of {t.dtype}, got {weight.dtype} and {bias.dtype}")
     if t.numel() == 0:
-        raise ValueError(f"t must hold rows to take statistics of, got shape {tuple(t.shape)}")
+        raise ValueError(f"t must have rows to take statistics of, got shape {tuple(t.shape)}")
     return residual_norm_op(x, t, weight, bias, eps)
 
 
@@ -64,12 +67,12 @@ def residual_norm_backward_reference(grad: Tensor, t: Tensor, weight: Tensor, bi
     return grad_t.contiguous().view(t.shape).to(t.dtype), grad_weight, grad_bias
 
 
-# The CPU's path: blocks of rows over threads, channels innermost.
+# The CPU's path: threads take blocks of rows; the innermost loop runs over channels.
 
 
 @compiled(fastmath={"contract", "reassoc"})
 def _sums(t, first, total, squares):
-    """Sums of t - first and of its squares: taking the first row away keeps the digits of a large mean."""
+    """Sums of t - first and of its squares; subtracting the first row keeps the digits when the mean is large."""
     for m in range(t.shape[0]):
         for c in range(t.shape[1]):
             value = t[m, c] - first[c]
@@ -107,7 +110,7 @@ def _gradient(grad, t, mean, scale, bias, constant, slope, grad_t):
 
 
 def _summed(function, rows: int, channels: int, dtype) -> np.ndarray:
-    """Two sums over all rows, (2, C) float64: function(block, sum, other sum) per block, then the blocks in order."""
+    """Two sums over all rows, (2, C) float64: function(block, sum, other sum) for each block, then over the blocks."""
     blocks = slices(0, rows, ROWS)
     partial = np.zeros((len(blocks), 2, channels), dtype)
     each(lambda i: function(blocks[i], partial[i, 0], partial[i, 1]), range(len(blocks)))
@@ -159,14 +162,14 @@ def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: T
     return grad_t, torch.from_numpy(grad_weight).to(weight), torch.from_numpy(grad_bias).to(bias)
 
 
-# Triton: the sums of blocks of rows are added up by PyTorch, in a fixed order.
+# Triton: the kernels sum blocks of rows, and PyTorch adds these sums in a fixed order.
 
 
 @triton.jit(do_not_specialize=["rows"])
 def residual_norm_fwd_sums_kernel(
     t_MC, first_C, sums_P2C, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Per block of rows, the sums of t - first and of its squares."""
+    """For each block of rows, the sums of t - first and of its squares."""
     block = tl.program_id(0).to(tl.int64)
     m, c = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (m < rows)[:, None] & (c < channels)[None, :]
@@ -192,14 +195,14 @@ def residual_norm_fwd_kernel(
     centered = tl.load(t_MC + at, mask=inside, other=0.0).to(scale.dtype) - mean
     x = tl.load(x_MC + at, mask=inside, other=0.0).to(scale.dtype)
     value = centered * scale + bias
-    tl.store(y_MC + at, x + tl.where(value <= 0, 0.0, value), mask=inside)  # so that NaN shows
+    tl.store(y_MC + at, x + tl.where(value <= 0, 0.0, value), mask=inside)  # so that NaN propagates
 
 
 @triton.jit(do_not_specialize=["rows"])
 def residual_norm_bwd_sums_kernel(
     grad_MC, t_MC, mean_C, scale_C, bias_C, sums_P2C, rows, channels, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Per block of rows, the sums of the gradient that ReLU lets through, and of its product with t - mean."""
+    """For each block of rows, the sums of the gradient that the ReLU passes, and of its product with t - mean."""
     block = tl.program_id(0).to(tl.int64)
     m, c = block * BLOCK_M + tl.arange(0, BLOCK_M), tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (m < rows)[:, None] & (c < channels)[None, :]
@@ -254,7 +257,7 @@ def _launch(kernel, rows: int, channels: int, *arguments, block_m: int = 64) -> 
 
 
 def _sums_triton(kernel, t: Tensor, rows: int, dtype: torch.dtype, *arguments) -> Tensor:
-    """(2, C): the kernel's sums over blocks of 256 rows, added up."""
+    """(2, C): the sums of the kernel's blocks of 256 rows."""
     channels, block = t.shape[-1], 256
     sums_P2C = torch.empty(triton.cdiv(rows, block), 2, channels, dtype=dtype, device=t.device)
     _launch(kernel, rows, channels, *arguments, sums_P2C, block_m=block)

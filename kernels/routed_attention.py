@@ -1,13 +1,13 @@
-"""Routed attention: every token of a region attends to all tokens of the few regions that its region has chosen.
+"""Routed attention: every token of a region attends to all tokens of a few chosen regions.
 
     out_i = Σ_j softmax_j(scale q_i·k_j) v_j        j over the tokens of regions index[b, region of i, :]
 
-A map of H x W tokens is cut into Ry x Rx regions of equal size, numbered row by row. The choice is shared by all heads;
-the order of the chosen regions does not matter, and a region that is named twice counts twice.
+A map of H x W tokens is cut into Ry x Rx regions of equal size, numbered row by row. All heads share the choice; the
+order of the chosen regions does not matter, and a region that is chosen twice counts twice.
 
-Nobody holds `topk` copies of k and v: Triton reads the chosen regions where they lie, a CPU gathers those of a few
-query regions at a time into a buffer that fits a cache. The weights are computed anew in the backward: Triton takes
-them from lse_i = log Σ_j exp(scale q_i·k_j), a CPU takes the softmax again.
+Memory never holds K copies of k and v: Triton reads the chosen regions in place, and a CPU gathers those of a few query
+regions at a time into a buffer that fits a cache. The backward recomputes the weights: Triton from
+lse_i = log Σ_j exp(scale q_i·k_j), a CPU by another softmax.
 
 Gradients, for g = ∂/∂out, P the weights, δ_i = g_i·out_i:
 
@@ -30,22 +30,22 @@ from .tiles import dot, from_regions, load_rows, operands, region_rows, store_ro
 def routed_attention(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: tuple[int, int], scale: float | None = None
 ) -> Tensor:
-    """Attend to the tokens of chosen regions; differentiable in q, k and v. Half types are summed in float32.
+    """Attention to the tokens of chosen regions; differentiable in q, k and v. Half types are summed in float32.
 
     Args:
-        q, k: (B, H, W, heads, D) of one floating-point dtype.
-        v: (B, H, W, heads, C), of that dtype.
-        index: (B, R, K) int64 in 0..R-1, the regions that each region reads; R = Ry Rx.
-        regions: (Ry, Rx), the number of regions along H and W, which they must divide.
-        scale: of the products q·k; D^-0.5 by default.
+        q, k: queries and keys (B, H, W, heads, D), of one floating-point dtype.
+        v: values (B, H, W, heads, C), in the same dtype.
+        index: regions that each region attends to (B, R, K), int64, in 0..R-1, where R = Ry Rx.
+        regions: numbers of regions (Ry, Rx) along H and W; they must divide H and W.
+        scale: factor of the products q·k; D^-0.5 by default.
 
     Returns:
         (B, H, W, heads, C), in the dtype of v.
 
     Raises:
-        ValueError: shapes that do not go together.
+        ValueError: shapes that do not fit together.
         TypeError: dtypes that differ or are not floating point; an index that is not int64.
-        IndexError: on a CPU, for an index out of range.
+        IndexError: an index out of range (on a CPU).
     """
     check_maps(q, k, v)
     if q.shape != k.shape:
@@ -74,7 +74,7 @@ def _chosen(index: Tensor, heads: int) -> Tensor:
 
 
 def _read(x_PTC: Tensor, chosen_NK: Tensor) -> Tensor:
-    """The tokens (N, K T, C) of chosen regions: each is one run of memory."""
+    """The tokens (N, K T, C) of chosen regions, each of which is contiguous in memory."""
     (count, topk), (_, tokens, channels) = chosen_NK.shape, x_PTC.shape
     return x_PTC.flatten(1).index_select(0, chosen_NK.flatten()).view(count, topk * tokens, channels)
 
@@ -82,7 +82,7 @@ def _read(x_PTC: Tensor, chosen_NK: Tensor) -> Tensor:
 def routed_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The definition, with K copies of k and v in memory; also lse (B, H, W, heads)."""
+    """out, with K copies of k and v in memory, and lse (B, H, W, heads)."""
     q_PTD, k_PTD, v_PTC = (to_regions(x, rows, columns) for x in (q, k, v))
     chosen = _chosen(index, q.shape[3])
     logits = (q_PTD * scale) @ _read(k_PTD, chosen).mT
@@ -115,25 +115,25 @@ def routed_attention_backward_reference(
 
 
 def _add_read(x_PTC: Tensor, read: Tensor, chosen_NK: Tensor) -> Tensor:
-    """Adds to every region what was computed for its copies: the transpose of `_read`. In place."""
+    """Add to every region what was computed for its copies, in place: the transpose of `_read`."""
     x_PTC.flatten(1).index_add_(0, chosen_NK.flatten(), read.reshape(-1, x_PTC.shape[1] * x_PTC.shape[2]))
     return x_PTC
 
 
-# The CPU's path: products of matrices, for so many problems at a time that their weights fit a cache.
+# The CPU's path: products of matrices, for as many problems at a time as have weights that fit a cache.
 
-# weights that are computed at once: 1 MB in float32
+# weights that are computed together: 1 MB in float32
 BLOCK = 1 << 18
-# queries that a product of matrices should have at least, to be worth the copies of k and v
+# fewest queries for which the copies of k and v pay off
 QUERIES = 16
 
 
 def _schedule(problems: int, regions: int, tokens: int, keys: int) -> tuple[list[list[slice]], list[slice]]:
-    """The problems of each thread's turn, in blocks, and the queries of a problem, in blocks.
+    """Turns of the threads, each a list of blocks of problems, and blocks of the queries of a problem.
 
-    A turn has all regions of some images and heads: whatever adds to the gradient of one key is in one turn.
+    A turn has all regions of some images and heads, so that one thread adds all gradients of a key.
     """
-    block = max(1, BLOCK // (max(tokens, QUERIES) * keys))  # of tiny regions no more: their copies are the larger part
+    block = max(1, BLOCK // (max(tokens, QUERIES) * keys))  # for tiny regions the copies dominate
     turns = slices(0, problems, regions * max(1, block // regions))
     return [slices(turn.start, turn.stop, block) for turn in turns], slices(0, tokens, max(QUERIES, BLOCK // keys))
 
@@ -193,7 +193,7 @@ def _routed_attention_backward_cpu(
     return tuple(from_regions(x, q, rows, columns).to(q.dtype) for x in (dq_PTD, dk_PTD, dv_PTC))  # type: ignore
 
 
-# Triton: a program reads the tokens of its regions from the maps themselves.
+# Triton: a program reads the tokens of regions from the maps in place.
 
 
 @triton.jit(do_not_specialize=["heads", "regions", "columns", "high", "wide", "topk"])
@@ -266,7 +266,7 @@ def routed_attention_bwd_kv_kernel(
     g, q, k, v, pairs, first, scale, lse, delta, dk, dv, heads, regions, columns, high, wide, topk, width, channels,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """∂k and ∂v of a block of keys of a region; pairs[first[region]:first[region + 1]] are those who chose it."""
+    """∂k and ∂v of a block of keys of a region; pairs[first[region]:first[region + 1]] chose the region."""
     problem = tl.program_id(0).to(tl.int64)
     head, region, image = problem % heads, problem // heads % regions, problem // heads // regions
     d, c, t = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_T)
@@ -287,7 +287,7 @@ def routed_attention_bwd_kv_kernel(
             g_tile = load_rows(g, row, c, query < tokens, channels)
             norm = tl.load(lse + row, mask=query < tokens, other=0.0)
             mean = tl.load(delta + row, mask=query < tokens, other=0.0)
-            # rows are keys here; queries beyond the region have q = g = 0 and δ = 0: they add nothing
+            # here rows are keys; queries beyond the region add nothing, as their q, g and δ are 0
             weight = tl.exp(dot(k_tile, tl.trans(q_tile), factor.dtype) * factor - norm[None, :])
             grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
             total_v += dot(weight, g_tile, factor.dtype)
@@ -299,7 +299,7 @@ def routed_attention_bwd_kv_kernel(
 def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *arguments, num_warps: int = 4) -> None:
     batch, height, width, heads, depth = q.shape
     high, wide, channels = height // rows, width // columns, v.shape[-1]
-    # wide heads get small tiles, so that a program's fit the registers
+    # small tiles for wide heads, so that the registers hold all tiles of a program
     tile = tile_of(high * wide, 64 if max(depth, channels) <= 64 else 32)
     grid = (batch * rows * columns * heads, triton.cdiv(high * wide, tile))
     if not grid[0]:
@@ -314,7 +314,7 @@ def _launch(kernel, q: Tensor, v: Tensor, topk: int, rows: int, columns: int, *a
 def _routed_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, rows: int, columns: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor: numbers are passed as float32
+    factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor, as numbers are passed in float32
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     lse = factor.new_empty(q.shape[:-1])
     q, k, v, index = operands(q, k, v, index)
@@ -340,7 +340,7 @@ def _routed_attention_backward_triton(
     g, q, k, v, index = operands(grad, q, k, v, index)
     common = q, v, index.shape[2], rows, columns
     _launch(routed_attention_bwd_q_kernel, *common, g, q, k, v, index, factor, lse, delta, dq)
-    # who reads a region: the pairs (reader, j) numbered reader · topk + j, sorted by the region that they name
+    # the readers of a region: pairs (reader, j) numbered reader · topk + j, sorted by the region that they chose
     regions, pairs = index.flatten(1).sort(stable=True)
     first = torch.searchsorted(regions, torch.arange(rows * columns + 1, device=q.device).repeat(len(regions), 1))
     arguments = g, q, k, v, pairs, first, factor, lse, delta, dk, dv
@@ -354,8 +354,8 @@ def routed_attention_op(
 ) -> tuple[Tensor, Tensor]:
     """out (B, H, W, heads, C), and lse (B, H, W, heads) for the backward of the same path.
 
-    On a CPU lse is -inf, as the backward there takes the softmax again: a forward may not be followed by the backward
-    of another path (ATTLAS_KERNELS changed in between).
+    On a CPU lse is -inf, as the backward there computes the softmax again: forward and backward must take the same
+    path (ATTLAS_KERNELS must not change in between).
     """
     check_range(index, rows * columns)  # not in the reference, which exporters trace
     run = pick(q, reference=routed_attention_reference, triton=_routed_attention_triton, cpu=_routed_attention_cpu)

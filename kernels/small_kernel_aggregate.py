@@ -1,9 +1,9 @@
-"""Dynamic depthwise convolution: every pixel brings its own small kernels, and channels take turns in using them (SKA).
+"""Dynamic depthwise convolution (SKA): every pixel has its own small kernels, which groups of channels share.
 
     out[b, c, i, j] = Σ_{y, x} weight[b, c mod Cw, y k + x, i, j] · x[b, c, i + y - p, j + x - p],    p = (k - 1) / 2
 
-with zeros outside the map. The C / Cw channels c, c + Cw, c + 2 Cw, ... share a kernel. Written out in PyTorch (unfold)
-this takes a copy of x for each of the k² taps; here no path does.
+with zeros outside the map. The C / Cw channels c, c + Cw, c + 2 Cw, ... share a kernel. PyTorch's `unfold` would copy x
+for each of the k² taps; no path here does.
 
 Source: LSNet, "See Large, Focus Small", arXiv 2503.23135.
 """
@@ -18,24 +18,24 @@ from .checks import check_floats, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton
 from .tiles import item_rows, rows_by_channels, triton_dtype
 
-# Rows of a map that one thread takes at a time.
+# Rows of a map that a thread takes at a time.
 ROWS = 32
 
 
 def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
-    """Sums of the k x k neighbors of every pixel, weighted by the kernels of that pixel.
+    """Sums of the k x k neighbors of every pixel, weighted by the kernels of that pixel; differentiable in both.
 
-    Differentiable in both. Fastest for maps that are channels-last in memory.
+    Maps that are channels-last in memory are fastest.
 
     Args:
-        x: (B, C, H, W), of any floating dtype and memory format; half types are summed in float32.
-        weight: (B, Cw, k², H, W) of any floating dtype, taps in row-major order; k odd, Cw divides C.
+        x: map (B, C, H, W) of any floating-point dtype and memory format; half types are summed in float32.
+        weight: kernels (B, Cw, k², H, W) of any floating-point dtype, taps in row-major order; k is odd, Cw divides C.
 
     Returns:
-        (B, C, H, W), dtype and memory format of x.
+        (B, C, H, W), in the dtype and the memory format of x.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
+        ValueError, TypeError: an argument of another shape or dtype.
     """
     if x.ndim != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
@@ -85,13 +85,13 @@ def small_kernel_aggregate_backward_reference(grad: Tensor, x: Tensor, weight: T
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """`values` in the dtype and the memory layout that the operator promises: those of `tensor`."""
+    """`values` in the dtype and the memory layout of `tensor`."""
     return torch.empty_like(tensor).copy_(values)
 
 
-# The CPU's path. x becomes C / Cw planes of H rows; a row holds L = W · Cw numbers, the Cw channels of each of its
-# pixels side by side, and meets its kernels, a row of the same length. A tap is a shift of these rows against each
-# other. From channels-last memory that is a copy of whole runs, and from any other still worth it: the rows are long.
+# The CPU's path. x becomes C / Cw planes of H rows; a row holds L = W · Cw numbers, the Cw channels of one pixel after
+# those of another, and its kernels are a row of the same length. A tap shifts these rows against each other. From
+# channels-last memory the planes are copied in long runs; for other formats, too, the long rows are worth the copy.
 
 
 def _planes(x: Tensor, kernels: int, wide: torch.dtype) -> Tensor:
@@ -121,7 +121,7 @@ def _each_block(loop, k: int, kernels: int, *tensors: Tensor) -> None:
 
 @compiled
 def _shift(tap, k, kernels, i, height, length):
-    """What tap `tap` adds to row i: its row, the shift in it, and the part of row i whose partners are inside."""
+    """The row that `tap` adds to row i, the shift in it, and the part of row i for which it lies inside the map."""
     row = i + tap // k - k // 2
     shift = (tap % k - k // 2) * kernels
     if row < 0 or row >= height:
@@ -153,7 +153,7 @@ def _x_gradient(grad, weight, grad_x, k, kernels, first, last):
     for i in range(first, last):
         for n in range(planes):
             grad_x[n, i] = 0
-            for tap in range(k * k):  # by a tap it is seen from where the opposite tap points
+            for tap in range(k * k):  # the pixels that see this one by a tap lie at the opposite tap
                 row, shift, start, stop = _shift(k * k - 1 - tap, k, kernels, i, height, length)
                 seen_by = grad[n, row, start + shift : stop + shift]
                 _add_products(grad_x[n, i, start:stop], weight[tap, row, start + shift : stop + shift], seen_by)
@@ -188,7 +188,7 @@ def _small_kernel_aggregate_backward_cpu(grad: Tensor, x: Tensor, weight: Tensor
     return _from_planes(grad_x, x, kernels), _from_kernel_rows(grad_weight, weight)
 
 
-# Triton: tiles of pixels by channels, found by their strides, so that no layout costs a copy.
+# Triton: tiles of pixels by channels, addressed by strides, so that no memory format needs a copy.
 
 # Elements of a tile.
 ELEMENTS = 512
@@ -231,7 +231,7 @@ def small_kernel_aggregate_bwd_x_kernel(
     g_b, g_c, g_h, g_w, w_b, w_c, w_t, w_h, w_w, o_b, o_c, o_h, o_w,
     K: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Every pixel collects from those that see it: by a tap, from where the opposite tap points."""
+    """Every pixel collects from the pixels that see it: by a tap, those at the opposite tap."""
     b, i, j, c, inside = _tile(channels, height, width, BLOCK_P, BLOCK_C)
     total = tl.zeros((BLOCK_P, BLOCK_C), dtype=WIDE)
     for tap in range(K * K):
@@ -250,7 +250,7 @@ def small_kernel_aggregate_bwd_weight_kernel(
     g_b, g_c, g_h, g_w, x_b, x_c, x_h, x_w, w_b, w_c, w_t, w_h, w_w,
     K: tl.constexpr, WIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels by kernels: every kernel sums over the channels that use it."""
+    """A tile of pixels by kernels; every kernel sums over the channels that use it."""
     b, i, j, q, inside = _tile(kernels, height, width, BLOCK_P, BLOCK_C)
     for tap in range(K * K):
         row, column = i + tap // K - K // 2, j + tap % K - K // 2
@@ -265,7 +265,7 @@ def small_kernel_aggregate_bwd_weight_kernel(
 
 
 def _launch(kernel, tiled: int, wide: torch.dtype, k: int, shape, kernels: int, *tensors: Tensor) -> None:
-    """Over tiles of pixels by `tiled` channels (or kernels) of all images of `shape` (B, C, H, W)."""
+    """Launch `kernel` over tiles of pixels by `tiled` channels (or kernels) of all images of `shape` (B, C, H, W)."""
     batch, channels, height, width = shape
     if batch * tiled * height * width == 0:
         return

@@ -1,26 +1,26 @@
-"""Surface attention: offset attention among the K neighbors of each query, or among the S points of a cloud.
+"""Surface attention: the attention of Point Cloud Transformer, among K neighbors or among the points of a cloud.
 
     E_ij = q_i·k_j (no scale);  A = softmax_j E;  P = A / (1e-9 + Σ A over `normalize`);  r_j = Σ_i P_ij v_i
 
-`normalize` names the axis of the second normalization. "queries" is the sum over i, as Point Cloud Transformer has it.
-"points" is the sum over axis 1, which for the neighbors' attention (4-D tensors) are the S points of the cloud:
-evidently a slip of RISurConv's release, carried over from the 3-D form where axis 1 are the queries, but its
-checkpoints were trained with it.
+`normalize` names the axis of the second normalization. "queries" is the sum over i, as in Point Cloud Transformer.
+"points" is the sum over axis 1, which for attention among neighbors (4-D tensors) are the S points of the cloud. This
+looks like an error in RISurConv's release (in the 3-D form axis 1 are the queries), but its checkpoints were trained
+with it.
 
 Gradients, for g = ∂/∂r and with T_ij = v_i·g_j:
 
     X = P (T - Σ T P over `normalize`);  ∂E_ij = X_ij - A_ij Σ_j X_ij;  ∂q = ∂E k;  ∂k = ∂Eᵀ q;  ∂v_i = Σ_j P_ij g_j
 
-No weights of all pairs are kept for the backward. Triton computes them anew, block by block, from the logarithms
-lse_i = log Σ_j exp E_ij and, for "points", from the divisors, K x K numbers per cloud that couple all its queries.
-A CPU takes the softmax anew: of the whole batch while its weights are at most `WHOLE` numbers (16 MB, for a moment),
-block by block beyond. All arrays of weights in blocks are transposed, (j, i), so that r is a plain product with v.
+The weights of all pairs are not stored for the backward. Triton recomputes them in blocks from the logarithms
+lse_i = log Σ_j exp E_ij and, for "points", from the divisors, K x K numbers that all queries of a cloud share. A CPU
+computes the softmax again: of the whole batch if it has at most `WHOLE` weights (16 MB), else in blocks. Blocks of
+weights are transposed, (j, i), so that r is a plain product with v.
 
-Legend: B clouds, S queries, K neighbors, C channels of v, D channels of q and k. Attention among points is K of them
-around S = 1 query. A third mode, "itself", is "points" with one query only, where each weight is its own divisor.
+Legend: B clouds, S queries, K neighbors, C channels of v, D channels of q and k. Attention among the points of a cloud
+is the case S = 1. A third mode, "itself", is "points" with one query only, where each weight is its own divisor.
 
-Source: RISurConv, arXiv 2408.06110 (self_attention of cszyzhang/RISurConv@27c48dd); PCT, arXiv 2012.09688. Weights
-that are computed anew from saved logarithms: FlashAttention, arXiv 2205.14135.
+Source: RISurConv, arXiv 2408.06110 (self_attention of cszyzhang/RISurConv@27c48dd); PCT, arXiv 2012.09688. Recomputing
+weights from logarithms: FlashAttention, arXiv 2205.14135.
 """
 
 from collections.abc import Sequence
@@ -38,20 +38,20 @@ EPS = 1e-9
 
 
 def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points") -> Tensor:
-    """Attend among the last-but-one axis; differentiable, without keeping the weights of all pairs.
+    """Attention among the K neighbors of each query, or among S points; differentiable in q, k and v.
 
-    Slices of one tensor (a split of its last axis) are read where they are. Half precision is summed in float32.
+    Half types are summed in float32. Slices of one tensor (a split of its last axis) are read without a copy.
 
     Args:
-        q, k: (B, S, K, D), or (B, S, D) to attend among the S points.
-        v: (B, S, K, C), or (B, S, C), of the same dtype.
-        normalize: "points" or "queries" (the same thing in the 3-D form).
+        q, k: queries and keys (B, S, K, D), or (B, S, D) for attention among the S points, of one floating-point dtype.
+        v: values (B, S, K, C), or (B, S, C), in the same dtype.
+        normalize: axis of the second normalization, "points" or "queries"; in the 3-D form both are the same.
 
     Returns:
         (B, S, K, C), or (B, S, C), in the dtype of v.
 
     Raises:
-        ValueError: an unknown `normalize`, or shapes that do not go together.
+        ValueError: another `normalize`, or shapes that do not fit together.
         TypeError: dtypes that differ or are not floating point.
     """
     if normalize not in NORMALIZE:
@@ -70,7 +70,7 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points"
 
 
 def _over(pairs: Tensor, normalize: str) -> Tensor:
-    """Sum of numbers per pair (B, S, j, i) over the axis of the second normalization, which stays as an axis."""
+    """The sum of numbers of pairs (B, S, j, i) over the axis of the second normalization, which is kept."""
     return pairs if normalize == "itself" else pairs.sum(1 if normalize == "points" else -1, keepdim=True)
 
 
@@ -95,24 +95,24 @@ def surface_attention_backward_reference(
     divisor = EPS + weight if normalize == "itself" else divisor
     share = weight / divisor
     grad = g @ v.mT
-    # of P (T - T P), in terms that do not cancel, for "itself"
+    # X; for "itself" in a form without cancellation
     grad = share * (grad * (EPS / divisor) if normalize == "itself" else grad - _over(grad * share, normalize))
     grad -= weight * grad.sum(-2, keepdim=True)
     return (grad.mT @ k).to(dtype), (grad @ q).to(dtype), (share.mT @ g).to(dtype)
 
 
-# weights that are computed at once for the whole batch: up to 16 MB in float32, which PyTorch's threads share well
+# most weights for which the whole batch is computed together: 16 MB in float32
 WHOLE = 1 << 22
-# weights per block beyond that: 1 MB, so that the passes over a block find it in a cache
+# weights of a block otherwise: 1 MB, which fits a cache
 BLOCK = 1 << 18
-# NumPy's BLAS runs products of at most so many multiplications on one thread; many of them sooner than torch.bmm
+# multiplications up to which NumPy's BLAS uses one thread, and is faster than torch.bmm for many products
 SMALL_PRODUCT = 1 << 18
-# multiplications that are worth the start of a thread: 0.1 ms
+# multiplications that are worth another thread: 0.1 ms
 THREAD = 1 << 22
 
 
 def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
-    """x @ y for (n, a, b) and (n, b, c) on a CPU; written to `out`, too, if that is given."""
+    """x @ y for (n, a, b) and (n, b, c) on a CPU, also written to `out` if given."""
     if out is None or out.dtype != x.dtype or not out.is_contiguous():
         product = _product(x, y, x.new_empty(x.shape[0], x.shape[1], y.shape[2]))
         return product if out is None else out.copy_(product)
@@ -127,12 +127,12 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
-    """A (n, j, i) of q (n, i, D) and k (n, j, D) on a CPU, where a new softmax is as quick as exp(E - lse)."""
+    """A (n, j, i) of q (n, i, D) and k (n, j, D) on a CPU, where a softmax is as fast as exp(E - lse)."""
     return torch.softmax(_product(k, q.mT), dim=-2)
 
 
 def _energy_gradient(weight: Tensor, grad_share: Tensor) -> Tensor:
-    """∂E of A and X; overwrites both."""
+    """∂E from A and X, which are overwritten."""
     return grad_share.sub_(weight.mul_(grad_share.sum(-2, keepdim=True)))
 
 
@@ -141,7 +141,7 @@ def _is_small(v: Tensor, normalize: str) -> bool:
 
 
 def _whole_forward(q: Tensor, k: Tensor, v: Tensor, normalize: str) -> tuple[Tensor, Tensor]:
-    """The result and the divisors, with the weights (i, j) of the whole batch for a moment."""
+    """The result and the divisors, with the weights (i, j) of the whole batch in memory."""
     q, k, v = (x.to(sum_dtype(x)) for x in (q, k, v))
     weight = torch.softmax(q @ k.mT, dim=-1)
     divisor = EPS + weight.sum(1 if normalize == "points" else -2, keepdim=True)
@@ -168,7 +168,7 @@ def _surface_attention_cpu(
         return whole.to(v_BSKC.dtype), divisor.new_full(v_BSKC.shape[:-1], -torch.inf), divisor
     q, k, v = _unit_stride(q_BSKD, k_BSKD, v_BSKC)
     result = torch.empty(v.shape, dtype=v.dtype)
-    lse = torch.full(v.shape[:-1], -torch.inf, dtype=sum_dtype(v))  # the backward of this path does not need it
+    lse = torch.full(v.shape[:-1], -torch.inf, dtype=sum_dtype(v))  # not needed by the backward of this path
     if normalize == "points":
         return result, lse, _points_forward_cpu(q, k, v, result)
     flat_q, flat_k, flat_v, flat_result = (x.flatten(0, 1) for x in (q, k, v, result))
@@ -201,7 +201,7 @@ def _unit_stride(*tensors: Tensor) -> list[Tensor]:
 
 
 def _cloud_blocks(batch: int, queries: int, neighbors: int) -> tuple[list[slice], list[slice]]:
-    """Slices of clouds and of queries: blocks of a few small clouds, of one cloud, or of some of its queries."""
+    """Slices of clouds and of queries: a block is a few small clouds, one cloud, or some queries of a large one."""
     return (
         slices(0, batch, max(1, BLOCK // 4 // (queries * neighbors**2))),
         slices(0, queries, max(1, BLOCK // neighbors**2)),
@@ -209,12 +209,12 @@ def _cloud_blocks(batch: int, queries: int, neighbors: int) -> tuple[list[slice]
 
 
 def _read(x: Tensor, block: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
-    """Clouds and queries of x (B, S, ...) as one axis of small matrices."""
+    """A block of x (B, S, ...), with clouds and queries as one axis."""
     return x[block].to(dtype).flatten(0, 1)
 
 
 def _points_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor) -> Tensor:
-    """Fills `result`; returns the divisors (B, 1, K, K), (j, i)."""
+    """Fill `result` and return the divisors (B, 1, j, i)."""
     neighbors, dtype = v.shape[2], sum_dtype(v)
     divisor = torch.full((v.shape[0], 1, neighbors, neighbors), EPS, dtype=dtype)
     clouds, parts = _cloud_blocks(*v.shape[:3])
@@ -235,7 +235,7 @@ def _points_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor) -> Tens
 
 
 def _points_backward_cpu(g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Tensor, grads: Sequence[Tensor]) -> None:
-    """Fills `grads`, those of q, k and v."""
+    """Fill `grads`, the gradients of q, k and v."""
     dq, dk, dv = grads
     neighbors, dtype = v.shape[2], divisor.dtype
 
@@ -265,12 +265,12 @@ def _points_backward_cpu(g: Tensor, q: Tensor, k: Tensor, v: Tensor, divisor: Te
 
 
 def _group_blocks(groups: int, size: int) -> tuple[list[slice], list[slice]]:
-    """Slices of groups and of i: blocks of a few small groups, of one group, or of some of its i."""
+    """Slices of groups and of i: a block is a few small groups, one group, or some i of a large one."""
     return slices(0, groups, max(1, BLOCK // 4 // size**2)), slices(0, size, max(1, BLOCK // size))
 
 
 def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normalize: str) -> Tensor:
-    """Fills `result`; returns the divisors (groups, j, 1)."""
+    """Fill `result` and return the divisors (groups, j, 1)."""
     dtype = sum_dtype(v)
     divisor = torch.full((*v.shape[:2], 1), EPS, dtype=dtype)
     groups, parts = _group_blocks(*v.shape[:2])
@@ -293,7 +293,7 @@ def _groups_forward_cpu(q: Tensor, k: Tensor, v: Tensor, result: Tensor, normali
 def _groups_backward_cpu(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, result: Tensor, divisor: Tensor, grads: Sequence[Tensor], normalize: str
 ) -> None:
-    """Fills `grads`, those of q, k and v."""
+    """Fill `grads`, the gradients of q, k and v."""
     dq, dk, dv = grads
     dtype = divisor.dtype
     groups, parts = _group_blocks(*v.shape[:2])
@@ -304,7 +304,7 @@ def _groups_backward_cpu(
         for part in parts:
             q_part, v_part = q[group, part].to(dtype), v[group, part].to(dtype)
             weight, grad = _weights(q_part, k_group), _product(g_group, v_part.mT)
-            if normalize == "itself":  # P (T - T P), in terms that do not cancel
+            if normalize == "itself":  # X in a form without cancellation
                 share = weight / (weight + EPS)
                 grad.mul_(EPS).div_(weight + EPS)
             else:
@@ -484,7 +484,7 @@ def surface_attention_fwd_kernel(
         else:
             norm += tl.sum(weight, 1)
         v_tile = load_rows(v, row, c, i < size, channels, v_stride)
-        if v_tile.dtype == tl.float16:  # the weights of a column may all be below the least float16
+        if v_tile.dtype == tl.float16:  # all weights of a column may be smaller than the smallest float16
             v_tile = v_tile.to(tl.float32)
         total += dot(weight, v_tile, total.dtype)
     if not ITSELF:
@@ -496,7 +496,7 @@ def surface_attention_fwd_kernel(
 
 @triton.jit
 def _share(weight, divisor, j_row, j_inside, EPS: tl.constexpr, ITSELF: tl.constexpr):
-    """P of a tile of A."""
+    """P from a tile of A."""
     if ITSELF:
         weight /= weight + EPS
     else:
@@ -506,8 +506,8 @@ def _share(weight, divisor, j_row, j_inside, EPS: tl.constexpr, ITSELF: tl.const
 
 @triton.jit
 def _share_gradient(weight, share, grad, mean, j_row, j_inside, EPS: tl.constexpr, ITSELF: tl.constexpr):
-    """X of a tile of A, P and T."""
-    if ITSELF:  # P (T - T P), in terms that do not cancel
+    """X from tiles of A, P and T."""
+    if ITSELF:  # X in a form without cancellation
         grad *= share * (EPS / (weight + EPS))
     else:
         grad = share * (grad - tl.load(mean + j_row, mask=j_inside, other=0.0)[:, None])
@@ -542,7 +542,7 @@ def surface_attention_bwd_q_kernel(
     g, q, k, v, lse, divisor, mean, dq, row_sum, size, width, channels, q_stride, k_stride, v_stride,
     EPS: tl.constexpr, ITSELF: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """∂q and Σ_j X of a block of i. The sum, known at the end only, enters ∂q = Σ_j X k - (Σ_j X) Σ_j A k there."""
+    """∂q = Σ_j X k - (Σ_j X) Σ_j A k of a block of i, and Σ_j X, which is known after all j only."""
     group, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     i = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     row, i_inside = group * size + i, i < size
@@ -592,26 +592,26 @@ def surface_attention_bwd_k_kernel(
 
 
 def _rows(*tensors: Tensor) -> tuple[list[Tensor], list[int]]:
-    """Each (..., L) as rows (R, L) that lie one stride apart, and these strides; slices of the last axis stay views."""
+    """The tensors (..., L) as rows (R, L) at equal strides, and the strides; slices of a last axis are not copied."""
     rows = [for_dot(x.detach().flatten(0, -2)) for x in tensors]
     rows = [x if x.stride(1) == 1 else x.contiguous() for x in rows]
     return rows, [x.stride(0) for x in rows]
 
 
-# the (K, K) tiles of "points" fit the registers of a program up to this K
+# largest K for which the registers of a program hold the (K, K) tiles of "points"
 LARGEST_TILE = 128
-# programs that sum over queries; enough to fill a GPU, and a bound on the memory of their (K, K) sums
+# programs that sum over queries: enough to fill a GPU, few enough to bound the memory of their (K, K) sums
 PROGRAMS = 512
 
 
 def _parts(batch: int, queries: int) -> tuple[int, int]:
-    """How many queries a program sums over, and how many programs a cloud has; the same on every device."""
+    """The number of queries of a program, and of programs of a cloud; the same on every device."""
     part = triton.cdiv(queries, max(1, PROGRAMS // batch))
     return part, triton.cdiv(queries, part)
 
 
 def _query_tile(neighbors: int, width: int, channels: int) -> dict[str, int]:
-    """Tiles of "points", such that the factors of a product fit the registers, too."""
+    """Tiles of "points", small enough that the registers hold the factors of a product, too."""
     block = tile_of(neighbors)
     warps = min(16, max(1, block**2 // 512))
     return {
@@ -621,7 +621,7 @@ def _query_tile(neighbors: int, width: int, channels: int) -> dict[str, int]:
 
 
 def _group_tile(size: int, width: int, channels: int) -> dict[str, int]:
-    """Tiles of "queries" and "itself", likewise."""
+    """Tiles of "queries" and "itself", with the same condition."""
     block = tile_of(width)
     return {
         "BLOCK_N": tile_of(size, min(32, max(16, 1024 // block))),
@@ -706,7 +706,7 @@ def _surface_attention_backward_triton(
 
 @torch.library.custom_op("attlas::surface_attention", mutates_args=())
 def surface_attention_op(q: Tensor, k: Tensor, v: Tensor, normalize: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Result, logarithms (B, S, K) and divisors, (B, 1, K, K) or (B, S, K, 1) or, of "itself", none; (j, i) each."""
+    """The result, logarithms (B, S, K), and divisors (j, i): (B, 1, K, K), (B, S, K, 1) or, for "itself", none."""
     path = pick(v, reference=surface_attention_reference, triton=_surface_attention_triton, cpu=_surface_attention_cpu)
     return (path if v.numel() else surface_attention_reference)(q, k, v, normalize)
 

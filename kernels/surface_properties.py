@@ -1,23 +1,23 @@
-"""Neighbors in order around the normal, and the fourteen rotation-invariant properties of the surface they span.
+"""Neighbors in order around the normal, and fourteen rotation-invariant properties of the surface that they span.
 
-Order. A query p with normal n looks down on its neighbors x_i: their offsets d_i = x_i - p are projected on the
-tangent plane, u_i = unit(d_i - (d_i·n) n), and sorted by the angle from the longest projection r, once round:
+Order. The offsets d_i = x_i - p of the neighbors x_i of a query p with normal n are projected on the tangent plane,
+u_i = unit(d_i - (d_i·n) n), and sorted by the angle from the longest projection r, once around:
 
     key_i = s_i (u_i·r) - (1 - s_i),  s_i = sign((u_i × r)·n),  descending from 1 (at r) to -3
 
-Two signs are set by hand: the slot-0 neighbor gets s = +1, and so does r itself (and whatever lies in its direction),
-which comes first then. In the release the sign of r is that of a rounding error, which changes under rotation; so it is
-with `reference_sign="rounding"`. Rounding decides the order of neighbors of one angle, as on a straight line.
+Some signs are fixed: the neighbor in slot 0 gets s = +1, and so do r and all neighbors in its direction, which come
+first. In the release the sign of r is that of a rounding error, which changes under rotation;
+`reference_sign="rounding"` has this behavior. Rounding decides the order of neighbors at one angle, as on a line.
 
-Rounding. A query that is one of the points is a few units in the last place away from it when queries and points were
-rotated in separate products, and the direction of that offset means nothing. The rounding of a product is proportional
-to the coordinates, so every length is compared with a multiple of their size in the neighborhood:
+Rounding. If queries and points were rotated in separate products, a query that is one of the points can be a few units
+in the last place away from it, and the direction of that offset is noise. The rounding of a product is proportional to
+the coordinates, so every length is compared with a multiple of their size in the neighborhood:
 
     tolerance = 64 eps (|p| + max_i |d_i|)        64 eps = 8e-6 for float32, 1.4e-14 for float64
 
-A length up to the tolerance counts as zero: that of an offset (the neighbor coincides with the query: u_i = 0,
-key_i = -1, and unit(...) below is 0), of the difference of two neighbors, of a projection (the neighbor lies on the
-normal and has no direction), and the distance of a neighbor from the line along r (the neighbor lies in r's direction).
+A length up to the tolerance counts as zero: that of an offset (the neighbor coincides with the query: u_i and its units
+below are 0, and key_i is -1, or 0 in slot 0), of the difference of two neighbors, of a projection (the neighbor lies on
+the normal: u_i is 0), and the distance of a neighbor from the line along r (the neighbor lies in r's direction).
 
 Properties. A neighbor a, its predecessor b and successor c in that order (cyclic, `step` places away) with normals
 n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coordinates are relative to p:
@@ -32,13 +32,13 @@ n_a, n_b, n_c span two triangles with p; unit(v) = v / (|v| + 1e-7), and all coo
 
 Source: RISurConv, ECCV 2024, arXiv 2408.06110; cszyzhang/RISurConv@27c48dd (RISP_features).
 
-Shapes in names: P the points and Q the queries of all clouds in a row (B·N and B·S), L queries side by side.
+Suffixes of names: P points and Q queries of all clouds (B·N and B·S), L queries side by side.
 
-The operator works in two steps, on every path: the order, which permutes the index, and the properties, which gather
-through the permuted index. That reads it twice (on a GPU it also takes a second launch), but leaves a neighbor's
-predecessor and successor where any thread can find them, whatever K is. The kernels sort by comparing all pairs, so
-beyond `MOST_COUNTED` neighbors the order is that of the reference. The floor is what is read and written: 6 numbers a
-point and a query, 14 and twice an index a neighbor.
+All paths work in two steps: the order permutes the index, and the properties gather through the permuted index. This
+reads the index twice (and needs two launches on a GPU), but then any thread finds a neighbor's predecessor and
+successor, for any K. The kernels sort by comparing all pairs; for more than `MOST_COUNTED` neighbors the reference
+computes the order. The lower bound of the time is the memory traffic: 6 numbers for each point and query, and 14
+numbers and twice an index for each neighbor.
 """
 
 import math
@@ -51,7 +51,7 @@ from .checks import check_index, check_normals, check_points, check_range, check
 from .dispatch import autotune, compiled, each, pick, tl, triton
 
 EPSILON = 1e-7
-# Units of eps in the tolerance. Two products, each followed by a translation, differ by 7 at most.
+# The tolerance in units of eps. Two products, each followed by a translation, differ by 7 units at most.
 ROUNDING = 64
 REFERENCE_SIGNS = ("fixed", "rounding")
 MOST_COUNTED = 128
@@ -71,25 +71,25 @@ def surface_properties(
     """The fourteen properties of every neighbor, in order around the query's normal. No gradient flows.
 
     Args:
-        points, normals: (B, N, 3) the cloud that the neighbors are taken from, unit normals.
-        queries, query_normals: (B, S, 3) the centers and their unit normals.
-        index: (B, S, K) int64 neighbors of every query; the first of each list is the slot-0 neighbor.
-        step: how many places around predecessor and successor are, at least 1.
-        reference_sign: "fixed" to +1, or "rounding".
+        points, normals: coordinates and unit normals (B, N, 3) of the cloud, float32 or float64.
+        queries, query_normals: coordinates and unit normals (B, S, 3) of the queries, in the same dtype.
+        index: neighbors of every query (B, S, K), int64, in 0..N-1; the first of each list is in slot 0.
+        step: distance in the order from a neighbor to its predecessor and successor, at least 1.
+        reference_sign: sign of r: "fixed" to +1, or "rounding".
 
     Returns:
-        properties (B, S, K, 14) in the dtype of the points, and the index (B, S, K) in that order.
+        properties (B, S, K, 14), in the dtype of the points, and the index (B, S, K) in the same order.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes, dtypes and values.
-        IndexError: on a CPU, for an index out of range.
+        ValueError, TypeError: an argument of another shape, dtype or value.
+        IndexError: an index out of range (on a CPU).
     """
     check_same_clouds(queries, points)
     check_normals(normals, points)
     check_normals(query_normals, queries, "query_normals")
     if index.shape[:-1] != queries.shape[:-1] or index.shape[-1] < 1:
-        batch, queries, _ = queries.shape
-        raise ValueError(f"index must have shape ({batch}, {queries}, K) with K >= 1, got {tuple(index.shape)}")
+        batch, number, _ = queries.shape
+        raise ValueError(f"index must have shape ({batch}, {number}, K) with K >= 1, got {tuple(index.shape)}")
     check_index(index, len(points))
     if not isinstance(step, int) or step < 1:
         raise ValueError(f"step must be an integer of at least 1, got {step!r}")
@@ -101,10 +101,21 @@ def surface_properties(
 def ordered_properties(
     points: Tensor, normals: Tensor, axis: Tensor, reference_sign: str = "fixed"
 ) -> tuple[Tensor, Tensor]:
-    """Order and properties of a whole cloud as one neighborhood (the group-all layer).
+    """Order and properties of a whole cloud as one neighborhood (the group-all layer). No gradient flows.
 
-    The order is taken about the cloud's centroid and `axis`; the properties are taken about the origin, as in the
-    release, so the cloud has to be centered by whoever calls. Returns properties (B, 1, N, 14) and index (B, 1, N).
+    The order is about the cloud's centroid, but the properties are about the origin, as in the release: center the
+    cloud first.
+
+    Args:
+        points, normals: coordinates and unit normals (B, N, 3), float32 or float64.
+        axis: unit vector (B, 3) in place of the query's normal, in the same dtype.
+        reference_sign: sign of r: "fixed" to +1, or "rounding".
+
+    Returns:
+        properties (B, 1, N, 14), in the dtype of the points, and index (B, 1, N).
+
+    Raises:
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
     check_points(points)
     check_normals(normals, points)
@@ -134,7 +145,7 @@ def surface_properties_reference(
     step: int,
     fixed_sign: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Properties about the queries; the order is taken about `centers_BS3`, the queries themselves as a rule."""
+    """Properties about the queries, in an order about `centers_BS3`, which are usually the queries."""
     index_BSK, tolerance_BS1 = _ordered_index(points_BN3, query_normals_BS3, centers_BS3, index_BSK, fixed_sign)
     offsets_3BSK = _neighbor_planes(points_BN3, index_BSK) - _planes(queries_BS3).unsqueeze(-1)
     normals_3BSK = _neighbor_planes(normals_BN3, index_BSK)
@@ -155,7 +166,7 @@ def _ordered_index(
 
 
 def _planes(vectors: Tensor) -> Tensor:
-    """(..., 3) -> (3, ...) contiguous: sums over three planes vectorize, sums over a last axis of three do not."""
+    """(..., 3) -> (3, ...), contiguous: a sum of three planes is vectorized, a sum over a last axis of three is not."""
     return vectors.movedim(-1, 0).contiguous()
 
 
@@ -186,7 +197,7 @@ def _order(offsets_3BSK: Tensor, normal_3BS1: Tensor, tolerance_BS1: Tensor, fix
     side_BSK = _dot(around_3BSK, torch.linalg.cross(reference_3BS1, normal_3BS1, dim=0))
     turn_BSK = _dot(around_3BSK, reference_3BS1)
     sign_BSK = side_BSK.sign()
-    if fixed_sign:  # of the reference, its copies, and whatever else lies in its direction
+    if fixed_sign:  # of r, its copies, and all others in its direction
         beside_BSK = side_BSK.abs() * length_BSK
         sign_BSK.masked_fill_((beside_BSK <= tolerance_BS1) & (turn_BSK > 0), 1)
     sign_BSK[..., 0] = 1
@@ -199,8 +210,8 @@ def _properties(a: Tensor, normal_a: Tensor, normal_p: Tensor, tolerance: Tensor
     to_a, a_to_b = _unit(a, length, tolerance), _unit(side, _length(side), tolerance)
     length = torch.where(length <= tolerance, 0.0, length)
     to_b, to_c = to_a.roll(step, -1), to_a.roll(-step, -1)
-    # What triangle (p, a, c) asks of its corner c is what triangle (p, a, b) of the successor asks of its corner a,
-    # seen from the other end: computed once and rolled.
+    # Triangle (p, a, c) of neighbor a is triangle (p, a, b) of its successor c: the properties at corner c are those at
+    # corner a there. They are computed once and rolled.
     elevation, tilt, turn = _dot(to_a, normal_p), -_dot(to_a, normal_a), _dot(to_a, to_b)
     along, rise = _dot(to_a, a_to_b), _dot(a_to_b, normal_a)
     next_turn = turn.roll(-step, -1)
@@ -275,12 +286,11 @@ def _flat_arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [x.contiguous().flatten(0, 1).numpy() for x in tensors]
 
 
-# In both loops the innermost runs over LANES queries side by side; lanes after the last query hold what was there
-# before, and nobody reads them. It has a fixed length and no branch, so it becomes vector instructions whatever K is,
-# which a loop over three coordinates or eight neighbors would not. For that the compiler also has to see that what is
-# written is not what is read next, and it looks at a few arrays only: hence vectors of several kinds in the rows (R) of
-# one. Constants have the dtype of the points, since a wider one would widen everything; the numbers of points are
-# unsigned, since signed ones could count from the end, which costs a comparison each.
+# The innermost loops run over LANES queries side by side; lanes after the last query hold old numbers, which are not
+# used. With a fixed length and no branch they become vector instructions for every K, unlike loops over three
+# coordinates or eight neighbors. The compiler must also see that no array is written and read at once, and checks only
+# a few arrays: hence rows (R) of one array hold several vectors. Constants have the dtype of the points, as a wider one
+# would widen everything; indices of points are unsigned, as signed ones might be negative, which costs a comparison.
 
 
 @compiled
@@ -373,8 +383,8 @@ def _order_loop(
                 at_reference = fixed_sign & (abs(side) * length <= tolerance) & (turn > zero)
                 sign = one if (side > zero) | at_reference | (k == 0) else (-one if side < zero else zero)
                 key_KL[k, q] = sign * turn - (one - sign)
-        # a neighbor's place is the number of larger keys: for K <= 128 fewer instructions than any sort, without
-        # branches; eight comparisons at a time, so that the sum stays in a register
+        # a neighbor's place is the number of larger keys: for K <= 128 fewer instructions than a sort, and no branches.
+        # Eight comparisons at a time keep the sum in a register.
         place_KL[:] = zero
         for k in range(count):
             for i in range(0, len(key_KL), 8):
@@ -387,7 +397,7 @@ def _order_loop(
         for q in range(lanes):
             for k in range(count):
                 place = int(place_KL[k, q])
-                while taken_K[place] == q:  # equal keys count to the same place: they follow each other
+                while taken_K[place] == q:  # equal keys have the same number: they follow each other
                     place += 1
                 taken_K[place] = q
                 ordered_QK[start + q, place] = index_QK[start + q, k]
@@ -493,7 +503,7 @@ def _subtract_tiles(a, b):
 
 @triton.jit
 def _length_tiles(a, tolerance):
-    """Lengths, 0 if not longer than the tolerance."""
+    """Lengths; 0 up to the tolerance."""
     length = tl.sqrt(_dot_tiles(a, a))
     return tl.where(length <= tolerance, 0.0, length)
 
@@ -504,7 +514,7 @@ def _unit_tiles(a, tolerance, EPSILON: tl.constexpr):
     return _scale_tiles(a, tl.where(length == 0, 0.0, 1.0 / (length + EPSILON)))
 
 
-# The tile of comparisons holds TILE · BLOCK_K truth values: at K = 128, 128 in each thread, the most registers take.
+# A tile of comparisons has TILE · BLOCK_K entries: for K = 128, 128 in each thread, the most that registers hold.
 @autotune([{"TILE": 256, "num_warps": 8}, {"TILE": 128, "num_warps": 4}], key=["BLOCK_K"])
 @triton.jit(do_not_specialize=["total", "queries", "size", "count"])
 def surface_properties_fwd_order_kernel(
@@ -537,7 +547,7 @@ def surface_properties_fwd_order_kernel(
     tl.store(tolerance_ptr + query, tolerance, here)
     projected = _subtract_tiles(offset, _scale_tiles(normal, _dot_tiles(offset, normal)))
     length = _length_tiles(projected, tolerance)
-    # no length, no direction
+    # without a length there is no direction
     around = _scale_tiles(projected, 1.0 / tl.where(length == 0, float("inf"), length))
 
     longest = slot == tl.argmax(tl.where(known, length, -1.0), 1, keep_dims=True)
@@ -552,7 +562,7 @@ def surface_properties_fwd_order_kernel(
         first_half = first_half | ((tl.abs(side) * length <= tolerance) & (turn > 0))
     sign = tl.where(first_half, 1.0, tl.where(side < 0, -1.0, 0.0))
     key = sign * turn - (1 - sign)
-    key = tl.where(key == key, key, -4.0)  # NaN, which nobody looks for on a GPU, comes last: every place is taken
+    key = tl.where(key == key, key, -4.0)  # NaN, which a GPU does not check for, comes last
     key = tl.where(known, key, float("-inf"))
 
     # a neighbor's place is the number of those before it
@@ -626,7 +636,7 @@ def surface_properties_fwd_kernel(
     p12 = _dot_tiles(to_a, normal_c)
     p13 = _dot_tiles(to_c, to_b) * _dot_tiles(to_a, to_a) - turn_b * turn_c
 
-    # side by side in the last axis, which two more fill up to a power of two, so that a row is written as one piece
+    # side by side in a last axis of 16, a power of two, so that a row is written at once
     rows = _stack_tiles(
         _stack_tiles(p0, p4, p8, p12),
         _stack_tiles(p1, p5, turn_c, p13),

@@ -1,12 +1,12 @@
-"""Features of coarse points, interpolated at other points: weighted sums over the few nearest, without gathering them.
+"""Interpolation of features of coarse points at other points: weighted sums over the nearest, without a gather.
 
     three_nn             d_k² = |q - x_k|² of the 3 nearest,  w_k = 1 / (d_k² + 1e-8),  weight_k = w_k / Σ_j w_j
     three_interpolate    out = Σ_k weight_k · features[index_k]
 
-Shapes in names: M coarse points, C their channels, S points that receive, K = 3 of the coarse points around each.
+Suffixes of names: M coarse points, C their channels, S queries, K coarse points around each, 3 as a rule.
 
-Source: feature propagation of PointNet++, arXiv 1706.02413, section 3.4 (squared distances: its p = 2); the 1e-8 is the
-habit of the PyTorch versions.
+Source: feature propagation of PointNet++, arXiv 1706.02413, section 3.4 (squared distances: its p = 2); the 1e-8 is in
+the usual PyTorch versions.
 """
 
 import torch
@@ -20,16 +20,21 @@ from .tiles import item_rows, rows_by_channels
 
 
 def three_nn(queries: Tensor, points: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
-    """The nearest coarse points of every query and their weights, what `three_interpolate` takes.
+    """The nearest coarse points of every query and their weights, for `three_interpolate`.
+
+    The weight is differentiable in queries and points.
 
     Args:
-        queries: (B, S, 3) float32 or float64.
-        points: (B, M, 3), same dtype and device.
-        k: how many; all M of them where a cloud has fewer.
+        queries: coordinates (B, S, 3), float32 or float64.
+        points: coordinates (B, M, 3), in the same dtype and on the same device.
+        k: number of coarse points; all of them in a cloud with fewer.
 
     Returns:
-        index (B, S, min(k, M)) int64, nearest first, and weight of the same shape and the dtype of the points, inverse
-        to the squared distance and summing to one. The weight is differentiable in queries and points.
+        index (B, S, min(k, M)), int64, nearest first; and weight, of the same shape and the dtype of the points,
+        inversely proportional to the squared distances, with sum 1.
+
+    Raises:
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
     index_BSK = knn(queries, points, min(k, points.shape[1]))
     distance_BSK = (gather_neighbors(points, index_BSK) - queries.unsqueeze(2)).square().sum(-1)
@@ -41,16 +46,16 @@ def three_interpolate(features: Tensor, index: Tensor, weight: Tensor) -> Tensor
     """Weighted sums of rows of `features`; differentiable in features and weight.
 
     Args:
-        features: (B, M, C) of any floating dtype; half types are summed in float32.
-        index: (B, S, K) int64 in 0..M-1.
-        weight: (B, S, K) of any floating dtype.
+        features: rows (B, M, C) of any floating-point dtype; half types are summed in float32.
+        index: numbers of rows (B, S, K), int64, in 0..M-1.
+        weight: factors of the rows (B, S, K), of any floating-point dtype.
 
     Returns:
-        (B, S, C) of the dtype of the features.
+        (B, S, C), in the dtype of the features.
 
     Raises:
-        ValueError, TypeError: for arguments of other shapes and dtypes.
-        IndexError: on a CPU, for an index out of range.
+        ValueError, TypeError: an argument of another shape or dtype.
+        IndexError: an index out of range (on a CPU).
     """
     check_features(features, index)
     if index.ndim != 3 or weight.shape != index.shape:
@@ -61,7 +66,7 @@ def three_interpolate(features: Tensor, index: Tensor, weight: Tensor) -> Tensor
     return three_interpolate_op(features, index, weight.to(sum_dtype(features)))
 
 
-# Everything below sums in the dtype of the weight, which is that of the features, or float32 for half types.
+# Below, the dtype of the weight is that of sums: that of the features, or float32 for half types.
 
 
 def three_interpolate_reference(features_BMC: Tensor, index_BSK: Tensor, weight_BSK: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ def _add_weighted(sum_MC, grad_SC, index_SK, weight_SK):
                 sum_MC[m, c] += weight * grad_SC[s, c]
 
 
-@compiled(fastmath={"reassoc", "nsz", "contract"})  # so that the sum over channels is made in vectors
+@compiled(fastmath={"reassoc", "nsz", "contract"})  # for vector instructions in the sum over channels
 def _products(product_SK, grad_SC, index_SK, features_MC):
     for s in range(index_SK.shape[0]):
         for k in range(index_SK.shape[1]):
@@ -127,9 +132,9 @@ def _products(product_SK, grad_SC, index_SK, features_MC):
 
 
 def _launch(kernel, channel_blocks: bool, *tensors: Tensor, size: int) -> None:
-    """Over blocks of the points of every cloud; `tensors`: those of the kernel, the second is the index.
+    """Launch `kernel` over blocks of the queries of every cloud; the second of its `tensors` is the index.
 
-    Not autotuned, as trial runs of atomic additions would add up.
+    No autotuning: its trial runs of atomic additions would add up.
     """
     (batch, queries, k), channels = tensors[1].shape, tensors[0].shape[2]
     block_s, block_c = rows_by_channels(channels)
@@ -165,7 +170,7 @@ def _three_interpolate_weight_backward_triton(grad_BSC: Tensor, index_BSK: Tenso
 
 @triton.jit
 def _rows(queries, BLOCK_S: tl.constexpr):
-    """The cloud of this program, its points as rows of all clouds, and which of them are inside the cloud."""
+    """The cloud of this program, its queries as rows of all clouds, and which of them exist."""
     cloud, s, inside = item_rows(queries, BLOCK_S)
     return cloud, cloud * queries + s, inside
 
@@ -189,7 +194,7 @@ def three_interpolate_fwd_kernel(
 def three_interpolate_bwd_kernel(
     grad, index, weight, total, size, queries, channels, k, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Every point adds its weighted gradient to its coarse points, in any order."""
+    """Every query adds its weighted gradient to its coarse points, in any order."""
     cloud, row, inside = _rows(queries, BLOCK_S)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = inside[:, None] & (c < channels)[None, :]
@@ -262,7 +267,7 @@ def _(grad, index, features):
 def _setup_context(ctx, inputs, output):
     features, index, weight = inputs
     ctx.size = features.shape[1]
-    # weights that come from fixed points need no gradient, and the features are not kept for it
+    # weights of fixed points need no gradient, and then the features are not saved
     ctx.save_for_backward(index, weight, features if ctx.needs_input_grad[2] else None)
 
 

@@ -180,7 +180,7 @@ def test_bad_arguments():
     for bad, message in [
         ((logits, v, 4), "kernel_size must be an odd positive integer, got 4"),
         ((logits, v, -3), "kernel_size must be an odd positive integer, got -3"),
-        ((logits, v[0], k), r"v must have shape \(B, H, W, heads, c\), got \(5, 4, 2, 3\)"),
+        ((logits, v[0], k), r"v must have shape \(B, H, W, heads, C\), got \(5, 4, 2, 3\)"),
         ((logits, v, 5), r"logits must have shape .* = \(1, 5, 4, 2, 25\) for kernel_size 5 .* got \(1, 5, 4, 2, 9\)"),
         ((logits[:, :, :2], v[:, :, :2], k), "kernel_size must be at most H and W, 5 and 2, got 3"),
         ((logits, v, k, bias[:, 1:]), r"bias must have shape .* = \(2, 5, 5\), got \(2, 4, 5\)"),

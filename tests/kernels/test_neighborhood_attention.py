@@ -321,7 +321,7 @@ def test_bad_arguments():
     refused(ValueError, "is_causal must be one bool", q, k, v, 3, is_causal=1)
     refused(ValueError, "kernel_size must be at least 2, got 1 on spatial axis 1", q, k, v, (3, 1))
     refused(ValueError, "dilation must be at least 1, got 0 on spatial axis 0", q, k, v, 3, dilation=(0, 1))
-    long = r"got 3 \* 2 = 6 on spatial axis 0 of length 5: pad the input, or take at most dilation 1"
+    long = r"got 3 \* 2 = 6 on spatial axis 0 of length 5: pad the input, or use at most dilation 1"
     refused(ValueError, long, q, k, v, 3, dilation=2)
     refused(ValueError, "on spatial axis 1 of length 6: .* at most kernel_size 6", q, k, v, (5, 7))
     refused(ValueError, r"stride must lie in 1\.\.kernel_size = 3, got 4 on spatial axis 1", q, k, v, 3, stride=(1, 4))

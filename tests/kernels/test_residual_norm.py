@@ -86,5 +86,5 @@ def test_bad_arguments():
         residual_norm(x, t, weight[:2], bias, 1e-5)
     with pytest.raises(TypeError, match=r"weight and bias must be torch\.float64 for t of"):
         residual_norm(x, t, weight.float(), bias.float(), 1e-5)
-    with pytest.raises(ValueError, match="t must hold rows"):
+    with pytest.raises(ValueError, match="t must have rows"):
         residual_norm(x[:0], t[:0], weight, bias, 1e-5)
