@@ -81,6 +81,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
     """
 
     DEFAULTS = dict(layer_decay=None, coarse=False, norm_decay=0.0, bias_decay=0.0, no_decay=())
+    paramwise_cfg: dict
 
     def _validate_cfg(self) -> None:
         for key in self.paramwise_cfg:
@@ -127,7 +128,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         print_log("\n".join(lines), logger="current")
 
     def _factors(
-        self, model: nn.Module, names: list[str], backbones: Mapping[str, nn.Module]
+        self, model: nn.Module, names: list[str], backbones: Mapping[str, Any]
     ) -> tuple[dict[str, float], int]:
         """The factor on the learning rate of each parameter, and the number of layers."""
         decay, coarse = self.paramwise_cfg["layer_decay"], self.paramwise_cfg["coarse"]
@@ -155,7 +156,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         return factors, layers
 
 
-def topmost(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
+def topmost(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> dict[str, Any]:
     """The modules by name that `wanted` accepts, without those inside another one."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -207,7 +208,7 @@ class LAMB(Optimizer):
                 self.state[weight] = dict(step=0, **zeros)
             self.state[weight]["step"] += 1
         states = [self.state[weight] for weight in weights]
-        gradients = [weight.grad for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
         means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
         torch._foreach_lerp_(means, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
