@@ -7,11 +7,10 @@ not please it. Coordinates: the shape's own frame, `up` is "y" or "z".
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from .data import UP_AXES, one_of
 
@@ -62,11 +61,13 @@ def surface(vertices: np.ndarray, faces: np.ndarray, color=CLAY, crease: float =
 
 def point_radius(points: np.ndarray) -> float:
     """A radius at which the spheres of a cloud (N, 3) nearly touch."""
-    extent = np.linalg.norm(np.ptp(points, axis=0)) or 1.0
+    extent = float(np.linalg.norm(np.ptp(points, axis=0))) or 1.0
     if len(points) < 2:
         return 0.05 * extent
-    count = min(4, len(points))
-    near = np.median(cKDTree(points).query(points, k=count)[0][:, -1])
+    places = o3d.core.Tensor.from_numpy(np.ascontiguousarray(points))
+    search = o3d.core.nns.NearestNeighborSearch(places)
+    search.knn_index()
+    near = np.sqrt(np.median(search.knn_search(places, min(4, len(points)))[1].numpy()[:, -1]))
     return float(np.clip(0.4 * near, 0.004 * extent, 0.02 * extent))
 
 
@@ -187,66 +188,89 @@ def view_direction(azimuth: float = 30, elevation: float = 20, up: str = "y") ->
     return np.array([right, top, front] if up == "y" else [right, -front, top])
 
 
+SKY, LAMP = 2, 1  # rays to light for each ray that meets the mesh
+GOLDEN = (5**0.5 - 1) / 2
+
+
 def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.ndarray:
     """A picture (size, size, 4) of floats in [0, 1], red, green, blue and opacity, without a background.
 
-    `quality` squared rays a pixel, each with 6 rays for ambient occlusion and 3 for the soft shadow of the key light.
+    A pixel is the mean of `quality` squared rays. Each that meets the mesh, all of which lies in front of the camera,
+    sends rays for ambient occlusion and for the soft shadow of the key light; those of a pixel spread evenly.
     """
     scene = o3d.t.geometry.RaycastingScene()
     scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(mesh))
-    faces, colors = np.asarray(mesh.triangles), np.asarray(mesh.vertex_colors)
-    random = np.random.default_rng(0)
+    faces = np.asarray(mesh.triangles)
+    normals, colors, frame, eye = (  # as Open3D casts rays, and twice as fast
+        np.asarray(a, np.float32) for a in (mesh.vertex_normals, mesh.vertex_colors, camera.frame, camera.eye)
+    )
 
-    side = size * quality
-    x = (np.arange(side) + 0.5) / side * 2 - 1
-    toward = np.stack([*np.meshgrid(x * camera.tangent, -x * camera.tangent), np.full((side, side), -1.0)], axis=-1)
-    toward = toward.reshape(-1, 3) @ camera.frame
-    rays = np.concatenate([np.broadcast_to(camera.eye, toward.shape), toward], axis=1)
-    hit = {key: value.numpy() for key, value in scene.cast_rays(rays.astype(np.float32)).items()}
+    picture = np.zeros((size, size, 4))
+    places = size * camera.project(np.asarray(mesh.vertices))
+    left, top = np.clip(np.floor(places.min(0)), 0, size).astype(int)  # the rays of a rectangle around the mesh suffice
+    right, bottom = np.clip(np.ceil(places.max(0)), 0, size).astype(int)
+    rows, columns = np.arange(quality * top, quality * bottom), np.arange(quality * left, quality * right)
+    x, y = (((cells + 0.5) / (size * quality) * 2 - 1) * camera.tangent for cells in (columns, rows))
+    plane = np.stack([*np.meshgrid(x, -y), np.full((len(y), len(x)), -1)], axis=-1)
+    toward = plane.reshape(-1, 3).astype(np.float32) @ frame
+    rays = np.concatenate([np.broadcast_to(eye, toward.shape), toward], axis=1)
+    hit = {key: value.numpy() for key, value in scene.cast_rays(o3d.core.Tensor.from_numpy(rays)).items()}
     seen = np.flatnonzero(np.isfinite(hit["t_hit"]))
     if not len(seen):
-        return np.zeros((size, size, 4))
+        return picture
     u, v = hit["primitive_uvs"][seen].T[..., None]
     face, toward = faces[hit["primitive_ids"][seen]], toward[seen]
 
     def interpolate(values: np.ndarray) -> np.ndarray:
         return (1 - u - v) * values[face[:, 0]] + u * values[face[:, 1]] + v * values[face[:, 2]]
 
-    normal, flat = interpolate(np.asarray(mesh.vertex_normals)), hit["primitive_normals"][seen].astype(float)
+    normal, flat = interpolate(normals), hit["primitive_normals"][seen]
     for direction in (normal, flat):  # both sides of a surface are lit
         direction *= -np.sign((direction * toward).sum(1, keepdims=True))
         direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
     extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
-    start = camera.eye + hit["t_hit"][seen, None] * toward + 1e-3 * extent * flat
+    start = eye + hit["t_hit"][seen, None] * toward + 1e-3 * extent * flat
 
     def unblocked(direction: np.ndarray, reach: float) -> np.ndarray:
-        rays = np.concatenate([start, direction], axis=1).astype(np.float32)
+        rays = o3d.core.Tensor.from_numpy(np.concatenate([start, direction], axis=1))
         return ~scene.test_occlusions(rays, tfar=reach).numpy()
 
-    def ball() -> np.ndarray:
-        points = random.normal(size=normal.shape)
-        return points / np.linalg.norm(points, axis=1, keepdims=True)
+    # Where a ray stands in its pixel chooses its points of one spiral over the sphere, which each pixel turns
+    row, column = rows[seen // len(x)], columns[seen % len(x)]
+    inside = (row % quality * quality + column % quality).astype(np.float32)
+    turn, lift = np.random.default_rng(0).random((2, size, size), np.float32)[:, row // quality, column // quality]
 
-    open_sky = np.mean([unblocked(normal + 0.999 * ball(), 0.4 * extent) for _ in range(6)], axis=0)
-    key = np.array([-0.45, 0.75, 0.6]) @ camera.frame
+    def spread(count: int) -> Iterator[np.ndarray]:
+        """`count` directions (R, 3) for each ray."""
+        for number in range(count):
+            place = inside * count + number
+            height = 1 - 2 * (place + lift) / (quality**2 * count)
+            angle, radius = 2 * np.pi * (turn + GOLDEN * place), np.sqrt(1 - height**2)
+            yield np.stack([radius * np.cos(angle), radius * np.sin(angle), height], axis=1)
+
+    open_sky = np.mean([unblocked(normal + 0.999 * way, 0.4 * extent) for way in spread(SKY)], axis=0)
+    key = np.array([-0.45, 0.75, 0.6], np.float32) @ frame
     key /= np.linalg.norm(key)
-    lit = np.mean([unblocked(key + 0.2 * ball(), 10 * extent) for _ in range(3)], axis=0)
+    lit = np.mean([unblocked(key + 0.2 * way, 10 * extent) for way in spread(LAMP)], axis=0)
     facing = np.clip(normal @ key, 0, None) * ((flat @ key) > 0)
-    fill = 0.5 + 0.5 * normal @ camera.frame[2]
+    fill = 0.5 + 0.5 * normal @ frame[2]
     shade = 0.72 * lit * facing + open_sky * (0.24 + 0.30 * fill)
 
-    picture = np.zeros((side * side, 4))
-    picture[seen, :3] = interpolate(colors) ** 2.2 * shade[:, None]  # sRGB -> light
-    picture[seen, 3] = 1
-    picture = picture.reshape(size, quality, size, quality, 4).mean((1, 3))
-    picture[..., :3] /= np.maximum(picture[..., 3:], 1e-9)
-    return np.clip(picture, 0, 1) ** np.array([1 / 2.2] * 3 + [1])
+    light = np.zeros((len(y) * len(x), 4), np.float32)
+    light[seen, :3] = interpolate(colors) ** 2.2 * shade[:, None]  # sRGB -> light
+    light[seen, 3] = 1
+    light = light.reshape(bottom - top, quality, right - left, quality, 4).mean((1, 3))
+    light[..., :3] /= np.maximum(light[..., 3:], 1e-9)
+    picture[top:bottom, left:right] = np.clip(light, 0, 1) ** np.array([1 / 2.2] * 3 + [1])
+    return picture
 
 
 def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) -> list[np.ndarray]:
     """Pictures of meshes, each centered, all at one scale."""
     frame = camera_frame(backward, up)
-    moved = [Mesh(mesh).translate(-center_of(mesh, frame)) for mesh in meshes]
+    moved = [Mesh(mesh) for mesh in meshes]
+    for mesh in moved:
+        mesh.translate(-center_of(mesh, frame))
     camera = look(moved, frame)
     return [render(mesh, camera, size) for mesh in moved]
 
