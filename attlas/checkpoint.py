@@ -2,10 +2,12 @@
 
 `read` opens safetensors files and torch files, the latter with `weights_only=True` always. `load` puts a file into a
 network by the network's renaming rules and returns an `Account` of what became of every name. `save` writes
-safetensors. `attlas.engine` makes `read` and `load` MMEngine's own (`load_from`, `resume`, `init_cfg`).
+safetensors. MMEngine's `init_cfg` calls `load` once this module is imported; `attlas.engine` makes `read` and `load`
+what the rest of MMEngine calls (`load_from`, `resume`, URLs).
 """
 
 import argparse
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,10 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper, weight_init
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .files import near_files, replacing
@@ -340,8 +344,6 @@ def _same(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def _is_wrapper(model: nn.Module) -> bool:
-    from mmengine.model import BaseTTAModel, is_model_wrapper
-
     return is_model_wrapper(model) or isinstance(model, BaseTTAModel)
 
 
@@ -381,6 +383,33 @@ def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor
 def _some(names: Any, count: int = 8) -> str:
     more = len(names) - count
     return ", ".join(islice(map(str, names), count)) + (f" and {more} more" if more > 0 else "")
+
+
+@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
+class PretrainedInit(weight_init.PretrainedInit):
+    """`init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)` with an account of what was loaded.
+
+    Takes the place of MMEngine's own in every scope; that one loads what fits, be it nothing, and goes on.
+    """
+
+    def __init__(self, checkpoint, prefix=None, map_location="cpu", ignore_mismatched=()):
+        super().__init__(checkpoint, prefix, map_location)
+        self.ignore_mismatched = ignore_mismatched
+
+    def __call__(self, module: nn.Module) -> None:
+        from .engine import CheckpointLoader  # here, because MMEngine's Runner imports OpenCV
+
+        found = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
+        prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
+        log(load(module, found, prefix=prefix, ignore_mismatched=self.ignore_mismatched), self.checkpoint)
+        if hasattr(module, "_params_init_info"):
+            weight_init.update_init_info(module, init_info=self._get_init_info())
+
+
+def log(account: Account, source: str | Path) -> None:
+    """Write an account into MMEngine's log, as a warning unless it is complete."""
+    account.source = str(source)
+    print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
 
 
 # --- saving ----------------------------------------------------------------------------------------------------------

@@ -12,26 +12,32 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from .files import near_files
 
-# The top-level names that something reads: the Runner's arguments, and what it and our tools take out of `runner.cfg`.
-READ = frozenset(inspect.signature(Runner).parameters) | {
-    "activation_checkpointing",
-    "compile",
-    "custom_imports",
-    "efficient_conv_bn_eval",
-    "find_unused_parameters",
-    "ignore_mismatched",
-    "model_wrapper_cfg",
-    "sync_bn",
-    "tta_model",
-}
+
+@cache
+def read_keys() -> frozenset[str]:
+    """The top-level names that something reads: the Runner's arguments, and what it and our tools take out of
+    `runner.cfg`."""
+    from mmengine.runner import Runner  # here, because it imports OpenCV, and who reads a config may only build from it
+
+    return frozenset(inspect.signature(Runner).parameters) | {
+        "activation_checkpointing",
+        "compile",
+        "custom_imports",
+        "efficient_conv_bn_eval",
+        "find_unused_parameters",
+        "ignore_mismatched",
+        "model_wrapper_cfg",
+        "sync_bn",
+        "tta_model",
+    }
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -47,7 +53,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if not path.is_file():
         raise FileNotFoundError(f"The config {path} does not exist. {near_files(path)}")
     config = Config.fromfile(path)
-    known = READ | set(config.keys())
+    known = read_keys() | set(config.keys())
     for key, value in (overrides or {}).items():
         top = key.split(".")[0]
         if top not in known:
@@ -75,7 +81,7 @@ def first_process() -> bool:
 
 def resolved(config: Config) -> str:
     """The config as text, without the variables that were only there to be copied, and without empty keys."""
-    kept = {key: value for key, value in config.items() if key in READ and value is not None and value != {}}
+    kept = {key: value for key, value in config.items() if key in read_keys() and value is not None and value != {}}
     return Config(kept).pretty_text
 
 
@@ -94,12 +100,12 @@ def unread_variables(path: str | Path, overrides: Mapping[str, Any] | None = Non
         below = [name for base, _ in chain[index + 1 :] for name in _assigned(base)]
         read = {name for other, source in chain[: index + 1] for name in _used(other, source)}
         for name in _assigned(tree):
-            if name in below and name not in READ and name not in read:
+            if name in below and name not in read_keys() and name not in read:
                 found[name] = sorted(set(_copies(name, [base for base, _ in chain[index + 1 :]])))
     everywhere = [name for tree, _ in chain for name in _assigned(tree)]
     for key in overrides or {}:
         name, _, rest = key.partition(".")
-        if name in everywhere and name not in READ:
+        if name in everywhere and name not in read_keys():
             copies = sorted(set(_copies(name, [tree for tree, _ in chain])))
             found[name] = [f"{copy}.{rest}" if rest else copy for copy in copies]
     return found
@@ -152,7 +158,7 @@ def _copies(name: str, trees: list[ast.Module]) -> Iterator[str]:
             if target == name or target.startswith("_"):
                 continue
             for place in _places(name, value):
-                keys = [target] if target in READ else _copies(target, trees)
+                keys = [target] if target in read_keys() else _copies(target, trees)
                 yield from (".".join([key, *place]) for key in keys)
 
 

@@ -18,8 +18,6 @@ import torch
 from mmengine import hooks, runner
 from mmengine.dist import master_only
 from mmengine.logging import print_log
-from mmengine.model import weight_init
-from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from rich.console import Console
@@ -61,31 +59,6 @@ def load_from_attlas(filename: str, map_location: Any = "cpu", **_: Any) -> dict
 CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_attlas, force=True)
 mmengine_checkpoint._safe_torch_load = load_from_attlas
 mmengine_checkpoint.load_from_http = load_from_attlas
-
-
-@WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
-class PretrainedInit(weight_init.PretrainedInit):
-    """`init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)` with an account of what was loaded.
-
-    Takes the place of MMEngine's own in every scope; that one loads what fits, be it nothing, and goes on.
-    """
-
-    def __init__(self, checkpoint, prefix=None, map_location="cpu", ignore_mismatched=()):
-        super().__init__(checkpoint, prefix, map_location)
-        self.ignore_mismatched = ignore_mismatched
-
-    def __call__(self, module: torch.nn.Module) -> None:
-        found = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
-        prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
-        account = checkpoint.load(module, found, prefix=prefix, ignore_mismatched=self.ignore_mismatched)
-        _log(account, self.checkpoint)
-        if hasattr(module, "_params_init_info"):
-            weight_init.update_init_info(module, init_info=self._get_init_info())
-
-
-def _log(account: checkpoint.Account, source: str) -> None:
-    account.source = str(source)
-    print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
 
 
 def latest_checkpoint(work_dir: str | Path) -> Path | None:
@@ -159,7 +132,7 @@ class Runner(runner.Runner):
         account = checkpoint.load(
             self.model, found, rules=revise_keys, ignore_mismatched=self.cfg.get("ignore_mismatched", ())
         )
-        _log(account, filename)
+        checkpoint.log(account, filename)
         if strict and not account.complete:
             raise ValueError(f"strict=True, but {account}")
         self._has_loaded = True

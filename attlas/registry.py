@@ -2,23 +2,15 @@
 
 Every entry is found as `attlas.Name` from any scope, and as bare `Name` from the scopes `attlas`, `mmdet` and `mmseg`
 (entries are also put into MMEngine's root registry, which every scope searches last, unless the root has that name).
-A name that nobody registered raises an error that lists the near ones and the import line.
+Modules are imported one after the other until one has registered the name, so that a config imports what it names. A
+name that nobody registered raises an error that lists the near ones and the import line.
 """
 
 import difflib
+import sys
 from importlib import import_module
 
 from mmengine import registry as root
-
-# The floors that register something. A floor whose dependencies are not installed is skipped, and named in the error.
-FLOORS = (
-    "attlas.engine",
-    "attlas.optim",
-    "attlas.backbones",
-    "attlas.backbones.classification",
-    "attlas.pointnets",
-    "attlas.dense",
-)
 
 
 class UnknownName(KeyError):
@@ -29,25 +21,35 @@ class UnknownName(KeyError):
 
 
 class Registry(root.Registry):
-    """An MMEngine registry that imports the floors on first use and explains a name that it does not know."""
+    """An MMEngine registry that imports what a name needs and explains a name that it does not know.
 
-    missing_floors: dict[str, str] = {}
+    Args:
+        parent: MMEngine's registry of the same kind.
+        *modules: what registers entries here, below `attlas`, in the order in which it is imported.
+    """
 
-    def __init__(self, parent: root.Registry):
-        super().__init__(parent.name, parent=parent, scope="attlas", locations=list(FLOORS))
+    def __init__(self, parent: root.Registry, *modules: str):
+        super().__init__(parent.name, parent=parent, scope="attlas")
+        self.modules = tuple(f"attlas.{name}" for name in modules)
+        self._waiting = list(self.modules)
+        self._missing: dict[str, str] = {}  # the dependency that a module could not be imported without
 
-    def import_from_location(self):
-        if self._imported:
-            return
-        self._imported = True  # first: a floor that is being imported may itself build something
-        for floor in self._locations:
+    def import_from_location(self) -> None:
+        """Import nothing: MMEngine calls this at every look-up, before it looks, and `get` imports what is needed."""
+
+    def _import_until(self, name: str | None = None) -> None:
+        """Import the modules that register something here until one has registered `name`."""
+        if "mmengine.runner" in sys.modules:  # whoever trains has it: from now on it loads files as we do
+            import_module("attlas.engine")
+        while self._waiting and name not in self.module_dict:
+            module = self._waiting.pop(0)  # first: a module that is being imported may itself build something
             try:
-                import_module(floor)
+                import_module(module)
             except ModuleNotFoundError as error:
                 missing = (error.name or str(error)).split(".")[0]
                 if missing == "attlas":  # a mistake of ours, not a dependency
                     raise
-                self.missing_floors[floor] = missing
+                self._missing[module] = missing
 
     def _register_module(self, module, module_name=None, force=False):
         super()._register_module(module, module_name, force)
@@ -57,6 +59,9 @@ class Registry(root.Registry):
                 self.parent._register_module(module, name)
 
     def get(self, key: str):
+        scope, name = self.split_scope_key(key)
+        if scope in (None, self.scope):
+            self._import_until(name)
         try:
             found = super().get(key)
         except RuntimeError:  # MMEngine's answer to a dotted name that does not import
@@ -66,6 +71,7 @@ class Registry(root.Registry):
         return found
 
     def _unknown(self, key: str) -> str:
+        self._import_until()
         name = key.removeprefix("attlas.")
         near = difflib.get_close_matches(name, sorted({*self.module_dict, *self.parent.module_dict}), n=5, cutoff=0.5)
         # close_matches is case-sensitive, and the commonest slip is one of case or of a prefix
@@ -76,32 +82,33 @@ class Registry(root.Registry):
             "If it is a class of yours, decorate it with @MODELS.register_module() (or the registry that fits) of "
             "attlas.registry, and import its module in the config: custom_imports = dict(imports=['package.module'])"
         )
-        lines += [
-            f"{floor} could not be imported, because {module!r} is not installed: pip install 'attlas[{floor[7:]}]'"
-            for floor, module in self.missing_floors.items()
-        ]
+        for module, missing in self._missing.items():
+            extra = module.split(".")[1]
+            lines.append(
+                f"{module} could not be imported, because {missing!r} is not installed: pip install 'attlas[{extra}]'"
+            )
         return "\n".join(lines)
 
 
 # One for each of MMEngine's, so that default_scope = 'attlas' finds them all.
-RUNNERS = Registry(root.RUNNERS)
+RUNNERS = Registry(root.RUNNERS, "engine")
 RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
-HOOKS = Registry(root.HOOKS)
+HOOKS = Registry(root.HOOKS, "engine", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
-DATASETS = Registry(root.DATASETS)
-DATA_SAMPLERS = Registry(root.DATA_SAMPLERS)
-TRANSFORMS = Registry(root.TRANSFORMS)
-MODELS = Registry(root.MODELS)
+DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense")
+DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
+TRANSFORMS = Registry(root.TRANSFORMS, "backbones.classification", "pointnets", "dense")
+MODELS = Registry(root.MODELS, "backbones", "backbones.classification", "pointnets", "dense")
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
-MIXERS = Registry(root.Registry("mixer", scope="mmengine"))
+MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense")
 MODEL_WRAPPERS = Registry(root.MODEL_WRAPPERS)
-WEIGHT_INITIALIZERS = Registry(root.WEIGHT_INITIALIZERS)
-OPTIMIZERS = Registry(root.OPTIMIZERS)
+WEIGHT_INITIALIZERS = Registry(root.WEIGHT_INITIALIZERS, "checkpoint")
+OPTIMIZERS = Registry(root.OPTIMIZERS, "optim")
 OPTIM_WRAPPERS = Registry(root.OPTIM_WRAPPERS)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(root.OPTIM_WRAPPER_CONSTRUCTORS)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(root.OPTIM_WRAPPER_CONSTRUCTORS, "optim")
 PARAM_SCHEDULERS = Registry(root.PARAM_SCHEDULERS)
-METRICS = Registry(root.METRICS)
+METRICS = Registry(root.METRICS, "backbones.classification", "pointnets", "dense")
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)
 VISUALIZERS = Registry(root.VISUALIZERS)

@@ -6,7 +6,8 @@
     network = backbones.create("biformer_tiny", pretrained="biformer_tiny_best.pth", num_classes=14)
     maps = backbones.create("biformer_tiny", out_indices=(0, 1, 2, 3))(image)
 
-Every other module of this package is imported here, so that a system is known by being a file.
+Every system is imported here, so that it is known by being a file. `classification` and `inspection`, which take OpenCV
+and Matplotlib, load when they are asked for.
 """
 
 from importlib import import_module
@@ -21,4 +22,5 @@ from .zoo import names as list
 __all__ = ["Backbone", "Isotropic", "Pyramid", "Variant", "create", "list", "load", "register", "systems", "variant"]
 
 for _module in iter_modules(__path__):
-    import_module(f".{_module.name}", __name__)
+    if _module.name not in ("classification", "inspection"):
+        import_module(f".{_module.name}", __name__)

@@ -2,4 +2,4 @@
 
 from . import classifier, datasets, dgcnn, metrics, pointnet2, risurconv, transforms
 
-__all__ = ["classifier", "datasets", "dgcnn", "metrics", "pointnet2", "risurconv", "transforms", "views"]
+__all__ = ["classifier", "datasets", "dgcnn", "metrics", "pointnet2", "risurconv", "transforms"]

@@ -6,6 +6,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 from torch_geometric.data import Data
 
+from .. import checkpoint  # noqa: F401  by which `init_cfg` loads weights
 from ..registry import MODELS
 
 

@@ -20,7 +20,7 @@ from ..data import UP_AXES, build_transforms, check_seed, drawing, existing_root
 from ..data import EpochSampler as EpochSampler  # whose indices these data sets understand
 from ..files import replacing
 from ..registry import DATASETS
-from .shapes import CLOUDS, MESHES, Shape, check_shape, read_shape
+from .shapes import Shape, check_shape, read_shape, suffixes
 from .transforms import GROUPS, random_rotation, rotate
 
 SPLITS = ("train", "test", "all")
@@ -121,7 +121,7 @@ class ShapeFiles(PointClouds):
 
 
 def find_shapes(
-    root: Path, split: str, suffixes: set[str], layout: str, test_share: float | None = None
+    root: Path, split: str, endings: set[str], layout: str, test_share: float | None = None
 ) -> tuple[list[str], list[tuple[Path, int]]]:
     """Classes and (file, label) of a folder tree: `<train|test>/<class>/`, `<class>/<train|test>/`, or, where
     `test_share` is given, `<class>/`, split by the order of the names' hashes. Files may lie in folders below these."""
@@ -130,7 +130,7 @@ def find_shapes(
         return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
 
     def shapes(path: Path) -> list[Path]:
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and p.name[0] != ".")
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file() and p.name[0] != ".")
 
     parts = ("train", "test") if split == "all" else (split,)
     split_first = bool({"train", "test"} & set(folders(root)))
@@ -152,7 +152,7 @@ def find_shapes(
     if not files:
         raise FileNotFoundError(
             f"{root} holds no shape for split {split!r} ({len(classes)} class folders; suffixes "
-            f"{' '.join(sorted(suffixes))}). Expected there: {layout}"
+            f"{' '.join(sorted(endings))}). Expected there: {layout}"
         )
     return classes, files
 
@@ -175,7 +175,7 @@ class ShapeFolder(ShapeFiles):
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, cache=None):
         one_of("ShapeFolder.split", split, SPLITS)
         root = existing_root("ShapeFolder", root, self.LAYOUT)
-        classes, files = find_shapes(root, split, MESHES | CLOUDS, self.LAYOUT, test_share)
+        classes, files = find_shapes(root, split, suffixes(), self.LAYOUT, test_share)
         super().__init__(split, classes, files, transforms, seed, cache)
 
 

@@ -4,14 +4,20 @@ import re
 from pathlib import Path
 
 import numpy as np
-import trimesh
+
+# trimesh and Open3D are imported where a file needs them: each takes half a second
 
 CLOUDS = {".npy", ".npz", ".txt", ".xyz", ".pts", ".pcd"}
-MESHES = {  # all that trimesh reads, but for archives, drawings and clouds
-    f".{name}" for name in trimesh.available_formats() - {"bz2", "tar.bz2", "tar.gz", "zip", "dxf", "svg", "xyz"}
-}
 
 Shape = dict[str, np.ndarray]  # pos (N, 3) float32, [normal (N, 3) float32], [face (F, 3) int64]
+
+
+def suffixes() -> set[str]:
+    """The suffixes of what `read_shape` reads."""
+    import trimesh
+
+    no_meshes = {"bz2", "tar.bz2", "tar.gz", "zip", "dxf", "svg", "xyz"}  # archives, drawings and clouds
+    return CLOUDS | {f".{name}" for name in trimesh.available_formats() - no_meshes}
 
 
 def read_shape(path: Path) -> Shape:
@@ -91,13 +97,15 @@ def _read_text(path: Path) -> np.ndarray:
 
 
 def _read_open3d(path: Path) -> Shape:
-    import open3d  # here, because importing it takes a second and few data sets need it
+    import open3d
 
     cloud = open3d.io.read_point_cloud(str(path))
     return {"pos": np.asarray(cloud.points)} | ({"normal": np.asarray(cloud.normals)} if cloud.has_normals() else {})
 
 
 def _read_mesh(path: Path) -> Shape:
+    import trimesh
+
     mesh = trimesh.load(path, process=False)
     if isinstance(mesh, trimesh.Scene):
         mesh = mesh.to_mesh()

@@ -15,13 +15,13 @@ FLOORS = {
     "kernels": (set(), {"torch", "numpy", "numba", "triton"}),
     "attlas": (
         set(),
-        # the last two are of rendering.py alone, which loads when asked for
-        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "open3d", "scipy"},
+        # the last is of rendering.py alone, which loads when asked for
+        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "open3d"},
     ),
     "backbones": ({"kernels", "attlas"}, {"matplotlib"}),  # which MMEngine brings
     "pointnets": (
         {"kernels", "attlas", "backbones"},
-        {"torch_geometric", "trimesh", "h5py"},
+        {"torch_geometric", "trimesh", "h5py", "scipy"},
     ),
     "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg"}),
 }
@@ -94,23 +94,43 @@ def test_the_walk_sees_what_it_should(tmp_path):
     assert imports(init, "attlas.kernels") == {"attlas.kernels.knn.knn", "attlas.backbones.B"}
 
 
-def loaded_after(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(done.stdout.split())
+# What a user does, step by step in one process, and what is not to be loaded after that step.
+POINTS = {"torch_geometric", "trimesh", "h5py", "open3d", "torch._dynamo"}  # PyG imports the last
+TRAINING = {"mmengine.runner", "attlas.engine", "attlas.optim"}
+PICTURES = {"cv2", "matplotlib"}
+STEPS = {
+    "import attlas": {"torch", "numpy"},
+    "import attlas.kernels": {"mmengine", "rich", "safetensors"} | POINTS | TRAINING | PICTURES,
+    "from attlas import backbones; backbones.list(); backbones.create('shvit_s1')": POINTS | TRAINING | PICTURES,
+    "from attlas.registry import MIXERS; MIXERS.get('BiLevelRouting')": POINTS | TRAINING | PICTURES,
+    "import runpy, sys": POINTS | TRAINING | PICTURES,
+    **{
+        f"""
+sys.argv = [{path.name!r}, '--help']
+try:
+    runpy.run_path({str(path)!r}, run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+""": POINTS | TRAINING | PICTURES
+        for path in sorted((ROOT / "tools").glob("*.py"))
+        if path.name != "make_furniture14.py"  # of the maintainers
+    },
+    "from attlas.registry import MODELS; MODELS.get('ImageClassifier')": POINTS | TRAINING | {"matplotlib"},
+    "from attlas.registry import OPTIMIZERS; OPTIMIZERS.get('LAMB')": POINTS | {"mmengine.runner", "matplotlib"},
+    "from attlas.registry import DATASETS; DATASETS.get('Furniture14')": {"open3d", "trimesh", "matplotlib"},
+    "import attlas.engine": {"open3d", "trimesh"},
+}
 
 
-def test_one_kernel_costs_one_kernel():
-    higher = set().union(*(FLOORS[floor][1] for floor in FLOORS if floor != "kernels")) - FLOORS["kernels"][1]
-    higher -= {"scipy"}  # Numba imports it where it is installed
-    assert loaded_after("import attlas.kernels") & higher == set()
-    assert loaded_after("import attlas") & (higher | {"torch", "numpy"}) == set()
-
-
-@pytest.mark.slow
-def test_the_training_engine_needs_no_higher_floor():
-    higher = FLOORS["pointnets"][1] | FLOORS["dense"][1] | {"open3d", "scipy"}
-    assert loaded_after("import attlas.engine") & (higher - {"matplotlib"}) == set()  # MMEngine loads matplotlib itself
+def test_nobody_pays_for_what_he_does_not_use():
+    code = "\n".join(
+        f"exec({step!r})\nprint('loaded:', *(name for name in {sorted(forbidden)!r} if name in sys.modules))"
+        for step, forbidden in STEPS.items()
+    )
+    done = subprocess.run([sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    loaded = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("loaded:")]
+    assert dict(zip(STEPS, loaded)) == {step: [] for step in STEPS}
 
 
 @pytest.mark.slow

@@ -234,7 +234,6 @@ def main() -> None:
             out.print(f"{result}: {json.loads(result.read_text())}")
     elif args.command == "mixers":
         torch.set_num_threads(1)
-        MODELS.import_from_location()
         if unknown := [name for name in args.names if name not in MIXERS.module_dict]:
             parser.error(f"{', '.join(unknown)}: no mixer; there are {', '.join(sorted(MIXERS.module_dict))}")
         known = json.loads(MEASURED.read_text())["mixers"] if MEASURED.exists() and args.names else {}

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import mmengine.runner  # noqa: F401
 import pytest
 from mmengine import registry as root
 
@@ -44,16 +45,66 @@ def test_a_taken_root_name_is_left_alone():
     assert registry.HOOKS.get("CheckpointHook").__module__ == "attlas.engine"
 
 
+def test_every_registry_names_the_modules_that_register_in_it():
+    registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    for known in registries:
+        with pytest.raises(registry.UnknownName):
+            known.get("NoSuchName")  # imports all that there is
+    for known in registries:
+        for name, entry in known.module_dict.items():
+            module = entry.__module__
+            named = any(module == m or module.startswith(f"{m}.") for m in known.modules)
+            assert named or not module.startswith("attlas."), f"{module} registers {name} among the {known.name}s"
+
+
+def in_a_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_floor_that_is_not_installed_is_named_in_the_error():
-    code = """
+    out = in_a_new_process("""
 import sys
 sys.modules["torch_geometric"] = None  # as if it were not installed
 from attlas.registry import MODELS
-try:
-    MODELS.get("RISurConvClassifier")
-except KeyError as error:
-    print(error.args[0])
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+for name in ("ImageClasifier", "RISurConvClassifier"):
+    try:
+        MODELS.get(name)
+    except KeyError as error:
+        print(error)
+""")
+    assert "Near names: ImageClassifier" in out
     assert "attlas.pointnets could not be imported, because 'torch_geometric' is not installed" in out
     assert "pip install 'attlas[pointnets]'" in out
+
+
+def test_init_cfg_reads_files_by_our_loader_without_a_runner(tmp_path):
+    out = in_a_new_process(f"""
+import sys, torch
+from mmengine.model import BaseModule
+from attlas import checkpoint
+
+class Line(BaseModule):
+    def __init__(self):
+        super().__init__(dict(type="Pretrained", checkpoint={str(tmp_path / "line.safetensors")!r}))
+        self.line = torch.nn.Linear(2, 2)
+
+assert "mmengine.runner" not in sys.modules
+saved, line = Line(), Line()
+checkpoint.save(saved.init_cfg["checkpoint"], saved.state_dict())
+line.init_weights()
+assert torch.equal(saved.line.weight, line.line.weight)
+""")
+    assert "2 of the network's 2 tensors loaded" in out
+
+
+def test_who_trains_has_the_engine_from_the_first_look_up_on(monkeypatch):
+    imported = []
+    monkeypatch.setattr(registry, "import_module", imported.append)
+    assert "mmengine.runner" in sys.modules
+    registry.MIXERS.get("Attention")
+    assert imported == ["attlas.engine"]
+    monkeypatch.delitem(sys.modules, "mmengine.runner")
+    registry.MIXERS.get("Attention")
+    assert imported == ["attlas.engine"]
