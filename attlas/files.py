@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+PICTURES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
@@ -22,6 +25,27 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_out(out: str | Path, suffixes: tuple[str, ...], overwrite: bool = False) -> Path:
+    """The path of a file that a tool may write (its --out and --overwrite).
+
+    Raises:
+        ValueError: the name ends in none of `suffixes`.
+        FileExistsError: the file exists, and `overwrite` is not set.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{path} must end in {' or '.join(suffixes)}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. To replace it: --overwrite.")
+    return path
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a Matplotlib figure."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
 
 
 def near_files(path: Path, count: int = 5) -> str:

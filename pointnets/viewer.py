@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 
 from .. import checkpoint
 from ..data import UP_AXES, seeded
-from ..files import near_files, replacing
+from ..files import PICTURES, check_out, near_files, save_figure
 from ..registry import DATASETS, MODELS
 from ..rendering import (
     CLAY,
@@ -49,7 +49,6 @@ Network = Callable[[Tensor, Tensor | None], Tensor]  # points, normals (B, N, 3)
 
 STEEL, FAINT, INK = (0.27, 0.48, 0.68), (0.80, 0.81, 0.83), (0.16, 0.17, 0.20)
 RIGHT, WRONG = "#1b7837", "#b2182b"
-FILE_TYPES = (".png", ".pdf", ".svg")
 
 
 # --- shapes and networks ---------------------------------------------------------------------------------------------
@@ -148,21 +147,6 @@ def check_range(argument: str, value: int | None, count: int, where: str, first:
 
 
 # --- panels ----------------------------------------------------------------------------------------------------------
-
-
-def check_out(out: str | Path, overwrite: bool) -> Path:
-    """The path of a picture that may be written, or an error that says why not."""
-    path = Path(out).expanduser()
-    if path.suffix.lower() not in FILE_TYPES:
-        raise ValueError(f"out is {str(out)!r}; its name must end in one of {', '.join(FILE_TYPES)}.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; move it away, or say --overwrite.")
-    return path
-
-
-def save(canvas: Figure, out: Path) -> None:
-    with replacing(out) as temporary:
-        canvas.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.08)
 
 
 def _picture(axes: Axes, picture: np.ndarray, title: str = "") -> None:
@@ -549,7 +533,7 @@ def figure(
         out: a file to write, .png, .pdf or .svg.
         options: views, seed, azimuth, elevation and up of `turning`.
     """
-    path = check_out(out, overwrite)
+    path = check_out(out, PICTURES, overwrite)
     read = {name: read_results(file) for name, file in results.items()}
     first = next(iter(networks))
     if first not in read or not read[first][1].keys() >= {"z", "SO3"}:
@@ -571,5 +555,5 @@ def figure(
     classes, confusions = read[first]
     matrix = low.add_axes((0.535, 0.15, 0.45, 0.78))
     draw_confusion(matrix, confusions["SO3"], classes, f"{first} under SO(3)")
-    save(canvas, path)
+    save_figure(canvas, path)
     return seen

@@ -6,13 +6,14 @@ python tools/analyze.py nat_mini --size 800 1333 --dense --batch 1
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from attlas.backbones.inspection.costs import Part, PeakMemory, analyze
-from attlas.backbones.zoo import find
+if TYPE_CHECKING:
+    from attlas.backbones.inspection.costs import Part
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def table(parts: list[Part], batch: int) -> Table:
+def table(parts: "list[Part]", batch: int) -> Table:
     found = Table("part", "parameters", "MACs", "activations", "ms", "time", "output", box=None)
     for column in found.columns[1:6]:
         column.justify = "right"
@@ -50,6 +51,9 @@ def table(parts: list[Part], batch: int) -> Table:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    from attlas.backbones.inspection.costs import PeakMemory, analyze  # not for --help
+    from attlas.backbones.zoo import find
+
     try:
         if len(args.size) > 2 or min(*args.size, args.batch) < 1:
             raise ValueError("--size takes one number, or height and width; these and --batch must be positive")

@@ -6,8 +6,7 @@ python tools/convert.py biformer_tiny biformer_tiny_best.pth biformer_tiny.safet
 import argparse
 from pathlib import Path
 
-from attlas import checkpoint
-from attlas.backbones.zoo import create, load
+from attlas.files import check_out
 
 
 def main() -> None:
@@ -23,11 +22,11 @@ def main() -> None:
     )
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
+    from attlas import checkpoint  # not for --help
+    from attlas.backbones.zoo import create, load
+
     try:
-        if args.out.suffix != ".safetensors":
-            raise ValueError(f"{args.out} must end in .safetensors")
-        if args.out.exists() and not args.overwrite:
-            raise FileExistsError(f"{args.out} exists. To replace it: --overwrite.")
+        out = check_out(args.out, (".safetensors",), args.overwrite)
         options = dict(num_classes=None) if args.dense else {}
         if args.num_classes is not None:
             options["num_classes"] = args.num_classes
@@ -40,10 +39,10 @@ def main() -> None:
             raise ValueError(
                 "the account above is not complete: nothing was written. To write it all the same: --incomplete"
             )
-        checkpoint.save(args.out, network.state_dict(), {"variant": args.variant, "source": args.checkpoint.name})
+        checkpoint.save(out, network.state_dict(), {"variant": args.variant, "source": args.checkpoint.name})
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{args.out}: {len(network.state_dict())} tensors, {args.out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{out}: {len(network.state_dict())} tensors, {out.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

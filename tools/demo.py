@@ -18,11 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from attlas.config import load_config
-from attlas.engine import latest_checkpoint
 from attlas.files import replacing
-from attlas.pointnets import viewer
-from attlas.pointnets.metrics import class_accuracy, rotation_effect
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS = {"RISurConv": "risurconv", "PointNet++": "pointnet2", "DGCNN": "dgcnn"}
@@ -45,6 +41,8 @@ def run(*command) -> None:
 
 def weights(network: str, protocol: str, folder: Path) -> Path:
     """What the demo trained, or what lies beside the config."""
+    from attlas.engine import latest_checkpoint  # here, as everything of the library: not for --help
+
     if (network, protocol) == ("risurconv", "z"):
         trained = latest_checkpoint(folder)
         if trained is None:
@@ -55,17 +53,20 @@ def weights(network: str, protocol: str, folder: Path) -> Path:
 
 def draw_picture(folder: Path) -> None:
     """demo.png: a chair under six rotations with everybody's answers, the accuracies, our confusion matrix."""
-    networks, shape = {}, None
-    for name, network in NETWORKS.items():
-        cfg = load_config(config(network))
-        networks[name] = viewer.config_network(cfg, weights(network, "z", folder))
-        shape = shape or viewer.subject(viewer.config_dataset(cfg), item=SHOWN)
+    from attlas.config import load_config
+    from attlas.pointnets import viewer
+
+    configs = {name: load_config(config(network)) for name, network in NETWORKS.items()}
+    networks = {name: viewer.config_network(cfg, weights(NETWORKS[name], "z", folder)) for name, cfg in configs.items()}
+    shape = viewer.subject(viewer.config_dataset(configs["RISurConv"]), item=SHOWN)
     results = {name: folder / f"{network}.npz" for name, network in NETWORKS.items()}
     viewer.figure(shape, networks, results, folder / "demo.png", overwrite=True)
 
 
 def protocol_rows(folder: Path) -> list[dict]:
     """Per network the figures of the three protocols, from the npz files that tools/test.py wrote."""
+    from attlas.pointnets.metrics import class_accuracy, rotation_effect
+
     rows = []
     for name, network in NETWORKS.items():
         row: dict = {"name": name}
@@ -85,6 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "demo")
     args = parser.parse_args()
+    from attlas.engine import latest_checkpoint
+
     folder = args.work_dir.resolve()
     began = time.perf_counter()
     fresh = latest_checkpoint(folder) is None

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-from attlas.backbones.zoo import find
-from attlas.files import replacing
-from attlas.kernels.dispatch import decompositions
+from attlas.files import check_out, replacing
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -52,6 +50,8 @@ def export(network: torch.nn.Module, image: torch.Tensor, out: Path) -> float:
         else:
             import onnxruntime
 
+            from attlas.kernels.dispatch import decompositions
+
             written_out = program.run_decompositions(decompositions())
             torch.onnx.export(written_out, (image,), temporary, dynamo=True, external_data=False, verbose=False)
             session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
@@ -66,13 +66,12 @@ def export(network: torch.nn.Module, image: torch.Tensor, out: Path) -> float:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    from attlas.backbones.zoo import find  # not for --help
+
     try:
-        if args.out.suffix not in (".onnx", ".pt2"):
-            raise ValueError(f"{args.out} must end in .onnx or .pt2")
+        out = check_out(args.out, (".onnx", ".pt2"), args.overwrite)
         if len(args.size) > 2 or min(*args.size, args.batch) < 1:
             raise ValueError("--size takes one number, or height and width; these and --batch must be positive")
-        if args.out.exists() and not args.overwrite:
-            raise FileExistsError(f"{args.out} exists. To replace it: --overwrite.")
         options = dict(num_classes=None, out_indices=None) if args.dense else {}
         if args.num_classes is not None:
             options["num_classes"] = args.num_classes
@@ -80,11 +79,11 @@ def main() -> None:
         if args.fuse:
             network.fuse()
         image = torch.randn(args.batch, network.in_channels, args.size[0], args.size[-1])
-        difference = export(network, image, args.out)
+        difference = export(network, image, out)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     print(
-        f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, for {tuple(image.shape)}; "
+        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, for {tuple(image.shape)}; "
         f"differs from the network by {difference:.1e} of the largest value"
     )
 

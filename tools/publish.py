@@ -6,9 +6,7 @@ python tools/publish.py work_dirs/NAME/epoch_30.pth NAME.safetensors
 import argparse
 from pathlib import Path
 
-import torch
-
-from attlas import checkpoint
+from attlas.files import check_out
 
 
 def main() -> None:
@@ -18,16 +16,19 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true", help="keep full precision")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
+    import torch  # not for --help
+
+    from attlas import checkpoint
+
     try:
-        if args.out.exists() and not args.overwrite:
-            raise FileExistsError(f"{args.out} exists. To replace it: --overwrite.")
+        out = check_out(args.out, (".safetensors",), args.overwrite)
         weights = checkpoint.weights(checkpoint.read(args.checkpoint))
         if not args.float32:
             weights = {n: w.to(torch.float16) if w.dtype == torch.float32 else w for n, w in weights.items()}
-        checkpoint.save(args.out, weights)
+        checkpoint.save(out, weights)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(f"{args.out}: {len(weights)} tensors, {args.out.stat().st_size / 2**20:.1f} MiB")
+    print(f"{out}: {len(weights)} tensors, {out.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

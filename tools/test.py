@@ -16,9 +16,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.table import Table
 
-from attlas.backbones.channels import fill_channels
 from attlas.config import load_config
-from attlas.engine import Runner
 from attlas.files import near_files
 
 
@@ -36,6 +34,8 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def test(cfg: Config, checkpoint: Path, out: Path | None) -> dict[str, float]:
+    from attlas.engine import Runner  # not for --help
+
     cfg = cfg.copy()
     cfg.load_from = str(checkpoint)
     if out:
@@ -65,6 +65,8 @@ def outs(args: argparse.Namespace) -> list[Path]:
 
 
 def prepare(args: argparse.Namespace) -> Config:
+    from attlas.backbones.channels import fill_channels
+
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / args.config.stem)

@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
-from attlas.backbones.channels import fill_channels
 from attlas.config import first_process, load_config
-from attlas.engine import Runner
 from attlas.files import near_files
 
 
@@ -67,6 +65,8 @@ def clear(work_dir: Path, overwrite: bool) -> None:
 
 
 def prepare(args: argparse.Namespace) -> Config:
+    from attlas.backbones.channels import fill_channels
+
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = str(args.work_dir or cfg.get("work_dir") or Path("work_dirs") / args.config.stem)
@@ -95,6 +95,8 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    from attlas.engine import Runner  # not for --help
+
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         cfg = prepare(args)

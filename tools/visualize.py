@@ -14,11 +14,10 @@ Items are those of the config's test data; --file takes a mesh or a cloud of you
 import argparse
 from pathlib import Path
 
-from attlas import rendering
-from attlas.backbones.inspection.attention_maps import draw, look, read_image
-from attlas.backbones.zoo import find
-from attlas.config import load_config
-from attlas.pointnets import viewer
+from attlas.files import PICTURES, check_out, save_figure
+
+# The library is imported where it is used: Open3D, Matplotlib and PyTorch Geometric take seconds, --help needs none of
+# them, and `attention` neither the first nor the last.
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,7 +54,9 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--query", type=int, default=0, help="from 0 (0)")
     sub = command("turning", "the answers of networks when a shape is turned", "", "", False)
     sub.add_argument("--name", default="RISurConv", help="of the first network in the picture (RISurConv)")
-    sub.add_argument("--against", nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks")
+    sub.add_argument(
+        "--against", type=opponent, nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks"
+    )
     sub.add_argument("--views", type=int, default=6)
     sub.add_argument("--seed", type=int, default=0, help="of the rotations")
     sub = command("confusion", "confusion matrices of tools/test.py --out", None, None, False)
@@ -70,63 +71,72 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def subject(args: argparse.Namespace) -> viewer.Subject:
-    if args.config is None:
-        if args.file is None:
-            raise ValueError("--item is an item of a config's test data: name the config, or give --file.")
-        return viewer.file_subject(args.file)
-    return viewer.subject(viewer.config_dataset(load_config(args.config)), args.item, args.file)
+def opponent(text: str) -> tuple[str, Path, Path]:
+    name, equals, paths = text.partition("=")
+    config, colon, checkpoint = paths.rpartition(":")
+    if not (name and equals and config and colon and checkpoint):
+        raise argparse.ArgumentTypeError(f"{text}: NAME=CONFIG:CHECKPOINT was expected.")
+    return name, Path(config), Path(checkpoint)
 
 
-def network(config: Path, checkpoint: Path | None):
-    return viewer.config_network(load_config(config), checkpoint)
+def draw_attention(args: argparse.Namespace):
+    from attlas.backbones.inspection.attention_maps import draw, look, read_image
+    from attlas.backbones.zoo import find
+
+    pixels, image = read_image(args.image, args.size)
+    return draw(pixels, look(find(args.network, args.weights), image, tuple(args.place), args.mixers))
 
 
-def opponents(entries: list[str]) -> dict[str, viewer.Network]:
-    networks = {}
-    for entry in entries:
-        name, equals, paths = entry.partition("=")
-        config, colon, checkpoint = paths.rpartition(":")
-        if not (name and equals and config and colon and checkpoint):
-            raise ValueError(f"--against {entry}: NAME=CONFIG:CHECKPOINT was expected.")
-        networks[name] = network(Path(config), Path(checkpoint))
-    return networks
+def draw_confusion(args: argparse.Namespace):
+    from attlas.pointnets import viewer
+
+    return viewer.draw_confusions({path.stem: path for path in args.results})
 
 
-def run(args: argparse.Namespace) -> None:
-    out = viewer.check_out(args.out, args.overwrite) if args.out else None
-    if args.command == "confusion":
-        viewer.save(viewer.draw_confusions({path.stem: path for path in args.results}), out)
-        return
-    if args.command == "attention":
-        pixels, image = read_image(args.image, args.size)
-        looks = look(find(args.network, args.weights), image, tuple(args.place), args.mixers)
-        viewer.save(draw(pixels, looks), out)
-        return
-    shape = subject(args)
+def draw_shape(args: argparse.Namespace):
+    """The commands that show one shape: the figure, or None after a window was closed."""
+    from attlas import rendering
+    from attlas.config import load_config
+    from attlas.pointnets import viewer
+
+    def network(config: Path, checkpoint: Path | None):
+        return viewer.config_network(load_config(config), checkpoint)
+
+    if args.config is not None:
+        shape = viewer.subject(viewer.config_dataset(load_config(args.config)), args.item, args.file)
+    elif args.file is not None:
+        shape = viewer.file_subject(args.file)
+    else:
+        raise ValueError("--item is an item of a config's test data: name the config, or give --file.")
     backward = rendering.view_direction(args.azimuth, args.elevation, args.up)
     if args.command == "turning":
-        networks = {args.name: network(args.config, args.checkpoint), **opponents(args.against)}
-        seen = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
-        viewer.save(viewer.draw_turning(seen), out)
-        return
+        networks = {args.name: network(args.config, args.checkpoint)}
+        networks |= {name: network(config, checkpoint) for name, config, checkpoint in args.against}
+        turned = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)
+        return viewer.draw_turning(turned)
     if args.command == "neighborhood":
         seen = viewer.neighborhood(shape, network(args.config, args.checkpoint), args.layer, args.query)
-        if out is None:
-            rendering.window([rendering.joined(*viewer.neighborhood_scene(seen))], shape.name)
-        else:
-            title = f"{shape.name}: layer {args.layer}, query {args.query}"
-            viewer.save(viewer.draw_neighborhood(seen, title, backward, args.up), out)
-        return
+        if args.out is None:
+            return rendering.window([rendering.joined(*viewer.neighborhood_scene(seen))], shape.name)
+        title = f"{shape.name}: layer {args.layer}, query {args.query}"
+        return viewer.draw_neighborhood(seen, title, backward, args.up)
     if args.command == "samples":
         meshes, titles = viewer.samples_scenes(shape, network(args.config, args.checkpoint))
     else:
         scene = viewer.cloud_scene if args.command == "cloud" else viewer.normals_scene
         meshes, titles = [scene(shape)], [f"{shape.name}: {len(shape.cloud.pos):,} points"]
-    if out is None:
-        rendering.window(meshes, shape.name)
+    if args.out is None:
+        return rendering.window(meshes, shape.name)
+    return viewer.draw_panels(meshes, titles, backward, args.up)
+
+
+def run(args: argparse.Namespace) -> None:
+    draw = {"attention": draw_attention, "confusion": draw_confusion}.get(args.command, draw_shape)
+    if args.out is None:
+        draw(args)
     else:
-        viewer.save(viewer.draw_panels(meshes, titles, backward, args.up), out)
+        out = check_out(args.out, PICTURES, args.overwrite)  # before the work, not after it
+        save_figure(draw(args), out)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from attlas import checkpoint, config, engine
-from attlas.files import replacing
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -89,17 +88,6 @@ def test_weights_alone_cannot_be_resumed(cfg, tmp_path):
 
 
 # --- writing
-
-
-def test_replacing_is_all_or_nothing(tmp_path):
-    path = tmp_path / "new" / "a.txt"
-    with replacing(path) as temporary:
-        temporary.write_text("first")
-        assert not path.exists()
-    with pytest.raises(UnicodeEncodeError), replacing(path) as temporary:
-        temporary.write_text("sec\ud800ond", encoding="utf-8")  # opens the file, then cannot write it
-    assert path.read_text() == "first"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_checkpoint_that_fails_midway_leaves_the_last_good_one(cfg, monkeypatch):

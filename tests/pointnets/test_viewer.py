@@ -1,7 +1,5 @@
 """The viewer draws what it is told to, and says what it cannot draw."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -9,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from attlas import rendering
+from attlas import files, rendering
 from attlas.pointnets import viewer
 from attlas.pointnets.datasets import Furniture14, RotatedViews
 from attlas.pointnets.risurconv import RISurConvClassifier
 
-TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
 FRONT = np.array([0.0, 0.0, 1.0])
-TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
-SQUARE = np.array([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -46,36 +41,6 @@ def content(path: Path) -> np.ndarray:
     picture = matplotlib.image.imread(path)[..., :3]
     assert picture.std() > 0.01
     return picture
-
-
-def test_rays_see_a_square_where_it_is():
-    mesh = rendering.surface(SQUARE, TRIANGLES, color=(1, 0.5, 0.2))
-    camera = rendering.look([mesh], rendering.camera_frame(FRONT, "y"), margin=2)
-    picture = rendering.render(mesh, camera, 40)
-    assert picture.shape == (40, 40, 4)
-    assert (picture[11:29, 11:29, 3] == 1).all()
-    assert (picture[:9, :, 3] == 0).all()
-    assert (picture[:, 31:, 3] == 0).all()
-    red, green, blue = picture[20, 20, :3]
-    assert red > green > blue > 0
-    np.testing.assert_allclose(camera.project(SQUARE), [[0.25, 0.75], [0.75, 0.75], [0.75, 0.25], [0.25, 0.25]])
-
-
-def test_up_is_up():
-    mesh = rendering.surface(np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 0, 2.0]]), np.array([[0, 1, 2]]))
-    picture = rendering.snapshots([mesh], rendering.view_direction(0, 0, "z"), "z", 40)[0][..., 3]
-    assert picture[30:].sum() > picture[:10].sum() > 0  # the broad end is below
-    with pytest.raises(ValueError, match="up is 'w'; it may be 'y', 'z'"):
-        rendering.view_direction(0, 0, "w")
-
-
-def test_smooth_but_for_creases():
-    bent = np.array([[0.0, 0, 0], [0, 1, 0], [1, 0, 0.1], [-1, 0, 0.1]])
-    faces = np.array([[0, 2, 1], [0, 1, 3]])
-    normals = np.asarray(rendering.surface(bent, faces, crease=30).vertex_normals)
-    np.testing.assert_allclose(normals[0], [0, 0, 1], atol=1e-9)  # the two faces meet at 11 degrees
-    normals = np.asarray(rendering.surface(bent, faces, crease=5).vertex_normals)
-    np.testing.assert_allclose(normals[0] @ [1, 0, 0.1], 0, atol=1e-9)
 
 
 def test_subject_is_the_item_unrotated(chair):
@@ -131,9 +96,11 @@ def test_neighborhood(chair, network, tmp_path):
     assert seen.weights.shape == (8, 8)
     nearest = np.sort(np.linalg.norm(seen.source - seen.query, axis=1))[:8]
     np.testing.assert_allclose(np.sort(np.linalg.norm(seen.neighbors - seen.query, axis=1)), nearest, atol=1e-6)
-    viewer.save(viewer.draw_panels([viewer.normals_scene(chair)], ["chair"], FRONT, "y"), tmp_path / "normals.png")
+    files.save_figure(
+        viewer.draw_panels([viewer.normals_scene(chair)], ["chair"], FRONT, "y"), tmp_path / "normals.png"
+    )
     content(tmp_path / "normals.png")
-    viewer.save(viewer.draw_neighborhood(seen, "layer 2", FRONT, "y", size=64), tmp_path / "x.png")
+    files.save_figure(viewer.draw_neighborhood(seen, "layer 2", FRONT, "y", size=64), tmp_path / "x.png")
     content(tmp_path / "x.png")
     for arguments, message in {
         (0, 0): "layer is 0; the network has layer 1 to 2",
@@ -190,47 +157,8 @@ def test_figure(chair, network, results, tmp_path):
     height, width, _ = content(out).shape
     assert 1600 <= width <= 1800  # what is left of 12 inches without the margin
     assert height > 900
-    with pytest.raises(FileExistsError, match=r"figure\.png exists; move it away, or say --overwrite"):
+    with pytest.raises(FileExistsError, match=r"figure\.png exists\. To replace it: --overwrite"):
         viewer.figure(chair, {"ours": network}, {"ours": results}, out)
-    with pytest.raises(ValueError, match=r"out is 'figure\.gif'; its name must end in one of \.png, \.pdf, \.svg"):
-        viewer.check_out("figure.gif", False)
     with pytest.raises(ValueError, match="results must hold protocols 'z' and 'SO3' of 'other'"):
         viewer.figure(chair, {"other": network}, {"ours": results}, tmp_path / "other.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "ours.npz"]
-
-
-def test_window_without_display(monkeypatch):
-    class NoWindow:
-        def create_window(self, *size):
-            return False
-
-    message = r"Open3D cannot open a window.*libgl1 libegl1 .*: --out"
-    monkeypatch.setattr(rendering.o3d.visualization, "Visualizer", NoWindow)
-    for display in ("", ":99"):
-        monkeypatch.setenv("DISPLAY", display)
-        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-        with pytest.raises(RuntimeError, match=message):
-            rendering.window([rendering.surface(SQUARE, TRIANGLES)], "square")
-
-
-@pytest.mark.slow
-def test_the_tool(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(
-        "model = dict(type='PointClassifier', network=dict(type='RISurConvClassifier', num_classes=14, num_points=32, "
-        "channels=(8, 8), neighbors=(4,), encoder_layers=0))\n"
-        "test_dataloader = dict(dataset=dict(type='RotatedViews', views=dict(z=1), dataset=dict(type='Furniture14', "
-        "split='test', transforms=[dict(type='RandomPoints', num=64), dict(type='UnitSphere')])))\n"
-    )
-
-    def tool(*arguments):
-        command = [sys.executable, str(TOOL), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-    done = tool("samples", config, "--item", 3, "--out", "samples.png")
-    assert done.returncode == 0, done.stderr
-    content(tmp_path / "samples.png")
-    done = tool("cloud", config, "--item", 1000, "--out", "cloud.png")
-    assert done.returncode == 2
-    assert "item is 1000; the data set (test) has item 0 to " in done.stderr
-    assert not (tmp_path / "cloud.png").exists()

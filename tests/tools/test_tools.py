@@ -1,4 +1,4 @@
-"""The tools for networks of images as a user calls them: what they print, write and refuse."""
+"""The tools as a user calls them: what they print, write and refuse."""
 
 import importlib.util
 import json
@@ -15,6 +15,8 @@ import torch
 from attlas import backbones, checkpoint
 from attlas.backbones.inspection import attention_maps as viewer
 from attlas.backbones.zoo import Variant
+from attlas.config import load_config
+from attlas.registry import MODELS
 
 TOOLS = Path(__file__).parents[2] / "tools"
 TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
@@ -177,7 +179,35 @@ def test_export_of_maps(run, config, tmp_path):
     assert [tuple(x.shape) for x in maps] == [(2, 8 << i, 8 >> i, 8 >> i) for i in range(4)]
 
 
-# --- visualize attention ---------------------------------------------------------------------------------------------
+# --- visualize -------------------------------------------------------------------------------------------------------
+
+
+def test_visualize_shapes(run, refusal, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "model = dict(type='PointClassifier', network=dict(type='RISurConvClassifier', num_classes=14, num_points=32, "
+        "channels=(8, 8), neighbors=(4,), encoder_layers=0))\n"
+        "test_dataloader = dict(dataset=dict(type='RotatedViews', views=dict(z=1), dataset=dict(type='Furniture14', "
+        "split='test', transforms=[dict(type='RandomPoints', num=64), dict(type='UnitSphere')])))\n"
+    )
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "picture.png"
+    checkpoint.save(weights, MODELS.build(load_config(config).model).state_dict())
+    for command in (
+        ["cloud", config],
+        ["normals", config],
+        ["samples", config],
+        ["neighborhood", config, weights],
+        ["turning", config, weights, "--views", 2, "--against", f"twin={config}:{weights}"],
+    ):
+        assert str(out) in run("visualize", *command, "--item", 3, "--out", out)
+        assert cv2.imread(str(out)).std() > 3  # not blank
+        out.unlink()
+    message = refusal("visualize", "cloud", config, "--item", 1000, "--out", out)
+    assert "item is 1000; the data set (test) has item 0 to " in message
+    assert "name the config, or give --file" in refusal("visualize", "cloud", "--item", 3, "--out", out)
+    message = refusal("visualize", "turning", config, weights, "--item", 3, "--out", out, "--against", "twin")
+    assert "twin: NAME=CONFIG:CHECKPOINT was expected" in message
+    assert not out.exists()
 
 
 @pytest.fixture
