@@ -1,8 +1,10 @@
-"""What the data sets of every floor share: repeatable draws, pipelines, splits, and arguments that are checked."""
+"""What the data sets of every floor share: a base, repeatable draws, pipelines, splits, checks of arguments."""
 
+import copy
 import difflib
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import Compose, DefaultSampler
+from torch.utils.data import Dataset
 
 from .registry import DATA_SAMPLERS, TRANSFORMS
 
@@ -57,12 +60,11 @@ def seeded(*key: int) -> Iterator[None]:
         torch.set_rng_state(caller[2])
 
 
-@contextmanager
-def drawing(name: str, *key: int) -> Iterator[None]:
-    """`seeded(*key)`, in which a ValueError says that `name` was being drawn."""
+def drawn(transform: Callable[[Any], Any], data: Any, name: str, *key: int) -> Any:
+    """`transform(data)` under generators seeded from `key`; a ValueError names what was being drawn."""
     with seeded(*key):
         try:
-            yield
+            return transform(data)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -91,6 +93,67 @@ def held_out(names: Sequence[str], share: float) -> set[str]:
     if share > 0 and len(names) > 1:
         count = max(count, 1)
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+
+
+class Items(ABC, Dataset):
+    """Base of the data sets of every floor: items that are read by number and transformed at each draw.
+
+    A draw depends on nothing but (seed, epoch, item): `dataset[item + epoch * len(dataset)]` is the same in any process
+    and order, and `EpochSampler` asks for just that. `dataset[index]` with a slice, or with an array of numbers or
+    booleans, is a data set of these items, whose draws stay what they were.
+
+    A subclass brings `get`, and `name` where its items have names.
+
+    Args:
+        split: part of the published data ("train", ...).
+        size: number of items; at least 1.
+        classes: names of the classes; () where there are none.
+        transforms: configs or callables, applied in order at each draw.
+        seed: chooses another series of draws (>= 0).
+    """
+
+    def __init__(self, split: str, size: int, classes: Sequence[str], transforms, seed: int):
+        if size < 1:
+            raise ValueError(f"{type(self).__name__}: split {split!r} is empty.")
+        self.split, self.classes, self.items = split, tuple(classes), np.arange(size)
+        self.transform, self.seed = build_transforms(transforms), check_seed(seed)
+
+    @abstractmethod
+    def get(self, item: int) -> Any:
+        """The item as it was read, without transforms."""
+
+    def name(self, item: int) -> str:
+        """What errors call an item."""
+        return f"{type(self).__name__} {self.split}[{item}]"
+
+    def draw(self, epoch: int, item: int) -> Any:
+        """The item as it is in an epoch."""
+        return drawn(self.transform, self.get(item), self.name(item), self.seed, epoch, item)
+
+    @property
+    def metainfo(self) -> dict:
+        """What MMEngine hands to metrics and visualizers."""
+        return dict(classes=self.classes)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if not isinstance(index, (int, np.integer)):
+            part = copy.copy(self)
+            part.items = self.items[index]
+            return part
+        if index < -len(self):
+            raise IndexError(f"index {index} of a data set of {len(self)} items")
+        epoch, place = divmod(int(index), len(self)) if index >= 0 else (0, int(index))
+        return self.draw(epoch, int(self.items[place]))
+
+    def __iter__(self) -> Iterator:  # Python's own iteration would wait for an IndexError, and epochs have no end
+        return (self[place] for place in range(len(self)))
 
 
 @DATA_SAMPLERS.register_module()

@@ -1,23 +1,21 @@
 """Shapes to learn from: the built-in furniture, the published sets in their published layouts, and any folder of yours.
 
 Every data set serves PyTorch Geometric `Data(pos (N, 3) float32, normal (N, 3) float32 or absent, face (3, F) int64 for
-meshes, y () int64, cloud int, name str)` after its `transforms`. A draw depends on nothing but (seed, epoch, item):
-`dataset[item + epoch * len(dataset)]` is the same in any process and order, and `EpochSampler` asks for just that.
-Files are read when they are asked for; no file is ever unpickled.
+meshes, y () int64, cloud int, name str)` after its `transforms`. Draws are repeatable (`attlas.data.Items`). Files are
+read when they are asked for; no file is ever unpickled.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
-from torch_geometric.data import Data, Dataset
+from torch_geometric.data import Data
 
 from .. import furniture
-from ..data import UP_AXES, build_transforms, check_seed, drawing, existing_root, held_out, one_of, positive, seeded
-from ..data import EpochSampler as EpochSampler  # whose indices these data sets understand
+from ..data import UP_AXES, Items, drawn, existing_root, held_out, one_of, positive, seeded
 from ..files import replacing
 from ..registry import DATASETS
 from .shapes import Shape, check_shape, read_shape, suffixes
@@ -26,60 +24,24 @@ from .transforms import GROUPS, random_rotation, rotate
 SPLITS = ("train", "test", "all")
 
 
-def draw(transform: Callable[[Data], Data], data: Data, *key: int) -> Data:
-    """`transform(data)` under generators seeded from `key`; an error names the shape."""
-    with drawing(f"shape {data.name}", *key):
-        return transform(data)
-
-
-class PointClouds(Dataset):
-    """Base of the data sets: `classes`, `split`, the `names` and `labels` of the items, and the `load(item) -> Shape`
-    that every data set brings.
-
-    Args:
-        transforms: configs or callables, applied in order at each draw.
-        seed: chooses another series of draws (>= 0).
-    """
+class PointClouds(Items):
+    """Base of the data sets (see `Items`): the `names` and `labels` of the items, and the `load(item) -> Shape` that
+    every data set brings."""
 
     load: Callable[[int], Shape]
 
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
-        self.split, self.classes = split, tuple(classes)
         self.names, self.labels = list(names), np.asarray(labels, dtype=np.int64)
-        self.seed = check_seed(seed)
-        if not self.names:
-            raise ValueError(f"{type(self).__name__}: split {split!r} holds no shape.")
-        super().__init__(transform=build_transforms(transforms))
+        super().__init__(split, len(self.names), classes, transforms, seed)
 
-    @property
-    def metainfo(self) -> dict:
-        """What MMEngine hands to metrics and visualizers."""
-        return dict(classes=self.classes)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def len(self) -> int:
-        return len(self.names)
+    def name(self, item: int) -> str:
+        return f"shape {self.names[item]}"
 
     def get(self, item: int) -> Data:
-        """The shape as it was read, without transforms."""
-        data = Data(y=torch.tensor(self.labels[item]), cloud=int(item), name=self.names[item])
+        data = Data(y=torch.tensor(self.labels[item]), cloud=item, name=self.names[item])
         for key, array in self.load(item).items():
             data[key] = torch.from_numpy(array.T.copy() if key == "face" else array.copy())
         return data
-
-    def __getitem__(self, index):
-        if not isinstance(index, (int, np.integer)):
-            return self.index_select(index)
-        if index < 0:
-            index += len(self)
-            if index < 0:
-                raise IndexError(f"index {index - len(self)} of a data set of {len(self)} shapes")
-        epoch, index = divmod(int(index), len(self))
-        item = int(self.indices()[index])
-        return draw(self.transform, self.get(item), self.seed, epoch, item)
 
 
 @DATASETS.register_module()
@@ -317,7 +279,7 @@ class ScanObjectNN(PointClouds):
 
 
 @DATASETS.register_module()
-class RotatedViews(torch.utils.data.Dataset):
+class RotatedViews(Items):
     """A test set under the rotations of the field's protocols: `views=dict(z=1, SO3=4)` serves each cloud once turned
     about the `up` axis and four times by Haar-uniform rotations. All views of a cloud are the same draw of it;
     `data.protocol` names the group ('none', 'z' or 'SO3'). All clouds come in the first view, then in the next.
@@ -328,7 +290,7 @@ class RotatedViews(torch.utils.data.Dataset):
     """
 
     def __init__(self, dataset, views: dict[str, int], up: str = "y", transforms=(), seed: int = 0):
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        self.dataset: PointClouds = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
         self.views = [
             (one_of("RotatedViews.views", group, GROUPS), number)
             for group, count in views.items()
@@ -337,30 +299,17 @@ class RotatedViews(torch.utils.data.Dataset):
         if not self.views:
             raise ValueError("RotatedViews.views is empty; name groups and how often, such as dict(z=1, SO3=4).")
         self.up = one_of("RotatedViews.up", up, tuple(UP_AXES))
-        self.transform, self.seed = build_transforms(transforms), seed
+        size = len(self.views) * len(self.dataset)
+        super().__init__(self.dataset.split, size, self.dataset.classes, transforms, seed)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.dataset.classes
+    def get(self, item: int) -> Data:
+        return self.dataset.get(item % len(self.dataset))
 
-    @property
-    def metainfo(self) -> dict:
-        return self.dataset.metainfo
-
-    def __len__(self) -> int:
-        return len(self.views) * len(self.dataset)
-
-    def __iter__(self) -> Iterator[Data]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Data:
-        if index < 0:
-            raise IndexError(f"index {index} of a data set of {len(self)} views; it must be at least 0")
-        epoch, index = divmod(int(index), len(self))
-        view, cloud = divmod(index, len(self.dataset))
+    def draw(self, epoch: int, item: int) -> Data:
+        view, cloud = divmod(item, len(self.dataset))
         group, number = self.views[view]
         data = self.dataset[cloud + epoch * len(self.dataset)]
         with seeded(self.seed, epoch, cloud, GROUPS.index(group), number):
             data = rotate(data, random_rotation(group, self.up))
         data.protocol = group
-        return draw(self.transform, data, self.seed, epoch, cloud)
+        return drawn(self.transform, data, f"shape {data.name}", self.seed, epoch, cloud)

@@ -5,7 +5,7 @@ config: `transforms=[dict(type='SamplePoints', num=1024, include_normals=True), 
 follow whatever happens to the points. PyG's `SamplePoints`, `Center`, `NormalizeScale` and `NormalizeRotation` go by
 their own names; those of its transforms that would leave normals behind (`RandomRotate`, `RandomFlip`, ...) do not.
 
-Random transforms draw from torch's global generator; `seeded` makes a draw a function of a few integers.
+Random transforms draw from torch's global generator; `attlas.data.seeded` makes a draw a function of a few integers.
 """
 
 import numpy as np
@@ -18,7 +18,6 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from ..data import UP_AXES, one_of, positive
-from ..data import seeded as seeded  # beside the transforms that it seeds
 from ..kernels import farthest_point_sample, local_reference_axis
 from ..registry import TRANSFORMS
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from .. import checkpoint
-from ..data import UP_AXES, seeded
+from ..data import UP_AXES, build_transforms, drawn, seeded
 from ..files import PICTURES, check_out, near_files, save_figure
 from ..registry import DATASETS, MODELS
 from ..rendering import (
@@ -39,7 +39,7 @@ from ..rendering import (
     tubes,
     view_direction,
 )
-from .datasets import PointClouds, RotatedViews, build_transforms, draw
+from .datasets import PointClouds, RotatedViews
 from .metrics import class_accuracy
 from .risurconv import Pyramid, RISurConv
 from .shapes import read_shape
@@ -82,8 +82,8 @@ def subject(dataset: PointClouds | RotatedViews, item: int | None = None, file: 
     if file is not None:
         return file_subject(file, dataset.transform, after, dataset.classes)
     check_range("item", item, len(dataset), f"the data set ({dataset.split})")
-    raw = dataset.get(int(dataset.indices()[item]))
-    cloud = draw(after, dataset[item], dataset.seed, 0, item)
+    raw = dataset.get(int(dataset.items[item]))
+    cloud = drawn(after, dataset[item], dataset.name(item), dataset.seed, 0, item)
     _need_normals(cloud)
     return Subject(raw.name, cloud, raw if raw.face is not None else None, int(raw.y), dataset.classes, after)
 
@@ -104,7 +104,7 @@ def file_subject(file: str | Path, transform=None, after=None, classes: Sequence
             + [dict(type="UnitSphere"), dict(type="EstimateNormals", only_missing=True)]
         )
     after = after or build_transforms([])
-    cloud = draw(lambda data: after(transform(data)), raw.clone(), 0)
+    cloud = drawn(lambda data: after(transform(data)), raw.clone(), f"shape {raw.name}", 0)
     _need_normals(cloud)
     return Subject(path.name, cloud, raw if "face" in arrays else None, None, tuple(classes), after)
 

@@ -1,9 +1,8 @@
 """Images to learn classes from: folders of pictures (ImageNet, EuroSAT, yours), CIFAR, MNIST and Fashion-MNIST.
 
 Every data set serves dict(image, label int, index int) after its `transforms`; before them the image is uint8
-(H, W, 3), red, green, blue, and `backbones.transforms.PackImage` makes it a float32 tensor (3, H, W). A draw depends on
-nothing but (seed, epoch, item): `dataset[item + epoch * len(dataset)]` is the same in any process and order, and
-`EpochSampler` asks for just that. No file is ever unpickled.
+(H, W, 3), red, green, blue, and the transform `PackImage` makes it a float32 tensor (3, H, W). Draws are repeatable
+(`attlas.data.Items`). No file is ever unpickled.
 """
 
 import gzip
@@ -15,61 +14,23 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset
 
-from ...data import build_transforms, check_seed, drawing, existing_root, held_out, one_of
+from ...data import Items, existing_root, held_out, one_of
 from ...registry import DATASETS
 
 
-class Images(Dataset):
-    """Base of the data sets: `classes`, `labels` (N,) int64, and the `load(item) -> uint8 (H, W, 3)` that each brings.
-
-    Args:
-        transforms: configs or callables, applied in order at each draw.
-        seed: chooses another series of draws (>= 0).
-    """
+class Images(Items):
+    """Base of the data sets (see `Items`): `labels` (N,) int64, and the `load(item) -> uint8 (H, W, 3)` that each
+    brings."""
 
     load: Callable[[int], np.ndarray]
 
     def __init__(self, split: str, classes: Sequence[str], labels, transforms, seed: int):
-        self.split, self.classes = split, tuple(classes)
         self.labels = np.asarray(labels, dtype=np.int64)
-        self.transform, self.seed = build_transforms(transforms), check_seed(seed)
-        if len(self.labels) == 0:
-            raise ValueError(f"{type(self).__name__}: split {split!r} holds no image.")
-
-    @property
-    def metainfo(self) -> dict:
-        """What MMEngine hands to metrics and visualizers."""
-        return dict(classes=self.classes)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, item: int) -> str:
-        """What errors call an item."""
-        return f"{type(self).__name__} {self.split}[{item}]"
+        super().__init__(split, len(self.labels), classes, transforms, seed)
 
     def get(self, item: int) -> dict:
-        """The image as it was read, without transforms."""
         return dict(image=self.load(item), label=int(self.labels[item]), index=item)
-
-    def __getitem__(self, index: int) -> dict:
-        if index < 0:
-            index += len(self)
-            if index < 0:
-                raise IndexError(f"index {index - len(self)} of a data set of {len(self)} images")
-        epoch, item = divmod(int(index), len(self))
-        data = self.get(item)
-        with drawing(self.name(item), self.seed, epoch, item):
-            return self.transform(data)
-
-    def __iter__(self):  # Python's own iteration would wait for an IndexError, and epochs have no end
-        return (self[item] for item in range(len(self)))
 
 
 class ImageArrays(Images):

@@ -143,16 +143,6 @@ def test_epochs_differ_and_workers_do_not_matter(furniture):
     assert not any(torch.equal(data.pos, second[data.cloud].pos) for data in alone[0])
 
 
-def test_epoch_sampler_repeats_after_a_resumption():
-    sampler = D.EpochSampler(range(5), shuffle=True, seed=1)
-    sampler.set_epoch(7)
-    indices = list(sampler)
-    assert sorted(indices) == [35, 36, 37, 38, 39]
-    again = D.EpochSampler(range(5), shuffle=True, seed=1)
-    again.set_epoch(7)
-    assert list(again) == indices
-
-
 def test_rotated_views(furniture):
     base = dict(type="Furniture14", split="test", transforms=SAMPLE[:1])
     marks = []
@@ -175,14 +165,16 @@ def test_rotated_views(furniture):
         assert not torch.allclose(SO3[0].pos, SO3[1].pos, atol=1e-2)
         assert len(set(marks[cloud::2])) == 1
     assert same(views[5], drawn[5])
+    assert same(views[-3], drawn[5])
+    assert views.get(5).name == "box1"
     assert same(D.RotatedViews(base, dict(SO3=2))[3], drawn[7])  # a view does not depend on the other groups
     assert not torch.allclose(views[5 + 8].pos, drawn[5].pos, atol=1e-2)
     with pytest.raises(ValueError, match=r"views is 'so3'.* Did you mean 'SO3'"):
         D.RotatedViews(base, dict(so3=1))
     with pytest.raises(ValueError, match=r"views\['z'\] is 0; it must be a positive integer"):
         D.RotatedViews(base, dict(z=0))
-    with pytest.raises(IndexError, match="index -1 of a data set of 8 views"):
-        views[-1]
+    with pytest.raises(IndexError, match="index -9 of a data set of 8 items"):
+        views[-9]
     with pytest.raises(ValueError, match="views is empty"):
         D.RotatedViews(base, {})
 
@@ -473,5 +465,5 @@ def test_shape_folder_bad_input(tmp_path):
         D.ShapeFolder(tmp_path, transforms=["UnitSphere"])
     with pytest.raises(ValueError, match="shape empty/tiny: FarthestPoints"):
         D.ShapeFolder(tmp_path, transforms=[dict(type="FarthestPoints", num=8)])[0]
-    with pytest.raises(IndexError, match="index -2 of a data set of 1 shapes"):
+    with pytest.raises(IndexError, match="index -2 of a data set of 1 items"):
         D.ShapeFolder(tmp_path)[-2]
