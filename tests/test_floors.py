@@ -1,4 +1,5 @@
-"""The floors of the house (docs/design.md): a floor imports only floors below it, and no dependency of a higher one."""
+"""The house rules (docs/design.md): a floor imports only floors below it, and no dependency of a higher one; a system
+imports no other system; nobody uses the private names of another module; every file lies where it belongs."""
 
 import ast
 import subprocess
@@ -7,6 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from attlas import backbones, pointnets  # noqa: F401  the second registers
+from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,17 +37,27 @@ def outside(floor: str) -> set[str]:
     return added.union(*(FLOORS[other][1] for other in below))
 
 
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the repository, once installed."""
+    inside = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return inside if inside.split(".")[0] in ("attlas", "tools") else f"attlas.{inside}"
+
+
+def base_of(node: ast.ImportFrom, path: Path, module: str) -> str:
+    """What stands between `from` and `import`, as an absolute name."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    above = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
+
+
 def imports(path: Path, module: str) -> set[str]:
     """The absolute names of everything that a file imports, wherever in the file, relative imports resolved."""
-    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names |= {f"{base}.{alias.name}" for alias in node.names}
+            names |= {f"{base_of(node, path, module)}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -74,8 +88,7 @@ def library() -> list[tuple[str, Path]]:
 
 @pytest.mark.parametrize(("floor", "path"), library(), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
 def test_a_file_imports_nothing_from_above(floor, path):
-    inside = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    assert offences(floor, imports(path, inside if floor == "attlas" else f"attlas.{inside}")) == []
+    assert offences(floor, imports(path, module_of(path))) == []
 
 
 def test_the_walk_sees_what_it_should(tmp_path):
@@ -93,6 +106,110 @@ def test_the_walk_sees_what_it_should(tmp_path):
     init.write_text("from .knn import knn\nfrom ..backbones import B\n")
     assert imports(init, "attlas.kernels") == {"attlas.kernels.knn.knn", "attlas.backbones.B"}
 
+
+# --- systems and private names ---------------------------------------------------------------------------------------
+
+# Of the files beside the systems: what several of them share.
+SHARED = {
+    "backbones": {"__init__", "zoo", "channels"},
+    "pointnets": {"__init__", "classifier", "datasets", "layers", "metrics", "shapes", "transforms", "viewer"},
+}
+
+
+def systems(floor: str) -> set[str]:
+    """The modules of a floor that are each a published network, as `attlas.floor.name`."""
+    return {f"attlas.{floor}.{path.stem}" for path in (ROOT / floor).glob("*.py") if path.stem not in SHARED[floor]}
+
+
+def test_a_file_beside_the_systems_is_a_system():
+    registered = {system.network.__module__ for system in backbones.systems().values()}
+    assert {name for name in systems("backbones") if name not in registered} == set()
+    networks = {entry.__module__ for entry in MODELS.module_dict.values()}
+    assert {name for name in systems("pointnets") if name not in networks} == set()
+
+
+@pytest.mark.parametrize("floor", SHARED)
+def test_a_system_imports_no_other_system(floor):
+    known = systems(floor)
+    for module in sorted(known):
+        names = imports(ROOT / floor / f"{module.rpartition('.')[2]}.py", module)
+        assert [n for n in names for other in known - {module} if n == other or n.startswith(f"{other}.")] == [], module
+
+
+def private(path: Path, module: str) -> list[str]:
+    """The private names of other modules of the library that a file imports, or reaches by a dot."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bound: dict[str, str] = {}  # local names of what is imported from the library
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = base_of(node, path, module)
+            bound |= {a.asname or a.name: f"{base}.{a.name}" for a in node.names if base.split(".")[0] == "attlas"}
+        elif isinstance(node, ast.Import):
+            bound |= {a.asname or "attlas": a.name if a.asname else "attlas" for a in node.names if "attlas" in a.name}
+    found = [name for name in bound.values() if is_private(name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            whole = ast.unparse(node)
+            first = whole.partition(".")[0]
+            if first in bound and is_private(whole):
+                found.append(bound[first] + whole.removeprefix(first))
+    return sorted(found)
+
+
+def is_private(name: str) -> bool:
+    last = name.rpartition(".")[2]
+    return last.startswith("_") and not last.endswith("__")
+
+
+@pytest.mark.parametrize("floor", [*FLOORS, "tools"])
+def test_private_names_stay_in_their_module(floor):
+    found = {}
+    for path in sorted((ROOT / floor).rglob("*.py")):
+        if names := private(path, module_of(path)):
+            found[path.relative_to(ROOT).as_posix()] = names
+    assert found == {}
+
+
+def test_the_walk_sees_private_names(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from ..kernels.knn import _search, find\nfrom ..kernels import knn as k\nimport attlas.registry\n"
+        "k._tree(1); attlas.registry._all; k.__name__; self._own; find._cache\n"
+    )
+    assert private(path, "attlas.backbones.x") == [
+        "attlas.kernels.knn._search",
+        "attlas.kernels.knn._tree",
+        "attlas.kernels.knn.find._cache",
+        "attlas.registry._all",
+    ]
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+# All others test the file whose name they have.
+OF_SEVERAL_FILES = {
+    "test_floors.py",
+    "test_golden.py",
+    "backbones/test_systems.py",
+    "pointnets/test_baselines.py",
+    "pointnets/test_training.py",
+    "tools/test_tools.py",
+}
+
+
+def test_a_test_lies_where_its_file_does():
+    tests = ROOT / "tests"
+    astray = []
+    for path in tests.rglob("test_*.py"):
+        inside = path.relative_to(tests)
+        tested = ROOT / inside.with_name(inside.name.removeprefix("test_"))
+        if inside.as_posix() not in OF_SEVERAL_FILES and not (tested.exists() or tested.with_suffix("").is_dir()):
+            astray.append(str(inside))
+    assert astray == []
+    assert [name for name in OF_SEVERAL_FILES if not (tests / name).exists()] == []
+
+
+# --- what is loaded --------------------------------------------------------------------------------------------------
 
 # What a user does, step by step in one process, and what is not to be loaded after that step.
 POINTS = {"torch_geometric", "trimesh", "h5py", "open3d", "torch._dynamo"}  # PyG imports the last
