@@ -3,6 +3,10 @@
 Two of them: a key in --cfg-options that nobody knows, and a variable that is overridden after its value was copied.
 The second is the commonest surprise of mm configs: `train_dataloader = dict(dataset=dict(pipeline=train_pipeline))` in
 a base copies the list, so a `train_pipeline` in the child config, or on the command line, changes nothing.
+
+A variable that others depend on can be written so that it may be chosen: `name = "{{$BACKBONE:davit_tiny}}"` is
+MMEngine's way to take it from the environment, and here --cfg-options name=davit_base does the same, before the config
+is computed.
 """
 
 import ast
@@ -12,6 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,9 +57,13 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The config {path} does not exist. {near_files(path)}")
-    config = Config.fromfile(path)
+    places = environment_variables(path)
+    chosen = {places[key]: str(value) for key, value in (overrides or {}).items() if key in places}
+    overrides = {key: value for key, value in (overrides or {}).items() if key not in places}
+    with environment(chosen):
+        config = Config.fromfile(path)
     known = read_keys() | set(config.keys())
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         top = key.split(".")[0]
         if top not in known:
             near = difflib.get_close_matches(top, known, n=3, cutoff=0.5)
@@ -72,6 +81,29 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
             message = f"Overriding {name!r} has no effect: its value had been copied when the config was read. {advice}"
             warnings.warn(message, stacklevel=2)
     return config
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have these environment variables, and afterwards those that were there before."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def environment_variables(path: str | Path) -> dict[str, str]:
+    """The variables of a config that are written as `"{{$NAME:default}}"`, with the names in the environment."""
+    found = {}
+    for tree, _ in reversed(_chain(Path(path))):
+        for name, value in _assignments(tree):
+            match = isinstance(value, ast.Constant) and re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", str(value.value))
+            if match:
+                found[name] = match[1]
+    return found
 
 
 def first_process() -> bool:

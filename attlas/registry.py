@@ -1,9 +1,10 @@
 """The registries of scope `attlas`: how a config finds a class by name.
 
-Every entry is found as `attlas.Name` from any scope, and as bare `Name` from the scopes `attlas`, `mmdet` and `mmseg`
-(entries are also put into MMEngine's root registry, which every scope searches last, unless the root has that name).
-Modules are imported one after the other until one has registered the name, so that a config imports what it names. A
-name that nobody registered raises an error that lists the near ones and the import line.
+Every entry is found as `attlas.Name` from any scope, and as bare `Name` from the scope `attlas`. Modules are imported
+one after the other until one has registered the name, so that a config imports what it names. What is imported is found
+as bare `Name` from `mmdet` and `mmseg` too: it is also put into MMEngine's root registry, which every scope searches
+last, unless the root has that name. A name that nobody registered raises an error that lists the near ones and the
+import line.
 """
 
 import difflib
@@ -39,8 +40,9 @@ class Registry(root.Registry):
 
     def _import_until(self, name: str | None = None) -> None:
         """Import the modules that register something here until one has registered `name`."""
-        if "mmengine.runner" in sys.modules:  # whoever trains has it: from now on it loads files as we do
+        if "mmengine.runner" in sys.modules:  # a training: MMEngine is to load files as we do, and to find our hooks
             import_module("attlas.engine")
+            import_module("attlas.optim")
         while self._waiting and name not in self.module_dict:
             module = self._waiting.pop(0)  # first: a module that is being imported may itself build something
             try:

@@ -141,9 +141,9 @@ _normed = dict(layer_scale=1e-6, glu_norms=(True, True, True, True))
 _narrow = dict(dims=(40, 80, 160, 320))
 
 VARIANTS = {
-    "attnet_xxs": Variant(dict(), 2_853_556, drop_path=0.02),
-    "attnet_xs": Variant(dict(_narrow | _scaled, depths=(2, 2, 7, 2)), 5_554_902, drop_path=0.02),
-    "attnet_s": Variant(dict(_narrow, depths=(2, 3, 10, 3)), 7_681_316, drop_path=0.1),
+    "attnet_xxs": Variant(dict(), 2_853_556),
+    "attnet_xs": Variant(dict(_narrow | _scaled, depths=(2, 2, 7, 2)), 5_554_902),
+    "attnet_s": Variant(dict(_narrow, depths=(2, 3, 10, 3)), 7_681_316),
     "attnet_t1": Variant(dict(_normed, dims=(48, 96, 224, 384), depths=(2, 3, 12, 3)), 13_714_900, drop_path=0.1),
     "attnet_t2": Variant(
         dict(_normed, dims=(64, 128, 288, 512), depths=(3, 3, 16, 3)), 27_010_782, top1=84.4, drop_path=0.2

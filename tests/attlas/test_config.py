@@ -1,5 +1,7 @@
 """Every config builds: its network, its pipelines, its hooks; and each says what it was meant to say."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
+from attlas import backbones
 from attlas.config import load_config, unread_variables
 from attlas.data import build_transforms
 from attlas.registry import HOOKS, METRICS, MODELS
@@ -27,6 +30,9 @@ def shapes(tmp_path, monkeypatch):
     monkeypatch.setenv("SHAPES", str(tmp_path / "shapes"))
 
 
+RECIPES = [path for path in CONFIGS if "{{$BACKBONE:" in (ROOT / path).read_text()]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_builds(path, shapes):
     config = load_config(ROOT / path)
@@ -44,6 +50,54 @@ def test_builds(path, shapes):
 
 def test_folder_of_own_shapes(shapes):
     assert load_config(ROOT / "configs/risurconv/risurconv_folder.py").model.network.num_classes == 3
+
+
+def variants(path):
+    """The default variant of a recipe, and all that it is for: those of the same file, or, where training begins from
+    published weights, those that its comment names."""
+    config = load_config(ROOT / path)
+    name = config.model.backbone.name
+    file = backbones.variant(name)[0].__module__
+    of_file = [n for s in backbones.systems().values() if s.network.__module__ == file for n in s.variants]
+    text = (ROOT / path).read_text()
+    return name, [n for n in of_file if re.search(rf"^#.*\b{n}\b", text, re.M)] if config.load_from else of_file
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_each_variant(path):
+    default, names = variants(path)
+    assert default in names
+    assert len(names) > 1
+    for name in names:
+        config, facts = load_config(ROOT / path, {"name": name}), backbones.variant(name)[1]
+        assert config.model.backbone.name == name
+        assert config.work_dir == f"work_dirs/{name}_imagenet"
+        if path.stem != "halonet_imagenet":  # whose recipe is one for all
+            assert config.model.backbone.drop_path_rate == facts.drop_path
+        crop = config.train_dataloader.dataset.transforms[0]
+        assert crop == dict(type="RandomResizedCrop", size=facts.size, interpolation="bicubic")
+        for loader in (config.val_dataloader, config.test_dataloader):
+            resize, center, _ = loader.dataset.transforms
+            assert center.size == facts.size
+            assert facts.size / resize.size == pytest.approx(0.95 if "halonet" in path.stem else 0.875, abs=3e-3)
+
+
+def test_a_name_reaches_what_depends_on_it(monkeypatch):
+    """From the command line and from the environment; other options are merged after it, in any order."""
+    path = ROOT / "configs/hornet/hornet_imagenet.py"
+    tiny = load_config(path)
+    assert (tiny.model.backbone.name, tiny.optim_wrapper.clip_grad.max_norm) == ("hornet_tiny_7x7", 100)
+    options = {"model.backbone.drop_path_rate": 0.3, "name": "hornet_base_gf_img384", "train_cfg.max_epochs": 5}
+    large = load_config(path, options)
+    assert (large.model.backbone.name, large.model.backbone.drop_path_rate) == ("hornet_base_gf_img384", 0.3)
+    assert (large.size, large.optim_wrapper.clip_grad.max_norm, large.train_cfg.max_epochs) == (384, 1, 5)
+    assert "BACKBONE" not in os.environ
+    monkeypatch.setenv("BACKBONE", "hornet_small_7x7")
+    assert Config.fromfile(path).optim_wrapper.clip_grad.max_norm == 5
+    assert load_config(path, {"name": "hornet_tiny_gf"}).model.backbone.name == "hornet_tiny_gf"
+    assert os.environ["BACKBONE"] == "hornet_small_7x7"
+    with pytest.raises(ValueError, match=r"'hornet_tiny_fg' is no variant of a backbone. Near it: hornet_tiny_gf"):
+        load_config(path, {"name": "hornet_tiny_fg"})
 
 
 @pytest.mark.parametrize("network", ["risurconv", "pointnet2", "dgcnn"])

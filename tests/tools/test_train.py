@@ -58,6 +58,14 @@ def metrics(folder: Path) -> dict:
     return json.loads(max(folder.rglob("2*.json"), key=lambda p: p.stat().st_mtime_ns).read_text().splitlines()[-1])
 
 
+def test_a_variant_on_the_command_line():
+    tool = load_tool("train")
+    path = str(ROOT / "configs/hornet/hornet_imagenet.py")
+    cfg = tool.prepare(tool.arguments().parse_args([path, "--cfg-options", "name=hornet_small_gf"]))
+    assert (cfg.model.backbone.name, cfg.model.backbone.drop_path_rate) == ("hornet_small_gf", 0.4)
+    assert cfg.work_dir == "work_dirs/hornet_small_gf_imagenet"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")

@@ -1,4 +1,0 @@
-# AttNet-T4 on ImageNet-1k.
-_base_ = "attnet_t1_imagenet.py"
-
-model = dict(backbone=dict(name="attnet_t4", drop_path_rate=0.5))

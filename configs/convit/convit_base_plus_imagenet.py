@@ -1,4 +1,0 @@
-# ConViT-B+ on ImageNet-1k: published top-1 82.5.
-_base_ = "convit_tiny_imagenet.py"
-
-model = dict(backbone=dict(name="convit_base_plus"))

@@ -1,4 +1,0 @@
-# DaViT-Small on ImageNet-1k: published top-1 84.2.
-_base_ = "davit_tiny_imagenet.py"
-
-model = dict(backbone=dict(name="davit_small"))

@@ -1,5 +1,0 @@
-# HorNet-T with global filters on ImageNet-1k: published top-1 83.0.
-_base_ = "hornet_tiny_7x7_imagenet.py"
-
-model = dict(backbone=dict(name="hornet_tiny_gf"))
-optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

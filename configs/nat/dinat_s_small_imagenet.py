@@ -1,4 +1,0 @@
-# DiNAT_s-Small on ImageNet-1k: published top-1 83.5.
-_base_ = "nat_mini_imagenet.py"
-
-model = dict(backbone=dict(name="dinat_s_small", drop_path_rate=0.3))

@@ -1,4 +1,0 @@
-# NAT-Small on ImageNet-1k: published top-1 83.7.
-_base_ = "nat_mini_imagenet.py"
-
-model = dict(backbone=dict(name="nat_small", drop_path_rate=0.3))
