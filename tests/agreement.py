@@ -37,11 +37,3 @@ def assert_gradients_agree(function, reference, inputs, dtype=None):
     for i, (got, expected) in enumerate(zip(gradients, expected_gradients)):
         assert_agree(f"gradient {i}", got, expected, dtype)
         assert not expected.numel() or got.ne(0).any(), f"gradient {i} is zero everywhere"
-
-
-def assert_same_indices(got, expected, share=0.0):
-    """Integer results that differ in at most `share` of their entries (near ties may fall either way in float32)."""
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    differing = (got != expected).double().mean().item() if got.numel() else 0.0
-    assert differing <= share, f"{differing:.2%} of the indices differ, {share:.2%} may"

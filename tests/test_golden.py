@@ -29,10 +29,6 @@ RECORDS = sorted(
 NAMES = {"torch": torch, "F": F, "attlas": attlas, "backbones": backbones, "kernels": kernels, "math": math}
 
 
-def prefixed(state, prefix):
-    return {f"{prefix}{name}": value for name, value in state.items()}
-
-
 @pytest.mark.parametrize("name", RECORDS)
 def test_equals_the_authors(name):
     record = Record(name)

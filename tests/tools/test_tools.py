@@ -1,10 +1,9 @@
 """The tools as a user calls them: what they print, write and refuse."""
 
-import importlib.util
+import functools
 import json
 import math
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,13 +11,12 @@ import onnxruntime
 import pytest
 import torch
 
-from attlas import backbones, checkpoint
+from attlas import backbones, checkpoint, rendering
 from attlas.backbones.inspection import attention_maps as viewer
 from attlas.backbones.zoo import Variant
 from attlas.config import load_config
 from attlas.registry import MODELS
 
-TOOLS = Path(__file__).parents[2] / "tools"
 TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
 PARAMS = 88_349  # of TINY with five classes
 
@@ -39,39 +37,6 @@ def config(tmp_path):
 
 def _arguments(options):
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """run(tool, *arguments) -> what it prints."""
-
-    def call(tool, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        load(tool).main()
-        printed = capsys.readouterr()
-        return printed.out + printed.err
-
-    return call
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys):
-    """refusal(tool, *arguments) -> the message with which it stops, as argparse stops."""
-
-    def call(tool, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit, match="2"):
-            load(tool).main()
-        return capsys.readouterr().err
-
-    return call
 
 
 # --- analyze ---------------------------------------------------------------------------------------------------------
@@ -182,7 +147,8 @@ def test_export_of_maps(run, config, tmp_path):
 # --- visualize -------------------------------------------------------------------------------------------------------
 
 
-def test_visualize_shapes(run, refusal, tmp_path):
+def test_visualize_shapes(run, refusal, monkeypatch, tmp_path):
+    monkeypatch.setattr(rendering, "render", functools.partial(rendering.render, quality=1))
     config = tmp_path / "config.py"
     config.write_text(
         "model = dict(type='PointClassifier', network=dict(type='RISurConvClassifier', num_classes=14, num_points=32, "
@@ -255,7 +221,7 @@ def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
 # --- atlas -----------------------------------------------------------------------------------------------------------
 
 
-def test_exponent_is_of_the_three_largest_maps():
+def test_exponent_is_of_the_three_largest_maps(load):
     rows = [dict(side=side, seconds=1e-6 * side**3, bytes=7.0 * side**4) for side in (14, 28, 56)]
     rows.insert(0, dict(side=7, seconds=9.0, bytes=1.0))
     exponent = load("atlas").exponent
@@ -263,7 +229,7 @@ def test_exponent_is_of_the_three_largest_maps():
     assert exponent(rows, "bytes") == pytest.approx(2)
 
 
-def test_measure_mixer(monkeypatch):
+def test_measure_mixer(load, monkeypatch):
     atlas = load("atlas")
     monkeypatch.setattr(atlas, "SIDES", (4, 8, 16))
     monkeypatch.setattr(atlas, "DIM", 16)
@@ -275,7 +241,7 @@ def test_measure_mixer(monkeypatch):
     assert all(row["seconds"] > 0 for row in found["rows"])
 
 
-def test_atlas_writes_its_page(monkeypatch, capsys, tiny, tmp_path):
+def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     atlas = load("atlas")
     system = backbones.systems()["HorNet"]
     monkeypatch.setattr(system, "variants", {"hornet_grain": system.variants["hornet_grain"]})

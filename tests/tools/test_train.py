@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py as a user runs them, on the tiny config."""
 
-import importlib.util
 import json
 import os
 import re
@@ -18,34 +17,19 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "configs" / "tiny.py"
 
 
-def run(folder: Path, tool: str, *args: str, processes: int = 1, code: int = 0) -> str:
+def start(folder: Path, tool: str, *args: str, processes: int = 1, code: int = 0) -> str:
     """Run a tool in a folder; give what it printed."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         args = (*args, "--launcher", "pytorch")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))  # the latter for the config's toys
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(ROOT / "tools" / tool), *args]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     text = done.stdout + done.stderr
     assert done.returncode == code, text
     return text
-
-
-def load_tool(name: str):
-    """A tool as a module (its own name would be that of the standard library's `test`)."""
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def refusal(tool: str, monkeypatch, capsys, *args: str) -> str:
-    """What a tool says when it stops before it begins."""
-    monkeypatch.setattr(sys, "argv", [tool, *map(str, args)])
-    with pytest.raises(SystemExit, match="2"):
-        load_tool(tool).main()
-    return capsys.readouterr().err
 
 
 def losses(folder: Path, rank: int = 0) -> dict[int, str]:
@@ -58,8 +42,8 @@ def metrics(folder: Path) -> dict:
     return json.loads(max(folder.rglob("2*.json"), key=lambda p: p.stat().st_mtime_ns).read_text().splitlines()[-1])
 
 
-def test_a_variant_on_the_command_line():
-    tool = load_tool("train")
+def test_a_variant_on_the_command_line(load):
+    tool = load("train")
     path = str(ROOT / "configs/hornet/hornet_imagenet.py")
     cfg = tool.prepare(tool.arguments().parse_args([path, "--cfg-options", "name=hornet_small_gf"]))
     assert (cfg.model.backbone.name, cfg.model.backbone.drop_path_rate) == ("hornet_small_gf", 0.4)
@@ -69,7 +53,7 @@ def test_a_variant_on_the_command_line():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    text = run(folder, "train.py", str(TINY), "--amp", "--cfg-options", "batch_size=3")
+    text = start(folder, "train.py", str(TINY), "--amp", "--cfg-options", "batch_size=3")
     assert "mixed precision needs a GPU, and there is none: training goes on in float32" in text
     assert "Overriding 'batch_size' has no effect" in text
     assert "train_dataloader.batch_size" in text
@@ -86,43 +70,43 @@ def test_train_leaves_the_last_and_the_best_and_the_resolved_config(trained):
     assert len(losses(trained)) == 20
 
 
-def test_existing_results_are_not_overwritten_unasked(tmp_path, monkeypatch, capsys):
+def test_existing_results_are_not_overwritten_unasked(load, refusal, tmp_path):
     for name in ("epoch_3.pth", "last_checkpoint", "notes.txt"):
         (tmp_path / name).write_text(name)
-    text = refusal("train", monkeypatch, capsys, TINY, "--work-dir", tmp_path)
+    text = refusal("train", TINY, "--work-dir", tmp_path)
     assert "holds epoch_3.pth of another training" in text
     assert "--resume" in text
     assert "--overwrite" in text
     assert len(list(tmp_path.iterdir())) == 3
-    train = load_tool("train")
+    train = load("train")
     train.prepare(train.arguments().parse_args([str(TINY), "--work-dir", str(tmp_path), "--overwrite"]))
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_what_the_tools_refuse(tmp_path, monkeypatch, capsys):
-    text = refusal("train", monkeypatch, capsys, TINY.with_name("tyni.py"))
+def test_what_the_tools_refuse(refusal, tmp_path):
+    text = refusal("train", TINY.with_name("tyni.py"))
     assert "tyni.py does not exist. Near it:" in text
     assert "has no auto_scale_lr = dict(base_batch_size" in refusal(
-        "train", monkeypatch, capsys, TINY, "--work-dir", tmp_path, "--auto-scale-lr"
+        "train", TINY, "--work-dir", tmp_path, "--auto-scale-lr"
     )
     assert "has no 'modle'. Near it: model" in refusal(
-        "train", monkeypatch, capsys, TINY, "--work-dir", tmp_path, "--cfg-options", "modle.type=X"
+        "train", TINY, "--work-dir", tmp_path, "--cfg-options", "modle.type=X"
     )
     (tmp_path / "best.pth").touch()
-    text = refusal("test", monkeypatch, capsys, TINY, tmp_path / "bset.pth", "--work-dir", tmp_path)
+    text = refusal("test", TINY, tmp_path / "bset.pth", "--work-dir", tmp_path)
     assert re.search(r"bset\.pth does not exist\. Near it: .*best\.pth", text)
     assert "--resume: there is no checkpoint" in refusal(
-        "train", monkeypatch, capsys, TINY, "--work-dir", tmp_path, "--resume", tmp_path / "epoch_7.pth"
+        "train", TINY, "--work-dir", tmp_path, "--resume", tmp_path / "epoch_7.pth"
     )
 
 
-def test_the_table_of_the_field():
+def test_the_table_of_the_field(load):
     """Columns trained/tested: z/z and z/SO3 of the first checkpoint, SO3/SO3 of the second."""
     z = {"z/OA": 90.0, "z/mAcc": 88.0, "SO3/OA": 30.0, "SO3/mAcc": 25.0, "log_prob_change": 7.5}
     so3 = {"z/OA": 81.0, "z/mAcc": 79.5, "SO3/OA": 80.0, "SO3/mAcc": 78.5, "log_prob_change": 2e-6}
     console = Console(width=100)
     with console.capture() as shown:
-        console.print(load_tool("test").protocol_table(z, so3))
+        console.print(load("test").protocol_table(z, so3))
     rows = [re.findall(r"[\w./%,-]+", line) for line in shown.get().splitlines()]
     assert ["trained", "/", "tested", "z/z", "z/SO3", "SO3/SO3"] in rows
     assert ["overall", "accuracy,", "%", "90.00", "30.00", "80.00"] in rows
@@ -135,10 +119,10 @@ def test_test_counts_every_sample_once_alone_and_on_two_processes(trained):
     """Seven samples in batches of four: on two processes one is a repetition, which must not count."""
     best = str(next((trained / "work_dirs" / "tiny").glob("best_acc_*.pth")))
     kept = (trained / "work_dirs" / "tiny" / "tiny.py").read_bytes()
-    alone = (run(trained, "test.py", str(TINY), best), metrics(trained))[1]
+    alone = (start(trained, "test.py", str(TINY), best), metrics(trained))[1]
     assert alone["count"] == 7
     assert alone["index_sum"] == 21
-    text = run(trained, "test.py", str(TINY), best, processes=2)
+    text = start(trained, "test.py", str(TINY), best, processes=2)
     shared = metrics(trained)
     assert {k: shared[k] for k in ("count", "index_sum")} == {"count": 7, "index_sum": 21}
     assert re.search(r"(\d+) of the network's \1 tensors loaded", text)
@@ -153,9 +137,9 @@ def test_killed_and_resumed_gives_the_same_losses_bit_for_bit(trained, tmp_path)
         f"_base_ = [{str(TINY)!r}]\n"
         f"custom_hooks = [dict(type='RecordLosses', path='losses'), dict(type='DieAt', iteration={at})]\n"
     )
-    run(tmp_path, "train.py", str(config), "--work-dir", "work", code=-9)
+    start(tmp_path, "train.py", str(config), "--work-dir", "work", code=-9)
     assert len(losses(tmp_path)) == at
-    text = run(tmp_path, "train.py", str(TINY), "--work-dir", "work", "--resume", "auto")
+    text = start(tmp_path, "train.py", str(TINY), "--work-dir", "work", "--resume", "auto")
     assert "resumed epoch: 1, iter: 5" in text
     assert losses(tmp_path) == losses(trained)
     folders = tmp_path / "work", trained / "work_dirs" / "tiny"
@@ -165,7 +149,7 @@ def test_killed_and_resumed_gives_the_same_losses_bit_for_bit(trained, tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_train_and_stay_equal(tmp_path):
-    run(tmp_path, "train.py", str(TINY), "--work-dir", "work", processes=2)
+    start(tmp_path, "train.py", str(TINY), "--work-dir", "work", processes=2)
     first, second = losses(tmp_path, 0), losses(tmp_path, 1)
     assert len(first) == len(second) == 4 * 3  # 19 samples, 10 for each, in batches of 4
     assert first != second  # other samples, other dropout
