@@ -49,7 +49,7 @@ LICENSES = {  # as the package's debian/copyright and the LICENSE.TXT inside eve
 }
 MAX_FACES = 2500
 MAX_LEAVES = 2000
-FALLBACK_GREY = (160, 160, 160)
+FALLBACK_GRAY = (160, 160, 160)
 
 # The visibility rule: directions per side of a sample point, samples per mesh (spread by area), and the shares above
 # which a sample, and a triangle, counts as visible.
@@ -140,7 +140,7 @@ def face_colors(mesh: trimesh.Trimesh) -> np.ndarray:
     if (image := getattr(material, "image", None)) is not None:
         return texture_colors(image, getattr(mesh.visual, "uv", None), mesh.faces)
     diffuse = getattr(material, "diffuse", None)
-    color = FALLBACK_GREY if diffuse is None else diffuse[:3]
+    color = FALLBACK_GRAY if diffuse is None else diffuse[:3]
     return np.tile(np.asarray(color, dtype=np.uint8), (len(mesh.faces), 1))
 
 
@@ -396,7 +396,7 @@ def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarra
         "classes": np.array(classes),
         "label": np.array([classes.index(row["label"]) for row in rows], dtype=np.uint8),
         **{name: np.array([row[key] for row in rows]) for name, key in columns.items()},
-        "licence": np.array([row["licence"] for row in rows]),
+        "licence": np.array([row["license"] for row in rows]),
         "vertex_start": np.cumsum([0, *map(len, cells)]).astype(np.int32),
         "face_start": np.cumsum([0, *(len(model.faces) for model in models)]).astype(np.int32),
         "low": low,
@@ -429,7 +429,7 @@ def write_card(
         for i, name in enumerate(arrays["classes"].tolist())
     ]
     per_model = [
-        f"| {row['label']} | {row['split']} | `{row['model']}` | {row['name']} | {row['creator']} | {row['licence']} | "
+        f"| {row['label']} | {row['split']} | `{row['model']}` | {row['name']} | {row['creator']} | {row['license']} | "
         f"{row['source']} |"
         for row in rows
     ]
@@ -488,7 +488,7 @@ def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]
         for row in rows:
             progress.update(task, description=f"{row['label']}: {row['name']}")
             library = libraries[row["library"]]
-            row["licence"], row["source"] = license_and_source(library, row["model"], LICENSES[row["library"]])
+            row["license"], row["source"] = license_and_source(library, row["model"], LICENSES[row["library"]])
             rotation = catalogs[row["library"]][row["model"]].get("modelRotation")
             model, visibility = outer_surface(to_meters(read_model(library, row["model"]), row, rotation), row)
             models.append(model)

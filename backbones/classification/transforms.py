@@ -204,7 +204,7 @@ def blend(start: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.addWeighted(image, factor, start, 1 - factor, 0)
 
 
-def grey(image: np.ndarray) -> np.ndarray:
+def gray(image: np.ndarray) -> np.ndarray:
     """The brightness as a grey image (H, W, 3), weighted as ITU-R BT.601 does."""
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
@@ -219,7 +219,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
-    return blend(grey(image), image, factor)
+    return blend(gray(image), image, factor)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:

@@ -100,8 +100,8 @@ def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
     scale = size / min(pixels.shape[:2])
     shape = tuple(round(n * scale) for n in pixels.shape[1::-1])
     pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    normalised = (pixels / 255 - np.array(MEAN)) / np.array(STD)
-    return pixels, torch.from_numpy(normalised.astype(np.float32)).permute(2, 0, 1)[None]
+    normalized = (pixels / 255 - np.array(MEAN)) / np.array(STD)
+    return pixels, torch.from_numpy(normalized.astype(np.float32)).permute(2, 0, 1)[None]
 
 
 def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 5) -> Figure:
@@ -138,10 +138,10 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 5) -> Figure:
 
 def _overlay(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The image in grey, darkened, and the map in colour over it."""
-    grey = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
+    gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
     large = F.interpolate(
         torch.from_numpy(values)[None, None], pixels.shape[:2], mode="bicubic" if values.size > 4 else "nearest"
     )[0, 0].clamp(min=0)
     strength = (large / large.max().clamp(min=1e-12)).numpy()
     heat = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    return (0.45 * grey + 0.55 * heat).astype(np.uint8)
+    return (0.45 * gray + 0.55 * heat).astype(np.uint8)

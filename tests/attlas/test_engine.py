@@ -160,7 +160,8 @@ def test_progress_bar_on_a_terminal_only(cfg, monkeypatch):
         shown.extend(data)
         return data
 
-    monkeypatch.setenv("PYTHONPATH", str(TINY.parents[2]))
+    paths = [os.environ.get("PYTHONPATH"), str(TINY.parents[2])]  # the latter for the config's toys
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     assert pty.spawn([sys.executable, "-c", script], keep, lambda _: b"") == 0

@@ -233,7 +233,7 @@ def test_packed_models_read_back(tool, rows, tmp_path, monkeypatch):
     some = [next(r for r in rows if r["label"] == name) for name in furniture.CLASSES]
     vertices, faces = box(0, 1)
     models = [tool.Model(vertices * (i + 1), faces, np.full((12, 3), i, np.uint8)) for i in range(14)]
-    tool.write_npz(tmp_path / "small.npz", tool.pack(models, [{**r, "licence": "CC0-1.0"} for r in some]))
+    tool.write_npz(tmp_path / "small.npz", tool.pack(models, [{**r, "license": "CC0-1.0"} for r in some]))
     monkeypatch.setattr(furniture, "ASSET", tmp_path / "small.npz")
     meshes = furniture.load("all")
     assert [m.label for m in meshes] == list(range(14))

@@ -212,7 +212,7 @@ def test_lamb_steps_of_a_late_parameter_and_resumption():
         LAMB([nn.Parameter(torch.zeros(1))], lr=-1)
 
 
-def test_lamb_minimises():
+def test_lamb_minimizes():
     torch.manual_seed(0)
     target, weight = torch.randn(8, 8), nn.Parameter(torch.randn(8, 8))
     optimizer = LAMB([weight], lr=0.02, weight_decay=1e-4)
