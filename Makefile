@@ -16,6 +16,8 @@ test-all: .venv/ready  ## everything: trainings to a stated figure, exports of e
 check: .venv/ready
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	rm -rf .installed && mkdir -p .installed/attlas
+	ln -s $(CURDIR)/attlas/* $(addprefix $(CURDIR)/,kernels backbones pointnets dense) .installed/attlas/
 	.venv/bin/mypy
 
 gpu:  ## test and time the Triton kernels on this machine's GPU; needs torch, triton, numba, numpy and pytest alone

@@ -142,5 +142,5 @@ def _accepts(part: Mapping) -> bool:
     for registry in (root.MODELS, *root.MODELS.children.values()):
         found = registry.module_dict.get(name)
         if isclass(found):
-            return any("in_channels" in signature(base.__init__).parameters for base in found.__mro__)
+            return any("in_channels" in signature(base.__init__).parameters for base in found.__mro__)  # type: ignore[misc]
     return True

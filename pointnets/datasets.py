@@ -8,6 +8,7 @@ read when they are asked for; no file is ever unpickled.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -76,7 +77,7 @@ class ShapeFiles(PointClouds):
         key = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:16]
         cached = self.cache / f"{path.stem}-{key}.npz"
         if not cached.exists():
-            shape = read_shape(path)
+            shape: dict[str, Any] = read_shape(path)
             with replacing(cached) as temporary:
                 np.savez(temporary, **shape)
         return read_shape(cached)

@@ -68,7 +68,8 @@ class DGCNNClassifier(nn.Module):
     def forward_features(self, points: Tensor, normals: Tensor | None = None) -> Tensor:
         """The pooled feature (B, 2 x embedding): maximum and mean over the points."""
         check_input(points, self)
-        features, outputs, index = points, [], knn(points, points, self.k)
+        features, index = points, knn(points, points, self.k)
+        outputs: list[Tensor] = []
         for layer in self.layers:
             if outputs:
                 index = _nearest_features(features.detach(), self.k)

@@ -38,6 +38,9 @@ class BatchNorm(nn.BatchNorm1d):
             raise ValueError(f"a batch must have more than one row to take statistics of, got {count}")
         if not (self.training and self.track_running_stats):
             return
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         # without a momentum all batches count alike
         share = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked
@@ -51,31 +54,33 @@ class BatchNorm(nn.BatchNorm1d):
         tracked. None: the running statistics.
         """
         if moments is None:
+            assert self.running_mean is not None
+            assert self.running_var is not None
             mean, variance = self.running_mean, self.running_var
         else:
             mean = weight @ moments.mean + bias
             variance = ((weight @ moments.covariance) * weight).sum(1).clamp_min(0)
-            self.track(mean, variance, moments.count)
+            self.track(mean, variance, moments.rows)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return weight * scale.unsqueeze(1), self.bias + scale * (bias - mean)
 
 
 class Moments(NamedTuple):
-    """Mean (D,) and biased covariance (D, D) of `count` rows."""
+    """Mean (D,) and biased covariance (D, D) of a number of rows."""
 
     mean: Tensor
     covariance: Tensor
-    count: int
+    rows: int
 
     @classmethod
-    def of_sums(cls, first: Tensor, second: Tensor, count: int, shift: Tensor | float = 0.0) -> "Moments":
+    def of_sums(cls, first: Tensor, second: Tensor, rows: int, shift: Tensor | float = 0.0) -> "Moments":
         """From the sums of y = x - shift (B, D) and of y yᵀ (B, D, D) over each cloud's rows.
 
         The last sums are taken in float64; a `shift` near the mean keeps the digits of a small covariance.
         """
-        mean = first.double().sum(0) / count
-        covariance = second.double().sum(0) / count - torch.outer(mean, mean)
-        return cls((mean + shift).to(first.dtype), covariance.to(second.dtype), count)
+        mean = first.double().sum(0) / rows
+        covariance = second.double().sum(0) / rows - torch.outer(mean, mean)
+        return cls((mean + shift).to(first.dtype), covariance.to(second.dtype), rows)
 
 
 class Head(nn.Module):

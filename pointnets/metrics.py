@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -84,8 +85,8 @@ class ClassificationMetric(BaseMetric):
                 under = f" under {protocol}" if protocol else ""
                 print_log(f"confusion matrix{under}\n{render_confusion(classes, confusion)}", logger="current")
         if self.out_file:
-            arrays = {f"confusion_{protocol}".rstrip("_"): confusion for protocol, confusion in confusions.items()}
-            arrays |= dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols)
+            arrays: dict[str, Any] = dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols)
+            arrays |= {f"confusion_{protocol}".rstrip("_"): confusion for protocol, confusion in confusions.items()}
             with replacing(self.out_file) as temporary:
                 np.savez(temporary, log_probs=log_probs, **arrays)
             print_log(f"confusion matrices and log-probabilities: {self.out_file}", logger="current")

@@ -122,7 +122,9 @@ class OffsetAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # W (x - A V x) = W x + A (-W V x): one product gives all four factors, and x - A V x is never written out
-        norm, trans, bias = self.norm, self.trans.weight, self.trans.bias
+        norm = self.norm
+        trans: Tensor = self.trans.weight
+        bias: Tensor = self.trans.bias
         if not norm.takes_batch:
             trans, bias = norm.fold(trans, bias)
         q, k, v = self.q.weight, self.k.weight, -trans @ self.v.weight
@@ -170,7 +172,9 @@ class RISurConv(nn.Module):
         self.norm = BatchNorm(out_channels)
         self.point_attention = OffsetAttention(out_channels)
 
-    def neighbors(self, points: Tensor, normals: Tensor, queries: Tensor, query_normals: Tensor):
+    def neighbors(
+        self, points: Tensor, normals: Tensor, queries: Tensor, query_normals: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Properties (B, S, K, 14) and index (B, S, K) of every query's neighbors, in order around its normal."""
         index = knn(queries, points, self.k)
         if self.neighbor_order == "index":
@@ -197,9 +201,9 @@ class RISurConv(nn.Module):
                 moments = _moments(surface, index, features)
             weight, bias = self.norm.fold(self.linear.weight, self.linear.bias, moments)
         of_surface, of_features = weight.split([surface.shape[-1], weight.shape[1] - surface.shape[-1]], dim=1)
-        gathered = (None, None) if features is None else (F.linear(features, of_features), index)
+        gathered, of = (None, None) if features is None else (F.linear(features, of_features), index)
         shift = bias.to(surface.dtype).expand(*surface.shape[:2], -1)
-        return self.point_attention(gather_max(*gathered, shift, surface, of_surface.to(surface.dtype)))
+        return self.point_attention(gather_max(gathered, of, shift, surface, of_surface.to(surface.dtype)))
 
 
 def _moments(surface: Tensor, index: Tensor, features: Tensor | None) -> Moments:
@@ -222,7 +226,7 @@ class GroupAll(RISurConv):
         super().__init__(in_channels, out_channels, k=0, **options)
         self.axis_sign = axis_sign
 
-    def forward(self, points, normals, features) -> Tensor:
+    def forward(self, points, normals, features) -> Tensor:  # type: ignore[override]  # of a layer without queries
         axis = principal_axis(points - points.mean(1, keepdim=True), self.axis_sign)
         return self.convolve(*ordered_properties(points, normals, axis, reference_sign=self.reference_sign), features)
 
@@ -237,7 +241,9 @@ class Propagation(RISurConv):
             nn.Sequential(nn.Linear(a, b), BatchNorm(b), nn.ReLU()) for a, b in zip(widths, widths[1:])
         )
 
-    def forward(self, points, normals, features, queries, query_normals, skip) -> Tensor:
+    def forward(  # type: ignore[override]  # of a layer with features beside the queries
+        self, points, normals, features, queries, query_normals, skip
+    ) -> Tensor:
         """Coarse points and features (B, M, ...), dense queries and skip features (B, S, ...) -> (B, S, C')."""
         features = torch.cat([super().forward(points, normals, features, queries, query_normals), skip], dim=-1)
         for layer in self.mlp:
@@ -274,7 +280,7 @@ class Pyramid(nn.Module):
         check_normals(normals, points)
         sampled = farthest_point_sample(points, self.num_points[0])
         queries, query_normals = gather_neighbors(points, sampled), gather_neighbors(normals, sampled)
-        levels = [(points, normals, None)]
+        levels: list[tuple[Tensor, Tensor, Tensor | None]] = [(points, normals, None)]
         for layer, count in zip(self.layers, self.num_points):
             queries, query_normals = queries[:, :count], query_normals[:, :count]
             levels.append((queries, query_normals, layer(*levels[-1], queries, query_normals)))
@@ -315,9 +321,9 @@ class RISurConvClassifier(Pyramid):
     ):
         if encoder_scope not in ("cloud", "batch"):
             raise ValueError(f"encoder_scope must be 'cloud' or 'batch', got {encoder_scope!r}")
-        *channels, pooled = channels
-        super().__init__(num_points, channels, neighbors, normal_neighbors, **options)
-        self.group_all = GroupAll(channels[-1], pooled, axis_sign, **options)
+        *sampled, pooled = channels
+        super().__init__(num_points, sampled, neighbors, normal_neighbors, **options)
+        self.group_all = GroupAll(sampled[-1], pooled, axis_sign, **options)
         self.encoder_scope = encoder_scope
         self.encoder = None
         if encoder_layers:
@@ -369,7 +375,7 @@ class RISurConvPartSegmenter(Pyramid):
     ):
         super().__init__(num_points, channels, neighbors, normal_neighbors, **options)
         self.num_categories = num_categories
-        coarse, propagations = channels[-1], []
+        coarse, propagations = channels[-1], list[Propagation]()
         for (out, *mlp), k, skip in zip(decoder, decoder_neighbors, [*channels[-2::-1], num_categories]):
             propagations.insert(0, Propagation(coarse, skip, out, mlp, k, **options))
             coarse = mlp[-1] if mlp else out + skip

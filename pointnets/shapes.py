@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,14 +100,14 @@ def _read_text(path: Path) -> np.ndarray:
 def _read_open3d(path: Path) -> Shape:
     import open3d
 
-    cloud = open3d.io.read_point_cloud(str(path))
+    cloud = open3d.io.read_point_cloud(path)
     return {"pos": np.asarray(cloud.points)} | ({"normal": np.asarray(cloud.normals)} if cloud.has_normals() else {})
 
 
 def _read_mesh(path: Path) -> Shape:
     import trimesh
 
-    mesh = trimesh.load(path, process=False)
+    mesh: Any = trimesh.load(path, process=False)  # of a class that the file decides
     if isinstance(mesh, trimesh.Scene):
         mesh = mesh.to_mesh()
     if not len(getattr(mesh, "faces", ())):

@@ -6,6 +6,7 @@ The 3-D scenes are drawn by `render`, panels and text by Matplotlib.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def subject(dataset: PointClouds | RotatedViews, item: int | None = None, file: 
         dataset, after = dataset.dataset, dataset.transform
     if file is not None:
         return file_subject(file, dataset.transform, after, dataset.classes)
-    check_range("item", item, len(dataset), f"the data set ({dataset.split})")
+    item = check_range("item", item, len(dataset), f"the data set ({dataset.split})")
     raw = dataset.get(int(dataset.items[item]))
     cloud = drawn(after, dataset[item], dataset.name(item), dataset.seed, 0, item)
     _need_normals(cloud)
@@ -140,10 +141,11 @@ def config_network(cfg: Config, weights: str | Path | None) -> torch.nn.Module:
     return model.eval().network
 
 
-def check_range(argument: str, value: int | None, count: int, where: str, first: int = 0) -> None:
-    """ValueError unless first <= value < first + count."""
+def check_range(argument: str, value: int | None, count: int, where: str, first: int = 0) -> int:
+    """`value` if first <= value < first + count, or else a ValueError."""
     if value is None or not first <= value < first + count:
         raise ValueError(f"{argument} is {value}; {where} has {argument} {first} to {first + count - 1}.")
+    return value
 
 
 # --- panels ----------------------------------------------------------------------------------------------------------
@@ -246,14 +248,11 @@ def neighborhood(item: Subject, network: Pyramid, layer: int, query: int) -> Nei
     check_range("query", query, network.num_points[layer - 1], f"layer {layer}")
     levels = network.encode(item.cloud.pos[None], item.cloud.normal[None])
     (points, normals, _), (queries, query_normals, _) = levels[layer - 1 : layer + 1]
-    module = network.layers[layer - 1]
+    module = cast(RISurConv, network.layers[layer - 1])
     properties, index = module.neighbors(points, normals, queries, query_normals)
     weights = neighbor_weights(module, properties)[0, query]
-    return Neighborhood(
-        *(t.double().numpy() for t in (points[0], queries[0, query], query_normals[0, query])),
-        points[0, index[0, query]].double().numpy(),
-        weights.double().numpy(),
-    )
+    seen = points[0], queries[0, query], query_normals[0, query], points[0, index[0, query]], weights
+    return Neighborhood(*(tensor.double().numpy() for tensor in seen))
 
 
 def neighborhood_scene(seen: Neighborhood) -> tuple[Mesh, Mesh]:
@@ -370,7 +369,9 @@ def turning(
     with seeded(seed):
         rotations += [random_rotation("SO3") for _ in range(views - 1)]
     solid = item.solid()
-    turned = [Mesh(solid).rotate(rotation.numpy(), center=(0, 0, 0)) for rotation in rotations]
+    turned = [Mesh(solid) for _ in rotations]
+    for mesh, rotation in zip(turned, rotations):
+        mesh.rotate(rotation.numpy(), center=(0, 0, 0))
     answers: dict[str, list[tuple[int, float]]] = {name: [] for name in networks}
     for rotation in rotations:
         cloud = item.cloud.clone()
@@ -543,7 +544,7 @@ def figure(
     strip = 1.9 + 0.30 * len(networks) + 0.3
     bottom = 5.6
     canvas = Figure(figsize=(12, strip + bottom), facecolor="white")
-    top, low = canvas.subfigures(2, 1, height_ratios=[strip, bottom])
+    top, low = canvas.subfigures(2, 1, squeeze=False, height_ratios=[strip, bottom])[:, 0]
     draw_turning(seen, top)
     bars = low.add_axes((0.065, 0.15, 0.38, 0.68))
     keys = [key for key in ("z", "SO3") if any(key in confusions for _, confusions in read.values())]

@@ -208,14 +208,14 @@ class ImageClassifier(BaseModel):
             if alpha < 0:
                 raise ValueError(f"ImageClassifier.{name} must be at least 0 (off), got {alpha!r}")
         self.backbone = MODELS.build(backbone)
-        if head is not None:
+        if head is not None and "in_channels" not in head:
             channels = getattr(self.backbone, "out_channels", None)
-            if "in_channels" not in head and channels is None:
+            if channels is None:
                 raise ValueError(
                     f"ImageClassifier.head: {type(self.backbone).__name__} does not say its out_channels; "
                     "give head=dict(..., in_channels=...), the channels of its last map."
                 )
-            head = head if "in_channels" in head else {**head, "in_channels": channels[-1]}
+            head = {**head, "in_channels": channels[-1]}
         self.head = None if head is None else MODELS.build(head)
         self.num_classes = num_classes
         self.loss, self.target_threshold, self.label_smoothing = loss, target_threshold, label_smoothing
@@ -239,6 +239,8 @@ class ImageClassifier(BaseModel):
 
     def forward(self, images: Tensor, labels: Tensor | None = None, indices=None, mode: str = "tensor"):
         if mode == "loss":
+            if labels is None:
+                raise ValueError("mode='loss' needs labels, got None")
             return self._losses(images, labels)
         logits = self._logits(images)[0]
         if mode == "tensor":

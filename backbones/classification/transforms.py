@@ -354,12 +354,12 @@ FIXED: dict[Callable, Callable[[float], tuple]] = {
     translate_x: lambda t: (_either_sign(0.45 * t),),
     translate_y: lambda t: (_either_sign(0.45 * t),),
 }
-PLAIN = {
+PLAIN: dict[Callable, Callable[[float], tuple]] = {
     posterize: lambda t: (int(4 * t),),
     solarize: lambda t: (int(256 * t),),
     **{change: lambda t: (0.1 + 1.8 * t,) for change in (color, contrast, brightness, sharpness)},
 }
-INCREASING = {
+INCREASING: dict[Callable, Callable[[float], tuple]] = {
     posterize: lambda t: (4 - int(4 * t),),
     solarize: lambda t: (256 - int(256 * t),),
     **{change: lambda t: (1 + _either_sign(0.9 * t),) for change in (color, contrast, brightness, sharpness)},

@@ -114,7 +114,7 @@ class Scene:
         self.normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
         self.places = corners[:, 0]  # of the faces' planes
         self.colors = (mesh.colors / 255.0) ** 2.2  # sRGB -> light
-        self.tensor = o3d.core.Tensor
+        self.tensor = o3d.core.Tensor.from_numpy
         self.rays = o3d.t.geometry.RaycastingScene()
         self.rays.add_triangles(
             self.tensor(self.vertices.astype(np.float32)), self.tensor(mesh.faces.astype(np.uint32))
