@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import Block, ConvGlu, Head
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^downsample_layers\.0\.(\d)\.0\.", r"stem.\1.conv."),
     (r"^downsample_layers\.0\.(\d)\.1\.", r"stem.\1.norm."),
     (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.conv."),

@@ -24,7 +24,7 @@ from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
 from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, heads_of
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class BiLevelRouting(nn.Module):
         first; the number of regions along H' and W'."""
         sides = [self._region(size) for size in x.shape[-2:]]
         if self.form == "nchw":
-            grid = tuple(-(-size // side) for size, side in zip(x.shape[-2:], sides))
+            grid = -(-x.shape[-2] // sides[0]), -(-x.shape[-1] // sides[1])
         else:
             grid = self.regions, self.regions
         bottom, right = (count * side - size for count, side, size in zip(grid, sides, x.shape[-2:]))
@@ -302,7 +302,7 @@ STL_VARIANTS = {
 
 _OF_THE_STEM = {"0": "0.conv", "1": "0.norm", "3": "2.conv", "4": "2.norm"}
 
-RULES = [
+RULES: Rules = [
     (r"^downsample_layers\.0\.([0134])\.", lambda m: f"stem.{_OF_THE_STEM[m[1]]}."),
     (r"^downsample_layers\.(\d)\.0\.", r"stages.\1.downsample.conv."),
     (r"^downsample_layers\.(\d)\.1\.", r"stages.\1.downsample.norm."),
@@ -320,7 +320,7 @@ RULES = [
 ]
 
 # no file of these was at hand: names as the code makes them
-STL_RULES = [
+STL_RULES: Rules = [
     (r"^downsample_layers\.0\.([01])\.", r"stem.\1."),
     (r"^downsample_layers\.(\d)\.([01])\.", r"stages.\1.downsample.\2."),
     *RULES,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import heads_of
 from .skeletons.isotropic import Isotropic
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^patch_embed\.proj\.", r"patch_embed."),
     (r"\.attn\.", r".mixer."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),

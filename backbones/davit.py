@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import DropPath, Head, LayerNorm2d, Mlp, Residual, depthwise, heads_of
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -244,7 +244,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints, and timm's ----------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^patch_embeds\.0\.", r"stem."),
     (r"^patch_embeds\.(\d)\.", r"stages.\1.downsample."),
     (r"^(stem|stages\.\d\.downsample)\.proj\.", r"\1.conv."),

@@ -25,7 +25,7 @@ from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
 from .layers import ConvNorm, DropPath, Head, SqueezeExcite, heads_of, make_divisible
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -388,7 +388,7 @@ VARIANTS = {
 
 # --- timm's checkpoints ----------------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^stem\.conv(\d)\.", lambda m: f"stem.{2 * int(m[1]) - 2}."),
     (r"^stem\.(conv|bn)\.", r"stem.0.\1."),
     (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import LayerNorm2d, depthwise
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^downsample_layers\.0\.", r"stem."),
     (r"^downsample_layers\.(\d)\.", r"stages.\1.downsample."),
     (r"^stages\.(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
@@ -203,5 +203,5 @@ register(
     HorNet,
     VARIANTS,
     RULES,
-    resize={r"complex_weight$": lambda name, tensor, shape: resize_filter(tensor, tuple(shape[1:3]))},
+    resize={r"complex_weight$": lambda name, tensor, shape: resize_filter(tensor, (shape[1], shape[2]))},
 )

@@ -38,7 +38,7 @@ from .layers import (
     make_divisible,
 )
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -139,8 +139,8 @@ class LSNetAttention(nn.Module):
 
     def bias(self, height: int, width: int) -> Tensor:
         """What is added to the logits: (heads, N, N). Never kept: weights may be loaded at any time."""
-        table, side = self.attention_biases, self.resolution
-        table = table.to(torch.promote_types(table.dtype, torch.float32))
+        side = self.resolution
+        table = self.attention_biases.to(torch.promote_types(self.attention_biases.dtype, torch.float32))
         if (height, width) != (side, side) and not self.resize_matrix:
             return expand_offsets(resize_offsets(table, (height, width)), height, width)
         matrix = expand_offsets(table, side, side)
@@ -275,7 +275,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"attention_bias_idxs$", None),  # which expand_offsets computes
     (r"^patch_embed\.", r"stem."),
     (r"^blocks1\.", r"stages.0.blocks."),

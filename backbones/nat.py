@@ -25,7 +25,7 @@ from ..registry import MIXERS
 from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, heads_of
 from .skeletons.isotropic import Isotropic, TokenBlock
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -76,19 +76,21 @@ class NeighborhoodAttention(nn.Module):
             nn.init.trunc_normal_(self.rpb, std=0.02)
         self.proj = nn.Linear(dim, dim)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> q, k, v (B, H, W, heads, d), H and W at least κδ."""
         bottom, right = (max(0, self.kernel_size * self.dilation - size) for size in x.shape[-2:])
         x = x.permute(0, 2, 3, 1)
         if bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(3)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(3)
+        return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         y = neighborhood_attention(
             *self._split(x), self.kernel_size, dilation=self.dilation, scale=self.scale, bias=self.rpb
         )
+        assert isinstance(y, Tensor)  # without return_lse
         return self.proj(y[:, :height, :width].flatten(3)).permute(0, 3, 1, 2)
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
@@ -303,7 +305,7 @@ ISOTROPIC_VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^patch_embed\.proj\.(\d)\.", r"stem.\1."),
     (r"^patch_embed\.norm\.", r"stem.2."),
     (r"^levels\.(\d)\.blocks\.", r"stages.\1.blocks."),
@@ -315,13 +317,13 @@ RULES = [
     (r"^norm\.", r"head.before."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]
-SWIN_RULES = [
+SWIN_RULES: Rules = [
     (r"^patch_embed\.", r"stem."),
     (r"^layers\.(\d)\.blocks\.", r"stages.\1.blocks."),
     (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
     *RULES,
 ]
-ISOTROPIC_RULES = [
+ISOTROPIC_RULES: Rules = [
     (r"^patch_embed\.proj\.", r"patch_embed.0."),
     (r"^patch_embed\.norm\.", r"patch_embed.1."),
     (r"^layers\.", r"blocks."),

@@ -19,8 +19,8 @@ C/g features, twice as many as a head of q has. And the released classes for det
 classifier with norms at its outputs: the norm of level 1 stands on the path there.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ from .layers import (
 )
 from .skeletons.backbone import Backbone
 from .skeletons.pyramid import Stage
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,7 @@ class ContMix(nn.Module):
 
     def aggregate(self, x: Tensor, value: Tensor) -> Tensor:
         """Both AV, of values (B, 2g n, H, W) for any n: the same shape."""
-        size, smallest = x.shape[-2:], self.kernel_sizes[-1]
+        size, smallest = (x.shape[-2], x.shape[-1]), self.kernel_sizes[-1]
         shorter = min(size)
         if shorter < smallest:
             # rounded as the authors do
@@ -188,8 +188,9 @@ class DilatedReparam(nn.Module):
     @torch.no_grad()
     def fused(self) -> nn.Conv2d:
         conv: Any = self.conv  # it and the branches are plain convolutions by now
+        branches: Any = self.branches
         middle = conv.kernel_size[0] // 2
-        for branch in self.branches.values():
+        for branch in branches.values():
             step, reach = branch.dilation[0], branch.padding[0]  # reach: of its taps from the middle
             taps = slice(middle - reach, middle + reach + 1, step)
             conv.weight[:, :, taps, taps] += branch.weight
@@ -479,7 +480,7 @@ class OverLoCK(Backbone):
             self.overview_proj = Linear2d(dims[3], context_dim)
             for i in range(self._num_levels - 2):
                 dim, kernel_size = dims[2 + i], kernel_sizes[2 + i]
-                blocks = [
+                focus_blocks = [
                     FocusBlock(
                         dim,
                         heads[i],
@@ -493,7 +494,7 @@ class OverLoCK(Backbone):
                     for j in range(focus_depths[i])
                 ]
                 transition = Transition(dims[2], dim, context_dim) if i else nn.Identity()
-                self.focus.append(Stage(transition, blocks, nn.Identity()))
+                self.focus.append(Stage(transition, focus_blocks, nn.Identity()))
         self.head_auxiliary: Head | None = None
         if num_classes is not None:
             before = nn.Sequential(ConvNorm(channels[-1], head_dim), nn.SiLU())
@@ -514,12 +515,14 @@ class OverLoCK(Backbone):
     def levels(self, image: Tensor) -> Iterator[Tensor]:
         # Not the plain loop over stages: the third base stage is no level but what overview and focus both begin with.
         for i, (x, overview) in enumerate(self._levels(image)):
-            yield torch.cat([x, overview], dim=1) if i == 3 and self.overview_output else x
+            if i == 3 and self.overview_output and overview is not None:
+                x = torch.cat([x, overview], dim=1)
+            yield x
 
     def _levels(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The levels, each with the map of the overview network, which the first two precede."""
         x = self.stem(image)
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(cast(Iterable[Stage], self.stages)):
             x = self._base(stage, x)
             if i == 1 and "1" in self.norms:
                 x = self.norms["1"](x)
@@ -530,7 +533,7 @@ class OverLoCK(Backbone):
         overview = self._base(self.overview, x)
         last = self.overview_proj(overview)
         h = context = F.interpolate(last, x.shape[-2:], mode="bilinear", align_corners=False)
-        for i, stage in enumerate(self.focus):
+        for i, stage in enumerate(cast(Iterable[Stage], self.focus)):
             if i == 1:
                 (x, h), context = stage.downsample(x, h), last
             for block in stage.blocks:
@@ -634,7 +637,7 @@ def _pair(pattern: str, new: str, first: int = 0) -> list[tuple[str, str]]:
     return [(rf"{pattern}\.{first}\.", rf"{new}.conv."), (rf"{pattern}\.{first + 1}\.", rf"{new}.norm.")]
 
 
-RULES = [
+RULES: Rules = [
     *(rule for n in range(4) for rule in _pair(r"^patch_embed1", f"stem.{2 * n}", first=3 * n)),
     *_pair(r"^patch_embed2", r"stages.1.downsample"),
     *_pair(r"^patch_embed3", r"stages.2.downsample"),

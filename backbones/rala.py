@@ -27,7 +27,7 @@ from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import Block, ConvNorm, Head, Linear2d, Mlp, depthwise, heads_of
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class RALA(nn.Module):
         self.lepe = depthwise(dim, 5)
         self.proj = Linear2d(dim, dim)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, x: Tensor) -> Tensor:
         """A map (B, C, H, W) of a projection as heads (B, heads, H, W, d)."""
         return x.permute(0, 2, 3, 1).unflatten(-1, (self.heads, -1)).permute(0, 3, 1, 2, 4)
 
@@ -235,7 +235,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"\.RoPE\.angle$", None),  # frequencies, which a formula gives
     *((rf"^patch_embed\.proj\.{3 * i}\.", rf"stem.{2 * i}.conv.") for i in range(4)),
     *((rf"^patch_embed\.proj\.{3 * i + 1}\.", rf"stem.{2 * i}.norm.") for i in range(4)),

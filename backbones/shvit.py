@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import ConvMlp, ConvNorm, DistilledHead, Head, Residual, SqueezeExcite, depthwise_norm, make_divisible
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -49,9 +49,10 @@ class SHSA(nn.Module):
         self.qkv = ConvNorm(partial_dim, sum(self.widths))
         self.proj = ConvNorm(dim, dim, weight=0.0)
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x₁ (B, P, H, W) -> q, k (B, 1, N, d), v (B, 1, N, P)."""
-        return self.qkv(self.pre_norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).split(self.widths, dim=-1)
+        q, k, v = self.qkv(self.pre_norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).split(self.widths, dim=-1)
+        return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
         attending, rest = x.split(self.split, dim=1)
@@ -179,7 +180,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^patch_embed\.", r"stem."),
     (r"^blocks([23])\.([012])\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.{m[2]}."),
     (r"^blocks1\.", r"stages.0.blocks."),

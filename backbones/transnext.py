@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import Block, ConvGlu, Head, LayerNorm2d, heads_of
 from .skeletons.pyramid import Pyramid
-from .zoo import Variant, register
+from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
 
@@ -86,9 +86,9 @@ class PositionBias(nn.Module):
         self.fc1 = nn.Linear(2, 512)
         self.fc2 = nn.Linear(512, heads)
 
-    def cells(self, *sides: int) -> tuple[int, ...]:
+    def cells(self, height: int, width: int) -> tuple[int, int]:
         """Sides of the pooled map."""
-        return tuple(_cells(side, self.sr_ratio, self.pool_size) for side in sides)
+        return _cells(height, self.sr_ratio, self.pool_size), _cells(width, self.sr_ratio, self.pool_size)
 
     def forward(self, height: int, width: int) -> Tensor:
         size = (height, width)
@@ -381,7 +381,8 @@ class TransNeXt(Pyramid):
         if isinstance(module, nn.Conv2d):
             height, width = module.kernel_size
             nn.init.normal_(module.weight, std=(2 * module.groups / (height * width * module.out_channels)) ** 0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         else:
             super().initialise(module)
 
@@ -406,7 +407,7 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
-RULES = [
+RULES: Rules = [
     (r"^patch_embed1\.", r"stem."),
     (r"^patch_embed(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
     (r"^block(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),

@@ -14,6 +14,7 @@ import torch
 from mmengine.logging import print_log
 
 from .. import checkpoint
+from ..checkpoint import Rules
 from ..config import load_config
 from ..registry import MODELS
 from .skeletons.backbone import Backbone
@@ -55,7 +56,7 @@ _systems: dict[str, System] = {}  # by the name of the class
 def register(
     network: type[Backbone],
     variants: Mapping[str, Variant],
-    rules: checkpoint.Rules = (),
+    rules: Rules = (),
     resize: checkpoint.Resize | None = None,
 ) -> None:
     """Make a class and its variants known by name, with the rules that rename the authors' checkpoints.
@@ -137,7 +138,7 @@ _SPELLINGS = {"in_chans": "in_channels", "features_only": "out_indices", "with_c
 
 def _check_options(network: type[Backbone], options: Mapping[str, Any]) -> None:
     """Refuse an option that no class of the network takes, and say which may be meant."""
-    known = {name for base in network.__mro__ for name in inspect.signature(base.__init__).parameters}
+    known = {name for base in network.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
     for name in options.keys() - known:
         near = [_SPELLINGS[name]] if name in _SPELLINGS else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
         hint = (

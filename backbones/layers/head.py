@@ -26,10 +26,11 @@ class Head(nn.Module):
 
     def reset(self, num_classes: int) -> None:
         """A new last layer."""
-        self.fc = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
+        self.fc = nn.Identity()
         if num_classes:
-            nn.init.trunc_normal_(self.fc.weight, std=0.02)
-            nn.init.zeros_(self.fc.bias)
+            self.fc = fc = nn.Linear(self.dim, num_classes)
+            nn.init.trunc_normal_(fc.weight, std=0.02)
+            nn.init.zeros_(fc.bias)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.after(self.before(x).mean((2, 3)))
@@ -40,9 +41,11 @@ class Head(nn.Module):
         """The same with a batch norm `after` inside the last layer; `pre_logits` is then what that norm would read."""
         norm, fc = self.after, self.fc
         if isinstance(norm, nn.BatchNorm1d) and isinstance(fc, nn.Linear):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            fc.bias += fc.weight @ (norm.bias - norm.running_mean * scale)
-            fc.weight *= scale
+            fc.bias.add_(fc.weight @ (norm.bias - norm.running_mean * scale))
+            fc.weight.mul_(scale)
             self.after = nn.Identity()
         return self
 

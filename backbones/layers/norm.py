@@ -1,5 +1,7 @@
 """Normalisation of maps, and convolutions that can swallow the normalisation behind them."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,6 +56,8 @@ class ConvNorm(nn.Module):
 @torch.no_grad()
 def fuse_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """One convolution with bias that equals `conv` and then `norm` with its running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = conv.bias if conv.bias is not None else torch.zeros_like(scale)
     fused = nn.Conv2d(
@@ -79,4 +83,5 @@ def fuse(module: nn.Module) -> nn.Module:
     """
     for name, child in module.named_children():
         setattr(module, name, fuse(child))
-    return module.fused() if hasattr(module, "fused") else module
+    fused: Any = getattr(module, "fused", None)
+    return module if fused is None else fused()

@@ -213,8 +213,9 @@ class Backbone(BaseModule):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if hasattr(module, "reset_weights"):
-            module.reset_weights()
+        reset: Any = getattr(module, "reset_weights", None)
+        if reset is not None:
+            reset()
 
     # --- head --------------------------------------------------------------------------------------------------------
 
@@ -302,13 +303,14 @@ def _check_indices(indices: Sequence[int], levels: int) -> tuple[int, ...]:
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
     """Batch norms leave their running averages alone: what is computed again must not be counted again."""
-    norms = [
-        m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.num_batches_tracked is not None
+    kept = [
+        (norm, norm.momentum, norm.num_batches_tracked)
+        for norm in block.modules()
+        if isinstance(norm, _BatchNorm) and norm.training and norm.num_batches_tracked is not None
     ]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
-        for norm in norms:  # they still take the averages, so that the same tensors are saved as the first time
-            norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
+        for norm, _, counter in kept:  # they still take the averages, so that the same tensors are saved as before
+            norm.momentum, norm.num_batches_tracked = 0.0, counter.clone()
         yield
     finally:
         for norm, momentum, counter in kept:

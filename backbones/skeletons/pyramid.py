@@ -1,7 +1,7 @@
 """The skeleton of hierarchical networks: a stem, stages of blocks, a transition between stages, outputs at each."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class Pyramid(Backbone):
 
     def levels(self, image: Tensor) -> Iterator[Tensor]:
         x = self.stem(image)
-        for stage in self.stages:
+        for stage in cast(Iterable[Stage], self.stages):
             x = stage.downsample(x)
             for block in stage.blocks:
                 x = self.run(block, x)
