@@ -152,7 +152,7 @@ class Backbone(BaseModule):
             (features, maps), maps in the order of the levels.
         """
         count = self.num_levels
-        chosen = _chosen(indices, count)
+        chosen = choose(indices, count)
         if intermediates_only:
             return list(self._maps(image, chosen, norm))
         wanted: dict[int, Tensor] = {}
@@ -280,7 +280,7 @@ class Backbone(BaseModule):
         return self
 
 
-def _chosen(indices: int | Sequence[int] | None, levels: int) -> tuple[int, ...]:
+def choose(indices: int | Sequence[int] | None, levels: int) -> tuple[int, ...]:
     """The levels that `indices` of `forward_intermediates` mean."""
     if isinstance(indices, int):
         if not 1 <= indices <= levels:

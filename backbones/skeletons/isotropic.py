@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...registry import MIXERS, MODELS
 from ..layers import DropPath, Head, LayerNorm2d, Mlp
-from .backbone import Backbone, _chosen
-from .pyramid import _per_stage
+from .backbone import Backbone, choose
+from .pyramid import per_stage
 
 
 class TokenBlock(nn.Module):
@@ -123,7 +123,7 @@ class Isotropic(Backbone):
             out_indices = sorted({max(0, depth * k // 4 - 1) for k in (1, 2, 3, 4)})
         super().__init__([dim] * depth, [patch_size] * depth, out_indices=out_indices, **common)
         self.dim, self.depth, self.patch_size = dim, depth, patch_size
-        self.mixers = _per_stage(mixers, depth)
+        self.mixers = per_stage(mixers, depth)
         self.mlp_ratio = mlp_ratio
         self.joins = class_token if class_token is not None else 0
         if not 0 <= self.joins < depth:
@@ -231,7 +231,7 @@ class Isotropic(Backbone):
     ) -> Any:
         """As of `Backbone`. The maps are those of the pixels, without the tokens."""
         count = self.num_levels
-        chosen = _chosen(indices, count)
+        chosen = choose(indices, count)
         maps = []
         x, tokens = None, None
         for i, (x, tokens) in enumerate(self._run(self.check(image))):  # noqa: B007

@@ -61,7 +61,7 @@ class Pyramid(Backbone):
         stages = len(dims)
         super().__init__(dims, [self.stem_stride * 2**i for i in range(stages)], **common)
         self.dims, self.depths = tuple(dims), tuple(depths)
-        self.mixers = _per_stage(mixers, stages)
+        self.mixers = per_stage(mixers, stages)
         self.mlp_ratio, self.layer_scale = mlp_ratio, layer_scale
         counts = [depth * self.blocks_per_depth for depth in depths]
         rates = iter(torch.linspace(0, drop_path_rate, sum(counts), device="cpu").tolist())
@@ -146,7 +146,7 @@ class Pyramid(Backbone):
         )
 
 
-def _per_stage(mixers: Any, stages: int) -> list[dict]:
+def per_stage(mixers: Any, stages: int) -> list[dict]:
     """One dict(type=...) for each stage."""
     listed = [mixers] * stages if isinstance(mixers, (str, Mapping)) else list(mixers)
     if len(listed) != stages:
