@@ -30,7 +30,7 @@ from .files import near_files
 def read_keys() -> frozenset[str]:
     """The top-level names that something reads: the Runner's arguments, and what it and our tools take out of
     `runner.cfg`."""
-    from mmengine.runner import Runner  # here, because it imports OpenCV, and who reads a config may only build from it
+    from mmengine.runner import Runner  # here, because it imports OpenCV
 
     return frozenset(inspect.signature(Runner).parameters) | {
         "activation_checkpointing",

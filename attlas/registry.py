@@ -40,7 +40,7 @@ class Registry(root.Registry):
 
     def _import_until(self, name: str | None = None) -> None:
         """Import the modules that register something here until one has registered `name`."""
-        if "mmengine.runner" in sys.modules:  # a training: MMEngine is to load files as we do, and to find our hooks
+        if "mmengine.runner" in sys.modules:  # MMEngine's Runner must load files as we do, and find our hooks
             import_module("attlas.engine")
             import_module("attlas.optim")
         while self._waiting and name not in self.module_dict:
@@ -85,7 +85,7 @@ class Registry(root.Registry):
             "attlas.registry, and import its module in the config: custom_imports = dict(imports=['package.module'])"
         )
         for module, missing in self._missing.items():
-            extra = module.split(".")[1]
+            extra = floor if (floor := module.split(".")[1]) in ("pointnets", "dense") else "backbones"
             lines.append(
                 f"{module} could not be imported, because {missing!r} is not installed: pip install 'attlas[{extra}]'"
             )

@@ -201,7 +201,7 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
     scene = o3d.t.geometry.RaycastingScene()
     scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(mesh))
     faces = np.asarray(mesh.triangles)
-    normals, colors, frame, eye = (  # as Open3D casts rays, and twice as fast
+    normals, colors, frame, eye = (  # float32, in which Open3D casts rays: half the time
         np.asarray(a, np.float32) for a in (mesh.vertex_normals, mesh.vertex_colors, camera.frame, camera.eye)
     )
 
@@ -235,7 +235,8 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
         rays = o3d.core.Tensor.from_numpy(np.concatenate([start, direction], axis=1))
         return ~scene.test_occlusions(rays, tfar=reach).numpy()
 
-    # Where a ray stands in its pixel chooses its points of one spiral over the sphere, which each pixel turns
+    # The rays of a pixel take their directions from one spiral over the sphere, each its own piece of it. Every pixel
+    # turns the spiral at random, or else the picture would show its pattern.
     row, column = rows[seen // len(x)], columns[seen % len(x)]
     inside = (row % quality * quality + column % quality).astype(np.float32)
     turn, lift = np.random.default_rng(0).random((2, size, size), np.float32)[:, row // quality, column // quality]

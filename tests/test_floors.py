@@ -1,5 +1,5 @@
 """The house rules (docs/design.md): a floor imports only floors below it, and no dependency of a higher one; a system
-imports no other system; nobody uses the private names of another module; every file lies where it belongs."""
+imports no other system; a module uses no private names of another; every file lies where it belongs."""
 
 import ast
 import subprocess
@@ -211,7 +211,7 @@ def test_a_test_lies_where_its_file_does():
 
 # --- what is loaded --------------------------------------------------------------------------------------------------
 
-# What a user does, step by step in one process, and what is not to be loaded after that step.
+# What a user does, step by step in one process, and what must not be loaded after that step.
 POINTS = {"torch_geometric", "trimesh", "h5py", "open3d", "torch._dynamo"}  # PyG imports the last
 TRAINING = {"mmengine.runner", "attlas.engine", "attlas.optim"}
 PICTURES = {"cv2", "matplotlib"}
@@ -239,7 +239,7 @@ except SystemExit as end:
 }
 
 
-def test_nobody_pays_for_what_he_does_not_use():
+def test_each_step_loads_only_what_it_uses():
     code = "\n".join(
         f"exec({step!r})\nprint('loaded:', *(name for name in {sorted(forbidden)!r} if name in sys.modules))"
         for step, forbidden in STEPS.items()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from attlas.files import PICTURES, check_out, save_figure
 
-# The library is imported where it is used: Open3D, Matplotlib and PyTorch Geometric take seconds, --help needs none of
-# them, and `attention` neither the first nor the last.
+# The library is imported where it is used: Open3D, Matplotlib and PyTorch Geometric take seconds, and --help needs none
+# of them.
 
 
 def arguments() -> argparse.ArgumentParser:
