@@ -43,6 +43,14 @@ setup(
         # who tools/benchmark measures against; torch-cluster besides, which builds without isolation only
         "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],
         # triton: for its interpreter; PyTorch's builds for GPUs bring it along
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff", "mypy", "setuptools>=77", "triton>=3.4; sys_platform == 'linux'", *EXPORT],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff",
+            "mypy",
+            "setuptools>=77",
+            "triton>=3.4; sys_platform == 'linux'",
+            *EXPORT,
+        ],
     },
 )
