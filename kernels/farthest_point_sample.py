@@ -138,9 +138,8 @@ def build_tree(points_N3):
     # at worst every point is a leaf; memory that is never touched costs nothing
     boxes = np.empty((2 * size, 8), points_N3.dtype)
     links = np.empty((2 * size, 5), np.int32)
-    pending = np.empty(
-        (size, 3), np.int32
-    )  # right halves to split: begin, end, parent. They are disjoint and not empty
+    # right halves to split: begin, end, parent. They are disjoint and not empty
+    pending = np.empty((size, 3), np.int32)
     pending[0, 0], pending[0, 1], pending[0, 2] = 0, size, -1
     waiting, count = 1, 0
     half = points_N3.dtype.type(0.5)
@@ -297,9 +296,8 @@ def farthest_point_sample_fwd_kernel(
         dz = z - tl.load(rows_B3N + 2 * size + last)
         distance = tl.minimum(distance, dx * dx + dy * dy + dz * dz)
         _, last = tl.max(distance, 0, return_indices=True)  # of equals, the first
-        last = tl.minimum(
-            last, size - 1
-        )  # a GPU does not check for NaN: the index must stay inside the cloud even then
+        # a GPU does not check for NaN: the index must stay inside the cloud even then
+        last = tl.minimum(last, size - 1)
         tl.store(index_BS + s, last)
 
 
@@ -393,9 +391,8 @@ def farthest_point_sample_fwd_shared_kernel(
         while tl.min((slots != 0).to(tl.int32), 0) == 0:
             slots = tl.load(slots_BSP + s * PROGRAMS + slot, volatile=True)
         last = (0xFFFFFFFF - (tl.max(slots, 0) & 0xFFFFFFFF)).to(tl.int32)
-        last = tl.minimum(
-            last, size - 1
-        )  # a GPU does not check for NaN: the index must stay inside the cloud even then
+        # a GPU does not check for NaN: the index must stay inside the cloud even then
+        last = tl.minimum(last, size - 1)
         if share == 0:
             tl.store(index_BS + s, last)
 
