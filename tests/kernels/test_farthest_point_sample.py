@@ -236,8 +236,8 @@ def test_what_no_check_has_seen_does_no_harm(path, device):
 @pytest.mark.parametrize(
     ("points", "count", "message"),
     [
-        (torch.zeros(0, 4, 3), 1, "points must hold clouds, and these points"),
-        (torch.zeros(1, 0, 3), 1, "points must hold clouds, and these points"),
+        (torch.zeros(0, 4, 3), 1, "points must hold at least one cloud of at least one point"),
+        (torch.zeros(1, 0, 3), 1, "points must hold at least one cloud of at least one point"),
         (torch.zeros(1, 4, 3), 5, r"num_samples must lie in 1..4 \(the number of points\), got 5"),
         (torch.zeros(4, 3), 2, r"shape \(B, N, 3\), got \(4, 3\)"),
         (torch.full((1, 4, 3), torch.nan), 2, "4 points hold NaN or infinity, the first is point 0 of cloud 0"),
