@@ -6,6 +6,10 @@ On a machine with a GPU the Triton kernels run there for real; elsewhere they ru
 import pytest
 import torch
 
+# PyTorch collects what `torch.device(...)` as a context applies to when it is first used: before `_poison` replaces any
+with torch.device("cpu"):
+    torch.empty(0)
+
 
 @pytest.fixture
 def device():
