@@ -273,11 +273,11 @@ def _search_nearest(tree, groups, begin, end, k, last, out, floats, bits):
                 x, y, z = query_slots[0, group, q], query_slots[1, group, q], query_slots[2, group, q]
                 _distances(x, y, z, slots, leaf, distance)
                 # collect the candidates without a branch, which would be mispredicted
-                farthest, close = keys[q, 0], 0
+                bound, close = keys[q, 0] >> 32 if packed else keys[q, 0], 0
                 for i in range(LEAF):
-                    key = _key(distance_bits[i], index[leaf, i], packed)
-                    close_keys[close], close_numbers[close] = key, index[leaf, i]
-                    close += key <= farthest
+                    close_keys[close] = _key(distance_bits[i], index[leaf, i], packed)
+                    close_numbers[close] = index[leaf, i]
+                    close += np.int64(distance_bits[i]) <= bound
                 for i in range(close):
                     key, number = close_keys[i], close_numbers[i]
                     if _exceeds(keys[q, 0], numbers[q, 0], key, number):
