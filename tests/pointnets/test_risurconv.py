@@ -273,13 +273,13 @@ def test_convolution_equals_its_layers_in_training_and_after():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_all_paths_agree(monkeypatch, training):
-    network = small().train(training)
+    network = small().train(training)  # of 64 points: the interpreter of Triton is slow
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(module, torch.nn.MultiheadAttention):
             module.dropout = 0.0
-    points, normals = random_cloud(3, 100)
+    points, normals = random_cloud(2, 64)
     results = []
     for path in ("auto", "reference", "triton"):
         monkeypatch.setenv("ATTLAS_KERNELS", path)
