@@ -35,7 +35,7 @@ def record(device="cpu", scale=1.0):
             "operator": "knn",
             "sizes": {"B": 1, "N": n, "K": 16},
             "grows": True,
-            "floor_ms": n / 1e5,
+            "bound_ms": n / 1e5,
             "results": {
                 name: result(scale * n / speed, differs=0.0, cores=1.0)
                 for name, speed in (("attlas", 1000), ("scipy", 500), ("reference", 4000))
@@ -74,7 +74,7 @@ def test_the_command_measures_and_writes(tmp_path):
             assert found["rounds"] >= 2
             assert found["extra_mib"] >= 0
             assert found.get("differs", 0) < 0.01
-    assert all(case["floor_ms"] > 0 for case in written["cases"][:3])
+    assert all(case["bound_ms"] > 0 for case in written["cases"][:3])
     assert written["cases"][-1]["logits_differ"] < 1e-9
     assert "training" in done.stdout
     assert "growth" in done.stdout
@@ -116,7 +116,7 @@ def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     assert all(found["differs"] < 1e-3 for found in results.values())
 
 
-def test_the_floor_of_an_operator_of_images():
+def test_the_lower_bound_of_an_operator_of_images():
     sizes = {"B": 2, "side": 4, "C": 8, "Cw": 2, "kernel": 3}
     forward, both = (
         benchmark_images.case("small_kernel_aggregate", mode, sizes) for mode in ("forward", "forward+backward")
@@ -219,7 +219,7 @@ def image_record(ms):
     names = ("attlas", "reference", "naive", "masked sdpa")
     results = {name: result(ms * (1 + i), differs=0.0, cores=1.0) for i, name in enumerate(names)}
     case = {"operator": "neighborhood_attention, forward", "sizes": SMALL_IMAGES["neighborhood_attention"]}
-    case |= {"grows": False, "floor_ms": 0.5, "results": results, "left_out": {}}
+    case |= {"grows": False, "bound_ms": 0.5, "results": results, "left_out": {}}
     machine = record()["machine"] | {"threads": 1, "command": "python --only"}
     return {"machine": machine, "missing": {}, "cases": [case], "seconds": 30.0}
 

@@ -44,7 +44,7 @@ PEERS = {  # distribution -> module
 }
 CPU_ONLY, GPU_ONLY = {"fpsample", "scipy", "pykdtree", "open3d-cpu"}, {"onedl-mmcv"}
 OURS, EAGER = "attlas", ("reference", "naive", "masked sdpa")
-SECONDS_PER_SAMPLE = 1e-6  # of FPS on a GPU: a sample waits for the one before it, once through a multiprocessor
+SECONDS_PER_SAMPLE = 5e-7  # of FPS on a GPU: a sample waits for the one before it (an H200 takes 0.63 µs)
 OPERATIONS_PER_PAIR = 8  # three differences, three squares, two sums
 TUBE, RING, ROUND = 0.4, 1.5 * math.pi, 1.4 * math.pi  # the torus: its tube, and how far around the two circles it goes
 
@@ -92,8 +92,8 @@ class Run:
 class Case:
     """One operator at one size; `make(run, **sizes)` gives its implementations.
 
-    The floor is what no implementation can do without: `bytes` read and written, `operations` of matrix products, and
-    on a GPU the `pairs` of points that brute force compares (trees on a CPU skip most) and `samples` in sequence.
+    The lower bound counts what every implementation needs: `bytes` read and written, `operations` of matrix products,
+    and on a GPU the `pairs` of points that brute force compares (trees on a CPU skip most) and `samples` in sequence.
     `differ` compares results with ours, or with what `expected(run, result, **sizes)` gives where there is a choice.
     `grows`: of the series that tells growth with N.
     """
@@ -109,7 +109,7 @@ class Case:
     expected: Callable[..., Tensor] | None = None
     grows: bool = False
 
-    def floor(self, machine: dict) -> float:
+    def bound(self, machine: dict) -> float:
         """Seconds."""
         on_gpu = machine["type"] == "cuda"
         operations = self.operations + on_gpu * OPERATIONS_PER_PAIR * self.pairs
@@ -463,8 +463,8 @@ OPERATORS = [key.split()[0] for key in SIZES]
 
 
 def needs(operator: str, mode: str, sizes: dict[str, int]) -> dict[str, float]:
-    """The terms of the floor. Inputs are read once and outputs written once: float32 and int64. A backward reads the
-    gradient of the output besides what its formula asks for, and writes a gradient of every input."""
+    """The terms of the lower bound. Inputs are read once and outputs written once, in float32 and int64. A backward also
+    reads the gradient of the output, and writes a gradient of every input."""
     B, N, S, K, C, D = (sizes.get(letter, 0) for letter in "BNSKCD")
     backward = mode == "backward"
     if operator == "farthest_point_sample":

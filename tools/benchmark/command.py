@@ -101,7 +101,7 @@ def main() -> None:
                     "operator": case.operator,
                     "sizes": sizes,
                     "grows": case.grows,
-                    "floor_ms": 1e3 * case.floor(at),
+                    "bound_ms": 1e3 * case.bound(at),
                     "results": results,
                     "left_out": left_out,
                 }

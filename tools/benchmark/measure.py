@@ -102,7 +102,7 @@ class PeakMemory:
 
 
 def machine(device: torch.device, threads: int, peers: dict[str, Any], quick: bool) -> dict:
-    """Where the figures come from, with the rates that the floors rest on: a large copy, a large matrix product."""
+    """Where the figures come from, and the rates of the lower bounds: of a large copy and a large matrix product."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

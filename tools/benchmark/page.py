@@ -51,8 +51,8 @@ def over_fastest(case: dict) -> float:
     return case["results"][OURS]["ms"] / case["results"][other]["ms"] if other else math.nan
 
 
-def over_floor(case: dict) -> float:
-    return case["results"][OURS]["ms"] / case["floor_ms"]
+def over_bound(case: dict) -> float:
+    return case["results"][OURS]["ms"] / case["bound_ms"]
 
 
 def growth(series: list[tuple[int, float]]) -> float | None:
@@ -95,10 +95,14 @@ def tables(record: dict, gpu: dict | None = None) -> list[Table]:
     for operator in dict.fromkeys(case["operator"] for case in record["cases"]):
         cases = [case for case in record["cases"] if case["operator"] == operator]
         names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
-        last = ["logits differ"] if is_network(cases[0]) else ["floor", "MiB, ours / theirs", "results differ"]
+        last = ["logits differ"] if is_network(cases[0]) else ["lower bound", "MiB, ours / theirs", "results differ"]
         header = ["size", *names, "ours / fastest other", *last]
         if gpu is not None:
-            header += ["GPU: ours", "GPU: ours / fastest other", *["GPU: ours / floor"] * (not is_network(cases[0]))]
+            header += [
+                "GPU: ours",
+                "GPU: ours / fastest other",
+                *["GPU: ours / lower bound"] * (not is_network(cases[0])),
+            ]
         rows = [row(case, names) + (gpu_cells(case, gpu) if gpu is not None else []) for case in cases]
         found.append((f"{operator}, ms", header, rows))
     return [*found, *growth_table(record), *cores_table(record)]
@@ -114,7 +118,7 @@ def row(case: dict, names: list[str]) -> list[str]:
     taken = " / ".join(figure(results[name]["extra_mib"]) for name in (OURS, other) if name)
     differs = max(result["differs"] for result in results.values())
     times = [time(results.get(name)) for name in names]
-    return [*cells, *times, ratio, figure(case["floor_ms"]), taken, f"{100 * differs:.2g} %"]
+    return [*cells, *times, ratio, figure(case["bound_ms"]), taken, f"{100 * differs:.2g} %"]
 
 
 def gpu_cells(case: dict, gpu: dict) -> list[str]:
@@ -126,7 +130,7 @@ def gpu_cells(case: dict, gpu: dict) -> list[str]:
     ratio = f"{figure(over_fastest(case_gpu))} ({fastest_other(case_gpu)})"
     if is_network(case):
         return [f"{time(ours)}; {memory(ours)}", ratio]
-    return [time(ours), ratio, figure(over_floor(case_gpu))]
+    return [time(ours), ratio, figure(over_bound(case_gpu))]
 
 
 def growth_table(record: dict) -> list[Table]:
@@ -199,8 +203,8 @@ def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
         ["CPU", "training step, 1,024 samples, the same", "≥ 4", worst(cpu, step, gain, min, of(1024))],
         ["CPU", "training step, peak memory over the naive twin's", "≤ 0.5", worst(cpu, step, share)],
         ["GPU", "FPS, µs a sample", "≤ 1.3", worst(gpu, fps, per_sample)],
-        ["GPU", "kNN, over its floor", "≤ 4", worst(gpu, "knn", over_floor, where=lambda x: x == medium)],
-        ["GPU", "fused attention, over its floor", "≤ 3", worst(gpu, "surface_attention, forward", over_floor)],
+        ["GPU", "kNN, over its lower bound", "≤ 4", worst(gpu, "knn", over_bound, where=lambda x: x == medium)],
+        ["GPU", "fused attention, over its lower bound", "≤ 3", worst(gpu, "surface_attention, forward", over_bound)],
         ["GPU", "training step, naive twin over ours", "≥ 8", worst(gpu, step, gain, min)],
     ]
 
