@@ -463,8 +463,8 @@ OPERATORS = [key.split()[0] for key in SIZES]
 
 
 def needs(operator: str, mode: str, sizes: dict[str, int]) -> dict[str, float]:
-    """The terms of the lower bound. Inputs are read once and outputs written once, in float32 and int64. A backward also
-    reads the gradient of the output, and writes a gradient of every input."""
+    """The terms of the lower bound. Inputs are read once and outputs written once, in float32 and int64. A backward
+    also reads the gradient of the output, and writes a gradient of every input."""
     B, N, S, K, C, D = (sizes.get(letter, 0) for letter in "BNSKCD")
     backward = mode == "backward"
     if operator == "farthest_point_sample":

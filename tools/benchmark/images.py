@@ -48,8 +48,8 @@ class Operator:
     sizes: list[dict[str, int]]
 
     def needs(self, mode: str, sizes: dict[str, int]) -> tuple[float, float]:
-        """Bytes and operations of the lower bound: inputs read and the output written once, in float32. A backward reads
-        the gradient of the output, writes those of the inputs, and has two products for each of the forward."""
+        """Bytes and operations of the lower bound: inputs read and the output written once, in float32. A backward
+        reads the gradient of the output, writes those of the inputs, and has two products for each of the forward."""
         shapes = self.shapes(**sizes)
         values = math.prod(shapes.get("v") or shapes["x"])
         moved = sum(map(math.prod, shapes.values())) + values
