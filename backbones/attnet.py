@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import Block, ConvGlu, Head
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -106,8 +107,8 @@ class AttNet(Pyramid):
 
     Args:
         dims, depths, drop_path_rate, layer_scale, **common: as of `Pyramid`.
-        mlp_ratios: of the gated channel mixers, by stage; two thirds of it count.
-        glu_norms: by stage, whether those have a root mean square norm inside.
+        mlp_ratio: as of `Pyramid`; the gated channel mixers have two thirds of that width.
+        glu_norms: whether these have a root mean square norm inside; one, or one for each stage.
         kernel_size: side of the kernels of ATConv; one, or one for each stage.
         conv_bias: whether the layers of ATConv have a bias.
     """
@@ -116,28 +117,27 @@ class AttNet(Pyramid):
         self,
         dims=(32, 64, 128, 240),
         depths=(2, 2, 4, 2),
-        mlp_ratios=(8, 8, 4, 4),
-        glu_norms=(False, False, False, False),
+        mlp_ratio=(8, 8, 4, 4),
+        glu_norms=False,
         kernel_size: int | Sequence[int] = 3,
         conv_bias: bool = True,
         **common,
     ):
-        sizes = [kernel_size] * len(dims) if isinstance(kernel_size, int) else list(kernel_size)
-        mixers = [dict(type="ATConv", kernel_size=size, bias=conv_bias) for size in sizes]
-        self.mlp_ratios, self.glu_norms = tuple(mlp_ratios), tuple(glu_norms)
-        super().__init__(dims, depths, mixers, **common)
+        self.glu_norms = per_stage("glu_norms", glu_norms, len(dims))
+        self.kernel_size, self.conv_bias = per_stage("kernel_size", kernel_size, len(dims)), conv_bias
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        mlp = ConvGlu(dim, self.mlp_ratios[stage], norm=RMSNorm2d if self.glu_norms[stage] else None)
-        mixer = MIXERS.build({**self.mixers[stage], "dim": dim})
-        return Block(dim, mixer, mlp, drop_path, self.layer_scale)
+        mlp = ConvGlu(dim, self.mlp_ratio[stage], norm=RMSNorm2d if self.glu_norms[stage] else None)
+        mixer = ATConv(dim, self.kernel_size[stage], self.conv_bias)
+        return Block(dim, mixer, mlp, drop_path, self.layer_scale[stage])
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, after=nn.LayerNorm(dim))
 
 
 _scaled = dict(layer_scale=1e-6)
-_normed = dict(layer_scale=1e-6, glu_norms=(True, True, True, True))
+_normed = dict(layer_scale=1e-6, glu_norms=True)
 _narrow = dict(dims=(40, 80, 160, 320))
 
 VARIANTS = {

@@ -23,6 +23,7 @@ from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
 from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, heads_of
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -191,6 +192,7 @@ class BiFormer(Pyramid):
         self,
         dims=(64, 128, 256, 512),
         depths=(2, 2, 8, 2),
+        *,
         topks=(1, 4, 16, -2),
         regions: int | Sequence[int] = 7,
         head_dim: int = 32,
@@ -203,11 +205,8 @@ class BiFormer(Pyramid):
     ):
         if len(topks) != len(dims) or min(topks) < -2:
             raise ValueError(f"topks must have one entry of -2 or more for each of {len(dims)} stages, got {topks}")
-        self.regions = [regions] * len(dims) if isinstance(regions, int) else list(regions)
-        self.key_dims = list(dims if key_dims is None else key_dims)
-        for name, given in (("regions", self.regions), ("key_dims", self.key_dims)):
-            if len(given) != len(dims):
-                raise ValueError(f"{name} must have one entry for each of {len(dims)} stages, got {given}")
+        self.regions = per_stage("regions", regions, len(dims))
+        self.key_dims = per_stage("key_dims", dims if key_dims is None else key_dims, len(dims))
         self.topks, self.head_dim, self.form = tuple(topks), head_dim, form
         self.scale, self.lepe_kernel = scale, lepe_kernel
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
@@ -226,9 +225,9 @@ class BiFormer(Pyramid):
         return Block(
             dim,
             self._mixer(stage, dim),
-            Mlp(dim, self.mlp_ratio),
+            Mlp(dim, self.mlp_ratio[stage]),
             drop_path,
-            self.layer_scale,
+            self.layer_scale[stage],
             position=self.make_position(dim),
         )
 

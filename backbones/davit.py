@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import DropPath, Head, LayerNorm2d, Mlp, Residual, depthwise, heads_of
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -174,7 +175,8 @@ class DaViT(Pyramid):
     Args:
         dims, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
         depths: pairs of a spatial and a channel block in each stage.
-        heads: of the spatial and groups of the channel attention, by stage; by default of 32 channels each.
+        heads: number of heads of the spatial attention and of groups of the channel attention; one, or one for each
+            stage; by default of 32 channels each.
         window: side of the windows.
         overlapped_patch: 3x3 convolutions between the stages, not 2x2.
         channel_attn_v2: as of `ChannelGroupAttention`. With this, overlapped_patch and windows of 12 it is the image
@@ -182,6 +184,7 @@ class DaViT(Pyramid):
         qkv_bias: whether the projections to queries, keys and values have a bias.
     """
 
+    unused = ("layer_scale",)
     blocks_per_depth = 2
 
     def __init__(
@@ -195,9 +198,7 @@ class DaViT(Pyramid):
         qkv_bias: bool = True,
         **common,
     ):
-        if heads is not None and len(heads) != len(dims):
-            raise ValueError(f"heads must have one entry for each of the {len(dims)} stages, got {tuple(heads)}")
-        self.heads = [None] * len(dims) if heads is None else list(heads)
+        self.heads = per_stage("heads", heads, len(dims))
         self.window = window
         self.overlapped_patch, self.channel_attn_v2 = overlapped_patch, channel_attn_v2
         self.qkv_bias = qkv_bias
@@ -216,7 +217,7 @@ class DaViT(Pyramid):
             mixer = SpatialWindowAttention(dim, heads, self.window, self.qkv_bias)
         else:
             mixer = ChannelGroupAttention(dim, heads, self.channel_attn_v2, self.qkv_bias)
-        return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path)
+        return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return _norm(dim)

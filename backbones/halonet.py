@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
 from .layers import ConvNorm, DropPath, Head, SqueezeExcite, heads_of, make_divisible
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -41,7 +42,8 @@ class HaloAttention(nn.Module):
         block_size: b.
         halo_size: how far a window reaches beyond its block.
         stride: 1 or 2. With 2 every second pixel has a query; where b is odd all have, and the output is averaged 2x2.
-        head_dim: d, of queries and keys; as wide as the values by default (dim_out rounded to a multiple of 8).
+        key_dim: width d of the queries and keys of a head; that of the values by default (dim_out rounded to a
+            multiple of 8).
         scale_position: divide the terms of place by √d, too (timm's scale_pos_embed).
 
     `forward(x (B, C, H, W)) -> (B, dim_out, ⌈H / stride⌉, ⌈W / stride⌉)`, channels-last. Maps are filled up to whole
@@ -57,7 +59,7 @@ class HaloAttention(nn.Module):
         block_size: int = 8,
         halo_size: int = 3,
         stride: int = 1,
-        head_dim: int | None = None,
+        key_dim: int | None = None,
         scale_position: bool = False,
     ):
         super().__init__()
@@ -69,29 +71,29 @@ class HaloAttention(nn.Module):
         if stride not in (1, 2):
             raise ValueError(f"HaloAttention: stride={stride} must be 1 or 2")
         self.heads = heads_of("HaloAttention", dim_out, heads)
-        self.head_dim = make_divisible(dim_out) // heads if head_dim is None else head_dim
+        self.key_dim = make_divisible(dim_out) // heads if key_dim is None else key_dim
         self.block_size, self.halo_size, self.window = block_size, halo_size, block_size + 2 * halo_size
         self.scale_position = scale_position
         self.pool = stride == 2 and block_size % 2 == 1
         self.stride = 1 if self.pool else stride  # of the queries
-        self.q = nn.Conv2d(dim, heads * self.head_dim, 1, stride=self.stride, bias=False)
-        self.kv = nn.Conv2d(dim, heads * self.head_dim + dim_out, 1, bias=False)  # of each head k, then v
-        self.height_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.head_dim))
-        self.width_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.head_dim))
+        self.q = nn.Conv2d(dim, heads * self.key_dim, 1, stride=self.stride, bias=False)
+        self.kv = nn.Conv2d(dim, heads * self.key_dim + dim_out, 1, bias=False)  # of each head k, then v
+        self.height_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
+        self.width_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
         self.reset_weights()
 
     def reset_weights(self) -> None:
         for weight in (self.q.weight, self.kv.weight):
             nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
         for table in (self.height_rel, self.width_rel):
-            nn.init.trunc_normal_(table, std=self.head_dim**-0.5)
+            nn.init.trunc_normal_(table, std=self.key_dim**-0.5)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, (B, rows, columns, heads, width), of whole blocks."""
         bottom, right = (-size % self.block_size for size in x.shape[-2:])
         x = F.pad(x, (0, right, 0, bottom))
         q, kv = (part.permute(0, 2, 3, 1).unflatten(-1, (self.heads, -1)) for part in (self.q(x), self.kv(x)))
-        return q, *kv.split([self.head_dim, kv.shape[-1] - self.head_dim], dim=-1)
+        return q, *kv.split([self.key_dim, kv.shape[-1] - self.key_dim], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (-(-size // self.stride) for size in x.shape[-2:])
@@ -117,7 +119,7 @@ class HaloAttention(nn.Module):
             q @ table[window - 1 - at : 2 * window - 1 - at].mT.to(q.dtype)
             for table, at in zip((self.height_rel, self.width_rel), places)
         )
-        logits, scale = torch.einsum("bhd,buwhd->bhuw", q, k[:, rows, columns]), self.head_dim**-0.5
+        logits, scale = torch.einsum("bhd,buwhd->bhuw", q, k[:, rows, columns]), self.key_dim**-0.5
         position = by_row.unsqueeze(-1) + by_column.unsqueeze(-2)
         logits = logits * scale + (position * scale if self.scale_position else position)
         maps = logits.new_zeros(len(x), self.heads, *k.shape[1:3])
@@ -197,19 +199,21 @@ class HaloNet(Pyramid):
         block_size, halo_size: of the attention.
         value_ratio: channels of the values over the hidden ones.
         qk_ratio: those of queries and keys over the hidden ones; of all heads.
-        head_dim: those of one head, instead.
+        key_dim: channels of the queries and keys of one head, in place of qk_ratio.
         group_size: channels of a group of the 3x3 convolutions; None for one group.
         gate: "se" or "eca", for `SqueezeExcite` or `EfficientChannelAttention` after the 3x3 convolutions, or None.
         se_ratio: hidden channels of "se" over its own.
         activation: "relu" or "silu".
         stem_dims, stem_kernel, stem_pool: channels of the convolutions of the stem and their size; whether a maximum
             over 3x3 pixels has the second stride of two, and not the last convolution.
-        final_dim: channels of a 1x1 convolution before the head; None for none.
+        features: width of the vector before the last layer, which a 1x1 convolution makes; None for no convolution.
         project_first: whether the first block of the first stage has a convolution as its shortcut even if the shape
             stays, as the others' first ones have.
         inverted: the blocks of RegNetZ: `ratio` is over the channels of the input, no activation at the end, no
             shortcut where the shape changes; and the second stride of two is that of the first stage, not of the stem.
     """
+
+    unused = ("mlp_ratio", "layer_scale")
 
     def __init__(
         self,
@@ -222,7 +226,7 @@ class HaloNet(Pyramid):
         halo_size: int = 3,
         value_ratio: float = 1.0,
         qk_ratio: float = 1.0,
-        head_dim: int | None = None,
+        key_dim: int | None = None,
         group_size: int | None = None,
         gate: str | None = None,
         se_ratio: float = 1 / 16,
@@ -230,7 +234,7 @@ class HaloNet(Pyramid):
         stem_dims=(64,),
         stem_kernel: int = 7,
         stem_pool: bool = True,
-        final_dim: int | None = None,
+        features: int | None = None,
         project_first: bool = True,
         inverted: bool = False,
         **common,
@@ -238,19 +242,17 @@ class HaloNet(Pyramid):
         for name, given, known in (("gate", gate, (None, "se", "eca")), ("activation", activation, (*ACTIVATIONS,))):
             if given not in known:
                 raise ValueError(f"HaloNet: {name}={given!r} must be one of {known}")
-        self.ratios = [ratio] * len(dims) if isinstance(ratio, (int, float)) else list(ratio)
-        self.attends = [range(depth) for depth in depths] if attends is None else list(attends)
-        self.heads = list(heads)
-        for name in ("ratios", "attends", "heads"):
-            if len(getattr(self, name)) != len(dims):
-                raise ValueError(f"HaloNet: {name} must have one entry for each of {len(dims)} stages")
+        self.ratio = per_stage("ratio", ratio, len(dims))
+        attends = [range(depth) for depth in depths] if attends is None else attends
+        self.attends = per_stage("attends", attends, len(dims))
+        self.heads = per_stage("heads", heads, len(dims))
         self.in_dims = (stem_dims[-1], *dims)
         self.block_size, self.halo_size = block_size, halo_size
-        self.value_ratio, self.qk_ratio, self.head_dim = value_ratio, qk_ratio, head_dim
+        self.value_ratio, self.qk_ratio, self.key_dim = value_ratio, qk_ratio, key_dim
         self.group_size, self.gate, self.se_ratio = group_size, gate, se_ratio
         self.activation = ACTIVATIONS[activation]
         self.stem_dims, self.stem_kernel, self.stem_pool = tuple(stem_dims), stem_kernel, stem_pool
-        self.final_dim, self.project_first, self.inverted = final_dim, project_first, inverted
+        self.features, self.project_first, self.inverted = features, project_first, inverted
         super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -268,7 +270,7 @@ class HaloNet(Pyramid):
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         in_dim = dim if index else self.in_dims[stage]
         stride = 2 if index == 0 and (stage or self.inverted) else 1
-        hidden = make_divisible((in_dim if self.inverted else dim) * self.ratios[stage])
+        hidden = make_divisible((in_dim if self.inverted else dim) * self.ratio[stage])
         mixed = hidden
         gate: nn.Module = nn.Identity()
         norm: nn.Module = nn.Identity()
@@ -276,8 +278,8 @@ class HaloNet(Pyramid):
         if index in self.attends[stage]:
             mixed = int(hidden * self.value_ratio)
             heads = self.heads[stage]
-            head_dim = self.head_dim or make_divisible(hidden * self.qk_ratio) // heads
-            mixer = HaloAttention(hidden, mixed, heads, self.block_size, self.halo_size, stride, head_dim)
+            key_dim = self.key_dim or make_divisible(hidden * self.qk_ratio) // heads
+            mixer = HaloAttention(hidden, mixed, heads, self.block_size, self.halo_size, stride, key_dim)
             norm = nn.BatchNorm2d(mixed)
         else:
             mixer = ConvNorm(hidden, hidden, 3, stride, hidden // (self.group_size or hidden))
@@ -298,10 +300,10 @@ class HaloNet(Pyramid):
         return nn.Identity()
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
-        if self.final_dim is None:
+        if self.features is None:
             return Head(dim, num_classes)
-        before = nn.Sequential(ConvNorm(dim, self.final_dim), self.activation())
-        return Head(self.final_dim, num_classes, before=before)
+        before = nn.Sequential(ConvNorm(dim, self.features), self.activation())
+        return Head(self.features, num_classes, before=before)
 
     def initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
@@ -322,7 +324,7 @@ def _paper(block: int, halo: int, values: float, outputs: float, depth: int, fin
         block_size=block,
         halo_size=halo,
         value_ratio=values,
-        final_dim=final,
+        features=final,
     )
 
 
@@ -330,7 +332,7 @@ def _paper(block: int, halo: int, values: float, outputs: float, depth: int, fin
 _resnet = dict(
     dims=(256, 512, 1024, 2048),
     ratio=0.25,
-    heads=(8, 8, 8, 8),
+    heads=8,
     stem_dims=(24, 32, 64),
     stem_kernel=3,
 )
@@ -341,7 +343,7 @@ _33 = _resnet | dict(
     ratio=(0.25, 0.25, 0.25, 0.333),
     attends=((), (2,), (2,), (0, 1)),
     stem_pool=False,
-    final_dim=1280,
+    features=1280,
     activation="silu",
     gate="se",
 )
@@ -351,7 +353,7 @@ _regnetz = dict(
     depths=(2, 6, 12, 2),
     ratio=3.0,
     attends=((), (), (3, 7, 11), (0, 1)),
-    heads=(8, 8, 8, 8),
+    heads=8,
     block_size=7,
     halo_size=2,
     qk_ratio=0.33,
@@ -362,7 +364,7 @@ _regnetz = dict(
     stem_dims=(32,),
     stem_kernel=3,
     stem_pool=False,
-    final_dim=1536,
+    features=1536,
     inverted=True,
 )
 
@@ -376,12 +378,12 @@ VARIANTS = {
     "halonet_h6": Variant(_paper(8, 4, 3.0, 2.75, 24, 1536), 43_458_280, 53.20, 84.4, size=512),
     "halonet_h7": Variant(_paper(10, 3, 4.0, 3.5, 26, 2048), 67_434_728, 119.64, 84.9, size=600),
     # timm's
-    "halonet_h1_timm": Variant(dict(heads=(8, 8, 8, 8), project_first=False), 8_100_056, size=256),
+    "halonet_h1_timm": Variant(dict(heads=8, project_first=False), 8_100_056, size=256),
     "halonet26t": Variant(_26, 12_480_288, top1=79.13, size=256),
     "sehalonet33ts": Variant(_33, 13_691_712, top1=80.99, size=256),
     "halonet50ts": Variant(_50, 22_733_280, top1=81.70, size=256),
     "eca_halonext26ts": Variant(
-        _26 | dict(head_dim=16, group_size=16, gate="eca", activation="silu"), 10_756_885, top1=79.50, size=256
+        _26 | dict(key_dim=16, group_size=16, gate="eca", activation="silu"), 10_756_885, top1=79.50, size=256
     ),
     "haloregnetz_b": Variant(_regnetz, 11_680_072, top1=81.04, size=224),
 }

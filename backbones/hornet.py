@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import LayerNorm2d, depthwise
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -129,9 +130,11 @@ class HorNet(Pyramid):
 
     Args:
         dims, depths, drop_path_rate, layer_scale, **common: as of `Pyramid`.
-        orders: of gⁿConv, by stage.
-        filter_sizes: by stage, None for the 7x7 convolution, else the size of the global filter. The authors' networks
-            for ADE20K have (24, 13) and (12, 7) there; with other sizes, filters of a file are resized.
+        orders: order of gⁿConv; one, or one for each stage.
+        filter_sizes: size of the global filter of each stage, None for a 7x7 convolution; None for all of these. The
+            authors' networks for ADE20K have (24, 13) and (12, 7) in the last two stages; with other sizes, filters of
+            a file are resized.
+        scale: s of gⁿConv.
     """
 
     min_size = 32
@@ -141,19 +144,13 @@ class HorNet(Pyramid):
         dims=(64, 128, 256, 512),
         depths=(2, 3, 18, 2),
         orders=(2, 3, 4, 5),
-        filter_sizes=(None, None, None, None),
+        filter_sizes=None,
         scale=1 / 3,
         layer_scale=1e-6,
         **common,
     ):
-        for name, value in dict(orders=orders, filter_sizes=filter_sizes).items():
-            if len(value) != len(dims):
-                raise ValueError(
-                    f"HorNet: {name} must have one entry for each of the {len(dims)} stages, got {tuple(value)}"
-                )
-        mixers = [
-            dict(type="GnConv", order=order, filter_size=size, scale=scale) for order, size in zip(orders, filter_sizes)
-        ]
+        orders, sizes = per_stage("orders", orders, len(dims)), per_stage("filter_sizes", filter_sizes, len(dims))
+        mixers = [dict(type="GnConv", order=order, filter_size=size, scale=scale) for order, size in zip(orders, sizes)]
         super().__init__(dims, depths, mixers, layer_scale=layer_scale, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:

@@ -198,6 +198,7 @@ class LSNet(Pyramid):
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 
+    unused = ("mlp_ratio", "layer_scale")
     stem_stride = 8
 
     def __init__(
@@ -207,7 +208,6 @@ class LSNet(Pyramid):
         heads=4,
         key_dim=16,
         resolution=None,
-        drop_path_rate=0.0,
         distilled=False,
         num_classes=None,
         **common,
@@ -222,7 +222,7 @@ class LSNet(Pyramid):
             resize_matrix=dense,
         )
         mixers = ["LSConv"] * (len(dims) - 1) + [attention]
-        super().__init__(dims, depths, mixers, drop_path_rate=drop_path_rate, num_classes=num_classes, **common)
+        super().__init__(dims, depths, mixers, num_classes=num_classes, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(

@@ -24,6 +24,7 @@ from ..kernels.neighborhood_attention import axis_windows, neighborhood_attentio
 from ..registry import MIXERS
 from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, heads_of
 from .skeletons.isotropic import Isotropic, TokenBlock
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -142,17 +143,15 @@ class NAT(Pyramid):
         kernel_size=7,
         dilations=((1,), (1,), (1,), (1,)),
         mlp_ratio=3.0,
+        *,
         qkv_bias: bool = True,
         scale: float | None = None,
         **common,
     ):
-        for name, values in (("heads", heads), ("dilations", dilations)):
-            if len(values) != len(dims):
-                raise ValueError(f"{name} must have one entry for each of the {len(dims)} stages, got {values}")
-        self.dilations = dilations
-        every = dict(type="NeighborhoodAttention", kernel_size=kernel_size, qkv_bias=qkv_bias, scale=scale)
-        mixers = [dict(every, heads=count) for count in heads]
-        super().__init__(dims, depths, mixers, mlp_ratio, **common)
+        self.heads = per_stage("heads", heads, len(dims))
+        self.dilations = per_stage("dilations", dilations, len(dims))
+        self.attention = dict(kernel_size=kernel_size, qkv_bias=qkv_bias, scale=scale)
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(
@@ -164,8 +163,8 @@ class NAT(Pyramid):
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         dilation = _repeat(self.dilations[stage], index)
-        mixer = MIXERS.build({**self.mixers[stage], "dim": dim, "dilation": dilation})
-        return Block(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path, self.layer_scale, norm=Norm)
+        mixer = NeighborhoodAttention(dim, self.heads[stage], dilation=dilation, **self.attention)
+        return Block(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path, self.layer_scale[stage], norm=Norm)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return Norm(dim)
@@ -246,6 +245,8 @@ class NATIsotropic(Isotropic):
         dilations: δ of the attention in the first blocks; they repeat.
     """
 
+    unused = ("img_size", "position", "registers")
+
     def __init__(self, dim=384, depth=12, heads=12, kernel_size=7, dilations=(1,), **common):
         mixers = [
             dict(type="NeighborhoodAttention", heads=heads, kernel_size=kernel_size, dilation=_repeat(dilations, i))
@@ -259,7 +260,7 @@ class NATIsotropic(Isotropic):
 
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         mixer = MIXERS.build({**self.mixers[index], "dim": dim})
-        return TokenBlock(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path, eps=1e-5)
+        return TokenBlock(dim, mixer, Mlp(dim, self.mlp_ratio[index]), drop_path, eps=1e-5)
 
 
 def _width(dim: int, kernel_size: int = 7) -> dict:

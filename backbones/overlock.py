@@ -415,7 +415,7 @@ class OverLoCK(Backbone):
         kernel_sizes: of the base stages and of the overview; the focus stages have kernel_sizes[2] and [3].
         small_kernel: side of the smaller kernel of `ContMix`.
         heads: of the focus stages, as of `ContMix`.
-        head_dim: width of the vector before the last layer.
+        features: width of the vector before the last layer.
         auxiliary: whether the classifier has the auxiliary head.
         overview_output: in the dense form, add the overview to the last map, as the authors do for detection (and not
             for segmentation). That level, before its norm, then has the overview's channels behind it.
@@ -432,7 +432,7 @@ class OverLoCK(Backbone):
         focus_depths: Sequence[int] = (6, 2),
         kernel_sizes: Sequence[int] = (17, 15, 13, 7),
         heads: Sequence[int] = (4, 6),
-        head_dim: int = 1024,
+        features: int = 1024,
         auxiliary: bool = True,
         overview_output: bool = False,
         merged: bool = False,
@@ -497,8 +497,8 @@ class OverLoCK(Backbone):
                 self.focus.append(Stage(transition, focus_blocks, nn.Identity()))
         self.head_auxiliary: Head | None = None
         if num_classes is not None:
-            before = nn.Sequential(ConvNorm(channels[-1], head_dim), nn.SiLU())
-            self.head = Head(head_dim, num_classes, before=before)
+            before = nn.Sequential(ConvNorm(channels[-1], features), nn.SiLU())
+            self.head = Head(features, num_classes, before=before)
             if auxiliary and num_classes and not merged:
                 self.head_auxiliary = Head(dims[3], num_classes, before=nn.BatchNorm2d(dims[3]))
         else:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import Block, ConvNorm, Head, Linear2d, Mlp, depthwise, heads_of
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -159,12 +160,11 @@ class RAVLT(Pyramid):
     """Rank-augmented vision linear transformer.
 
     Args:
-        dims, depths, drop_path_rate, **common: as of `Pyramid`.
-        heads: of each stage.
+        dims, depths, mlp_ratio, layer_scale, drop_path_rate, **common: as of `Pyramid`.
+        heads: number of attention heads; one, or one for each stage.
         flags: for each stage "l" (linear) or "v" (softmax), or one of these letters for each of its blocks, as in
-            "llv". All linear: "llll".
-        layer_scale: initial value of each stage; None for none.
-        features: width of the head's vector.
+            "llv"; one string, or one for each stage.
+        features: width of the vector before the last layer.
     """
 
     def __init__(
@@ -173,20 +173,17 @@ class RAVLT(Pyramid):
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: Sequence[int] = (1, 2, 4, 8),
         flags: Sequence[str] = ("l", "l", "v", "v"),
-        layer_scale: Sequence[float | None] = (1, 1, 1, 1),
-        mlp_ratio: float = 3.5,
+        layer_scale: float | Sequence[float | None] | None = 1.0,
+        mlp_ratio: float | Sequence[float] = 3.5,
         features: int = 1024,
         **common,
     ):
-        for name, value in dict(heads=heads, flags=flags, layer_scale=layer_scale).items():
-            if len(value) != len(dims):
-                raise ValueError(f"{name} must have one entry for each of the {len(dims)} stages, got {value}")
-        for flag, depth in zip(flags, depths):
+        self.heads, self.flags = per_stage("heads", heads, len(dims)), per_stage("flags", flags, len(dims))
+        for flag, depth in zip(self.flags, depths):
             if len(flag) not in (1, depth) or not set(flag) <= LETTERS.keys():
                 raise ValueError(f"flags={tuple(flags)}: {depth} blocks take 'l' or 'v', or {depth} of these letters")
-        self.heads, self.flags, self.layer_scales, self.features = heads, flags, layer_scale, features
-        # make_block chooses for every block; the skeleton learns what each stage begins with
-        super().__init__(dims, depths, [LETTERS[flag[0]] for flag in flags], mlp_ratio=mlp_ratio, **common)
+        self.features = features
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, layer_scale=layer_scale, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         half = dim // 2
@@ -206,8 +203,8 @@ class RAVLT(Pyramid):
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         flag = self.flags[stage]
         mixer = MIXERS.build(dict(type=LETTERS[flag[index % len(flag)]], dim=dim, heads=self.heads[stage]))
-        mlp = LocalMlp(dim, self.mlp_ratio)
-        return Block(dim, mixer, mlp, drop_path, self.layer_scales[stage], position=depthwise(dim, 3))
+        mlp = LocalMlp(dim, self.mlp_ratio[stage])
+        return Block(dim, mixer, mlp, drop_path, self.layer_scale[stage], position=depthwise(dim, 3))
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         before = nn.Sequential(ConvNorm(dim, self.features, bias=True), nn.SiLU())
@@ -226,7 +223,7 @@ VARIANTS = {
         drop_path=0.4,
     ),
     "ravlt_l": Variant(
-        dict(dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), heads=(1, 2, 7, 10), layer_scale=(1e-6,) * 4),
+        dict(dims=(96, 192, 448, 640), depths=(4, 7, 19, 8), heads=(1, 2, 7, 10), layer_scale=1e-6),
         95_242_440,
         16.0,
         drop_path=0.55,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import ConvMlp, ConvNorm, DistilledHead, Head, Residual, SqueezeExcite, depthwise_norm, make_divisible
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -116,6 +117,7 @@ class SHViT(Pyramid):
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
     """
 
+    unused = ("mlp_ratio", "layer_scale")
     stem_stride = 16
 
     def __init__(
@@ -124,17 +126,12 @@ class SHViT(Pyramid):
         depths=(2, 4, 5),
         partial_dims=(None, 48, 68),
         key_dim: int = 16,
-        drop_path_rate=0.0,
         distilled=False,
         **common,
     ):
-        if len(partial_dims) != len(dims):
-            raise ValueError(
-                f"SHViT: partial_dims must have one entry for each of the {len(dims)} stages, got {tuple(partial_dims)}"
-            )
-        self.partial_dims, self.distilled = tuple(partial_dims), distilled
-        mixers = [dict(type="SHSA", partial_dim=width, key_dim=key_dim) for width in partial_dims]
-        super().__init__(dims, depths, mixers, drop_path_rate=drop_path_rate, **common)
+        self.partial_dims, self.key_dim = per_stage("partial_dims", partial_dims, len(dims)), key_dim
+        self.distilled = distilled
+        super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(
@@ -151,8 +148,8 @@ class SHViT(Pyramid):
         return nn.Sequential(local_mixing(in_dim), PatchMerging(in_dim, dim), local_mixing(dim))
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        attends = self.partial_dims[stage] is not None
-        return SHViTBlock(dim, MIXERS.build({**self.mixers[stage], "dim": dim}) if attends else None, drop_path)
+        width = self.partial_dims[stage]
+        return SHViTBlock(dim, None if width is None else SHSA(dim, width, self.key_dim), drop_path)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return nn.Identity()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..registry import MIXERS
 from .layers import Block, ConvGlu, Head, LayerNorm2d, heads_of
+from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -302,12 +303,12 @@ class TransNeXt(Pyramid):
 
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
-        heads: by stage; by default of 24 channels each.
-        sr_ratios: by stage, of `AggregatedAttention`; 1 for attention to all pixels.
-        mlp_ratios: by stage, of `ConvGlu`.
+        mlp_ratio: as of `Pyramid`; `ConvGlu` has two thirds of that width.
+        heads: number of attention heads, one or one for each stage; by default of 24 channels each.
+        sr_ratios: `sr_ratio` of `AggregatedAttention`, one or one for each stage; 1 for attention to all pixels.
         window: side of the window of `AggregatedAttention`; one, or one for each stage (None where sr_ratios has 1).
         qkv_bias: whether the projections to queries, keys and values have a bias.
-        fixed_pool_size: pool every map to so many cells a side in place of sr_ratios ("linear inference mode").
+        pool_size: pool every map to so many cells a side in place of sr_ratios ("linear inference mode").
         img_size: side of the image for which biases by position are computed, to be resized for others; None to compute
             them for every size as it comes (the authors' is_extrapolation=True). At this very size both are the same.
             No file holds it: the authors' detectors have 800, their segmentors 512 (800 for several scales).
@@ -315,26 +316,23 @@ class TransNeXt(Pyramid):
             (those of AAAA: 256).
     """
 
+    unused = ("layer_scale",)
+
     def __init__(
         self,
         dims=(48, 96, 192, 384),
         depths=(2, 2, 15, 2),
         heads=None,
         sr_ratios=(8, 4, 2, 1),
-        mlp_ratios=(8, 8, 4, 4),
+        mlp_ratio=(8, 8, 4, 4),
         window: int | Sequence[int | None] = 3,
         qkv_bias: bool = True,
-        fixed_pool_size: int | None = None,
+        pool_size: int | None = None,
         img_size: int | None = 224,
         pretrain_size: int = 224,
         **common,
     ):
         strides = [self.stem_stride * 2**i for i in range(len(dims))]
-        windows = [window] * len(dims) if isinstance(window, int) else list(window)
-        by_stage = dict(heads=heads, sr_ratios=sr_ratios, mlp_ratios=mlp_ratios, window=windows)
-        for name, given in by_stage.items():
-            if given is not None and len(given) != len(dims):
-                raise ValueError(f"{name} must have one entry for each of the {len(dims)} stages, got {tuple(given)}")
         if pretrain_size < 2 * strides[-1]:
             raise ValueError(
                 f"pretrain_size={pretrain_size} must be at least {2 * strides[-1]}: positions in the last stage are "
@@ -344,19 +342,13 @@ class TransNeXt(Pyramid):
             raise ValueError(
                 f"img_size={img_size} must be at least {strides[-1]}, one pixel of the last stage, or None"
             )
-        mixers = []
-        for i, stride in enumerate(strides):
-            mixer: dict = dict(heads=None if heads is None else heads[i], pretrain_size=pretrain_size // stride)
-            mixer |= dict(grid_size=None if img_size is None else img_size // stride, qkv_bias=qkv_bias)
-            if sr_ratios[i] == 1:
-                mixer |= dict(type="LengthScaledCosineAttention")
-            else:
-                mixer |= dict(
-                    type="AggregatedAttention", sr_ratio=sr_ratios[i], window=windows[i], pool_size=fixed_pool_size
-                )
-            mixers.append(mixer)
-        self.mlp_ratios = tuple(mlp_ratios)
-        super().__init__(dims, depths, mixers, **common)
+        self.heads, self.sr_ratios, self.windows = (
+            per_stage(name, value, len(dims))
+            for name, value in (("heads", heads), ("sr_ratios", sr_ratios), ("window", window))
+        )
+        self.pool_size, self.qkv_bias = pool_size, qkv_bias
+        self.img_size, self.pretrain_size = img_size, pretrain_size
+        super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return PatchEmbed(in_channels, dim, 7, 4)
@@ -365,8 +357,15 @@ class TransNeXt(Pyramid):
         return PatchEmbed(in_dim, dim, 3, 2)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        mixer = MIXERS.build({**self.mixers[stage], "dim": dim})
-        return Block(dim, mixer, ConvGlu(dim, self.mlp_ratios[stage]), drop_path)
+        stride, sr_ratio = self.stem_stride * 2**stage, self.sr_ratios[stage]
+        sizes = self.pretrain_size // stride, None if self.img_size is None else self.img_size // stride
+        mixer: nn.Module
+        if sr_ratio == 1:
+            mixer = LengthScaledCosineAttention(dim, self.heads[stage], *sizes, self.qkv_bias)
+        else:
+            reach = sr_ratio, self.windows[stage], self.pool_size
+            mixer = AggregatedAttention(dim, self.heads[stage], *reach, *sizes, self.qkv_bias)
+        return Block(dim, mixer, ConvGlu(dim, self.mlp_ratio[stage]), drop_path)
 
     def make_stage_norm(self, stage: int, dim: int) -> nn.Module:
         return LayerNorm2d(dim)

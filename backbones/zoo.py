@@ -2,11 +2,10 @@
 
 import difflib
 import fnmatch
-import inspect
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +41,11 @@ class Variant:
     classes: int = 1000
 
 
-@dataclass
-class System:
-    """What a system file registers."""
-
-    network: type[Backbone]
-    variants: dict[str, Variant] = field(default_factory=dict)
-
-
-_systems: dict[str, System] = {}  # by the name of the class
+_systems: dict[str, type[Backbone]] = {}  # by the name of the class
 
 
 def register(
-    network: type[Backbone],
+    system: type[Backbone],
     variants: Mapping[str, Variant],
     rules: Rules = (),
     resize: checkpoint.Resize | None = None,
@@ -63,18 +54,18 @@ def register(
 
     A file may register several classes. Their names and those of the variants must be new.
     """
-    known = {name for system in _systems.values() for name in system.variants}
+    known = {name for network in _systems.values() for name in network.variants}
     if twice := known & variants.keys():
         raise ValueError(f"these variants are registered already: {', '.join(sorted(twice))}")
-    MODELS.register_module(module=network)
-    network.variants = dict(variants)
-    network.checkpoint_rules = [*rules]
-    network.checkpoint_resize = {**network.checkpoint_resize, **(resize or {})}
-    _systems[network.__name__] = System(network, dict(variants))
+    MODELS.register_module(module=system)
+    system.variants = dict(variants)
+    system.checkpoint_rules = [*rules]
+    system.checkpoint_resize = {**system.checkpoint_resize, **(resize or {})}
+    _systems[system.__name__] = system
 
 
-def systems() -> dict[str, System]:
-    """All registered classes by name."""
+def systems() -> dict[str, type[Backbone]]:
+    """All registered classes by name; each has its `variants` by name."""
     return dict(_systems)
 
 
@@ -87,7 +78,7 @@ def variant(name: str) -> tuple[type[Backbone], Variant]:
     name = str(name)
     for system in _systems.values():
         if name in system.variants:
-            return system.network, system.variants[name]
+            return system, system.variants[name]
     known = names()
     near = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.5)
     near += [n for n in known if name.lower() in n and n not in near]
@@ -110,43 +101,26 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
             the number of classes differs. A file of another variant is an error that says what it looks like.
         **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
             `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
-            that gives maps. `in_channels`, `drop_path_rate`, `frozen_stages`, ...: of the class, `Pyramid`, `Backbone`.
+            that gives maps. `attlas.backbones.systems()[class].options()` lists all.
 
     Returns:
         The network in training mode.
     """
-    network, found = variant(name)
     if isinstance(pretrained, bool):
         raise ValueError(
             f"pretrained={pretrained} must be a file (or what it holds), or None: no weights are downloaded"
         )
-    _check_options(network, options)
+    system, found = variant(name)
     options = {**found.options, **options}
     if "out_indices" not in options:
         options.setdefault("num_classes", found.classes)
-    built = network(**options)
+    network = system(**options)
     if pretrained is not None:
-        load(built, pretrained)
-    return built
+        load(network, pretrained)
+    return network
 
 
-MODELS.register_module(name="Backbone", module=create)
-
-# what others call it
-_SPELLINGS = {"in_chans": "in_channels", "features_only": "out_indices", "with_cp": "grad_checkpointing"}
-
-
-def _check_options(network: type[Backbone], options: Mapping[str, Any]) -> None:
-    """Refuse an option that no class of the network takes, and say which may be meant."""
-    known = {name for base in network.__mro__ for name in inspect.signature(base.__init__).parameters}  # type: ignore[misc]
-    for name in options.keys() - known:
-        near = [_SPELLINGS[name]] if name in _SPELLINGS else difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        hint = (
-            f"Near it: {', '.join(near)}."
-            if near
-            else f"It has {', '.join(sorted(known - {'self', 'args', 'kwargs'}))}."
-        )
-        raise ValueError(f"{network.__name__} has no option {name!r}. {hint}")
+MODELS.register_module(name="NamedBackbone", module=create)
 
 
 def find(what: str | Path, weights: str | Path | None = None, **options) -> Backbone:
@@ -218,11 +192,11 @@ def looks_like(state: Mapping[str, torch.Tensor], network: Backbone) -> str:
     The class of `network` is tried first, then the others.
     """
     own = _inner_shapes(network, network.head is not None)
-    for system in sorted(_systems.values(), key=lambda system: not isinstance(network, system.network)):
+    for system in sorted(_systems.values(), key=lambda system: not isinstance(network, system)):
         fitting: dict[str, tuple[int, bool]] = {}  # names left over, and whether it is built like `network`
         for name, found in system.variants.items():
             with torch.device("meta"):
-                built = system.network(**{**found.options, "num_classes": found.classes})
+                built = system(**{**found.options, "num_classes": found.classes})
             left = checkpoint.left_over(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)])
             if left is not None:
                 fitting[name] = left, _inner_shapes(built, network.head is not None) == own

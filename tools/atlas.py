@@ -135,8 +135,8 @@ def systems_section() -> list[str]:
         "",
     ]
     for class_name, system in backbones.systems().items():
-        text = (sys.modules[system.network.__module__].__doc__ or "").split("\n\n")
-        where = system.network.__module__.removeprefix("attlas.").replace(".", "/")
+        text = (sys.modules[system.__module__].__doc__ or "").split("\n\n")
+        where = system.__module__.removeprefix("attlas.").replace(".", "/")
         lines += [f"### {class_name}", "", f"{text[0].strip()} {' '.join(text[1].split())}", ""]
         lines += [f"`{where}.py`", ""]
         lines += ["| variant | parameters | image | G, published | G, counted | top-1 |", "|---|---|---|---|---|---|"]

@@ -153,7 +153,7 @@ class ImageClassifier(BaseModel):
 
     Args:
         backbone: config of a module that maps images (B, 3, H, W) to logits (B, num_classes), such as
-            dict(type='Backbone', name='biformer_tiny', num_classes=14), or, with a `head`, to a tuple of maps.
+            dict(type='NamedBackbone', name='biformer_tiny', num_classes=14), or, with a `head`, to a tuple of maps.
         head: config of a module that maps a tuple of maps to logits, such as dict(type='PooledHead', num_classes=14).
             Its `in_channels` are `backbone.out_channels[-1]` if not given (mmdet's backbones do not say theirs).
         loss: 'cross_entropy', or 'bce': each class against the rest, averaged over classes (Wightman et al., "ResNet

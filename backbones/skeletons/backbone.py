@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import fuse
+from .options import CheckedOptions
 
 
-class Backbone(BaseModule):
+class Backbone(BaseModule, metaclass=CheckedOptions):
     """Base of all networks of images. Two forms, by `num_classes`:
 
     - None: a backbone for dense prediction. `forward(image)` gives a tuple of the maps at `out_indices`, each behind a
@@ -40,6 +41,7 @@ class Backbone(BaseModule):
     """
 
     # what a system may set
+    unused: Sequence[str] = ()  # options of its bases that it does not use (see CheckedOptions)
     variants: dict = {}  # name -> Variant
     checkpoint_rules: Sequence = ()  # renaming rules of attlas.checkpoint
     checkpoint_resize: dict = {}
@@ -49,6 +51,7 @@ class Backbone(BaseModule):
         self,
         channels: Sequence[int],
         strides: Sequence[int],
+        *,
         num_classes: int | None = None,
         out_indices: Sequence[int] | None = None,
         in_channels: int = 3,

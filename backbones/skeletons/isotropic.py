@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import DropPath, Head, LayerNorm2d, Mlp
 from .backbone import Backbone, choose
-from .pyramid import per_stage
+from .options import drop_path_rates, mixers_per_stage, per_stage
 
 
 class TokenBlock(nn.Module):
@@ -91,11 +91,11 @@ class Isotropic(Backbone):
         depth: number of blocks.
         mixers: one for each block, or one for all: a name of MIXERS, or dict(type=name, **options).
         patch_size: side of the square patches.
-        image_size: side of the image for which `position` is built; other images get it resized.
-        position: whether the patches get a learned absolute position.
         class_token: block before which the class token joins; None for none, and the head reads the mean of all pixels.
-        registers: further learned tokens, which join with the class token or at the first block.
-        mlp_ratio, drop_path_rate: as of `Pyramid`.
+        img_size: side of the image for which `position` is built; other images get it resized.
+        position: whether the patches get a learned absolute position.
+        registers: number of further learned tokens, which join with the class token or at the first block.
+        mlp_ratio, drop_path_rate: as of `Pyramid`; a block stands for a stage.
         scales: in the dense form, for each of `out_indices` the size of the map that is given out, in units of the
             patches': 4, 2, 1 or 0.5; all 1 by default.
         **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
@@ -108,12 +108,13 @@ class Isotropic(Backbone):
         dim: int = 192,
         depth: int = 12,
         mixers: str | Mapping | Sequence[str | Mapping] = "Attention",
-        patch_size: int = 16,
-        image_size: int = 224,
-        position: bool = True,
         class_token: int | None = 0,
+        *,
+        patch_size: int = 16,
+        img_size: int = 224,
+        position: bool = True,
         registers: int = 0,
-        mlp_ratio: float = 4.0,
+        mlp_ratio: float | Sequence[float] = 4.0,
         drop_path_rate: float = 0.0,
         scales: Sequence[float] | None = None,
         out_indices: Sequence[int] | None = None,
@@ -123,19 +124,19 @@ class Isotropic(Backbone):
             out_indices = sorted({max(0, depth * k // 4 - 1) for k in (1, 2, 3, 4)})
         super().__init__([dim] * depth, [patch_size] * depth, out_indices=out_indices, **common)
         self.dim, self.depth, self.patch_size = dim, depth, patch_size
-        self.mixers = per_stage(mixers, depth)
-        self.mlp_ratio = mlp_ratio
+        self.mixers = mixers_per_stage(mixers, depth)
+        self.mlp_ratio = per_stage("mlp_ratio", mlp_ratio, depth)
         self.joins = class_token if class_token is not None else 0
         if not 0 <= self.joins < depth:
             raise ValueError(f"class_token={class_token} must be a block of 0 to {depth - 1}, or None")
         self.patch_embed = self.make_stem(self.in_channels, dim)
-        side = -(-image_size // patch_size)
+        side = -(-img_size // patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, side, side)) if position else None
         blocks = depth if self.num_classes is not None else self.out_indices[-1] + 1
         reached = self.joins < blocks  # in the dense form, the tokens may join behind the last output
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token is not None and reached else None
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers and reached else None
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(self.make_block(i, dim, rate) for i, rate in enumerate(rates))
         mixing = [getattr(block.mixer, "takes_tokens", False) for block in self.blocks[self.joins :]]
         if self.num_classes is not None and self.cls_token is not None and not any(mixing):
@@ -172,7 +173,7 @@ class Isotropic(Backbone):
 
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         mixer = MIXERS.build({**self.mixers[index], "dim": dim})
-        return TokenBlock(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path)
+        return TokenBlock(dim, mixer, Mlp(dim, self.mlp_ratio[index]), drop_path)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ...registry import MIXERS, MODELS
 from ..layers import Block, ConvNorm, Head, LayerNorm2d, Mlp
 from .backbone import Backbone
+from .options import drop_path_rates, mixers_per_stage, per_stage
 
 
 class Stage(nn.Module):
@@ -35,9 +35,9 @@ class Pyramid(Backbone):
         dims: channels of each stage.
         depths: blocks of each stage (in units of `blocks_per_depth` of the system).
         mixers: one for each stage, or one for all: a name of MIXERS, or dict(type=name, **options).
-        mlp_ratio: hidden width of the channel mixer over the stage's.
-        drop_path_rate: of the last block; that of the others grows linearly up to it, over all stages.
-        layer_scale: initial value of the learned factors on the branches; None for none.
+        mlp_ratio: hidden width of the channel mixer over that of the stage; one number, or one for each stage.
+        drop_path_rate: rate of stochastic depth of the last block; it grows linearly up to there, over all stages.
+        layer_scale: initial value of the learned factors on the branches, None for none; one, or one for each stage.
         **common: of `Backbone`.
     """
 
@@ -49,22 +49,22 @@ class Pyramid(Backbone):
         dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 6, 2),
         mixers: str | Mapping | Sequence[str | Mapping] = "Attention",
-        mlp_ratio: float = 4.0,
+        *,
+        mlp_ratio: float | Sequence[float] = 4.0,
         drop_path_rate: float = 0.0,
-        layer_scale: float | None = None,
+        layer_scale: float | Sequence[float | None] | None = None,
         **common,
     ):
         if isinstance(dims, int) or isinstance(depths, int) or len(dims) != len(depths) or not dims:
             raise ValueError(f"dims and depths must have one entry for each stage, got {dims}, {depths}")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={drop_path_rate} must be in [0, 1)")
         stages = len(dims)
         super().__init__(dims, [self.stem_stride * 2**i for i in range(stages)], **common)
         self.dims, self.depths = tuple(dims), tuple(depths)
-        self.mixers = per_stage(mixers, stages)
-        self.mlp_ratio, self.layer_scale = mlp_ratio, layer_scale
+        self.mixers = mixers_per_stage(mixers, stages)
+        self.mlp_ratio = per_stage("mlp_ratio", mlp_ratio, stages)
+        self.layer_scale = per_stage("layer_scale", layer_scale, stages)
         counts = [depth * self.blocks_per_depth for depth in depths]
-        rates = iter(torch.linspace(0, drop_path_rate, sum(counts), device="cpu").tolist())
+        rates = iter(drop_path_rates(drop_path_rate, sum(counts)))
 
         self.stem = self.make_stem(self.in_channels, dims[0])
         self.stages = nn.ModuleList()
@@ -96,7 +96,7 @@ class Pyramid(Backbone):
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         """Block number `index` of a stage."""
         mixer = MIXERS.build({**self.mixers[stage], "dim": dim})
-        return Block(dim, mixer, Mlp(dim, self.mlp_ratio), drop_path, self.layer_scale)
+        return Block(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path, self.layer_scale[stage])
 
     def make_stage_norm(self, stage: int, dim: int) -> nn.Module:
         """A norm after the blocks, whose output is both the level's map and what the next stage reads."""
@@ -144,16 +144,3 @@ class Pyramid(Backbone):
                 (r"^norms", (99999,)),
             ],
         )
-
-
-def per_stage(mixers: Any, stages: int) -> list[dict]:
-    """One dict(type=...) for each stage."""
-    listed = [mixers] * stages if isinstance(mixers, (str, Mapping)) else list(mixers)
-    if len(listed) != stages:
-        raise ValueError(f"mixers must be one, or one for each of the {stages} stages, got {len(listed)}: {listed}")
-    named = [dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in listed]
-    if nameless := [mixer for mixer in named if "type" not in mixer]:
-        raise ValueError(
-            f"mixers: {nameless[0]} does not say its type; a mixer is a name, or dict(type=name, **options)"
-        )
-    return named

@@ -14,7 +14,7 @@ small = name in ("attnet_xxs", "attnet_xs", "attnet_s")
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="Backbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path),
+    backbone=dict(type="NamedBackbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path),
     label_smoothing=0.1,
     mixup=0.05 if small else 0.8,
     cutmix=0.0 if small else 1.0,

@@ -14,7 +14,7 @@ variant = importlib.import_module("attlas.backbones").variant(name)[1]
 model = dict(
     type="ImageClassifier",
     backbone=dict(
-        type="Backbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path
+        type="NamedBackbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path
     ),  # published for S, taken for all,
     label_smoothing=0.1,
     mixup=0.8,

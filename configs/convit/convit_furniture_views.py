@@ -10,7 +10,7 @@ model = dict(
         depths=(3, 1),
         heads=9,
         patch_size=8,
-        image_size=64,
+        img_size=64,
         num_classes=14,
     ),
 )

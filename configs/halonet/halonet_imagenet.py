@@ -15,7 +15,7 @@ variant = importlib.import_module("attlas.backbones").variant(name)[1]
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="Backbone", name=name, num_classes=1000, drop_path_rate=0.05),
+    backbone=dict(type="NamedBackbone", name=name, num_classes=1000, drop_path_rate=0.05),
     loss="bce",
     target_threshold=0.2,  # all classes of a mixed image are targets
     mixup=0.2,

@@ -11,7 +11,7 @@ model = dict(
         focus_depths=(1, 1),
         kernel_sizes=(9, 7, 5, 5),
         heads=(2, 3),
-        head_dim=256,
+        features=256,
         num_classes=14,
     ),
 )

@@ -12,7 +12,7 @@ variant = importlib.import_module("attlas.backbones").variant(name)[1]
 
 model = dict(
     type="ImageClassifier",
-    backbone=dict(type="Backbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path),
+    backbone=dict(type="NamedBackbone", name=name, num_classes=1000, drop_path_rate=variant.drop_path),
     label_smoothing=0.1,
     mixup=0.8,
     cutmix=1.0,

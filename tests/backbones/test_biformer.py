@@ -210,9 +210,9 @@ def test_heads_are_of_whole_widths():
     network = BiFormer((32, 48, 64, 96), (1, 1, 1, 1), key_dims=(32, 48, 64, 48), topks=(1, 1, 1, 1))
     assert [stage.blocks[0].mixer.heads for stage in network.stages] == [1, 1, 2, 1]
     assert network.stages[3].blocks[0].mixer.qkv.out_features == 2 * 48 + 96
-    with pytest.raises(ValueError, match="key_dims must have one entry for each of 4 stages"):
+    with pytest.raises(ValueError, match="key_dims must have one entry for each of the 4 stages"):
         BiFormer(key_dims=(32, 32))
-    with pytest.raises(ValueError, match="regions must have one entry for each of 4 stages"):
+    with pytest.raises(ValueError, match="regions must have one entry for each of the 4 stages"):
         BiFormer(regions=(7, 7))
 
 
@@ -232,7 +232,7 @@ def test_bad_options():
         BiLevelRouting(32, form="nhwc")
     with pytest.raises(ValueError, match="regions=0 and topk=4 must be at least 1"):
         BiLevelRouting(32, regions=0)
-    with pytest.raises(ValueError, match="topks must have one entry of -2 or more for each of 4 stages"):
+    with pytest.raises(ValueError, match="topks must have one entry of -2 or more for each of the 4 stages"):
         BiFormer(topks=(1, 4, 16))
     with pytest.raises(ValueError, match="dim=30 is not divisible by heads=4"):
         BiLevelRouting(30, heads=4)

@@ -145,7 +145,7 @@ def test_a_classifier_is_no_backbone_of_a_detector():
 
 def test_published_networks():
     name = "hornet_tiny_7x7"
-    model = ConfigDict(backbone=dict(type="Backbone", name=name, out_indices=(1, 3)), neck=dict(type="FPN"))
+    model = ConfigDict(backbone=dict(type="NamedBackbone", name=name, out_indices=(1, 3)), neck=dict(type="FPN"))
     state = torch.get_rng_state()
     fill_channels(model)
     assert model.neck.in_channels == [128, 512]

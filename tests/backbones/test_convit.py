@@ -75,7 +75,7 @@ def test_positions_by_definition(height, width):
 
 def test_the_class_token_joins_late():
     """It reads the pixels in the last blocks only; without it, in the dense form, the pixels take another way there."""
-    network = ConViT(16, (1, 1), heads=4, image_size=32, num_classes=3).eval()
+    network = ConViT(16, (1, 1), heads=4, img_size=32, num_classes=3).eval()
     image = torch.randn(2, 3, 48, 32)
     expected = network(image)
     _, (first, _) = network.forward_intermediates(image)
@@ -83,7 +83,7 @@ def test_the_class_token_joins_late():
     assert not torch.equal(network(image), expected)
     assert torch.equal(network.forward_intermediates(image)[1][0], first)
     assert network.forward_features(image).shape == (2, 1 + 3 * 2, 16)
-    dense = ConViT(16, (1, 1), heads=4, image_size=32, out_indices=(0,))
+    dense = ConViT(16, (1, 1), heads=4, img_size=32, out_indices=(0,))
     account = backbones.load(dense, network.state_dict())
     assert account.complete
     assert {"cls_token", "blocks.1.norm1.weight"} <= set(account.ignored)
@@ -92,18 +92,18 @@ def test_the_class_token_joins_late():
 
 def test_the_dense_form():
     """One norm for all maps, not on the path; the class token's place in the file is named."""
-    network = ConViT(16, (2, 1), heads=4, image_size=32, out_indices=(0, 2)).double().eval()
+    network = ConViT(16, (2, 1), heads=4, img_size=32, out_indices=(0, 2)).double().eval()
     image = torch.randn(1, 3, 40, 70, dtype=torch.float64)
     assert levels_changed_by(network, image, "norm.weight") == [0, 2]
     assert levels_changed_by(network, image, "blocks.1.norm1.weight") == [2]
     assert [tuple(x.shape[-2:]) for x in network(image)] == [(3, 5), (3, 5)]
-    classifier = ConViT(16, (2, 1), heads=4, image_size=32, num_classes=3)
+    classifier = ConViT(16, (2, 1), heads=4, img_size=32, num_classes=3)
     account = backbones.load(network, classifier.state_dict())
     assert sorted(account.ignored) == ["cls_token", "head.fc.bias", "head.fc.weight"]
 
 
 def test_scales_make_a_pyramid():
-    network = ConViT(16, (2, 2), heads=4, image_size=64, scales=(4, 2, 1, 0.5))
+    network = ConViT(16, (2, 2), heads=4, img_size=64, scales=(4, 2, 1, 0.5))
     assert network.out_strides == (4, 8, 16, 32)
     assert [x.shape[-2:] for x in network(torch.randn(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert [x.shape[-2:] for x in network(torch.randn(1, 3, 50, 70))] == [(13, 18), (7, 9), (4, 5), (2, 3)]
@@ -115,7 +115,7 @@ def test_scales_make_a_pyramid():
 def test_tokens_of_the_skeleton(class_token, registers, options):
     """Tokens join at their block, never leave a parameter without use, and are no part of the maps."""
     network = backbones.Isotropic(
-        16, 2, dict(type="Attention", heads=2), image_size=32, class_token=class_token, registers=registers, **options
+        16, 2, dict(type="Attention", heads=2), img_size=32, class_token=class_token, registers=registers, **options
     )
     image = torch.randn(2, 3, 40, 32)
     outputs = network(image)
@@ -140,10 +140,10 @@ def test_positions_of_files():
     assert resized.shape == (1, 1, 8, 6)
     assert torch.allclose(resized, resized[..., :1])
     assert (resized[0, 0, 1:, 0] > resized[0, 0, :-1, 0]).all()
-    state = ConViT(16, (1, 1), image_size=64, num_classes=3).state_dict()
+    state = ConViT(16, (1, 1), img_size=64, num_classes=3).state_dict()
     state["pos_embed"] = torch.randn(1, 17, 16)  # of a network whose class token has a position
     with pytest.raises(ValueError, match=r"pos_embed: \(1, 17, 16\) in the file, \(1, 16, 4, 4\) in the network"):
-        checkpoint.load(ConViT(16, (1, 1), image_size=64, num_classes=3), state)
+        checkpoint.load(ConViT(16, (1, 1), img_size=64, num_classes=3), state)
 
 
 def test_frozen_with_its_position():

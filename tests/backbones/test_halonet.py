@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
 def weights_of(mixer, x, row, column):
     """The weights of one query, by definition: over all places (u, w) of its window, with their keys and values."""
     height, width = x.shape[-2:]
-    b, r, win, d = mixer.block_size, mixer.halo_size, mixer.window, mixer.head_dim
+    b, r, win, d = mixer.block_size, mixer.halo_size, mixer.window, mixer.key_dim
     side = b // mixer.stride
     q = mixer.q.weight[:, :, 0, 0] @ x[0, :, row * mixer.stride, column * mixer.stride]
     q = q.unflatten(0, (mixer.heads, d))
@@ -44,7 +44,7 @@ def weights_of(mixer, x, row, column):
         (dict(block_size=3, halo_size=2), (7, 5)),  # filled up
         (dict(block_size=4, halo_size=1, stride=2), (7, 9)),
         (dict(block_size=2, halo_size=1, scale_position=True), (4, 3)),
-        (dict(dim_out=12, head_dim=3, block_size=2, halo_size=3), (3, 4)),
+        (dict(dim_out=12, key_dim=3, block_size=2, halo_size=3), (3, 4)),
     ],
 )
 def test_by_definition(options, size):
@@ -209,5 +209,5 @@ def test_bad_options():
         HaloAttention(32, dim_out=36)
     with pytest.raises(ValueError, match=r"gate='ce' must be one of \(None, 'se', 'eca'\)"):
         HaloNet(gate="ce")
-    with pytest.raises(ValueError, match="heads must have one entry for each of 4 stages"):
+    with pytest.raises(ValueError, match="heads must have one entry for each of the 4 stages"):
         HaloNet(heads=(4, 8))

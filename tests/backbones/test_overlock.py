@@ -28,7 +28,7 @@ SMALL = dict(
     focus_depths=(2, 2),
     kernel_sizes=(9, 7, 7, 5),
     heads=(2, 4),
-    head_dim=96,
+    features=96,
 )
 
 

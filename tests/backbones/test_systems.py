@@ -1,59 +1,14 @@
 """What every backbone and every mixer must do, driven by name: a new system is tested by being registered."""
 
-import inspect
-
 import pytest
 import torch
 from agreement import assert_agree
-from golden_records import parameter
+from networks import SYSTEMS, build, close, image, options_of
 
 from attlas import backbones, checkpoint
 from attlas.kernels.dispatch import decompositions
 from attlas.optim import layer_groups
 from attlas.registry import MIXERS
-
-SYSTEMS = sorted(backbones.systems())
-
-
-def options_of(system):
-    """The smallest variant, cut to one block a stage, two in the first and the last: networks whose blocks take turns
-    show every kind."""
-    network, variants = backbones.systems()[system].network, backbones.systems()[system].variants
-    options = dict(min(variants.values(), key=lambda variant: variant.params).options)
-    for name, argument in inspect.signature(network.__init__).parameters.items():
-        value = options.get(name, argument.default)
-        if name.endswith("depths"):
-            ends = (0, len(value) - 1)
-            options[name] = tuple(min(2 if i in ends else 1, depth) for i, depth in enumerate(value))
-        elif name == "depth":
-            options[name] = min(2, value)
-    return options
-
-
-def build(system, fill=True, **options):
-    """A shallow network of a system; its weights follow from their names, so that none of them is zero or one."""
-    torch.manual_seed(0)
-    network = backbones.systems()[system].network(**{**options_of(system), **options})
-    if fill:
-        state = {
-            name: parameter(name, value.shape) for name, value in network.state_dict().items() if _fillable(name, value)
-        }
-        network.load_state_dict(state, strict=False)
-    return network.eval()
-
-
-def _fillable(name, value):
-    return value.is_floating_point() and name.endswith(("weight", "bias", "gamma", "running_mean", "running_var"))
-
-
-def image(*size, batch=2):
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def close(got, expected, tolerance=1e-4):
-    got, expected = got.detach().float(), expected.detach().float()
-    assert got.shape == expected.shape
-    assert (got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3)
 
 
 @pytest.mark.parametrize("name", backbones.list())
@@ -189,14 +144,14 @@ def test_exports(system, tmp_path):
 def test_state_comes_back(system, tmp_path):
     network, x = build(system, num_classes=5), image(64, 64)
     checkpoint.save(tmp_path / "network.safetensors", network.state_dict())
-    again = build(system, fill=False, num_classes=5)
+    again = build(system, filled=False, num_classes=5)
     account = backbones.load(again, tmp_path / "network.safetensors")
     assert account.complete, str(account)
     assert torch.equal(again(x), network(x))
-    dense = build(system, fill=False)
+    dense = build(system, filled=False)
     account = backbones.load(dense, network.state_dict())  # a head that a dense form has no use for is no surprise
     assert not account.unexpected
-    other = build(system, fill=False, num_classes=3)
+    other = build(system, filled=False, num_classes=3)
     account = backbones.load(other, network.state_dict())
     assert all("fc" in name for name in account.mismatched)
 
@@ -209,18 +164,18 @@ def test_files_of_the_other_form(system):
     names, dense_names, low_names = (set(network.state_dict()) for network in (classifier, dense, low))
     counters = {name for name in names if name.endswith("num_batches_tracked")}  # which no account misses
 
-    account = backbones.load(build(system, fill=False), classifier.state_dict())
+    account = backbones.load(build(system, filled=False), classifier.state_dict())
     assert set(account.ignored) == names - dense_names
     assert set(account.missing) == dense_names - names
     assert not account.unexpected
     assert not account.mismatched
 
-    account = backbones.load(build(system, fill=False, num_classes=5), dense.state_dict())
+    account = backbones.load(build(system, filled=False, num_classes=5), dense.state_dict())
     assert set(account.unexpected) == dense_names - names
     assert set(account.missing) == names - dense_names - counters
     assert not account.complete
 
-    account = backbones.load(build(system, fill=False, out_indices=dense.out_indices[:2]), dense.state_dict())
+    account = backbones.load(build(system, filled=False, out_indices=dense.out_indices[:2]), dense.state_dict())
     assert account.complete, str(account)
     assert set(account.ignored) == dense_names - low_names
 
@@ -331,7 +286,7 @@ def test_a_pyramid_of_mixers_takes_options():
     network = backbones.Pyramid((64, 128), (1, 1), mixers=["GnConv", dict(type="Attention", heads=2)])
     assert network.stages[1].blocks[0].mixer.heads == 2
     assert_agree("maps", network(image(32, 32))[1], network(image(32, 32))[1])
-    with pytest.raises(ValueError, match="one for each of the 2 stages"):
+    with pytest.raises(ValueError, match="one entry for each of the 2 stages"):
         backbones.Pyramid((64, 128), (1, 1), mixers=["GnConv"] * 3)
     with pytest.raises(ValueError, match=r"Attention: dim=64 is not divisible by heads=7"):
         backbones.Pyramid((64, 128), (1, 1), mixers=dict(type="Attention", heads=7))
@@ -356,10 +311,10 @@ def test_a_file_of_a_deeper_variant():
 
 def test_a_file_of_a_detector():
     state = build("HorNet", num_classes=5).state_dict()
-    again = build("HorNet", fill=False, num_classes=5)
+    again = build("HorNet", filled=False, num_classes=5)
     larger = {f"backbone.{name}": value for name, value in state.items()} | {"neck.weight": torch.zeros(3)}
     assert backbones.load(again, larger).complete
-    headless = build("HorNet", fill=False, num_classes=0)
+    headless = build("HorNet", filled=False, num_classes=0)
     assert backbones.load(headless, state).complete
 
 
@@ -375,7 +330,7 @@ def test_odd_options():
         with pytest.raises(ValueError, match=message):
             backbones.create("hornet_tiny_7x7", depths=(1, 1, 1, 1), **options)
     with pytest.raises(ValueError, match="the head would never see the image"):
-        backbones.Isotropic(64, 2, mixers="GnConv", image_size=32, num_classes=4)
+        backbones.Isotropic(64, 2, mixers="GnConv", img_size=32, num_classes=4)
     with pytest.raises(ValueError, match="4 does not divide patch_size=14"):
         backbones.Isotropic(64, 4, patch_size=14, scales=(4, 2, 1, 0.5))
     with pytest.raises(ValueError, match="does not say its type"):
@@ -427,7 +382,7 @@ def test_costs_are_the_same_on_every_device():
 def test_runs_without_memory(system):
     """What tools/atlas.py counts with."""
     with torch.device("meta"):
-        network = backbones.systems()[system].network(**options_of(system), num_classes=5).eval()
+        network = backbones.systems()[system](**options_of(system), num_classes=5).eval()
         assert network(torch.empty(2, 3, 64, 64)).shape == (2, 5)
 
 

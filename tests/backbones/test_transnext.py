@@ -223,14 +223,14 @@ def test_official_names_of_a_classifier():
 
 
 def test_no_weight_decay():
-    network = TransNeXt((24, 48), (1, 1), sr_ratios=(8, 1), mlp_ratios=(8, 4))
+    network = TransNeXt((24, 48), (1, 1), sr_ratios=(8, 1), mlp_ratio=(8, 4))
     free = {name for name, _ in network.named_parameters() if name in network.no_weight_decay()}
     words = ("temperature", "query_embedding", "relative_pos_bias_local", "cpb")
     assert free == {name for name, _ in network.named_parameters() if any(word in name for word in words)}
 
 
 def test_initialisation():
-    mixer = TransNeXt((24,), (1,), sr_ratios=(8,), mlp_ratios=(8,)).stages[0].blocks[0].mixer
+    mixer = TransNeXt((24,), (1,), sr_ratios=(8,), mlp_ratio=(8,)).stages[0].blocks[0].mixer
     torch.testing.assert_close(F.softplus(mixer.temperature), torch.full((1, 1, 1), 1 / 0.24))
     assert mixer.learnable_bias.count_nonzero() == 0
     convolution = TransNeXt().stages[3].downsample.proj

@@ -1,0 +1,114 @@
+"""Options of networks: which a class has, what is said of one that it lacks, and how a value is spread over stages."""
+
+import difflib
+import inspect
+from abc import ABCMeta
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# What other libraries call an option of ours.
+SPELLINGS = {
+    "depth": ("depths",),
+    "drop_path": ("drop_path_rate",),
+    "embed_dim": ("dims", "dim"),
+    "embed_dims": ("dims", "dim"),
+    "features_only": ("out_indices",),
+    "image_size": ("img_size",),
+    "in_chans": ("in_channels",),
+    "init_values": ("layer_scale",),
+    "input_size": ("img_size",),
+    "layer_scale_init_value": ("layer_scale",),
+    "mlp_ratios": ("mlp_ratio",),
+    "num_heads": ("heads",),
+    "pretrained": ("init_cfg",),
+    "use_checkpoint": ("grad_checkpointing",),
+    "window_size": ("window", "kernel_size"),
+    "with_cp": ("grad_checkpointing",),
+}
+
+
+class CheckedOptions(ABCMeta):
+    """The type of network classes: an option that a class does not use is refused, however the class is called.
+
+    The options of a class are the parameters of its own `__init__`, and those of its bases that are keyword-only there,
+    as long as each passes further keywords on. (What a base takes by position, the class in front of it sets.) A class
+    names those of its bases that it does not use in `unused`.
+    """
+
+    unused: Sequence[str] = ()
+
+    def options(cls) -> list[str]:
+        """Names of all options, those of the class itself first."""
+        return [name for name, used in cls._parameters().items() if used]
+
+    def _parameters(cls) -> dict[str, bool]:
+        """Parameters of the class and its bases, and whether the class uses them."""
+        found: dict[str, bool] = {}
+        unused: set[str] = set()
+        own = True
+        for base in cls.__mro__:
+            init = vars(base).get("__init__")
+            if init is not None:
+                parameters = list(inspect.signature(init).parameters.values())[1:]
+                for parameter in parameters:
+                    if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                        used = parameter.name not in unused and (own or parameter.kind == parameter.KEYWORD_ONLY)
+                        found.setdefault(parameter.name, used)
+                own = False
+                if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                    break
+            unused |= set(vars(base).get("unused", ()))
+        return found
+
+    def __call__(cls, *args, **options):
+        known = cls._parameters()
+        for name in options:
+            if not known.get(name):
+                raise ValueError(cls._refusal(name))
+        return super().__call__(*args, **options)
+
+    def _refusal(cls, name: str) -> str:
+        options = cls.options()
+        if name in cls._parameters():
+            return f"{cls.__name__} does not use the option {name!r}. It has {', '.join(options)}."
+        near = [other for other in SPELLINGS.get(name, ()) if other in options]
+        near = near or difflib.get_close_matches(name, options)
+        return f"{cls.__name__} has no option {name!r}. " + (
+            f"Near it: {', '.join(near)}." if near else f"It has {', '.join(options)}."
+        )
+
+
+def per_stage(name: str, value: Any, stages: int) -> tuple:
+    """The value of an option for every stage.
+
+    Args:
+        name: name of the option, for the error.
+        value: list or tuple with one entry for each stage, or anything else, for all stages.
+        stages: number of stages.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return (value,) * stages
+    if len(value) != stages:
+        raise ValueError(f"{name} must have one entry for each of the {stages} stages, got {tuple(value)}")
+    return tuple(value)
+
+
+def mixers_per_stage(mixers: Any, stages: int) -> list[dict]:
+    """The option `mixers` as one dict(type=..., **options) for each stage."""
+    named = [
+        dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in per_stage("mixers", mixers, stages)
+    ]
+    if nameless := [mixer for mixer in named if "type" not in mixer]:
+        raise ValueError(
+            f"mixers: {nameless[0]} does not say its type; a mixer is a name, or dict(type=name, **options)"
+        )
+    return named
+
+
+def drop_path_rates(rate: float, count: int) -> list[float]:
+    """Rates of stochastic depth of `count` blocks, which grow linearly from 0 to `rate`."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path_rate={rate} must be in [0, 1)")
+    return torch.linspace(0, rate, count, device="cpu").tolist()

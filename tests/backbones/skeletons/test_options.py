@@ -1,0 +1,192 @@
+"""An option changes the network that is built, or is refused; nothing is swallowed."""
+
+import inspect
+
+import pytest
+import torch
+from networks import SYSTEMS, build, fill, image, options_of
+
+from attlas import backbones
+from attlas.registry import MODELS
+
+SKELETONS = {"mixers", "mlp_ratio", "layer_scale", "strides", "position", "class_token", "registers"}
+COMMON = {*inspect.signature(backbones.Backbone.__init__).parameters}  # with tests of their own, for every system
+
+# Another value of an option than the one that `options_of` has; numbers that are not here are doubled.
+OTHERS = dict(
+    depth=3,
+    drop_path_rate=0.3,
+    features=32,
+    heads=2,
+    img_size=96,
+    kernel_size=5,
+    layer_scale=0.5,
+    lepe_kernel=3,
+    mlp_ratio=2.5,
+    pretrain_size=448,
+    registers=2,
+    scale=0.5,
+    small_kernel=3,
+)
+OTHERS_OF = dict(
+    BiFormer=dict(form="nchw", head_dim=16, key_dims=(8, 16, 32, 64), topks=(1, 4, 16, -1)),
+    BiFormerSTL=dict(form="nchw", head_dim=16, key_dims=(12, 24, 48, 96), topks=(1, 4, 16, -1)),
+    ConViT=dict(heads=3, patch_size=8, scales=(1, 1, 1, 0.5)),
+    DaViT=dict(heads=(1, 2, 4, 8)),
+    DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
+    HaloNet=dict(
+        activation="silu",
+        attends=((), (), (), (0,)),
+        gate="se",
+        group_size=8,
+        heads=(4, 8, 8, 4),
+        key_dim=4,
+        ratio=0.5,
+        se_ratio=0.25,
+        stem_kernel=3,
+    ),
+    HorNet=dict(filter_sizes=(None, None, (14, 8), (7, 4)), orders=(2, 2, 3, 3)),
+    LSNet=dict(resolution=5),
+    NAT=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
+    NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
+    OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
+    RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
+    SHViT=dict(partial_dims=(None, 12, 24)),
+    TransNeXt=dict(heads=(1, 2, 4, 8), pool_size=2, sr_ratios=(8, 4, 1, 1), window=5),
+)
+# Options that count beside another one.
+_convolving = dict(attends=((), (), (), ()))
+BESIDE = {
+    ("HaloNet", "gate"): _convolving,
+    ("HaloNet", "group_size"): _convolving,
+    ("HaloNet", "project_first"): dict(stem_dims=(8,)),
+    ("HaloNet", "se_ratio"): dict(gate="se", **_convolving),
+}
+
+
+def value_of(system, name):
+    """Another value of an option."""
+    others = {**OTHERS, **OTHERS_OF.get(system, {})}
+    if name in others:
+        return others[name]
+    value = options_of(system).get(name)
+    for base in backbones.systems()[system].__mro__:
+        parameter = inspect.signature(base.__init__).parameters.get(name)
+        if value is None and parameter is not None:
+            value = parameter.default
+            break
+    if isinstance(value, bool):
+        return not value
+    return tuple(2 * v for v in value) if isinstance(value, tuple) else 2 * value
+
+
+def traces(system, **options):
+    """What an option can change: names and shapes of weights, their initial values, what the network says of itself,
+    and its outputs with other weights."""
+    found = []
+    for form in (dict(num_classes=5), dict()):
+        network = build(system, filled=False, **form, **options)
+        found += [str({name: value.shape for name, value in network.state_dict().items()}), str(network)]
+        found += [value.float().sum().item() for value in network.state_dict().values()]
+        outputs = fill(network)(image(75, 50, batch=1))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found += [(y.shape, y.float().sum().item()) for y in outputs]
+    return found
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@torch.no_grad()
+def test_every_option_counts(system):
+    plain, idle = traces(system), []
+    for name in backbones.systems()[system].options():
+        if name not in COMMON:
+            beside = BESIDE.get((system, name), {})
+            changed = traces(system, **beside, **{name: value_of(system, name)})
+            if changed == (traces(system, **beside) if beside else plain):
+                idle.append(name)
+    assert idle == []
+
+
+def roads(system):
+    """The three ways to build a network."""
+    network = backbones.systems()[system]
+    name = next(iter(network.variants))
+    return [
+        network,
+        lambda **options: backbones.create(name, **options),
+        lambda **options: MODELS.build(dict(type=system, **options)),
+        lambda **options: MODELS.build(dict(type="NamedBackbone", name=name, **options)),
+    ]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_a_class_does_not_use_is_refused(system):
+    used = backbones.systems()[system].options()
+    for unused in SKELETONS - set(used):
+        message = f"{system} (does not use the option|has no option) '{unused}'. (It has|Near it:) "
+        for road in roads(system):
+            with pytest.raises(ValueError, match=message):
+                road(**{unused: 1})
+
+
+def test_which_options_systems_do_not_use():
+    for unused, systems in (
+        ("mlp_ratio", ["HaloNet", "LSNet", "OverLoCK", "SHViT"]),
+        ("layer_scale", ["ConViT", "DaViT", "HaloNet", "LSNet", "NATIsotropic", "OverLoCK", "SHViT", "TransNeXt"]),
+        ("mixers", SYSTEMS),
+    ):
+        assert [name for name in SYSTEMS if unused not in backbones.systems()[name].options()] == systems
+
+
+def test_near_names():
+    for road in roads("SHViT"):
+        for wrong, near in (
+            ("in_chans", "in_channels"),
+            ("nun_classes", "num_classes"),
+            ("with_cp", "grad_checkpointing"),
+            ("pretrained_", "It has dims, depths, partial_dims, key_dim, distilled, drop_path_rate, num_classes, "),
+            ("embed_dim", "dims"),
+        ):
+            with pytest.raises(ValueError, match=rf"SHViT has no option '{wrong}'\. (Near it: )?{near}"):
+                road(**{wrong: 1})
+    with pytest.raises(ValueError, match=r"SHViT has no option 'pretrained'\. Near it: init_cfg"):
+        backbones.systems()["SHViT"](pretrained="shvit_s1.pth")
+
+
+def test_the_abstract_class_is_no_type():
+    with pytest.raises(KeyError, match=r"type='Backbone' is not a registered model.\nNear names: NamedBackbone"):
+        MODELS.build(dict(type="Backbone", name="shvit_s1"))
+
+
+def test_one_value_or_one_for_each_stage():
+    for system in SYSTEMS:
+        if "mlp_ratio" in backbones.systems()[system].options():
+            stages = len(options_of(system).get("dims", range(2 if system == "NATIsotropic" else 4)))
+            one, each = (build(system, filled=False, mlp_ratio=ratio) for ratio in (2, (2,) * stages))
+            assert str(one) == str(each)
+            with pytest.raises(ValueError, match=f"mlp_ratio must have one entry for each of the {stages} stages"):
+                build(system, mlp_ratio=(2,) * (stages + 1))
+    narrow, wide = (build("BiFormer", mlp_ratio=(3, 2, last, 4)).stages[2].blocks[0].mlp.fc1 for last in (3, 4))
+    assert narrow.out_features * 4 == wide.out_features * 3
+
+
+def test_a_subclass_says_what_it_uses():
+    """Options go up along the bases as far as each passes keywords on."""
+
+    class Plain(backbones.Pyramid):
+        unused = ("layer_scale",)
+
+    class Own(Plain):
+        def __init__(self, width, *, layer_scale=1.0, **common):
+            super().__init__((width,), (1,), **common)
+
+    class Closed(Own):
+        def __init__(self):
+            super().__init__(8)
+
+    assert {"mixers", "dims", "mlp_ratio"} < set(Plain.options())
+    assert "layer_scale" not in Plain.options()
+    assert {"width", "layer_scale", "mlp_ratio", "num_classes"} < set(Own.options())
+    assert not {"mixers", "dims"} & set(Own.options())
+    assert Closed.options() == []
+    assert Own(8, layer_scale=0.1).dims == Closed().dims == (8,)

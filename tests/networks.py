@@ -1,0 +1,64 @@
+"""Small networks of every system, for the tests."""
+
+import inspect
+
+import torch
+from golden_records import parameter
+
+from attlas import backbones
+
+SYSTEMS = sorted(backbones.systems())
+
+
+# What does not follow from the rule of `options_of`.
+NARROW = dict(
+    OverLoCK=dict(dims=(16, 24, 32, 64), kernel_sizes=(9, 7, 7, 5), heads=(2, 4), features=64),
+    SHViT=dict(dims=(32, 48, 64), partial_dims=(None, 12, 16)),
+)
+
+
+def options_of(system):
+    """The smallest variant with a quarter of its channels, cut to one block a stage, two in the first and the last:
+    networks whose blocks take turns show every kind."""
+    network = backbones.systems()[system]
+    options = dict(min(network.variants.values(), key=lambda variant: variant.params).options)
+    for name, argument in inspect.signature(network.__init__).parameters.items():
+        value = options.get(name, argument.default)
+        if name.endswith("depths"):
+            ends = (0, len(value) - 1)
+            options[name] = tuple(min(2 if i in ends else 1, depth) for i, depth in enumerate(value))
+        elif name == "depth":
+            options[name] = min(2, value)
+        elif name == "dims":
+            options[name] = tuple(dim // 4 for dim in value)
+        elif name == "dim":
+            options[name] = value // 4
+    return {**options, **NARROW.get(system, {})}
+
+
+def build(system, filled=True, **options):
+    """A small network of a system, by default with weights that are neither zero nor one."""
+    torch.manual_seed(0)
+    network = backbones.systems()[system](**{**options_of(system), **options})
+    return fill(network) if filled else network.eval()
+
+
+def fill(network):
+    """The network with weights that follow from their names, in inference mode."""
+    state = {
+        name: parameter(name, value.shape)
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and name.endswith(("weight", "bias", "gamma", "running_mean", "running_var"))
+    }
+    network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def image(*size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def close(got, expected, tolerance=1e-4):
+    got, expected = got.detach().float(), expected.detach().float()
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3)
