@@ -1,14 +1,22 @@
-"""What at least two systems share: norms, residual blocks, channel mixers, heads, global attention."""
+"""What at least two systems share: norms, residual blocks, channel mixers, heads, global attention, positions."""
 
-from .attention import Attention, heads_of
-from .head import DistilledHead, Head
+from .attention import Attention, ClassAttention, heads_of
+from .blocks import Blocks
+from .head import ClassHead, DistilledHead, Head
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
-from .norm import ConvNorm, LayerNorm2d, fuse, fuse_norm
-from .residual import Block, DropPath, LayerScale, Residual, depthwise, depthwise_norm
+from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
+from .patches import Patches, fill
+from .position import PositionTable, Tokens
+from .residual import Block, ClassBlock, DropPath, LayerScale, Residual, depthwise, depthwise_norm
 
 __all__ = [
     "Attention",
     "Block",
+    "Blocks",
+    "ByChannels",
+    "ClassAttention",
+    "ClassBlock",
+    "ClassHead",
     "ConvGlu",
     "ConvMlp",
     "ConvNorm",
@@ -19,10 +27,14 @@ __all__ = [
     "LayerScale",
     "Linear2d",
     "Mlp",
+    "Patches",
+    "PositionTable",
     "Residual",
     "SqueezeExcite",
+    "Tokens",
     "depthwise",
     "depthwise_norm",
+    "fill",
     "fuse",
     "fuse_norm",
     "heads_of",

@@ -1,4 +1,4 @@
-"""Global multi-head attention, and what the checks of all attentions share."""
+"""Attention to all pixels: of pixels, and of class tokens; and what the checks of all attentions share."""
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,14 @@ def heads_of(mixer: str, dim: int, heads: int | None, head_dim: int = 32, multip
     """The number of heads: `heads`, or by default the one that divides the channels into heads nearest to `head_dim`.
 
     Args:
-        multiple: what the channels of a default head are divisible by, where dim allows it.
+        mixer: name for the error.
+        dim: channels.
+        heads: number of heads, or None.
+        head_dim: channels of a head that the default aims at.
+        multiple: divisor of the channels of a default head, where `dim` allows it.
 
     Raises:
-        ValueError: they do not divide the channels; says which numbers do.
+        ValueError: `heads` does not divide the channels; says which numbers do.
     """
     dividing = [n for n in range(1, dim + 1) if dim % n == 0]
     if heads is None:
@@ -32,7 +36,7 @@ class Attention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 32 by default.
+        heads: number of attention heads; about C / 32 by default.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both.
@@ -62,10 +66,50 @@ class Attention(nn.Module):
         x = rows[:, count:].transpose(1, 2).unflatten(2, (height, width))
         return x if tokens is None else (x, rows[:, :count])
 
-    def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
-        """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W), sums of 1. Of the pixels
-        alone: what goes to tokens beside the map is left out."""
+    def attention_maps(self, x: Tensor, place: tuple[int, int], tokens: Tensor | None = None) -> Tensor:
+        """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W). The sum is 1 less what
+        goes to the tokens."""
         height, width = x.shape[-2:]
-        q, k, _ = self._split(x.flatten(2).transpose(1, 2))
-        logits = q[:, :, place[0] * width + place[1], None] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return logits.softmax(-1).unflatten(-1, (height, width)).squeeze(2)
+        rows = x.flatten(2).transpose(1, 2)
+        count = 0 if tokens is None else tokens.shape[1]
+        q, k, _ = self._split(rows if tokens is None else torch.cat([tokens, rows], dim=1))
+        logits = q[:, :, count + place[0] * width + place[1], None] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return logits.softmax(-1)[..., count:].unflatten(-1, (height, width)).squeeze(2)
+
+
+class ClassAttention(nn.Module):
+    """Attention of class tokens to themselves and to all pixels: softmax(q kᵀ / √d) v, then a linear layer, where the
+    queries are those of the tokens alone. Its cost is linear in the pixels.
+
+    Args:
+        dim: channels C.
+        heads: number of attention heads; about C / 32 by default.
+        qkv_bias: whether queries, keys and values have a bias.
+
+    `forward(x (B, C, H, W), tokens (B, T, C)) -> (B, T, C)`. Source: CaiT, arXiv 2103.17239.
+    """
+
+    takes_tokens = True
+
+    def __init__(self, dim: int, heads: int | None = None, qkv_bias: bool = True):
+        super().__init__()
+        self.heads = heads_of("ClassAttention", dim, heads)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def _split(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, heads, T, d), k and v (B, heads, T + N, d)."""
+        q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(torch.cat([tokens, x.flatten(2).transpose(1, 2)], dim=1)).unflatten(-1, (2, self.heads, -1))
+        return q, *kv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return self.proj(F.scaled_dot_product_attention(*self._split(x, tokens)).transpose(1, 2).flatten(2))
+
+    def attention_maps(self, x: Tensor, place: tuple[int, int], tokens: Tensor) -> Tensor:
+        """How the first token looks at every pixel, whatever the place, by head: (B, heads, H, W). The sum is 1 less
+        what goes to the tokens."""
+        q, k, _ = self._split(x, tokens)
+        logits = q[:, :, :1] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return logits.softmax(-1)[:, :, 0, tokens.shape[1] :].unflatten(-1, x.shape[-2:])

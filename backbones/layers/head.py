@@ -1,9 +1,13 @@
 """The head of a classifier: a map becomes a vector, a vector becomes logits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .blocks import Blocks
+from .position import Tokens
 
 
 class Head(nn.Module):
@@ -11,35 +15,68 @@ class Head(nn.Module):
 
     Args:
         dim: width of the vector.
-        num_classes: 0 for the vector itself.
+        num_classes: number of classes; 0 for the vector itself.
         before: module on the map, or None.
         after: module on the vector (B, dim), or None.
+        auxiliary: second head, for training, or None. It reads what the network noted as "auxiliary"; `forward` then
+            gives a pair, its logits behind the others.
+
+    `forward(x, pre_logits, notes)`: `pre_logits` for the vector; `notes` are what the network noted on its way (see
+    `Backbone.levels`).
     """
 
-    def __init__(self, dim: int, num_classes: int, before: nn.Module | None = None, after: nn.Module | None = None):
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        before: nn.Module | None = None,
+        after: nn.Module | None = None,
+        auxiliary: "Head | None" = None,
+    ):
         super().__init__()
         self.before = before or nn.Identity()
         self.after = after or nn.Identity()
         self.fc: nn.Module
         self.dim = dim
         self.reset(num_classes)
+        self.auxiliary = auxiliary
+
+    @property
+    def final_layers(self) -> list[str]:
+        """Names of the layers that make logits: of its own, and of the heads inside it."""
+        inside = [(name, part) for name, part in self.named_children() if isinstance(part, Head)]
+        return ["fc", *(f"{name}.{layer}" for name, part in inside for layer in part.final_layers)]
 
     def reset(self, num_classes: int) -> None:
-        """A new last layer."""
+        """New final layers, for another number of classes."""
+        self.num_classes = num_classes
         self.fc = nn.Identity()
         if num_classes:
             self.fc = fc = nn.Linear(self.dim, num_classes)
             nn.init.trunc_normal_(fc.weight, std=0.02)
             nn.init.zeros_(fc.bias)
+        for part in self.children():
+            if isinstance(part, Head):
+                part.reset(num_classes)
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.after(self.before(x).mean((2, 3)))
-        return x if pre_logits else self.fc(x)
+    def vector(self, x: Tensor) -> Tensor:
+        """What the last layer reads: (B, dim)."""
+        return self.after(self.before(x).mean((2, 3)))
+
+    def forward(self, x: Tensor, pre_logits: bool = False, notes: Mapping[str, Any] | None = None):
+        x = self.vector(x)
+        if pre_logits:
+            return x
+        logits = self.fc(x)
+        if self.auxiliary is None or not (self.training and self.num_classes and notes):
+            return logits
+        return logits, self.auxiliary(notes["auxiliary"])
 
     @torch.no_grad()
     def fused(self) -> "Head":
-        """The same with a batch norm `after` inside the last layer; `pre_logits` is then what that norm would read."""
-        norm, fc = self.after, self.fc
+        """The same with a batch norm `after` inside the last layer, and without the auxiliary head; `pre_logits` is
+        then what that norm would read."""
+        norm, fc, self.auxiliary = self.after, self.fc, None
         if isinstance(norm, nn.BatchNorm1d) and isinstance(fc, nn.Linear):
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -50,6 +87,35 @@ class Head(nn.Module):
         return self
 
 
+class ClassHead(Head):
+    """A head whose class token reads the map through blocks of class attention: fc(after(token)).
+
+    Args:
+        dim, num_classes, after, auxiliary: as of `Head`; `dim` is the width of the map, too.
+        blocks: modules (x (B, C, H, W), tokens (B, 1, C)) -> tokens, such as `ClassBlock`.
+
+    Source: CaiT, arXiv 2103.17239.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        blocks: Sequence[nn.Module],
+        after: nn.Module | None = None,
+        auxiliary: Head | None = None,
+    ):
+        super().__init__(dim, num_classes, after=after, auxiliary=auxiliary)
+        self.cls_token = Tokens(1, dim)
+        self.blocks = Blocks(blocks)
+
+    def vector(self, x: Tensor) -> Tensor:
+        token = self.cls_token(len(x))
+        for block in self.blocks:
+            token = self.blocks.run(block, x, token)
+        return self.after(token[:, 0])
+
+
 class DistilledHead(Head):
     """Two heads that share nothing; their logits are averaged, in training as in inference.
 
@@ -57,8 +123,8 @@ class DistilledHead(Head):
     heads learn from the labels by their mean. The class is for the published weights.
 
     Args:
-        dim, num_classes: of both.
-        after: dim -> module on the vector (B, dim).
+        dim, num_classes: as of `Head`, for both.
+        after: function dim -> module on the vector (B, dim).
 
     Source: DeiT, arXiv 2012.12877, and LeViT, arXiv 2104.01136.
     """
@@ -67,10 +133,5 @@ class DistilledHead(Head):
         super().__init__(dim, num_classes, after=after(dim))
         self.distilled = Head(dim, num_classes, after=after(dim))
 
-    def reset(self, num_classes: int) -> None:
-        super().reset(num_classes)
-        if hasattr(self, "distilled"):  # the base class calls this before there is one
-            self.distilled.reset(num_classes)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward(self, x: Tensor, pre_logits: bool = False, notes: Mapping[str, Any] | None = None) -> Tensor:
         return torch.lerp(super().forward(x, pre_logits), self.distilled(x, pre_logits), 0.5)

@@ -1,23 +1,26 @@
-"""Channel mixers: what every pixel does for itself. All take and give maps (B, C, H, W)."""
+"""Channel mixers: what every pixel does for itself. All take and give maps (B, C, H, W), `Mlp` also rows."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from .norm import ConvNorm
+from .norm import ByChannels, ConvNorm
 from .residual import depthwise
 
 
-class Linear2d(nn.Linear):
-    """A linear layer over the channels of a map: in channels-last memory one matrix product without a copy."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+class Linear2d(ByChannels, nn.Linear):
+    """A linear layer over the channels of a map (B, C, H, W), or of rows (B, N, C)."""
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear."""
+    """Linear, activation, linear, on maps (B, C, H, W) or rows (B, N, C).
+
+    Args:
+        dim: channels C.
+        ratio: hidden width over C.
+        activation: what makes the activation.
+    """
 
     def __init__(self, dim: int, ratio: float = 4.0, activation: Callable[[], nn.Module] = nn.GELU):
         super().__init__()

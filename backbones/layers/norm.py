@@ -1,31 +1,36 @@
-"""Normalisation of maps, and convolutions that can swallow the normalisation behind them."""
+"""Normalization of maps, and convolutions that can swallow the normalization behind them."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of every pixel of a map (B, C, H, W)."""
+class ByChannels:
+    """Lets a module that reads the last dimension serve maps (B, C, H, W) as well as rows (B, N, C): in channels-last
+    memory both without a copy. It stands before the module's class in the bases."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            return super().forward(x)  # type: ignore[misc]
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[misc]
+
+
+class LayerNorm2d(ByChannels, nn.LayerNorm):
+    """Layer norm over the channels of every pixel of a map (B, C, H, W), or of every row (B, N, C)."""
 
     def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__(dim, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
 
 
 class ConvNorm(nn.Module):
     """Convolution, then batch norm. `fused` gives the one convolution that equals both in inference.
 
     Args:
-        in_dim, dim: channels.
+        in_dim, dim: channels of the input and of the output.
         kernel_size, stride, groups, dilation: of the convolution; its padding keeps the size (rounded up by a stride).
         weight: initial scale of the norm; 0 makes a residual branch begin as nothing.
-        bias: of the convolution; the norm makes it superfluous, some published networks have it.
+        bias: whether the convolution has a bias; the norm makes it superfluous, some published networks have it.
     """
 
     def __init__(

@@ -1,5 +1,7 @@
 """What stands on residual branches: stochastic depth, layer scale, and the pre-norm block that most systems share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from .norm import ConvNorm, LayerNorm2d
 class DropPath(nn.Module):
     """Stochastic depth: in training, the branch of a sample is dropped with this probability and else scaled up.
 
+    `forward(x, ...)`: branches of one block share the draw; of several, a tuple comes back.
     Source: Huang et al., arXiv 1603.09382.
     """
 
@@ -18,37 +21,49 @@ class DropPath(nn.Module):
             raise ValueError(f"drop path rate must be in [0, 1), got {rate}")
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor):
         if not self.training or self.rate == 0:
-            return x
-        keep = torch.empty(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
-        return x * (keep / (1 - self.rate))
+            return (x, *others) if others else x
+        keep = torch.empty(len(x), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate) / (1 - self.rate)
+        kept = [y * keep.view(-1, *[1] * (y.ndim - 1)) for y in (x, *others)]
+        return tuple(kept) if others else kept[0]
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel of a map (B, C, H, W). Source: Touvron et al., arXiv 2103.17239."""
+    """A learned factor for each channel of a map (B, C, H, W), or of rows (B, N, C). Source: Touvron et al., arXiv
+    2103.17239.
+
+    Args:
+        dim: channels C.
+        initial: initial value of the factor.
+    """
 
     def __init__(self, dim: int, initial: float):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), float(initial)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma.view(-1, 1, 1)
+        return x * (self.gamma.view(-1, 1, 1) if x.ndim == 4 else self.gamma)
 
 
 class Block(nn.Module):
-    """The pre-norm block: x + position(x); x + mixer(norm1(x)); x + mlp(norm2(x)), all on maps (B, C, H, W).
+    """The pre-norm block on maps (B, C, H, W): x + position(x); x + mixer(norm1(x)); x + mlp(norm2(x)).
+
+    Tokens (B, T, C) may stand beside the map: a mixer that `takes_tokens` mixes both, any other the map alone; the MLP
+    serves both, if it serves rows.
 
     Args:
         dim: channels C.
         mixer, mlp: modules (B, C, H, W) -> (B, C, H, W).
         drop_path: rate of stochastic depth of both branches.
         layer_scale: initial value of the learned factor of both branches; None for none.
-        position: a module that is added first (a depth-wise convolution), or None.
-        norm: dim -> norm.
+        position: module that is added first (a depth-wise convolution), or None.
+        norm: function dim -> norm.
+
+    `forward(x)` gives x, `forward(x, tokens)` both.
     """
 
     def __init__(
@@ -59,7 +74,7 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         position: nn.Module | None = None,
-        norm=LayerNorm2d,
+        norm: Callable[[int], nn.Module] = LayerNorm2d,
     ):
         super().__init__()
         self.position = position
@@ -69,34 +84,65 @@ class Block(nn.Module):
         self.scale2 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor | None = None):
         if self.position is not None:
             x = x + self.position(x)
-        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
-        return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        if tokens is None:
+            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
+            return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
+        if getattr(self.mixer, "takes_tokens", False):
+            mixed = self.mixer(self.norm1(x), self.norm1(tokens))
+            x, tokens = self._add(x, tokens, self.scale1, *mixed)
+        else:
+            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
+        return self._add(x, tokens, self.scale2, self.mlp(self.norm2(x)), self.mlp(self.norm2(tokens)))
+
+    def _add(self, x: Tensor, tokens: Tensor, scale: nn.Module, of_x: Tensor, of_tokens: Tensor):
+        of_x, of_tokens = self.drop_path(scale(of_x), scale(of_tokens))
+        return x + of_x, tokens + of_tokens
+
+
+class ClassBlock(Block):
+    """The pre-norm block of class tokens (B, T, C) that read a map: tokens + mixer(norm1(x), norm1(tokens));
+    tokens + mlp(norm2(tokens)). The map stays as it is.
+
+    Args:
+        dim, mlp, drop_path, layer_scale, norm: as of `Block`.
+        mixer: module (x, tokens) -> tokens, such as `ClassAttention`.
+
+    `forward(x (B, C, H, W), tokens (B, T, C)) -> (B, T, C)`. Source: CaiT, arXiv 2103.17239.
+    """
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        tokens = tokens + self.drop_path(self.scale1(self.mixer(self.norm1(x), self.norm1(tokens))))
+        return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
 
 
 class Residual(nn.Module):
-    """x + branch(x). If the branch is a depth-wise `ConvNorm`, fusing puts the identity into its centre tap.
+    """x + activation(branch(x)). If the branch is a depth-wise convolution without an activation, fusing puts the
+    identity into its center tap.
 
     Args:
-        branch: (B, C, H, W) -> (B, C, H, W).
+        branch: module (B, C, H, W) -> (B, C, H, W).
         drop_path: rate of stochastic depth.
+        activation: module without parameters on what the branch gives, or None.
     """
 
-    def __init__(self, branch: nn.Module, drop_path: float = 0.0):
+    def __init__(self, branch: nn.Module, drop_path: float = 0.0, activation: nn.Module | None = None):
         super().__init__()
         self.branch = branch
+        self.activation = activation or nn.Identity()
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.branch(x))
+        return x + self.drop_path(self.activation(self.branch(x)))
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
         conv = self.branch
         if (
             isinstance(conv, nn.Conv2d)
+            and isinstance(self.activation, nn.Identity)
             and conv.groups == conv.in_channels == conv.out_channels
             and conv.stride == (1, 1)
         ):

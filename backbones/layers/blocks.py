@@ -1,0 +1,52 @@
+"""Blocks that run one after the other, with activation checkpointing where it is asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+class Blocks(nn.ModuleList):
+    """A list of blocks. `forward(x)` runs them all; `run(block, *inputs)` runs one of them.
+
+    With `checkpointing`, which `Backbone.set_grad_checkpointing` sets, training keeps only the inputs of a block for
+    the backward pass, and computes the rest again.
+    """
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = self.run(block, x)
+        return x
+
+    def run(self, block: nn.Module, *inputs: Tensor) -> Any:
+        """`block(*inputs)`."""
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return block(*inputs)
+        if torch.compiler.is_compiling():  # which takes no context, and traces the averages once
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return checkpoint(
+            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_kept(block))
+        )
+
+
+@contextmanager
+def statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms leave their running averages alone: what is computed again must not be counted again."""
+    kept = [
+        (norm, norm.momentum, norm.num_batches_tracked)
+        for norm in block.modules()
+        if isinstance(norm, _BatchNorm) and norm.training and norm.num_batches_tracked is not None
+    ]
+    try:
+        for norm, _, counter in kept:  # they still take the averages, so that the same tensors are saved as before
+            norm.momentum, norm.num_batches_tracked = 0.0, counter.clone()
+        yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -1,0 +1,34 @@
+"""Maps that are filled up with zeros to whole windows, and patches that become pixels."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def fill(x: Tensor, multiple: int | Sequence[int] = 1, least: int = 1) -> Tensor:
+    """A map (B, C, H, W) with zeros below and on the right; `y[..., :H, :W]` crops what is made of it back.
+
+    Args:
+        x: the map.
+        multiple: what divides the new height and width; one number for both, or two.
+        least: lower bound of the new height and width, itself such a multiple.
+    """
+    multiples = (multiple, multiple) if isinstance(multiple, int) else multiple
+    bottom, right = (max(least - size, -size % n) for size, n in zip(x.shape[-2:], multiples))
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+class Patches(nn.Conv2d):
+    """Patches that do not overlap become pixels, through a linear layer. The map is filled up to whole patches.
+
+    Args:
+        in_dim, dim: channels of the input and of the output.
+        side: side of a patch.
+    """
+
+    def __init__(self, in_dim: int, dim: int, side: int):
+        super().__init__(in_dim, dim, side, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(fill(x, self.stride[0]))

@@ -1,0 +1,82 @@
+"""What is learned for places: a table of positions, and tokens that stand beside a map."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
+    """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w); as it is where it cannot be that."""
+    dim, size = shape[1], tuple(shape[2:])
+    if table.ndim == 3:
+        side = math.isqrt(table.shape[1])
+        grid = size if math.prod(size) == table.shape[1] else (side, side)
+        if math.prod(grid) != table.shape[1]:
+            return table  # of no grid: the loader reports the shapes
+        table = table.unflatten(1, grid)
+    if table.ndim == 4 and table.shape[1] != dim:
+        table = table.permute(0, 3, 1, 2)
+    return resize_table(table, size) if table.shape[:2] == tuple(shape[:2]) else table
+
+
+def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
+    """A map (1, C, h, w), bicubically resized to (1, C, *size)."""
+    if tuple(table.shape[-2:]) == tuple(size):
+        return table
+    wide = torch.promote_types(table.dtype, torch.float32)
+    return F.interpolate(table.to(wide), tuple(size), mode="bicubic", antialias=True).to(table.dtype)
+
+
+class PositionTable(nn.Module):
+    """x + a learned map, which is bicubically resized to the size of x.
+
+    Args:
+        dim: channels C.
+        size: height and width of the table; one number for both.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. Tables of the authors load as (1, h · w, C), (1, C, h, w) or (1, h, w,
+    C), and are resized where theirs has another size; the rows of a table (1, N, C) of another size than this one are
+    taken for those of a square. A row for a class token must have been taken off.
+    """
+
+    no_weight_decay = ("weight",)
+    checkpoint_resize = {"weight": table_of_file}
+
+    def __init__(self, dim: int, size: int | Sequence[int]):
+        super().__init__()
+        height, width = (size, size) if isinstance(size, int) else size
+        self.weight = nn.Parameter(torch.empty(1, dim, height, width))
+        self.reset_weights()
+
+    def reset_weights(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + resize_table(self.weight, x.shape[-2:])
+
+
+class Tokens(nn.Module):
+    """Learned tokens, the same for every image.
+
+    Args:
+        count: number of tokens T.
+        dim: channels C.
+
+    `forward(batch) -> (batch, T, C)`.
+    """
+
+    no_weight_decay = ("weight",)
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, count, dim))
+        self.reset_weights()
+
+    def reset_weights(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, batch: int) -> Tensor:
+        return self.weight.expand(batch, -1, -1)

@@ -1,0 +1,63 @@
+"""Learned positions: of any size, and from files of any layout."""
+
+import pytest
+import torch
+from torch import nn
+
+from attlas import checkpoint
+from attlas.backbones.layers import PositionTable, Tokens
+
+
+def table(size, dim=8):
+    torch.manual_seed(0)
+    return PositionTable(dim, size)
+
+
+def test_it_is_added():
+    position, x = table((4, 6)), torch.randn(2, 8, 4, 6)
+    assert torch.equal(position(x), x + position.weight)
+    larger = position(torch.zeros(1, 8, 9, 5))
+    assert larger.shape == (1, 8, 9, 5)
+    nn.init.constant_(position.weight, 0.3)
+    torch.testing.assert_close(position(torch.zeros(1, 8, 9, 5)), torch.full((1, 8, 9, 5), 0.3))
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_layouts_of_files(size):
+    """As rows, as a map, and with the channels last; square or not."""
+    source, target = table(size), table(size)
+    nn.init.zeros_(target.weight)
+    for layout in (
+        source.weight.flatten(2).mT,
+        source.weight,
+        source.weight.permute(0, 2, 3, 1),
+    ):
+        nn.init.zeros_(target.weight)
+        assert checkpoint.load(target, {"weight": layout.detach()}).complete
+        assert torch.equal(target.weight, source.weight)
+
+
+@pytest.mark.parametrize("layout", ["rows", "map", "channels last"])
+def test_files_of_another_size(layout):
+    """Bicubically; rows of another size are those of a square."""
+    smooth = torch.linspace(0, 1, 4).view(1, 1, 4, 1).expand(1, 8, 4, 4)  # grows from row to row
+    file = {"rows": smooth.flatten(2).mT, "map": smooth, "channels last": smooth.permute(0, 2, 3, 1)}[layout]
+    network = nn.Sequential(nn.Identity(), table((8, 6)))
+    account = checkpoint.load(network, {"1.weight": file.contiguous()})
+    assert list(account.resized) == ["1.weight"]
+    resized = network[1].weight[0, 0]
+    torch.testing.assert_close(resized, resized[:, :1].expand(8, 6))
+    assert (resized[1:, 0] > resized[:-1, 0]).all()
+
+
+def test_files_that_fit_no_grid():
+    for shape in ((1, 17, 8), (1, 16, 9), (1, 9, 4, 4)):
+        with pytest.raises(ValueError, match=rf"weight: \({', '.join(map(str, shape))}\) in the file, \(1, 8, 4, 4\)"):
+            checkpoint.load(table(4), {"weight": torch.randn(shape)})
+
+
+def test_tokens():
+    tokens = Tokens(2, 8)
+    assert tokens(3).shape == (3, 2, 8)
+    assert torch.equal(tokens(3)[1], tokens.weight[0])
+    assert tokens.weight.std() < 0.05
