@@ -143,7 +143,8 @@ def analyze(network: nn.Module, image: Tensor, repeats: int = 5) -> list[Part]:
     """
     modules = {**parts_of(network), "total": network}
     parts = {name: Part(name, params=sum(p.numel() for p in m.parameters())) for name, m in modules.items()}
-    _count(network, modules, parts, image)
+    with _without_gradients(network):
+        _count(network, modules, parts, image)
     best: dict[str, float] = {}
     for _ in range(repeats + 1 if repeats else 0):  # the first one warms up
         seconds = _time(network, modules, image)
@@ -152,6 +153,19 @@ def analyze(network: nn.Module, image: Tensor, repeats: int = 5) -> list[Part]:
     for name, value in best.items():
         parts[name].seconds = value
     return [part for part in parts.values() if part.params or part.macs or part.seconds]
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """No parameter needs a gradient: PyTorch's counter asks views of such a one, made without a graph, for theirs."""
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def _count(network: nn.Module, modules: dict[str, nn.Module], parts: dict[str, Part], image: Tensor) -> None:
