@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .files import near_files, replacing
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str] | None]]
-Resize = Mapping[str, Callable[[str, Tensor, torch.Size], Tensor]]
+Resize = Mapping[str, Callable[[Tensor, torch.Size], Tensor]]
 
 # Where published files keep their weights; of several, the first is taken.
 CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "model_ema", "ema")
@@ -227,10 +227,11 @@ def load(
             of ours) is taken as it is. Names of the network's `checkpoint_optional` (regular expressions over the new
             names) may be in the file without being in the network: the account calls them ignored.
         prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
-        resize: for tables whose size depends on the setting (relative positions): functions (name, tensor, shape of the
+        resize: for tables whose size depends on the setting (relative positions): functions (tensor, shape of the
             network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
-            By default the network's `checkpoint_resize`. Tensors that differ in dimensions of size one only (a linear
-            layer and a 1x1 convolution) are reshaped without being told.
+            By default those of the network's modules: each may have a `checkpoint_resize`, functions by the names of
+            its own tensors. Tensors that differ in dimensions of size one only (a linear layer and a 1x1 convolution)
+            are reshaped without being told.
         ignore_mismatched: regular expressions over the network's names; tensors of these whose shape differs are left
             as they are (a head for other classes). Any other difference of shape is an error.
 
@@ -242,7 +243,7 @@ def load(
     if rules is None:
         rules = getattr(model, "checkpoint_rules", ())
     if resize is None:
-        resize = getattr(model, "checkpoint_resize", {})
+        resize = _resizers(model)
     account = Account("the given state" if isinstance(source, Mapping) else str(source))
     state = weights(source if isinstance(source, Mapping) else read(source))
     target = model.state_dict()
@@ -323,7 +324,7 @@ def left_over(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[st
         for name, value in names.items()
         if "num_batches_tracked" not in name and not _matches(name, ignore)
     }
-    resized, optional = getattr(model, "checkpoint_resize", {}), getattr(model, "checkpoint_optional", ())
+    resized, optional = _resizers(model), getattr(model, "checkpoint_optional", ())
     for rules in (getattr(model, "checkpoint_rules", ()), ()):
         renamed = {new: value for old, value in state.items() if (new := _rename(old, rules)) is not None}
         if all(
@@ -336,6 +337,15 @@ def left_over(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[st
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _resizers(model: nn.Module) -> Resize:
+    """The functions that modules have for their own tensors, by expressions for the network's names."""
+    return {
+        f"^{re.escape(f'{prefix}.{name}'.lstrip('.'))}$": function
+        for prefix, module in model.named_modules()
+        for name, function in getattr(module, "checkpoint_resize", {}).items()
+    }
 
 
 def _same(one: Sequence[int], other: Sequence[int]) -> bool:
@@ -372,12 +382,10 @@ def _fitting(
 def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor:
     if tensor.shape == shape:
         return tensor
-    if _same(tensor.shape, shape):
-        return tensor.reshape(shape)
     for pattern, function in resize.items():
         if re.search(pattern, name):
-            return function(name, tensor, shape)
-    return tensor
+            return function(tensor, shape)
+    return tensor.reshape(shape) if _same(tensor.shape, shape) else tensor
 
 
 def _some(names: Any, count: int = 8) -> str:

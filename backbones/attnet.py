@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import Block, ConvGlu, Head
+from .layers import Block, ByChannels, ConvGlu, Head
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -35,8 +35,8 @@ class ATConv(nn.Module):
 
     Args:
         dim: channels C.
-        kernel_size: k, odd.
-        bias: whether its linear layers and 1x1 convolutions have a bias.
+        kernel_size: side k of the kernels, odd.
+        bias: whether the linear layers and 1x1 convolutions have a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
@@ -46,7 +46,7 @@ class ATConv(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"ATConv: kernel_size={kernel_size} must be odd, so that a kernel has a centre")
+            raise ValueError(f"ATConv: kernel_size={kernel_size} must be odd, so that a kernel has a center")
         self.kernel_size, taps = kernel_size, kernel_size**2
         self.kernel_proj = nn.Linear(dim, dim, bias)
         self.kernel_gen = nn.Linear(taps, taps, bias)
@@ -92,14 +92,11 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
 # --- network ---------------------------------------------------------------------------------------------------------
 
 
-class RMSNorm2d(nn.RMSNorm):
+class RMSNorm2d(ByChannels, nn.RMSNorm):
     """Root mean square norm over the channels of every pixel of a map (B, C, H, W)."""
 
     def __init__(self, dim: int):
         super().__init__(dim, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class AttNet(Pyramid):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
-from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, heads_of
+from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, fill, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -34,7 +34,7 @@ FORMS = ("legacy", "nchw")
 
 def _lepe(mixer: str, dim: int, kernel_size: int) -> nn.Conv2d:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"{mixer}: lepe_kernel={kernel_size} must be odd, so that a kernel has a centre")
+        raise ValueError(f"{mixer}: lepe_kernel={kernel_size} must be odd, so that a kernel has a center")
     return depthwise(dim, kernel_size)
 
 
@@ -43,17 +43,17 @@ class BiLevelRouting(nn.Module):
     """Bi-level routing attention, see above.
 
     The authors have two forms of it, which differ where p does not divide the map. "legacy", of all published weights:
-    the input is filled up with zeros to p x p regions, right and below; the filling becomes tokens like others, with
-    the biases of the projection. "nchw": a region has (H // p, W // p) pixels, at least one, so that there may be more
+    the input is filled up with zeros to p x p regions; the filling becomes tokens like others, with the biases of the
+    projection. "nchw": a region has (H // p, W // p) pixels, at least one, so that there may be more
     than p regions in a row, or fewer; q, k, v are filled up, so that filling has logits and values of 0 (and a share of
     the softmax), and means are of real pixels.
 
     Args:
         dim: channels C.
-        heads: h; about C / 32 by default.
-        regions: p.
-        topk: K; where the map has fewer regions, all are chosen.
-        scale: factor of the logits; (width of all queries)^-0.5 by default.
+        heads: number of attention heads h; about C / 32 by default.
+        regions: number of regions p along a side of the map.
+        topk: number of regions K that a region chooses; where the map has fewer, all are chosen.
+        scale: factor on the logits; (width of all queries)^-0.5 by default.
         form: "legacy" or "nchw".
         key_dim: width of the queries and keys of all heads; C by default.
         lepe_kernel: side of the depth-wise kernel of LePE, odd.
@@ -95,21 +95,16 @@ class BiLevelRouting(nn.Module):
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """q, k and v in one, (B, H', W', all channels), where H' and W' are whole regions; the choice I (B, R, K), best
         first; the number of regions along H' and W'."""
+        if self.form == "legacy":
+            x = fill(x, self.regions)
         sides = [self._region(size) for size in x.shape[-2:]]
-        if self.form == "nchw":
-            grid = -(-x.shape[-2] // sides[0]), -(-x.shape[-1] // sides[1])
-        else:
-            grid = self.regions, self.regions
-        bottom, right = (count * side - size for count, side, size in zip(grid, sides, x.shape[-2:]))
-        filling = 0, 0, 0, right, 0, bottom
-        rows = x.permute(0, 2, 3, 1)
-        qkv = self.qkv(F.pad(rows, filling) if self.form == "legacy" else rows)
-        q_and_k = qkv.detach()[..., : 2 * self.widths[0]].permute(0, 3, 1, 2)
-        means = F.avg_pool2d(q_and_k, sides, ceil_mode=True, count_include_pad=False).flatten(2)
-        q, k = means.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=1)
+        qkv = self.qkv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        q_and_k = qkv.detach()[:, : 2 * self.widths[0]]
+        means = F.avg_pool2d(q_and_k, sides, ceil_mode=True, count_include_pad=False)
+        q, k = means.flatten(2).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=1)
         with without_autocast(x):  # the choice should not hang on a rounding
-            index = (q.mT @ k).topk(min(self.topk, grid[0] * grid[1]), dim=-1).indices
-        return F.pad(qkv, filling) if self.form == "nchw" else qkv, index, grid
+            index = (q.mT @ k).topk(min(self.topk, q.shape[-1]), dim=-1).indices
+        return fill(qkv, sides).permute(0, 2, 3, 1), index, (means.shape[2], means.shape[3])
 
     def _split(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """q, k, v (B, H', W', heads, width of a head)."""
@@ -144,8 +139,8 @@ class AttentionLePE(Attention):
 
     Args:
         dim: channels C.
-        heads: their number; the authors' networks always have 8.
-        lepe_of: what the depth-wise convolution reads, the "input" or the "value" (the authors' nchw network).
+        heads: number of attention heads; the authors' networks always have 8.
+        lepe_of: source of the depth-wise convolution, the "input" or the "value" (the authors' nchw network).
         lepe_kernel: side of its kernel, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -178,15 +173,17 @@ class BiFormer(Pyramid):
 
     Args:
         dims, depths, mlp_ratio, drop_path_rate, layer_scale, **common: as of `Pyramid`.
-        topks: by stage, the regions that each region chooses; -2 for `AttentionLePE` instead, -1 for the same without
-            LePE (in the form "nchw" with LePE of the values), 0 for no attention: a 1x1 convolution, a depth-wise 5x5
-            one, and another 1x1.
-        regions: p of all stages, or one number for each.
+        topks: number of regions that each region chooses, by stage; -2 for `AttentionLePE` instead, -1 for the same
+            without LePE (in the form "nchw" with LePE of the values), 0 for no attention: a 1x1 convolution, a
+            depth-wise 5x5 one, and another 1x1.
+        regions: number of regions p along a side of the map; one, or one for each stage.
         head_dim: width of the queries of a head of `BiLevelRouting`.
         form: form of `BiLevelRouting`.
         key_dims: width of the queries and keys of `BiLevelRouting`, by stage; by default that of the stage.
-        scale, lepe_kernel: options of `BiLevelRouting` (the kernel also of `AttentionLePE`).
+        scale, lepe_kernel: as of `BiLevelRouting` (the kernel also of `AttentionLePE`).
     """
+
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
@@ -203,12 +200,11 @@ class BiFormer(Pyramid):
         mlp_ratio=3.0,
         **common,
     ):
-        if len(topks) != len(dims) or min(topks) < -2:
-            raise ValueError(f"topks must have one entry of -2 or more for each of {len(dims)} stages, got {topks}")
-        self.regions = per_stage("regions", regions, len(dims))
+        self.topks, self.regions = per_stage("topks", topks, len(dims)), per_stage("regions", regions, len(dims))
+        if min(self.topks) < -2:
+            raise ValueError(f"topks={self.topks} must be at least -2")
         self.key_dims = per_stage("key_dims", dims if key_dims is None else key_dims, len(dims))
-        self.topks, self.head_dim, self.form = tuple(topks), head_dim, form
-        self.scale, self.lepe_kernel = scale, lepe_kernel
+        self.head_dim, self.form, self.scale, self.lepe_kernel = head_dim, form, scale, lepe_kernel
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -250,22 +246,16 @@ class BiFormer(Pyramid):
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, before=nn.BatchNorm2d(dim))
 
-    def initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
-            super().initialise(module)
-
 
 class BiFormerSTL(BiFormer):
-    """BiFormer in the layout of Swin-T: patches of 4x4 and 2x2 pixels, no convolution before the attention.
+    """BiFormer in the layout of Swin-T: patches of 4x4 and 2x2 pixels, no convolution before the attention. Arguments
+    as of `BiFormer`.
 
     Stem and transitions have batch norms, the blocks layer norms, in both forms. Where 4, 8, 16, 32 do not divide a
     size, they lose its last rows, as the authors' do; maps are floor(floor(H / 4) / 2) ... high.
-
-    Args:
-        as of `BiFormer`.
     """
 
-    min_size = 32
+    min_size, rounds_up = 32, False
 
     def __init__(self, dims=(96, 192, 384, 768), depths=(2, 2, 6, 2), mlp_ratio=4.0, **common):
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)

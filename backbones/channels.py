@@ -36,7 +36,7 @@ def fill_channels(model: dict) -> None:
     A missing value, or 'auto', is filled in. Models without these parts, or with another backbone, are left alone.
 
     Args:
-        model: the config of a detector or a segmentor; changed in place.
+        model: config of a detector or a segmentor; changed in place.
 
     Raises:
         ValueError: a given value is wrong; names it and the right one with the strides of the maps.

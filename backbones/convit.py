@@ -12,7 +12,7 @@ The second logit is a sum of a function of dx and one of dy, so its softmax is t
 one over the rows: a table of H x H + W x W replaces the N x N x 3 of the reference, for maps of any shape. The code
 divides A by its sum over j once more, which is 1.
 
-The code has w (a linear layer of the three features) where the paper has a centre and a strength of locality for each
+The code has w (a linear layer of the three features) where the paper has a center and a strength of locality for each
 head; they are the same family.
 """
 
@@ -35,15 +35,15 @@ from .zoo import Rules, Variant, register
 class GPSA(nn.Module):
     """Gated positional self-attention, see above.
 
-    Each head begins by looking at one neighbour: m² heads (m = ⌊√heads⌋) at the pixels of an m x m window, and the
-    values pass unchanged, as in a convolution. For even m the centres lie between pixels, and a head looks at four
+    Each head begins by looking at one neighbor: m² heads (m = ⌊√heads⌋) at the pixels of an m x m window, and the
+    values pass unchanged, as in a convolution. For even m the centers lie between pixels, and a head looks at four
     pixels alike. The authors' use_local_init=False, a start without this, is left out: nothing published uses it.
 
     Args:
         dim: channels C.
-        heads: their number; about C / 32 by default.
+        heads: number of attention heads; about C / 32 by default.
         qkv_bias: whether queries, keys and values have a bias.
-        locality_strength: how sharply a head looks at its neighbour in the beginning.
+        locality_strength: sharpness of a head's look at its neighbor in the beginning.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
@@ -61,14 +61,14 @@ class GPSA(nn.Module):
 
     @torch.no_grad()
     def reset_weights(self) -> None:
-        """-strength · |(dx, dy) - centre|², but for a constant, is the positional logit of each of the m² heads."""
+        """-strength · |(dx, dy) - center|², but for a constant, is the positional logit of each of the m² heads."""
         nn.init.eye_(self.v.weight)
         nn.init.ones_(self.gating_param)
         nn.init.trunc_normal_(self.pos_proj.weight, std=0.02)
         nn.init.zeros_(self.pos_proj.bias)
         side = math.isqrt(self.heads)
-        centres = [n - (side - 1) / 2 for n in range(side)]  # of even m they lie between pixels, and four pixels tie
-        window = [(2 * dx, 2 * dy, -1.0) for dx in centres for dy in centres]
+        centers = [n - (side - 1) / 2 for n in range(side)]  # of even m they lie between pixels, and four pixels tie
+        window = [(2 * dx, 2 * dy, -1.0) for dx in centers for dy in centers]
         self.pos_proj.weight[: side**2] = torch.tensor(window).to(self.pos_proj.weight)
         self.pos_proj.weight *= self.locality_strength
 
@@ -82,8 +82,8 @@ class GPSA(nn.Module):
         """How the places of one axis look at each other: (heads, size, size), sums of 1, at least in float32.
 
         Args:
-            size: W or H.
-            axis: 0 along the width, 1 along the height.
+            size: number of places, W or H.
+            axis: 0 for the width, 1 for the height.
         """
         weight, bias = self.pos_proj.weight, self.pos_proj.bias
         wide = torch.promote_types(weight.dtype, torch.float32)  # squares of distances need the digits
@@ -125,9 +125,9 @@ class ConViT(Isotropic):
 
     Args:
         dim, drop_path_rate, **common: as of `Isotropic`.
-        depths: blocks of GPSA, blocks of plain attention (at least one).
-        heads: of all attentions.
-        locality_strength: of `GPSA`.
+        depths: number of blocks of GPSA, and of blocks of plain attention (at least one).
+        heads: number of heads of all attentions.
+        locality_strength: as of `GPSA`.
         qkv_bias: whether the queries, keys and values of all attentions have a bias.
     """
 
@@ -168,7 +168,9 @@ VARIANTS = {
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
 RULES: Rules = [
-    (r"^patch_embed\.proj\.", r"patch_embed."),
+    (r"^patch_embed\.proj\.", r"stem."),
+    (r"^pos_embed$", r"position.weight"),
+    (r"^cls_token$", r"cls_token.weight"),
     (r"\.attn\.", r".mixer."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import DropPath, Head, LayerNorm2d, Mlp, Residual, depthwise, heads_of
+from .layers import DropPath, Head, LayerNorm2d, Mlp, Patches, Residual, depthwise, fill, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -31,8 +31,8 @@ class SpatialWindowAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 32 by default.
-        window: side w of a window in pixels. Maps are filled up with zeros, right and below.
+        heads: number of attention heads; about C / 32 by default.
+        window: side w of a window in pixels. Maps are filled up with zeros to whole windows.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -48,8 +48,12 @@ class SpatialWindowAttention(nn.Module):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, each (B, rows of windows, columns of windows, heads, w², d)."""
         w = self.window
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, -x.shape[3] % w, 0, -x.shape[2] % w))
-        qkv = self.qkv(x).unflatten(2, (-1, w)).unflatten(1, (-1, w)).unflatten(-1, (3, self.heads, -1))
+        qkv = (
+            self.qkv(fill(x, w).permute(0, 2, 3, 1))
+            .unflatten(2, (-1, w))
+            .unflatten(1, (-1, w))
+            .unflatten(-1, (3, self.heads, -1))
+        )
         # (B, rows, w, columns, w, 3, heads, d) -> (3, B, rows, columns, heads, w, w, d)
         return qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(5, 6).unbind(0)
 
@@ -84,9 +88,9 @@ class ChannelGroupAttention(nn.Module):
 
     Args:
         dim: channels C.
-        groups: their number; about C / 32 by default.
-        channel_attn_v2: timm's operator of that name (the weights of Florence-2) instead: the queries and keys make the
-            map, which averages the values, and the scale is that of N: y = v softmax(qᵀ k / √N)ᵀ.
+        groups: number of groups; about C / 32 by default.
+        channel_attn_v2: whether to be timm's operator of that name (the weights of Florence-2): the queries and keys
+            make the map, which averages the values, and the scale is that of N: y = v softmax(qᵀ k / √N)ᵀ.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -135,28 +139,34 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Layer norm, then a convolution of stride 2, 2x2 or (`overlapped`) 3x3. Odd sizes are rounded up."""
+    """Layer norm, then a convolution of stride 2, 2x2 or (`overlapped`) 3x3. Odd sizes are rounded up: the zeros come
+    after the norm."""
 
     def __init__(self, in_dim: int, dim: int, overlapped: bool):
         super().__init__()
         self.norm = _norm(in_dim)
-        self.conv = nn.Conv2d(in_dim, dim, 3 if overlapped else 2, stride=2, padding=1 if overlapped else 0)
+        self.conv = nn.Conv2d(in_dim, dim, 3, stride=2, padding=1) if overlapped else Patches(in_dim, dim, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        # the zeros come after the norm; the 3x3 convolution has them in its padding
-        if self.conv.padding == (0, 0):
-            x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return self.conv(x)
+        return self.conv(self.norm(x))
 
 
 class DualBlock(nn.Module):
     """A spatial or a channel block: a depth-wise 3x3 convolution (which tells positions) before the attention, and
-    another before the MLP, all on residual branches."""
+    another before the MLP, all on residual branches.
 
-    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float):
+    Args:
+        dim: channels.
+        mixer, mlp: modules (B, C, H, W) -> (B, C, H, W).
+        drop_path: rate of stochastic depth of both branches.
+        cpe_act: whether a GELU follows the convolutions that tell positions.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0, cpe_act: bool = False):
         super().__init__()
-        self.position1, self.position2 = Residual(depthwise(dim, 3)), Residual(depthwise(dim, 3))
+        self.position1, self.position2 = (
+            Residual(depthwise(dim, 3), activation=nn.GELU() if cpe_act else None) for _ in range(2)
+        )
         self.norm1, self.mixer = _norm(dim), mixer
         self.norm2, self.mlp = _norm(dim), mlp
         self.drop_path = DropPath(drop_path)
@@ -169,16 +179,16 @@ class DualBlock(nn.Module):
 
 
 class DaViT(Pyramid):
-    """DaViT, at any size of the image. The authors' option cpe_act, a GELU behind the depth-wise convolutions that tell
-    positions, is left out: no published weights need it.
+    """DaViT, at any size of the image.
 
     Args:
         dims, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
-        depths: pairs of a spatial and a channel block in each stage.
+        depths: number of pairs of a spatial and a channel block in each stage.
         heads: number of heads of the spatial attention and of groups of the channel attention; one, or one for each
             stage; by default of 32 channels each.
         window: side of the windows.
-        overlapped_patch: 3x3 convolutions between the stages, not 2x2.
+        cpe_act: whether a GELU follows the depth-wise convolutions that tell positions.
+        overlapped_patch: whether the convolutions between the stages are 3x3, not 2x2.
         channel_attn_v2: as of `ChannelGroupAttention`. With this, overlapped_patch and windows of 12 it is the image
             tower of Florence-2.
         qkv_bias: whether the projections to queries, keys and values have a bias.
@@ -186,6 +196,7 @@ class DaViT(Pyramid):
 
     unused = ("layer_scale",)
     blocks_per_depth = 2
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
@@ -193,13 +204,14 @@ class DaViT(Pyramid):
         depths=(1, 1, 3, 1),
         heads=None,
         window: int = 7,
+        cpe_act: bool = False,
         overlapped_patch: bool = False,
         channel_attn_v2: bool = False,
         qkv_bias: bool = True,
         **common,
     ):
         self.heads = per_stage("heads", heads, len(dims))
-        self.window = window
+        self.window, self.cpe_act = window, cpe_act
         self.overlapped_patch, self.channel_attn_v2 = overlapped_patch, channel_attn_v2
         self.qkv_bias = qkv_bias
         super().__init__(dims, depths, **common)
@@ -217,17 +229,13 @@ class DaViT(Pyramid):
             mixer = SpatialWindowAttention(dim, heads, self.window, self.qkv_bias)
         else:
             mixer = ChannelGroupAttention(dim, heads, self.channel_attn_v2, self.qkv_bias)
-        return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path)
+        return DualBlock(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path, self.cpe_act)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return _norm(dim)
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, after=nn.LayerNorm(dim))
-
-    def initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
-            super().initialise(module)
 
 
 def _size(width: int, *depths: int) -> dict:
@@ -245,6 +253,13 @@ VARIANTS = {
 
 # --- the authors' checkpoints, and timm's ----------------------------------------------------------------------------
 
+# of a block or an operator alone
+BLOCK_RULES: Rules = [
+    (r"(^|\.)cpe(\.0|1)\.proj\.", r"\1position1.branch."),
+    (r"(^|\.)cpe(\.1|2)\.proj\.", r"\1position2.branch."),
+    (r"(^|\.)attn\.", r"\1mixer."),
+]
+
 RULES: Rules = [
     (r"^patch_embeds\.0\.", r"stem."),
     (r"^patch_embeds\.(\d)\.", r"stages.\1.downsample."),
@@ -254,9 +269,7 @@ RULES: Rules = [
     (r"\.channel_block\.", r".1."),
     # block 0 (spatial) or 1 (channel) of pair j is our block 2j or 2j + 1
     (r"^(stages\.\d\.blocks)\.(\d+)\.([01])\.", lambda m: f"{m[1]}.{2 * int(m[2]) + int(m[3])}."),
-    (r"(^|\.)cpe(\.0|1)\.proj\.", r"\1position1.branch."),
-    (r"(^|\.)cpe(\.1|2)\.proj\.", r"\1position2.branch."),
-    (r"(^|\.)attn\.", r"\1mixer."),
+    *BLOCK_RULES,
     (r"^norm(\d)\.", r"norms.\1."),
     (r"^norms\.(weight|bias)$", r"head.after.\1"),
     (r"^head\.norm\.", r"head.after."),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
-from .layers import ConvNorm, DropPath, Head, SqueezeExcite, heads_of, make_divisible
+from .layers import ConvNorm, DropPath, Head, SqueezeExcite, fill, heads_of, make_divisible
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -38,17 +38,19 @@ class HaloAttention(nn.Module):
     Args:
         dim: channels C.
         dim_out: channels of the output, those of the values of all heads; C by default.
-        heads: their number.
-        block_size: b.
-        halo_size: how far a window reaches beyond its block.
+        heads: number of attention heads.
+        block_size: side b of the blocks.
+        halo_size: reach of a window beyond its block.
         stride: 1 or 2. With 2 every second pixel has a query; where b is odd all have, and the output is averaged 2x2.
         key_dim: width d of the queries and keys of a head; that of the values by default (dim_out rounded to a
             multiple of 8).
-        scale_position: divide the terms of place by √d, too (timm's scale_pos_embed).
+        qkv_bias: whether queries, keys and values have a bias.
+        avg_down: whether a stride of 2 is timm's mean over 2x2 pixels for every block: an odd last row or column is
+            left out then.
+        scale_position: whether the terms of place are divided by √d, too (timm's scale_pos_embed).
 
-    `forward(x (B, C, H, W)) -> (B, dim_out, ⌈H / stride⌉, ⌈W / stride⌉)`, channels-last. Maps are filled up to whole
-    blocks with zeros, right and below, which are then pixels beyond the map like others. timm's avg_down, the mean of
-    2x2 pixels for an even block too, is left out: no published weights need it.
+    `forward(x (B, C, H, W)) -> (B, dim_out, ⌈H / stride⌉, ⌈W / stride⌉)`, channels-last; with `avg_down` rounded down.
+    Maps are filled up to whole blocks; keys and values of the filling are zero, as beyond the map.
     """
 
     def __init__(
@@ -60,6 +62,8 @@ class HaloAttention(nn.Module):
         halo_size: int = 3,
         stride: int = 1,
         key_dim: int | None = None,
+        qkv_bias: bool = False,
+        avg_down: bool = False,
         scale_position: bool = False,
     ):
         super().__init__()
@@ -74,25 +78,27 @@ class HaloAttention(nn.Module):
         self.key_dim = make_divisible(dim_out) // heads if key_dim is None else key_dim
         self.block_size, self.halo_size, self.window = block_size, halo_size, block_size + 2 * halo_size
         self.scale_position = scale_position
-        self.pool = stride == 2 and block_size % 2 == 1
+        self.pool = stride == 2 and (avg_down or block_size % 2 == 1)
+        self.avg_down = avg_down
         self.stride = 1 if self.pool else stride  # of the queries
-        self.q = nn.Conv2d(dim, heads * self.key_dim, 1, stride=self.stride, bias=False)
-        self.kv = nn.Conv2d(dim, heads * self.key_dim + dim_out, 1, bias=False)  # of each head k, then v
+        self.q = nn.Conv2d(dim, heads * self.key_dim, 1, stride=self.stride, bias=qkv_bias)
+        self.kv = nn.Conv2d(dim, heads * self.key_dim + dim_out, 1, bias=qkv_bias)  # of each head k, then v
         self.height_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
         self.width_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
         self.reset_weights()
 
     def reset_weights(self) -> None:
-        for weight in (self.q.weight, self.kv.weight):
-            nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
+        for projection in (self.q, self.kv):
+            nn.init.trunc_normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
         for table in (self.height_rel, self.width_rel):
             nn.init.trunc_normal_(table, std=self.key_dim**-0.5)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, (B, rows, columns, heads, width), of whole blocks."""
-        bottom, right = (-size % self.block_size for size in x.shape[-2:])
-        x = F.pad(x, (0, right, 0, bottom))
-        q, kv = (part.permute(0, 2, 3, 1).unflatten(-1, (self.heads, -1)) for part in (self.q(x), self.kv(x)))
+        parts = self.q(fill(x, self.block_size)), fill(self.kv(x), self.block_size)
+        q, kv = (part.permute(0, 2, 3, 1).unflatten(-1, (self.heads, -1)) for part in parts)
         return q, *kv.split([self.key_dim, kv.shape[-1] - self.key_dim], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,11 +108,11 @@ class HaloAttention(nn.Module):
             *self._project(x), *tables, self.block_size, self.halo_size, scale_position=self.scale_position
         )
         y = y[:, :rows, :columns].flatten(3).contiguous().permute(0, 3, 1, 2)
-        return F.avg_pool2d(y, 2, ceil_mode=True, count_include_pad=False) if self.pool else y
+        return F.avg_pool2d(y, 2, ceil_mode=not self.avg_down, count_include_pad=False) if self.pool else y
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
         """How the pixel (row, column) `place` of the input looks at the pixels, by head: (B, heads, H, W). With a
-        stride, it shares its query with its neighbours. Zero outside the window; the sum is 1 less what goes to pixels
+        stride, it shares its query with its neighbors. Zero outside the window; the sum is 1 less what goes to pixels
         beyond the map."""
         place = place[0] // self.stride, place[1] // self.stride
         q, k, _ = self._project(x)
@@ -149,11 +155,14 @@ class Bottleneck(nn.Module):
 
     Args:
         in_dim, dim: channels of the input and of the output.
-        mixer: a module from `hidden` to `mixed` channels, with the stride of the block.
-        norm: of what it gives.
-        shortcut: of x; None for none.
-        gate: of the channels, before the last convolution.
-        linear: no activation at the end.
+        hidden, mixed: channels that the mixer reads and gives.
+        mixer: module from `hidden` to `mixed` channels, with the stride of the block.
+        norm: module on what the mixer gives.
+        shortcut: module on x; None for no shortcut.
+        gate: module on the channels, before the last convolution.
+        activation: class of the activations.
+        linear: whether there is no activation at the end.
+        drop_path: rate of stochastic depth.
     """
 
     def __init__(
@@ -194,23 +203,24 @@ class HaloNet(Pyramid):
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
         ratio: hidden channels of a block over those of its output; one, or one for each stage.
-        attends: for each stage the numbers of the blocks that attend, the others have a 3x3 convolution; None for all.
-        heads: of the attention, by stage.
-        block_size, halo_size: of the attention.
+        attends: numbers of the blocks that attend, for each stage (the others have a 3x3 convolution); None for all.
+        heads: number of attention heads; one, or one for each stage.
+        block_size, halo_size, qkv_bias: as of `HaloAttention`.
         value_ratio: channels of the values over the hidden ones.
-        qk_ratio: those of queries and keys over the hidden ones; of all heads.
+        qk_ratio: channels of queries and keys, of all heads, over the hidden ones.
         key_dim: channels of the queries and keys of one head, in place of qk_ratio.
         group_size: channels of a group of the 3x3 convolutions; None for one group.
         gate: "se" or "eca", for `SqueezeExcite` or `EfficientChannelAttention` after the 3x3 convolutions, or None.
         se_ratio: hidden channels of "se" over its own.
         activation: "relu" or "silu".
-        stem_dims, stem_kernel, stem_pool: channels of the convolutions of the stem and their size; whether a maximum
-            over 3x3 pixels has the second stride of two, and not the last convolution.
+        stem_dims, stem_kernel: channels of the convolutions of the stem, and side of their kernels.
+        stem_pool: whether a maximum over 3x3 pixels has the second stride of two, and not the last convolution.
         features: width of the vector before the last layer, which a 1x1 convolution makes; None for no convolution.
         project_first: whether the first block of the first stage has a convolution as its shortcut even if the shape
             stays, as the others' first ones have.
-        inverted: the blocks of RegNetZ: `ratio` is over the channels of the input, no activation at the end, no
-            shortcut where the shape changes; and the second stride of two is that of the first stage, not of the stem.
+        inverted: whether the blocks are those of RegNetZ: `ratio` is over the channels of the input, no activation at
+            the end, no shortcut where the shape changes; and the second stride of two is that of the first stage, not
+            of the stem.
     """
 
     unused = ("mlp_ratio", "layer_scale")
@@ -226,6 +236,7 @@ class HaloNet(Pyramid):
         halo_size: int = 3,
         value_ratio: float = 1.0,
         qk_ratio: float = 1.0,
+        qkv_bias: bool = False,
         key_dim: int | None = None,
         group_size: int | None = None,
         gate: str | None = None,
@@ -247,7 +258,7 @@ class HaloNet(Pyramid):
         self.attends = per_stage("attends", attends, len(dims))
         self.heads = per_stage("heads", heads, len(dims))
         self.in_dims = (stem_dims[-1], *dims)
-        self.block_size, self.halo_size = block_size, halo_size
+        self.block_size, self.halo_size, self.qkv_bias = block_size, halo_size, qkv_bias
         self.value_ratio, self.qk_ratio, self.key_dim = value_ratio, qk_ratio, key_dim
         self.group_size, self.gate, self.se_ratio = group_size, gate, se_ratio
         self.activation = ACTIVATIONS[activation]
@@ -279,7 +290,7 @@ class HaloNet(Pyramid):
             mixed = int(hidden * self.value_ratio)
             heads = self.heads[stage]
             key_dim = self.key_dim or make_divisible(hidden * self.qk_ratio) // heads
-            mixer = HaloAttention(hidden, mixed, heads, self.block_size, self.halo_size, stride, key_dim)
+            mixer = HaloAttention(hidden, mixed, heads, self.block_size, self.halo_size, stride, key_dim, self.qkv_bias)
             norm = nn.BatchNorm2d(mixed)
         else:
             mixer = ConvNorm(hidden, hidden, 3, stride, hidden // (self.group_size or hidden))
@@ -305,14 +316,14 @@ class HaloNet(Pyramid):
         before = nn.Sequential(ConvNorm(dim, self.features), self.activation())
         return Head(self.features, num_classes, before=before)
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.weight.shape[0] * module.weight[0, 0].numel() / module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         else:
-            super().initialise(module)
+            super().initialize(module)
 
 
 def _paper(block: int, halo: int, values: float, outputs: float, depth: int, final: int | None = None) -> dict:

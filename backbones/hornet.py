@@ -36,6 +36,8 @@ class GlobalLocalFilter(nn.Module):
             resized (bilinear, corners aligned). The transform runs in float32 at least.
     """
 
+    checkpoint_resize = {"complex_weight": lambda weight, shape: resize_filter(weight, (shape[1], shape[2]))}
+
     def __init__(self, dim: int, filter_size: tuple[int, int]):
         super().__init__()
         if dim % 2:
@@ -73,10 +75,10 @@ class GnConv(nn.Module):
 
     Args:
         dim: channels C, divisible by 2^(order-1).
-        order: n; the output is a polynomial of degree n + 1 in the input.
-        filter_size: None for a 7x7 convolution, else the size of the global filter (`GlobalLocalFilter`).
-        scale: s.
-        kernel_size: of the convolution, odd.
+        order: order n; the output is a polynomial of degree n + 1 in the input.
+        filter_size: size of the global filter (`GlobalLocalFilter`), None for a convolution.
+        scale: factor s on the gates.
+        kernel_size: side of the convolution's kernel, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
@@ -93,7 +95,7 @@ class GnConv(nn.Module):
         if order < 1 or dim % 2 ** (order - 1):
             raise ValueError(f"GnConv: dim={dim} must be divisible by 2^(order-1) = {2 ** max(0, order - 1)}")
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"GnConv: kernel_size={kernel_size} must be odd, so that a kernel has a centre")
+            raise ValueError(f"GnConv: kernel_size={kernel_size} must be odd, so that a kernel has a center")
         self.dims = [dim // 2 ** (order - 1 - k) for k in range(order)]
         self.scale = scale
         self.proj_in = nn.Conv2d(dim, 2 * dim, 1)
@@ -134,10 +136,10 @@ class HorNet(Pyramid):
         filter_sizes: size of the global filter of each stage, None for a 7x7 convolution; None for all of these. The
             authors' networks for ADE20K have (24, 13) and (12, 7) in the last two stages; with other sizes, filters of
             a file are resized.
-        scale: s of gⁿConv.
+        scale: factor s of gⁿConv.
     """
 
-    min_size = 32
+    min_size, rounds_up = 32, False
 
     def __init__(
         self,
@@ -196,9 +198,4 @@ RULES: Rules = [
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]
 
-register(
-    HorNet,
-    VARIANTS,
-    RULES,
-    resize={r"complex_weight$": lambda name, tensor, shape: resize_filter(tensor, (shape[1], shape[2]))},
-)
+register(HorNet, VARIANTS, RULES)

@@ -14,7 +14,7 @@ The attention of the last stage adds a learned bias for each offset (|Δy|, |Δx
 
 - the classifier resizes the table of offsets (bicubic), as is usual;
 - the dense form expands the table to a matrix of (r², r²) and resizes that as if it were an image. That mixes pixels of
-  neighbouring rows, but it is what the authors' detectors were trained with (r = 14).
+  neighboring rows, but it is what the authors' detectors were trained with (r = 14).
 """
 
 import math
@@ -49,7 +49,7 @@ class LSConv(nn.Module):
 
     Args:
         dim: channels C, even.
-        groups: G, how many channels use one kernel.
+        groups: number G of channels that use one kernel.
         large_kernel, small_kernel: sides of the perceiving and the aggregating kernel, odd.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -59,7 +59,7 @@ class LSConv(nn.Module):
         super().__init__()
         for name, value in (("large_kernel", large_kernel), ("small_kernel", small_kernel)):
             if value < 1 or value % 2 == 0:
-                raise ValueError(f"LSConv: {name}={value} must be odd, so that a kernel has a centre")
+                raise ValueError(f"LSConv: {name}={value} must be odd, so that a kernel has a center")
         if groups < 1 or dim % groups or dim % 2:
             raise ValueError(f"LSConv: dim={dim} must be even and divisible by groups={groups}")
         self.kernels, half, taps = dim // groups, dim // 2, small_kernel**2
@@ -115,15 +115,18 @@ class LSNetAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 32 by default.
+        heads: number of attention heads; about C / 32 by default.
         key_dim: width of the queries and keys of a head.
-        resolution: r; the table of biases is for maps of r x r.
-        resize_matrix: on maps of another size, resize the matrix of biases; by default the table (see above).
+        resolution: side r of the maps that the table of biases is for.
+        resize_matrix: whether, on maps of another size, the matrix of biases is resized, and not the table (see above).
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. The last norm begins at zero, as for a residual branch.
     """
 
     no_weight_decay = ("attention_biases",)
+    checkpoint_resize = {
+        "attention_biases": lambda table, shape: resize_offsets(table, (math.isqrt(shape[1]), math.isqrt(shape[1])))
+    }
 
     def __init__(
         self, dim: int, heads: int | None = None, key_dim: int = 16, resolution: int = 4, resize_matrix: bool = False
@@ -191,8 +194,8 @@ class LSNet(Pyramid):
 
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
-        heads, key_dim: of the attention.
-        resolution: side of the last map for which the table of biases is; by default 4 (images of 224) in a classifier
+        heads, key_dim: as of `LSNetAttention`.
+        resolution: side of the last map that the table of biases is for; by default 4 (images of 224) in a classifier
             and 14 in the dense form, where the table of a classifier's file is resized.
         distilled: whether the classifier has a second head, for the authors' weights that learnt from a teacher. The
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
@@ -200,6 +203,7 @@ class LSNet(Pyramid):
 
     unused = ("mlp_ratio", "layer_scale")
     stem_stride = 8
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights: norms follow
 
     def __init__(
         self,
@@ -209,20 +213,10 @@ class LSNet(Pyramid):
         key_dim=16,
         resolution=None,
         distilled=False,
-        num_classes=None,
         **common,
     ):
-        self.distilled = distilled
-        dense = num_classes is None
-        attention = dict(
-            type="LSNetAttention",
-            heads=heads,
-            key_dim=key_dim,
-            resolution=resolution or (14 if dense else 4),
-            resize_matrix=dense,
-        )
-        mixers = ["LSConv"] * (len(dims) - 1) + [attention]
-        super().__init__(dims, depths, mixers, num_classes=num_classes, **common)
+        self.heads, self.key_dim, self.resolution, self.distilled = heads, key_dim, resolution, distilled
+        super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(
@@ -241,10 +235,12 @@ class LSNet(Pyramid):
         if index % 2 == 0:
             parts["mixer"] = RepDW(dim)
             parts["se"] = SqueezeExcite(dim, make_divisible(dim / 4, limit=0))
+        elif stage < len(self.dims) - 1:
+            parts["mixer"] = LSConv(dim)
         else:
-            parts["mixer"] = MIXERS.build({**self.mixers[stage], "dim": dim})
-            if isinstance(parts["mixer"], LSNetAttention):
-                parts["mixer"] = Residual(parts["mixer"], drop_path)
+            dense = self.num_classes is None
+            resolution = self.resolution or (14 if dense else 4)
+            parts["mixer"] = Residual(LSNetAttention(dim, self.heads, self.key_dim, resolution, dense), drop_path)
         parts["mlp"] = Residual(ConvMlp(dim), drop_path)
         return nn.Sequential(OrderedDict(parts))
 
@@ -255,10 +251,6 @@ class LSNet(Pyramid):
         if self.distilled:
             return DistilledHead(dim, num_classes, after=nn.BatchNorm1d)
         return Head(dim, num_classes, after=nn.BatchNorm1d(dim))
-
-    def initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):  # PyTorch's own initial weights suit those: norms follow
-            super().initialise(module)
 
 
 _s = dict(dims=(96, 192, 320, 448), depths=(1, 2, 8, 10))
@@ -297,9 +289,4 @@ RULES: Rules = [
     (r"\bbn\.", r"norm."),
 ]
 
-register(
-    LSNet,
-    VARIANTS,
-    RULES,
-    resize={r"attention_biases$": lambda name, table, shape: resize_offsets(table, (math.isqrt(shape[1]),) * 2)},
-)
+register(LSNet, VARIANTS, RULES)

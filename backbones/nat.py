@@ -17,13 +17,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.neighborhood_attention import axis_windows, neighborhood_attention
 from ..registry import MIXERS
-from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, heads_of
-from .skeletons.isotropic import Isotropic, TokenBlock
+from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, Patches, fill, heads_of
+from .skeletons.isotropic import Isotropic
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -40,9 +39,9 @@ class NeighborhoodAttention(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 32 by default.
-        kernel_size: κ >= 2.
-        dilation: δ >= 1.
+        heads: number of attention heads; about C / 32 by default.
+        kernel_size: side κ >= 2 of the neighborhood, in pixels that are attended.
+        dilation: distance δ >= 1 of these pixels.
         bias: whether the relative positions have a learned bias.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         scale: factor of the logits; (C / heads)^-0.5 by default.
@@ -79,10 +78,7 @@ class NeighborhoodAttention(nn.Module):
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> q, k, v (B, H, W, heads, d), H and W at least κδ."""
-        bottom, right = (max(0, self.kernel_size * self.dilation - size) for size in x.shape[-2:])
-        x = x.permute(0, 2, 3, 1)
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        x = fill(x, least=self.kernel_size * self.dilation).permute(0, 2, 3, 1)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(3)
         return q, k, v
 
@@ -129,11 +125,13 @@ class NAT(Pyramid):
 
     Args:
         dims, depths, mlp_ratio, layer_scale, drop_path_rate, **common: as of `Pyramid`.
-        heads: of the attention, by stage.
+        heads: number of attention heads; one, or one for each stage.
         kernel_size: κ of the attention.
-        dilations: δ of the attention, by stage those of the first blocks; they repeat.
-        qkv_bias, scale: of `NeighborhoodAttention`.
+        dilations: for each stage a tuple, δ of the attention in its first blocks; they repeat.
+        qkv_bias, scale: as of `NeighborhoodAttention`.
     """
+
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
@@ -172,10 +170,6 @@ class NAT(Pyramid):
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes, before=Norm(dim))
 
-    def initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):  # which keep PyTorch's initial weights
-            super().initialise(module)
-
 
 def _repeat(values: Sequence[int], index: int) -> int:
     return values[index % len(values)]
@@ -193,23 +187,9 @@ class PatchMerging(nn.Module):
         self.reduction = Linear2d(4 * in_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        bottom, right = (size % 2 for size in x.shape[-2:])
-        x = F.pad(x, (0, right, 0, bottom))
+        x = fill(x, 2)
         fours = torch.cat([x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=1)
         return self.reduction(self.norm(fours))
-
-
-class PatchEmbed(nn.Module):
-    """Patches of 4 x 4 pixels, the image filled up to whole ones, and a norm."""
-
-    def __init__(self, in_channels: int, dim: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, 4, 4)
-        self.norm = Norm(dim)
-
-    def forward(self, image: Tensor) -> Tensor:
-        bottom, right = (-size % 4 for size in image.shape[-2:])
-        return self.norm(self.proj(F.pad(image, (0, right, 0, bottom))))
 
 
 class DiNATs(NAT):
@@ -228,7 +208,7 @@ class DiNATs(NAT):
         super().__init__(dims, depths, heads, kernel_size, dilations, mlp_ratio, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        return PatchEmbed(in_channels, dim)
+        return nn.Sequential(Patches(in_channels, dim, 4), Norm(dim))
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         return PatchMerging(in_dim, dim)
@@ -240,27 +220,23 @@ class NATIsotropic(Isotropic):
 
     Args:
         dim, depth, drop_path_rate, **common: as of `Isotropic`.
-        heads: of the attention.
+        heads: number of attention heads.
         kernel_size: κ of the attention.
         dilations: δ of the attention in the first blocks; they repeat.
     """
 
     unused = ("img_size", "position", "registers")
+    eps = 1e-5
 
     def __init__(self, dim=384, depth=12, heads=12, kernel_size=7, dilations=(1,), **common):
         mixers = [
             dict(type="NeighborhoodAttention", heads=heads, kernel_size=kernel_size, dilation=_repeat(dilations, i))
             for i in range(depth)
         ]
-        super().__init__(dim, depth, mixers, position=False, class_token=None, **common)
-        self.norm.eps = 1e-5
+        super().__init__(dim, depth, mixers, class_token=None, position=False, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(super().make_stem(in_channels, dim), Norm(dim))
-
-    def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
-        mixer = MIXERS.build({**self.mixers[index], "dim": dim})
-        return TokenBlock(dim, mixer, Mlp(dim, self.mlp_ratio[index]), drop_path, eps=1e-5)
 
 
 def _width(dim: int, kernel_size: int = 7) -> dict:
@@ -319,14 +295,15 @@ RULES: Rules = [
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 ]
 SWIN_RULES: Rules = [
-    (r"^patch_embed\.", r"stem."),
+    (r"^patch_embed\.proj\.", r"stem.0."),
+    (r"^patch_embed\.norm\.", r"stem.1."),
     (r"^layers\.(\d)\.blocks\.", r"stages.\1.blocks."),
     (r"^layers\.(\d)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
     *RULES,
 ]
 ISOTROPIC_RULES: Rules = [
-    (r"^patch_embed\.proj\.", r"patch_embed.0."),
-    (r"^patch_embed\.norm\.", r"patch_embed.1."),
+    (r"^patch_embed\.proj\.", r"stem.0."),
+    (r"^patch_embed\.norm\.", r"stem.1."),
     (r"^layers\.", r"blocks."),
     (r"\.attn\.", r".mixer."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),

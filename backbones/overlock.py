@@ -19,8 +19,8 @@ C/g features, twice as many as a head of q has. And the released classes for det
 classifier with norms at its outputs: the norm of level 1 stands on the path there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ..kernels.neighborhood_aggregate import neighborhood_aggregate
 from ..registry import MIXERS
 from .layers import (
+    Blocks,
     ConvNorm,
     DropPath,
     Head,
@@ -41,8 +42,8 @@ from .layers import (
     depthwise_norm,
     fuse_norm,
 )
-from .skeletons.backbone import Backbone
-from .skeletons.pyramid import Stage
+from .skeletons.backbone import Notes
+from .skeletons.pyramid import Pyramid, Stage
 from .zoo import Rules, Variant, register
 
 # --- operators -------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ class ContMix(nn.Module):
         dim: channels C, divisible by 4 · heads.
         heads: half of the number of heads g; by default C / 64, which gives heads of 16 channels, or the next smaller
             number that fits.
-        kernel_size, small_kernel: k and s, odd.
+        kernel_size, small_kernel: sides k and s of the two kernels, odd.
         context_dim: channels of the context. With 0, the context is the map itself, and the values are CB(x).
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`; with a context, `forward(x (B, C + context_dim, H, W), value (B, C, H,
@@ -81,7 +82,7 @@ class ContMix(nn.Module):
             )
         for name, value in (("kernel_size", kernel_size), ("small_kernel", small_kernel)):
             if value < 1 or value % 2 == 0:
-                raise ValueError(f"ContMix: {name}={value} must be odd, so that a kernel has a centre")
+                raise ValueError(f"ContMix: {name}={value} must be odd, so that a kernel has a center")
         if small_kernel > kernel_size:
             raise ValueError(f"ContMix: small_kernel={small_kernel} must be at most kernel_size={kernel_size}")
         self.dim, self.context_dim = dim, context_dim
@@ -162,8 +163,8 @@ class DilatedReparam(nn.Module):
 
     Args:
         dim: channels.
-        kernel_size: of the large kernel, a key of `BRANCHES`.
-        merged: a single depth-wise convolution with bias instead of the sum, as in the authors' merged files.
+        kernel_size: side of the large kernel, a key of `BRANCHES`.
+        merged: whether a single depth-wise convolution with bias stands for the sum, as in the authors' merged files.
 
     Weights of the other form are an error when they are loaded: the large kernel alone would fit. Source: UniRepLKNet,
     arXiv 2311.15599.
@@ -264,10 +265,10 @@ class RepBlock(nn.Module):
 
     Args:
         dim: channels.
-        kernel_size: a key of `BRANCHES`.
+        kernel_size: side of the large kernel, a key of `BRANCHES`.
         drop_path: rate of stochastic depth.
         scaled: whether the identity has a factor and a summand for each channel.
-        merged: of `DilatedReparam`.
+        merged: as of `DilatedReparam`.
     """
 
     def __init__(self, dim: int, kernel_size: int, drop_path: float = 0.0, scaled: bool = False, merged: bool = False):
@@ -293,12 +294,12 @@ class ContMixBlock(nn.Module):
 
     Args:
         dim: channels C.
-        heads, kernel_size, small_kernel: of `ContMix`; the static kernel has kernel_size.
+        heads, kernel_size, small_kernel: as of `ContMix`; the static kernel has kernel_size.
         context_dim: channels of a context that comes behind the C channels of x and goes through the block with them;
             0 for none.
         mlp_ratio: hidden width of the MLP over C.
         drop_path: rate of stochastic depth of both branches.
-        merged: of `DilatedReparam`.
+        merged: as of `DilatedReparam`.
 
     `forward(x (B, C + context_dim, H, W))` -> the same shape.
     """
@@ -381,7 +382,7 @@ class Transition(nn.Module):
 
 
 class NormWithOverview(LayerNorm2d):
-    """LN(x) + Scale(linear(LN(o))) of a map (x, o), which has the features before those of the overview.
+    """LN(x) + Scale(linear(LN(o))) of a map x and the map o of the overview.
 
     Args:
         dim, overview_dim: channels of x and o.
@@ -391,39 +392,89 @@ class NormWithOverview(LayerNorm2d):
         super().__init__(dim)
         self.overview = nn.Sequential(LayerNorm2d(overview_dim), Linear2d(overview_dim, dim), Scale(dim, 1e-5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, o = x.split([self.normalized_shape[0], x.shape[1] - self.normalized_shape[0]], dim=1)
+    def forward(self, x: Tensor, o: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x) + self.overview(o)
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
 
 
-class OverLoCK(Backbone):
+class OverviewStage(Stage):
+    """The third base stage, the overview of its map, and the first focus stage, which goes over that map again.
+
+    Args:
+        downsample, base: transition and blocks of the base stage.
+        overview: stage of the overview network.
+        overview_proj: layer that makes the context of the overview.
+        blocks: blocks of the focus stage.
+
+    `forward(x, notes)` gives the features and their context as one map, and notes "overview" (for the auxiliary head,
+    too) and "context".
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        base: Sequence[nn.Module],
+        overview: Stage,
+        overview_proj: nn.Module,
+        blocks: Sequence[nn.Module],
+    ):
+        super().__init__(downsample, blocks)
+        self.base, self.overview, self.overview_proj = Blocks(base), overview, overview_proj
+
+    def forward(self, x: Tensor, notes: Notes) -> Tensor:
+        x = self.base(self.downsample(x))
+        overview = self.overview(x, notes)
+        context = self.overview_proj(overview)
+        notes |= dict(overview=overview, auxiliary=overview, context=context)
+        h = larger = F.interpolate(context, x.shape[-2:], mode="bilinear", align_corners=False)
+        for block in self.blocks:
+            x, h = self.blocks.run(block, x, h, larger)
+        return torch.cat([x, h], dim=1)
+
+
+class FocusStage(Stage):
+    """The second focus stage, behind a `Transition`; it reads the noted "context"."""
+
+    def forward(self, x: Tensor, notes: Notes) -> Tensor:
+        context = notes["context"]
+        x, h = self.downsample(*x.split([x.shape[1] - context.shape[1], context.shape[1]], dim=1))
+        for block in self.blocks:
+            x, h = self.blocks.run(block, x, h, context)
+        return torch.cat([x, h], dim=1)
+
+
+class OverLoCK(Pyramid):
     """OverLoCK: a base network (stem, three stages), an overview network on it, and a focus network, which goes over
     the base network's last map again with the overview as context.
 
     The levels are the maps of the first two base stages and of the two focus stages, the latter with their contexts of
     dims[3] / 4 channels behind them. In the dense form the third base stage reads level 1 behind its norm (and the
-    second reads level 0 before its own), so `norms["1"]` is there too where `out_indices` lacks 1. While a classifier
-    with an auxiliary head is trained, `forward` gives (logits, auxiliary logits), the latter from the overview alone.
+    second reads level 0 before its own). While a classifier with an auxiliary head is trained, `forward` gives (logits,
+    auxiliary logits), the latter from the overview alone.
 
     Args:
         dims: channels of the three base stages and of the overview; the focus stages have dims[2] and dims[3].
-        depths: blocks of the base stages and of the overview.
-        focus_depths: blocks of the focus stages.
-        kernel_sizes: of the base stages and of the overview; the focus stages have kernel_sizes[2] and [3].
-        small_kernel: side of the smaller kernel of `ContMix`.
-        heads: of the focus stages, as of `ContMix`.
+        depths: number of blocks of the base stages and of the overview.
+        focus_depths: number of blocks of the focus stages.
+        kernel_sizes: sides of the kernels of the base stages and of the overview; the focus stages have kernel_sizes[2]
+            and [3].
+        heads: `heads` of `ContMix` in the focus stages.
         features: width of the vector before the last layer.
         auxiliary: whether the classifier has the auxiliary head.
-        overview_output: in the dense form, add the overview to the last map, as the authors do for detection (and not
-            for segmentation). That level, before its norm, then has the overview's channels behind it.
+        overview_output: whether, in the dense form, the overview is added to the last output, as the authors do for
+            detection (and not for segmentation).
         merged: whether the large static kernels are single ones from the start, for the authors' merged files
             ("..._reparam.pth"). They are for inference, so there is no auxiliary head then.
-        drop_path_rate: of the last block of the focus network; it grows linearly over base, overview, focus.
-        num_classes, out_indices, **common: of `Backbone`. Parts that no output needs are not built.
+        small_kernel: side of the smaller kernel of `ContMix`.
+        drop_path_rate: rate of stochastic depth of the last block of the focus network; it grows linearly over base,
+            overview, focus.
+        **common: of `Backbone`. Parts that no output needs are not built.
     """
+
+    unused = ("mlp_ratio", "layer_scale")
+    dense_names = (*Pyramid.dense_names, r"^stages\.1\.norm\.")
 
     def __init__(
         self,
@@ -437,8 +488,6 @@ class OverLoCK(Backbone):
         overview_output: bool = False,
         merged: bool = False,
         small_kernel: int = 5,
-        drop_path_rate: float = 0.0,
-        num_classes: int | None = None,
         **common,
     ):
         for name, values, count in (
@@ -452,167 +501,95 @@ class OverLoCK(Backbone):
                 raise ValueError(f"{name} must have {count} entries, got {tuple(values)}")
         if merged:
             self.checkpoint_rules = [(r"\blk_origin\.", r"conv."), *type(self).checkpoint_rules]
-        context_dim = dims[3] // 4
-        channels = (*dims[:2], dims[2] + context_dim, dims[3] + context_dim)
-        super().__init__(channels, (4, 8, 16, 32), num_classes=num_classes, **common)
-        self._num_levels = 4 if num_classes is not None else self.out_indices[-1] + 1
-        self.overview_output = overview_output and num_classes is None and self._num_levels == 4
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths) + sum(focus_depths), device="cpu").tolist())
+        self.base_dims, self.base_depths, self.focus_depths = tuple(dims), tuple(depths), tuple(focus_depths)
+        self.kernel_sizes, self.small_kernel, self.heads = tuple(kernel_sizes), small_kernel, tuple(heads)
+        self.features, self.auxiliary, self.merged = features, auxiliary and not merged, merged
+        self.overview_output = overview_output
+        self.context_dim = dims[3] // 4
+        channels = (*dims[:2], dims[2] + self.context_dim, dims[3] + self.context_dim)
+        counts = (*depths[:2], depths[2] + depths[3] + focus_depths[0], focus_depths[1])
+        super().__init__(channels, counts, **common)
 
-        self.stem = nn.Sequential(
-            ConvNorm(self.in_channels, dims[0] // 2, 3, stride=2),
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        return nn.Sequential(
+            ConvNorm(in_channels, dim // 2, 3, stride=2),
             nn.GELU(),
-            ConvNorm(dims[0] // 2, dims[0] // 2, 3),
+            ConvNorm(dim // 2, dim // 2, 3),
             nn.GELU(),
-            ConvNorm(dims[0] // 2, dims[0], 3, stride=2),
+            ConvNorm(dim // 2, dim, 3, stride=2),
             nn.GELU(),
-            ConvNorm(dims[0], dims[0], 3),
+            ConvNorm(dim, dim, 3),
         )
-        stages = []
-        for i, (dim, depth, kernel_size) in enumerate(zip(dims, depths, kernel_sizes)):
-            downsample = ConvNorm(dims[i - 1], dim, 3, stride=2) if i else nn.Identity()
-            blocks = [RepBlock(dim, kernel_size, next(rates), i >= 2, merged) for _ in range(depth)]
-            stages.append(Stage(downsample, blocks, nn.Identity()))
-        self.stages = nn.ModuleList(stages[: min(3, self._num_levels)])
-        self.focus = nn.ModuleList()
-        if self._num_levels > 2:
-            self.overview = stages[3]
-            self.overview_proj = Linear2d(dims[3], context_dim)
-            for i in range(self._num_levels - 2):
-                dim, kernel_size = dims[2 + i], kernel_sizes[2 + i]
-                focus_blocks = [
-                    FocusBlock(
-                        dim,
-                        heads[i],
-                        kernel_size,
-                        context_dim,
-                        i == j == 0,
-                        drop_path=next(rates),
-                        merged=merged,
-                        small_kernel=small_kernel,
-                    )
-                    for j in range(focus_depths[i])
-                ]
-                transition = Transition(dims[2], dim, context_dim) if i else nn.Identity()
-                self.focus.append(Stage(transition, focus_blocks, nn.Identity()))
-        self.head_auxiliary: Head | None = None
-        if num_classes is not None:
-            before = nn.Sequential(ConvNorm(channels[-1], features), nn.SiLU())
-            self.head = Head(features, num_classes, before=before)
-            if auxiliary and num_classes and not merged:
-                self.head_auxiliary = Head(dims[3], num_classes, before=nn.BatchNorm2d(dims[3]))
-        else:
-            on_path = {1} if self._num_levels > 2 else set()
-            for i in sorted(on_path.union(self.out_indices)):
-                self.norms[str(i)] = LayerNorm2d(channels[i])
-            if self.overview_output:
-                self.norms["3"] = NormWithOverview(channels[3], dims[3])
-        self.apply(self.initialise)
-        self.train()
 
-    # --- the loop ----------------------------------------------------------------------------------------------------
+    def make_stage(self, stage: int, rates: Sequence[float]) -> Stage:
+        each = iter(rates)
+        if stage < 2:
+            downsample = self._downsample(stage) if stage else nn.Identity()
+            return Stage(downsample, self._base(stage, each), self.make_stage_norm(stage, self.base_dims[stage]))
+        if stage == 2:
+            base, overview = self._base(2, each), Stage(self._downsample(3), self._base(3, each))
+            proj = Linear2d(self.base_dims[3], self.context_dim)
+            return OverviewStage(self._downsample(2), base, overview, proj, self._focus(0, each))
+        return FocusStage(Transition(self.base_dims[2], self.base_dims[3], self.context_dim), self._focus(1, each))
 
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        # Not the plain loop over stages: the third base stage is no level but what overview and focus both begin with.
-        for i, (x, overview) in enumerate(self._levels(image)):
-            if i == 3 and self.overview_output and overview is not None:
-                x = torch.cat([x, overview], dim=1)
-            yield x
+    def _downsample(self, stage: int) -> nn.Module:
+        return ConvNorm(self.base_dims[stage - 1], self.base_dims[stage], 3, stride=2)
 
-    def _levels(self, image: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The levels, each with the map of the overview network, which the first two precede."""
-        x = self.stem(image)
-        for i, stage in enumerate(cast(Iterable[Stage], self.stages)):
-            x = self._base(stage, x)
-            if i == 1 and "1" in self.norms:
-                x = self.norms["1"](x)
-            if i < 2:
-                yield x, None
-        if not self.focus:
-            return
-        overview = self._base(self.overview, x)
-        last = self.overview_proj(overview)
-        h = context = F.interpolate(last, x.shape[-2:], mode="bilinear", align_corners=False)
-        for i, stage in enumerate(cast(Iterable[Stage], self.focus)):
-            if i == 1:
-                (x, h), context = stage.downsample(x, h), last
-            for block in stage.blocks:
-                x, h = self.run(block, x, h, context)
-            yield torch.cat([x, h], dim=1), overview
+    def _base(self, stage: int, rates: Iterator[float]) -> list[nn.Module]:
+        """Blocks of a base stage, or of the overview."""
+        options = self.base_dims[stage], self.kernel_sizes[stage]
+        return [RepBlock(*options, next(rates), stage >= 2, self.merged) for _ in range(self.base_depths[stage])]
 
-    def _base(self, stage: Stage, x: Tensor) -> Tensor:
-        x = stage.downsample(x)
-        for block in stage.blocks:
-            x = self.run(block, x)
-        return x
+    def _focus(self, stage: int, rates: Iterator[float]) -> list[nn.Module]:
+        options = self.base_dims[2 + stage], self.heads[stage], self.kernel_sizes[2 + stage], self.context_dim
+        more = dict(merged=self.merged, small_kernel=self.small_kernel)
+        return [
+            FocusBlock(*options, first=stage == i == 0, drop_path=next(rates), **more)
+            for i in range(self.focus_depths[stage])
+        ]
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if not (self.training and self.head_auxiliary):
-            return super().forward(image)
-        for x, overview in self._levels(self.check(image)):  # noqa: B007
-            pass
-        return self.forward_head(x), self.head_auxiliary(overview)
+    def make_stage_norm(self, stage: int, dim: int) -> nn.Module:
+        return LayerNorm2d(dim) if stage == 1 and self.num_classes is None else nn.Identity()
 
-    def _norm(self, level: int, x: Tensor) -> Tensor:
-        return x if level == 1 else super()._norm(level, x)  # level 1 comes with its norm
+    def make_output_norm(self, stage: int, dim: int) -> nn.Module:
+        if stage == 3 and self.overview_output:
+            return NormWithOverview(dim, self.base_dims[3])
+        return nn.Identity() if stage == 1 else LayerNorm2d(dim)
 
-    @property
-    def num_levels(self) -> int:
-        return self._num_levels
+    def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
+        if level == 3 and self.overview_output and "3" in self.norms:
+            return self.norms["3"](x, notes["overview"])
+        return super().normed(level, x, notes)
 
-    # --- what others ask ---------------------------------------------------------------------------------------------
-
-    @property
-    def checkpoint_optional(self) -> Sequence[str]:
-        names = [*super().checkpoint_optional]
-        if self.head_auxiliary is None:
-            names.append(r"^head_auxiliary\.")
-        names += [rf"^stages\.{i}\." for i in range(len(self.stages), 3)]
-        names += [rf"^focus\.{i}\." for i in range(len(self.focus), 2)]
-        return names if self.focus else [*names, r"^overview"]
-
-    def frozen_parts(self) -> list[nn.Module]:
-        parts = [self.stem, *self.stages[: self.frozen_stages]]
-        if self.frozen_stages > 2 and self.focus:
-            parts += [self.overview, self.overview_proj, *self.focus[: self.frozen_stages - 2]]
-        return parts
+    def make_head(self, dim: int, num_classes: int) -> nn.Module:
+        before = nn.Sequential(ConvNorm(dim, self.features), nn.SiLU())
+        overview_dim = self.base_dims[3]
+        auxiliary = Head(overview_dim, num_classes, before=nn.BatchNorm2d(overview_dim))
+        return Head(self.features, num_classes, before, auxiliary=auxiliary if self.auxiliary and num_classes else None)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        with_previous = (99999,)
         if coarse:
-            return dict(
-                stem=r"^stem",
-                base=r"^stages\.(\d+)",
-                overview=r"^overview",
-                focus=[(r"^focus\.(\d+)", None), (r"^norms", with_previous)],
-            )
+            return super().group_matcher(coarse)
+        with_previous = (99999,)
         return dict(
             stem=r"^stem",
-            base=[(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)],
+            base=[
+                (r"^stages\.([012])\.downsample", (0,)),
+                (r"^stages\.([01])\.blocks\.(\d+)", None),
+                (r"^stages\.(2)\.base\.(\d+)", None),
+                (r"^stages\.(1)\.norm", with_previous),
+            ],
             overview=[
-                (r"^overview\.downsample", (0,)),
-                (r"^overview\.blocks\.(\d+)", None),
-                (r"^overview_proj", with_previous),
+                (r"^stages\.2\.overview\.downsample", (0,)),
+                (r"^stages\.2\.overview\.blocks\.(\d+)", None),
+                (r"^stages\.2\.overview_proj", with_previous),
             ],
             focus=[
-                (r"^focus\.(\d+)\.downsample", (0,)),
-                (r"^focus\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(3)\.downsample", (0,)),
+                (r"^stages\.([23])\.blocks\.(\d+)", None),
                 (r"^norms", with_previous),
             ],
         )
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """As of `Backbone`, for both heads. 0 drops the auxiliary one, and a later number does not bring it back."""
-        super().reset_classifier(num_classes)
-        if self.head_auxiliary is not None:
-            if num_classes:
-                self.head_auxiliary.reset(num_classes)
-            else:
-                self.head_auxiliary = None
-
-    def fuse(self) -> Backbone:
-        self.head_auxiliary = None  # which only training reads
-        return super().fuse()
 
 
 _S = dict(dims=(64, 128, 320, 512), depths=(6, 6, 8, 3), focus_depths=(16, 3), heads=(8, 16))
@@ -641,14 +618,15 @@ RULES: Rules = [
     *(rule for n in range(4) for rule in _pair(r"^patch_embed1", f"stem.{2 * n}", first=3 * n)),
     *_pair(r"^patch_embed2", r"stages.1.downsample"),
     *_pair(r"^patch_embed3", r"stages.2.downsample"),
-    *_pair(r"^patch_embed4", r"overview.downsample"),
-    *_pair(r"^patch_embedx\.([xh])_proj", r"focus.1.downsample.\1"),
-    (r"^high_level_proj\.", r"overview_proj."),
-    (r"^aux_head\.0\.", r"head_auxiliary.before."),
-    (r"^aux_head\.2\.", r"head_auxiliary.fc."),
+    *_pair(r"^patch_embed4", r"stages.2.overview.downsample"),
+    *_pair(r"^patch_embedx\.([xh])_proj", r"stages.3.downsample.\1"),
+    (r"^high_level_proj\.", r"stages.2.overview_proj."),
+    (r"^aux_head\.0\.", r"head.auxiliary.before."),
+    (r"^aux_head\.2\.", r"head.auxiliary.fc."),
     *_pair(r"^head", r"head.before.0"),
     (r"^head\.4\.", r"head.fc."),
-    (r"^extra_norm\.([0-3])\.", r"norms.\1."),
+    (r"^extra_norm\.1\.", r"stages.1.norm."),
+    (r"^extra_norm\.([023])\.", r"norms.\1."),
     (r"^extra_norm\.4\.", r"norms.3.overview.0."),
     (r"^h_proj\.0\.", r"norms.3.overview.1."),
     (r"^h_proj\.1\.weight$", r"norms.3.overview.2.gamma"),
@@ -657,9 +635,10 @@ RULES: Rules = [
     (r"\b(proj\.3|se_layer)\.proj\.1\.", r"se.fc1."),
     (r"\b(proj\.3|se_layer)\.proj\.3\.", r"se.fc2."),
     (r"^(blocks\d\.\d+)\.proj\.(\d)\.", lambda m: f"{m[1]}.{_REP[m[2]]}."),
-    (r"^blocks([123])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
-    (r"^blocks4\.", r"overview.blocks."),
-    (r"^sub_blocks([34])\.", lambda m: f"focus.{int(m[1]) - 3}.blocks."),
+    (r"^blocks([12])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
+    (r"^blocks3\.", r"stages.2.base."),
+    (r"^blocks4\.", r"stages.2.overview.blocks."),
+    (r"^sub_blocks([34])\.", lambda m: f"stages.{int(m[1]) - 1}.blocks."),
     (r"\b(x_scale|h_scale|ls\d?)\.weight$", r"\1.gamma"),
     (r"\b(x_scale|h_scale|ls\d?)\.bias$", r"\1.beta"),
     (r"\bx_scale\.", r"scales.0."),

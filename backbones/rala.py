@@ -61,7 +61,7 @@ class RALA(nn.Module):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 64 by default. C / heads must be divisible by 4.
+        heads: number of attention heads; about C / 64 by default. C / heads must be divisible by 4.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. The features and sums of the attention are in float32 at least; those of
     `RALASoftmax` are in the dtype of the values, but for its rotation.

@@ -31,8 +31,8 @@ class SHSA(nn.Module):
 
     Args:
         dim: channels C.
-        partial_dim: P, the channels that attend; C / 4.67 by default.
-        key_dim: d, the width of queries and keys.
+        partial_dim: number P of channels that attend; C / 4.67 by default.
+        key_dim: width d of queries and keys.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. The last norm begins at zero, as for a residual branch.
     """
@@ -111,7 +111,7 @@ class SHViT(Pyramid):
 
     Args:
         dims, depths, drop_path_rate, **common: as of `Pyramid`.
-        partial_dims: of SHSA, by stage; None for a stage without.
+        partial_dims: `partial_dim` of SHSA, by stage; None for a stage without.
         key_dim: width of the queries and keys of SHSA.
         distilled: whether the classifier has a second head, for the authors' weights that learnt from a teacher. The
             logits are averaged, also in training: hard distillation is not offered here (see `DistilledHead`).
@@ -119,6 +119,7 @@ class SHViT(Pyramid):
 
     unused = ("mlp_ratio", "layer_scale")
     stem_stride = 16
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights: batch norms follow
 
     def __init__(
         self,
@@ -158,10 +159,6 @@ class SHViT(Pyramid):
         if self.distilled:
             return DistilledHead(dim, num_classes, after=nn.BatchNorm1d)
         return Head(dim, num_classes, after=nn.BatchNorm1d(dim))
-
-    def initialise(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Conv2d):  # PyTorch's own initial weights suit those: batch norms follow
-            super().initialise(module)
 
 
 VARIANTS = {

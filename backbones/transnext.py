@@ -1,16 +1,16 @@
-"""TransNeXt: every pixel sees its neighbourhood finely and the whole map coarsely, in one softmax.
+"""TransNeXt: every pixel sees its neighborhood finely and the whole map coarsely, in one softmax.
 
 "TransNeXt: Robust Foveal Visual Perception for Vision Transformers", CVPR 2024, arXiv 2311.17132;
 https://github.com/DaiShiResearch/TransNeXt (Apache-2.0), whose weights load.
 
-Aggregated attention, for each of h heads, with unit vectors q̂, k̂ of queries and keys, the w x w neighbours n_m of a
+Aggregated attention, for each of h heads, with unit vectors q̂, k̂ of queries and keys, the w x w neighbors n_m of a
 pixel, and P tokens p of the pooled map, norm(pool(GELU(linear(x)))), which share the projection to keys and values:
 
-    s = (q̂ + E) · softplus(t) · log L                 L = neighbours inside the image + P
+    s = (q̂ + E) · softplus(t) · log L                 L = neighbors inside the image + P
     A = softmax([s · k̂(n_m) + b_m,  s · k̂_p + B_p])   over both together
     y = Σ_m (A_m + q̂ · T_m + c_m) v(n_m) + Σ_p A_p v_p
 
-E, t, b, T, c are learned; B is a small MLP of the log-scaled distance from the pixel to the centre of p. The cost is
+E, t, b, T, c are learned; B is a small MLP of the log-scaled distance from the pixel to the center of p. The cost is
 N (w² + P) C, linear in N if P is fixed. The last stage attends to all pixels instead: A = softmax(s · k̂ + B), L = N.
 
 Where paper and code differ, the code counts. Its class for classification fixes the image size and that for dense
@@ -39,7 +39,7 @@ def _cells(side: int, sr_ratio: int, pool_size: int | None) -> int:
 
 
 def _log_differences(side: int, cells: int, pretrain_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The position of pixels against the centres of the cells of adaptive average pooling, along one side of a map.
+    """The position of pixels against the centers of the cells of adaptive average pooling, along one side of a map.
 
     Returns:
         The log-scaled differences that occur, ascending (U,), in the dtype of `like`; and for each pixel and cell
@@ -47,15 +47,15 @@ def _log_differences(side: int, cells: int, pretrain_size: int, like: Tensor) ->
         for each.
     """
 
-    def twice_centre(cell):  # which is an integer
+    def twice_center(cell):  # which is an integer
         first, behind = cell * side // cells, ((cell + 1) * side + cells - 1) // cells
         return first + behind - 1
 
-    step = 2 if side % cells == 0 else 1  # of cells of one size, all centres have the same parity
-    lowest, highest = -twice_centre(cells - 1), 2 * (side - 1) - twice_centre(0)
-    # on the device: a list of the centres would be copied there while the device waits
+    step = 2 if side % cells == 0 else 1  # of cells of one size, all centers have the same parity
+    lowest, highest = -twice_center(cells - 1), 2 * (side - 1) - twice_center(0)
+    # on the device: a list of the centers would be copied there while the device waits
     pixels, all_cells = torch.arange(side, device=like.device), torch.arange(cells, device=like.device)
-    index = (2 * pixels[:, None] - twice_centre(all_cells) - lowest) // step
+    index = (2 * pixels[:, None] - twice_center(all_cells) - lowest) // step
     dtype = torch.promote_types(like.dtype, torch.float32)
     scaled = torch.arange(lowest, highest + 1, step, device=like.device).to(dtype) * (4 / (pretrain_size - 1))
     return (scaled.sign() * (scaled.abs() + 1).log2() / 3).to(like.dtype), index
@@ -67,11 +67,11 @@ class PositionBias(nn.Module):
     A difference δ of rows or columns enters as sign(z) log₂(|z| + 1) / 3, z = 8 δ / (pretrain_size - 1).
 
     Args:
-        heads: their number h.
-        sr_ratio, pool_size: see `AggregatedAttention`; sr_ratio=1 for cells that are pixels.
+        heads: number of attention heads h.
+        sr_ratio, pool_size: as of `AggregatedAttention`; sr_ratio=1 for cells that are pixels.
         pretrain_size: side of the map in pre-training, at least 2.
-        grid_size: compute B for a map of this side and resize it (bilinear, over the cells and then over the pixels)
-            to others; None to compute it for the map itself.
+        grid_size: side of the map that B is computed for, to be resized (bilinear, over the cells and then over the
+            pixels) to others; None to compute it for the map itself.
 
     `forward(height, width) -> (h, height · width, P)`.
     """
@@ -140,16 +140,16 @@ class CosineAttention(nn.Module):
 
 @MIXERS.register_module()
 class AggregatedAttention(CosineAttention):
-    """Attention to the w x w neighbours and to a pooled map in one softmax, see above.
+    """Attention to the w x w neighbors and to a pooled map in one softmax, see above.
 
     Args:
         dim: channels C.
-        heads: their number; about C / 24 by default.
+        heads: number of attention heads; about C / 24 by default.
         sr_ratio: pixels along a side of a cell of the pooled map, which has at least one cell.
-        window: w, odd.
-        pool_size: a fixed number of cells along each side instead (fewer where the map is smaller), for a cost that is
-            linear in the pixels.
-        pretrain_size, grid_size: of `PositionBias`.
+        window: side w of the neighborhood, odd.
+        pool_size: number of cells along each side, in place of sr_ratio (fewer where the map is smaller), for a cost
+            that is linear in the pixels.
+        pretrain_size, grid_size: as of `PositionBias`.
         qkv_bias: whether the projections to queries, keys and values have a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -187,7 +187,7 @@ class AggregatedAttention(CosineAttention):
         nn.init.trunc_normal_(self.learnable_tokens, std=0.02)
 
     def _shifts(self, x: Tensor, height: int, width: int) -> list[Tensor]:
-        """The neighbours m of every pixel: w² views (..., H, W, d) of x (..., N, d) with zeros around it."""
+        """The neighbors m of every pixel: w² views (..., H, W, d) of x (..., N, d) with zeros around it."""
         border = self.window // 2
         x = F.pad(x.unflatten(-2, (height, width)), (0, 0, border, border, border, border))
         offsets = range(self.window)
@@ -206,7 +206,7 @@ class AggregatedAttention(CosineAttention):
         inside = torch.cat(self._shifts(ones, height, width), dim=-1).flatten(0, 1)  # (N, w²)
         scaled = self._scaled(q, (inside.sum(1, keepdim=True) + pooled_k.shape[2]).log().to(q.dtype))
         on_map = scaled.unflatten(2, (height, width))
-        # a loop, so that neither the products nor the keys of all neighbours stand in memory together
+        # a loop, so that neither the products nor the keys of all neighbors stand in memory together
         local = torch.stack([(on_map * key).sum(-1) for key in self._shifts(k, height, width)], dim=-1).flatten(2, 3)
         local = (local + self.relative_pos_bias_local[:, None]).masked_fill(inside == 0, -torch.inf)
         coarse = scaled @ pooled_k.transpose(-1, -2) + self.cpb(height, width)
@@ -245,8 +245,8 @@ class LengthScaledCosineAttention(CosineAttention):
 
     Args:
         dim: channels C.
-        heads: their number; about C / 24 by default.
-        pretrain_size, grid_size: of `PositionBias`.
+        heads: number of attention heads; about C / 24 by default.
+        pretrain_size, grid_size: as of `PositionBias`.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
@@ -308,8 +308,8 @@ class TransNeXt(Pyramid):
         sr_ratios: `sr_ratio` of `AggregatedAttention`, one or one for each stage; 1 for attention to all pixels.
         window: side of the window of `AggregatedAttention`; one, or one for each stage (None where sr_ratios has 1).
         qkv_bias: whether the projections to queries, keys and values have a bias.
-        pool_size: pool every map to so many cells a side in place of sr_ratios ("linear inference mode").
-        img_size: side of the image for which biases by position are computed, to be resized for others; None to compute
+        pool_size: as of `AggregatedAttention`: the authors' "linear inference mode".
+        img_size: side of the image that biases by position are computed for, to be resized for others; None to compute
             them for every size as it comes (the authors' is_extrapolation=True). At this very size both are the same.
             No file holds it: the authors' detectors have 800, their segmentors 512 (800 for several scales).
         pretrain_size: side of the image in pre-training, by which positions are scaled; the released weights have 224
@@ -357,7 +357,7 @@ class TransNeXt(Pyramid):
         return PatchEmbed(in_dim, dim, 3, 2)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        stride, sr_ratio = self.stem_stride * 2**stage, self.sr_ratios[stage]
+        stride, sr_ratio = self.strides[stage], self.sr_ratios[stage]
         sizes = self.pretrain_size // stride, None if self.img_size is None else self.img_size // stride
         mixer: nn.Module
         if sr_ratio == 1:
@@ -376,14 +376,14 @@ class TransNeXt(Pyramid):
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return Head(dim, num_classes)
 
-    def initialise(self, module: nn.Module) -> None:
+    def initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             height, width = module.kernel_size
             nn.init.normal_(module.weight, std=(2 * module.groups / (height * width * module.out_channels)) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         else:
-            super().initialise(module)
+            super().initialize(module)
 
 
 def _size(width: int, *depths: int) -> dict:

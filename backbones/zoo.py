@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,18 @@ class Variant:
 
     Args:
         options: keyword arguments of the class.
-        params: learnable parameters with `classes` classes.
-        gflops, top1: as published (10⁹ multiply-adds; ImageNet-1k, percent), None where nothing was.
+        params: number of learnable parameters with `classes` classes.
+        gflops: published 10⁹ multiply-adds of an image of side `size`, or a mapping from sides to these; None where
+            nothing was published.
+        top1: published accuracy on ImageNet-1k in percent, or None.
         size: side of the image in classification.
         drop_path: rate of stochastic depth in the published training.
-        classes: of the published head.
+        classes: number of classes of the published head.
     """
 
     options: Mapping[str, Any]
     params: int
-    gflops: float | None = None
+    gflops: float | Mapping[int, float] | None = None
     top1: float | None = None
     size: int = 224
     drop_path: float = 0.0
@@ -48,7 +50,6 @@ def register(
     system: type[Backbone],
     variants: Mapping[str, Variant],
     rules: Rules = (),
-    resize: checkpoint.Resize | None = None,
 ) -> None:
     """Make a class and its variants known by name, with the rules that rename the authors' checkpoints.
 
@@ -60,7 +61,6 @@ def register(
     MODELS.register_module(module=system)
     system.variants = dict(variants)
     system.checkpoint_rules = [*rules]
-    system.checkpoint_resize = {**system.checkpoint_resize, **(resize or {})}
     _systems[system.__name__] = system
 
 
@@ -96,8 +96,8 @@ def create(name: str, pretrained: str | Path | Mapping | None = None, **options)
     """Build a published network.
 
     Args:
-        name: a variant (`attlas.backbones.list()` names all).
-        pretrained: a file of the authors or of ours (or what it holds) to load now. Its last layer is left out where
+        name: name of a variant (`attlas.backbones.list()` names all).
+        pretrained: file of the authors or of ours (or what it holds) to load now. Its last layer is left out where
             the number of classes differs. A file of another variant is an error that says what it looks like.
         **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
             `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
@@ -127,8 +127,8 @@ def find(what: str | Path, weights: str | Path | None = None, **options) -> Back
     """A network for a tool: the variant of that name, or the backbone of the model of a config, in inference mode.
 
     Args:
-        what: a name, or the path of a config (it ends in .py).
-        weights: a checkpoint to load, of the network alone or of a training.
+        what: name of a variant, or path of a config (it ends in .py).
+        weights: checkpoint to load, of the network alone or of a training.
         **options: keyword arguments over those of the variant or the config.
 
     Raises:
@@ -164,40 +164,37 @@ def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
     state = checkpoint.weights(source if isinstance(source, Mapping) else checkpoint.read(source))
     # of a detector, a segmentor or a classifier of ours, whose other parts are not for a backbone
     state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")} or state
-    last = [rf"^{name}\." for name in classifier_names(network)]
+    last = [rf"^{name}\." for name in network.classifier_names()]
     name = "the given state" if isinstance(source, Mapping) else str(source)
     try:
         account = checkpoint.load(network, state, ignore_mismatched=last)
     except ValueError as error:
         raise ValueError(f"{error}\n{looks_like(state, network)}".replace("the given state", name, 1).strip()) from None
     account.source = name
-    lacking = [n for n in account.missing if not re.match(r"norms\.|rescale\.", n)]  # norms of outputs are often new
+    lacking = [name for name in account.missing if not _matches(name, network.dense_names)]  # which are often new
     if (lacking or account.unexpected) and (likely := looks_like(state, network)):
         raise ValueError(f"{account}\n{likely}")
     print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
     return account
 
 
-def classifier_names(network: Backbone) -> list[str]:
-    """The names of the layers that `reset_classifier` replaces."""
-    if network.head is None:
-        return []
-    return [name for name, module in network.named_modules() if name.startswith("head") and name.endswith("fc")]
-
-
 def looks_like(state: Mapping[str, torch.Tensor], network: Backbone) -> str:
     """A sentence that names the variants that a state dict fits, with the fewest names left over; "" if there is none,
     or if one of them is built like `network`.
 
-    The class of `network` is tried first, then the others.
+    The class of `network` is tried first, then the others. Variants of less than half or more than twice the size of
+    the state dict are not built.
     """
     own = _inner_shapes(network, network.head is not None)
+    size = sum(tensor.numel() for tensor in state.values())
     for system in sorted(_systems.values(), key=lambda system: not isinstance(network, system)):
         fitting: dict[str, tuple[int, bool]] = {}  # names left over, and whether it is built like `network`
         for name, found in system.variants.items():
+            if not size / 2 <= found.params <= 2 * size:
+                continue
             with torch.device("meta"):
                 built = system(**{**found.options, "num_classes": found.classes})
-            left = checkpoint.left_over(built, state, ignore=[rf"^{n}\." for n in classifier_names(built)])
+            left = checkpoint.left_over(built, state, ignore=[rf"^{n}\." for n in built.classifier_names()])
             if left is not None:
                 fitting[name] = left, _inner_shapes(built, network.head is not None) == own
         if fitting:
@@ -209,5 +206,10 @@ def looks_like(state: Mapping[str, torch.Tensor], network: Backbone) -> str:
 
 def _inner_shapes(network: Backbone, with_head: bool) -> dict[str, torch.Size]:
     """Of what neither the number of classes nor the dense form changes."""
-    outer = (*classifier_names(network), "norms") if with_head else ("head", "norms")
-    return {name: value.shape for name, value in network.state_dict().items() if not name.startswith(outer)}
+    outer = [rf"^{name}\." for name in network.classifier_names()] if with_head else [r"^head\."]
+    outer += network.dense_names
+    return {name: value.shape for name, value in network.state_dict().items() if not _matches(name, outer)}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)

@@ -16,4 +16,5 @@ def levels_changed_by(network, image, name):
 
 def norms_reach(network, image):
     """For each norm in `network.norms`, by its level, the levels that it changes."""
-    return {int(i): levels_changed_by(network, image, f"norms.{i}.weight") for i in network.norms}
+    with_weights = [i for i, norm in network.norms.items() if list(norm.parameters())]
+    return {int(i): levels_changed_by(network, image, f"norms.{i}.weight") for i in with_weights}

@@ -12,7 +12,14 @@ SYSTEMS = sorted(backbones.systems())
 
 # What does not follow from the rule of `options_of`.
 NARROW = dict(
-    OverLoCK=dict(dims=(16, 24, 32, 64), kernel_sizes=(9, 7, 7, 5), heads=(2, 4), features=64),
+    OverLoCK=dict(
+        dims=(16, 24, 32, 64),
+        depths=(1, 1, 1, 1),
+        focus_depths=(2, 1),
+        kernel_sizes=(9, 7, 7, 5),
+        heads=(2, 4),
+        features=64,
+    ),
     SHViT=dict(dims=(32, 48, 64), partial_dims=(None, 12, 16)),
 )
 
@@ -62,3 +69,8 @@ def close(got, expected, tolerance=1e-4):
     got, expected = got.detach().float(), expected.detach().float()
     assert got.shape == expected.shape
     assert (got - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-3)
+
+
+def tensors(outputs):
+    """The tensors among what a network gives: maps, or logits and what stands behind them in training."""
+    return [y for y in (outputs if isinstance(outputs, tuple) else (outputs,)) if isinstance(y, torch.Tensor)]

@@ -2,12 +2,12 @@
 
     "attlas": {
         "model": "backbones.hornet.HorNet(dims=(16, 32, 64, 128), ...)",    how to build ours; absent for a function
-        "rules": "backbones.hornet.HorNet",                                 whose rules rename it (the model's own)
+        "rules": "backbones.hornet.RULES",                                  rules that rename it (the model's own)
         "outputs": ["model(img)[0]", ...],                                  one for each output of the record, in order
         "tolerance": 1e-4                                                   of the largest difference (1e-5)
     }
 
-The expressions see `model`, the inputs by name, `torch`, `F`, `attlas`, and `backbones` and `kernels`.
+The expressions see `model`, the inputs by name, an empty dict `notes`, `torch`, `F`, `attlas`, `backbones`, `kernels`.
 """
 
 import importlib
@@ -33,11 +33,11 @@ NAMES = {"torch": torch, "F": F, "attlas": attlas, "backbones": backbones, "kern
 def test_equals_the_authors(name):
     record = Record(name)
     ours = record.fields["attlas"]
-    scope = {**NAMES, **record.inputs}
+    scope = {**NAMES, **record.inputs, "notes": {}}
     with torch.random.fork_rng():
         if ours.get("model"):
             model = scope["model"] = eval(ours["model"], scope).double().eval()
-            rules = eval(ours["rules"], scope).checkpoint_rules if "rules" in ours else None
+            rules = eval(ours["rules"], scope) if "rules" in ours else None
             account = checkpoint.load(model, record.state_dict(), rules=rules)
             assert account.complete, str(account)
             if ours.get("params", True):

@@ -232,11 +232,6 @@ class ImageClassifier(BaseModel):
     def checkpoint_optional(self) -> list[str]:
         return [_inside(pattern) for pattern in getattr(self.backbone, "checkpoint_optional", ())]
 
-    @property
-    def checkpoint_resize(self) -> dict:
-        resize = getattr(self.backbone, "checkpoint_resize", {})
-        return {_inside(pattern): function for pattern, function in resize.items()}
-
     def forward(self, images: Tensor, labels: Tensor | None = None, indices=None, mode: str = "tensor"):
         if mode == "loss":
             if labels is None:

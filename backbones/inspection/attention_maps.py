@@ -29,11 +29,13 @@ class Look:
 
 
 def mixers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The mixers of a network by module name, in the order of the modules, without those inside others."""
+    """The mixers of a network by module name, in the order of the modules, without those inside others: all of MIXERS,
+    and what else has `attention_maps` (class attention)."""
     classes = tuple(MIXERS.module_dict.values())
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
-        if isinstance(module, classes) and not any(name.startswith(f"{outer}.") for outer in found):
+        mixes = isinstance(module, classes) or hasattr(module, "attention_maps")
+        if mixes and not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = module
     return found
 
@@ -45,9 +47,9 @@ def look(
 
     Args:
         network: in inference mode.
-        image: (1, 3, H, W), normalised.
+        image: (1, 3, H, W), normalized.
         place: row and column as fractions of height and width, in [0, 1).
-        names: of modules (`mixers_of`); by default the last of each class of mixers at each resolution.
+        names: names of modules (`mixers_of`); by default the last of each class of mixers at each resolution.
 
     Returns:
         For each, the mixer's own `attention_maps` where it has them; else the influence of every pixel of its input on
@@ -58,9 +60,9 @@ def look(
     mixers = mixers_of(network)
     if names is not None and (unknown := [name for name in names if name not in mixers]):
         raise ValueError(f"{', '.join(unknown)}: no mixer of this network; it has {', '.join(mixers)}")
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, tuple[Tensor, ...]] = {}
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0].detach()))
+        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args))
         for name, module in mixers.items()
     ]
     try:
@@ -71,17 +73,18 @@ def look(
             handle.remove()
     if names is None:
         last: dict[tuple, str] = {}
-        for name, x in inputs.items():
+        for name, (x, *_) in inputs.items():
             last[(type(mixers[name]), *x.shape[-2:])] = name
         names = list(last.values())
-    return [_look(name, mixers[name], inputs[name], place) for name in names]
+    return [_look(name, mixers[name], *inputs[name], place=place) for name in names]
 
 
-def _look(name: str, mixer: nn.Module, x: Tensor, place: tuple[float, float]) -> Look:
+def _look(name: str, mixer: nn.Module, x: Tensor, *others: Tensor, place: tuple[float, float]) -> Look:
     row, column = (int(fraction * size) for fraction, size in zip(place, x.shape[-2:]))
     if hasattr(mixer, "attention_maps"):
         with torch.no_grad():
-            maps = mixer.attention_maps(x, (row, column))[0]  # type: ignore[operator]
+            tokens = others if getattr(mixer, "takes_tokens", False) else ()
+            maps = mixer.attention_maps(x, (row, column), *tokens)[0]  # type: ignore[operator]
         return Look(name, type(mixer).__name__, maps.float().numpy(), (row, column), "weights")
     x = x.clone().requires_grad_()
     with torch.enable_grad():
@@ -91,7 +94,7 @@ def _look(name: str, mixer: nn.Module, x: Tensor, place: tuple[float, float]) ->
 
 
 def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
-    """An image file as (H, W, 3) uint8 RGB, its short side `size` pixels, and as a normalised batch (1, 3, H, W)."""
+    """An image file as (H, W, 3) uint8 RGB, its short side `size` pixels, and as a normalized batch (1, 3, H, W)."""
     if size < 1:
         raise ValueError(f"size={size}: the short side of the image has at least one pixel")
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
@@ -137,7 +140,7 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 5) -> Figure:
 
 
 def _overlay(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image in grey, darkened, and the map in colour over it."""
+    """The image in gray, darkened, and the map in color over it."""
     gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
     large = F.interpolate(
         torch.from_numpy(values)[None, None], pixels.shape[:2], mode="bicubic" if values.size > 4 else "nearest"

@@ -19,7 +19,7 @@ class Mlp(nn.Module):
     Args:
         dim: channels C.
         ratio: hidden width over C.
-        activation: what makes the activation.
+        activation: class or function that makes the activation.
     """
 
     def __init__(self, dim: int, ratio: float = 4.0, activation: Callable[[], nn.Module] = nn.GELU):

@@ -28,7 +28,7 @@ class ConvNorm(nn.Module):
 
     Args:
         in_dim, dim: channels of the input and of the output.
-        kernel_size, stride, groups, dilation: of the convolution; its padding keeps the size (rounded up by a stride).
+        kernel_size, stride, groups, dilation: as of `nn.Conv2d`; the padding keeps the size (rounded up by a stride).
         weight: initial scale of the norm; 0 makes a residual branch begin as nothing.
         bias: whether the convolution has a bias; the norm makes it superfluous, some published networks have it.
     """

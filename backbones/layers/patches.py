@@ -10,8 +10,8 @@ def fill(x: Tensor, multiple: int | Sequence[int] = 1, least: int = 1) -> Tensor
     """A map (B, C, H, W) with zeros below and on the right; `y[..., :H, :W]` crops what is made of it back.
 
     Args:
-        x: the map.
-        multiple: what divides the new height and width; one number for both, or two.
+        x: map to fill up.
+        multiple: divisor of the new height and width; one number for both, or two.
         least: lower bound of the new height and width, itself such a multiple.
     """
     multiples = (multiple, multiple) if isinstance(multiple, int) else multiple

@@ -5,17 +5,17 @@ A skeleton (`Pyramid`, `Isotropic`) adds the loop over its parts; a system adds 
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from ..layers import fuse
+from ..layers import Blocks, fill, fuse
 from .options import CheckedOptions
+
+Notes = dict[str, Any]  # what a network notes about a batch on its way from the stem to the head
 
 
 class Backbone(BaseModule, metaclass=CheckedOptions):
@@ -24,28 +24,32 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
     - None: a backbone for dense prediction. `forward(image)` gives a tuple of the maps at `out_indices`, each behind a
       norm of its own; there is no head.
     - a number: a classifier. `forward(image)` gives logits (B, num_classes), or for 0 the features before the last
-      layer (B, features).
+      layer (B, features). In training, some networks give auxiliary logits behind the logits.
 
     Args:
-        num_classes: see above.
+        channels, strides: channels and stride of the map of every level.
+        num_classes: number of classes; see above.
         out_indices: levels whose maps are given, from 0; all by default.
         in_channels: channels of the image.
-        frozen_stages: -1 to train everything; n to keep the stem and the first n stages as they are.
-        norm_eval: keep batch norms in inference mode while training (usual in detection).
-        grad_checkpointing: keep only the input of every block for the backward pass, and compute the rest again.
-        init_cfg: of MMEngine; `dict(type="Pretrained", checkpoint=...)` loads the authors' files and ours.
+        frozen_stages: -1 to train everything; n to keep the stem and the first n stages as they are. Where the head has
+            blocks, one more than there are stages keeps those, too.
+        norm_eval: whether batch norms stay in inference mode while training (usual in detection).
+        grad_checkpointing: whether training keeps only the input of every block for the backward pass, and computes the
+            rest again.
+        init_cfg: config of MMEngine; `dict(type="Pretrained", checkpoint=...)` loads the authors' files and ours.
 
     Attributes:
-        out_channels, out_strides: of the maps at `out_indices`; a map is (B, C, ceil(H / stride), ceil(W / stride)),
-            unless the system says otherwise.
+        out_channels, out_strides: channels and strides of the maps at `out_indices`; `map_sizes` gives their sizes.
     """
 
     # what a system may set
     unused: Sequence[str] = ()  # options of its bases that it does not use (see CheckedOptions)
     variants: dict = {}  # name -> Variant
     checkpoint_rules: Sequence = ()  # renaming rules of attlas.checkpoint
-    checkpoint_resize: dict = {}
-    min_size = 1  # smaller images are padded with zeros, right and bottom
+    dense_names: Sequence[str] = (r"^norms\.",)  # expressions for parameters that the dense form alone has
+    min_size = 1  # smaller images are padded with zeros, below and on the right
+    rounds_up = True  # whether the strides round the size of a map up, or down
+    trunc_normal: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # layers with such initial weights (std 0.02)
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
-        levels = self._level_count = len(channels)
+        levels = len(channels)
         if num_classes is not None and num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0, or None for a backbone without a head")
         if num_classes is not None and out_indices is not None:
@@ -69,36 +73,54 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
                 f"num_classes={num_classes} makes a classifier, out_indices={out_indices} a backbone that gives maps: "
                 "give one of them (forward_intermediates gives maps of a classifier)"
             )
-        if not -1 <= frozen_stages <= levels:
-            raise ValueError(f"frozen_stages={frozen_stages} must be from -1 (none) to {levels}, the number of stages")
-        self.out_indices = _check_indices(range(levels) if out_indices is None else out_indices, levels)
+        self.out_indices = _check_levels("out_indices", range(levels) if out_indices is None else out_indices, levels)
+        self.channels, self.strides = tuple(channels), tuple(strides)
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
         self.num_classes, self.in_channels = num_classes, in_channels
-        self._width = channels[-1]  # of the last level
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.grad_checkpointing = grad_checkpointing
         self.head: nn.Module | None = None
         self.norms = nn.ModuleDict()  # of the maps, by level; in the dense form
 
+    def finish(self) -> None:
+        """The end of construction, which a skeleton calls: initial weights, and what training leaves out."""
+        self.apply(self.initialize)
+        self.set_grad_checkpointing(self.grad_checkpointing)
+        self.freeze(self.frozen_stages)
+
     @property
     def num_features(self) -> int:
         """Width of the vector that the last layer of a classifier reads; in the dense form that of the last level."""
-        return self._width if self.head is None else self.head.dim  # type: ignore[return-value]
+        return self.channels[-1] if self.head is None else self.head.dim  # type: ignore[return-value]
 
     @property
     def checkpoint_optional(self) -> Sequence[str]:
-        """Names that a file of the whole network holds and this form of it does without."""
-        if self.head is None:  # the file's norms are those of all levels, whatever it was trained with
-            left_out = [i for i in range(self._level_count) if str(i) not in self.norms] if self.norms else []
-            return (r"^head", *(rf"^norms\.{i}\." for i in left_out))
-        return () if self.num_classes else (r"^head(\.\w+)*\.fc\.",)
+        """Expressions for names that a file of the whole network holds and this form of it does without."""
+        if self.head is None:  # the norms of a file are those of all levels, whatever it was trained with
+            others = [i for i in range(len(self.channels)) if str(i) not in self.norms] if self.norms else []
+            return [r"^head\.", *(rf"^norms\.{i}\." for i in others)]
+        final = [] if self.num_classes else self.classifier_names()
+        left_out = [r"^head\.auxiliary\."] if getattr(self.head, "auxiliary", None) is None else []
+        return [*(rf"^{name}\." for name in final), *left_out]
+
+    def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Heights and widths of the maps that the dense form gives for images of height x width."""
+        sides = max(height, self.min_size), max(width, self.min_size)
+        more = [stride - 1 if self.rounds_up else 0 for stride in self.out_strides]
+        return [((sides[0] + n) // s, (sides[1] + n) // s) for n, s in zip(more, self.out_strides)]
 
     # --- what a skeleton brings --------------------------------------------------------------------------------------
 
     @abstractmethod
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        """The map of every level, one after the other, before the norms of the outputs."""
+    def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
+        """The map of every level, one after the other, before the norms of the outputs.
+
+        Args:
+            image: (B, in_channels, H, W).
+            notes: dict that parts of the network may write into for later ones: further levels, outputs, the head. It
+                begins empty for every batch. The auxiliary head reads "auxiliary".
+        """
 
     @property
     @abstractmethod
@@ -107,34 +129,43 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
 
     @abstractmethod
     def frozen_parts(self) -> list[nn.Module]:
-        """The modules that `frozen_stages` names."""
+        """The modules that `frozen_stages` names, as far as it is of stages."""
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort the parameters by depth for layer-wise decay, as timm defines them: `stem`, and
-        `blocks` as (expression, None: by its numbers | (99999,): with the one before). The head, which none matches,
-        comes last. `coarse`: by stage, not by block."""
+        `blocks` as (expression, None: by its numbers | (99999,): with the one before). What none matches, the last
+        layers, comes last. `coarse`: by stage, not by block."""
+
+    def head_input(self, x: Tensor, notes: Notes) -> Tensor:
+        """What the head reads, of the map of the last level."""
+        return x
+
+    def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
+        """The map of a level behind the norm of its output."""
+        return self.norms[str(level)](x) if str(level) in self.norms else x
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if self.num_classes is not None:
-            return self.forward_head(self.forward_features(image))
-        return tuple(self._maps(image, self.out_indices, norm=True))
+        notes: Notes = {}
+        if self.num_classes is None:
+            return tuple(self._maps(image, self.out_indices, True, notes))
+        return self.forward_head(self.forward_features(image, notes), notes=notes)
 
-    def forward_features(self, image: Tensor) -> Tensor:
-        """What the head reads: the map of the last level."""
+    def forward_features(self, image: Tensor, notes: Notes | None = None) -> Tensor:
+        """What the head reads. Into `notes`, an empty dict, goes what the network notes."""
+        notes = {} if notes is None else notes
         x = None
-        for x in self.levels(self.check(image)):  # noqa: B007
+        for x in self.levels(self.check(image), notes):  # noqa: B007
             pass
         assert x is not None
-        return x
+        return self.head_input(x, notes)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of what `forward_features` gave, or with `pre_logits` what the last layer reads."""
-        if self.head is None:
-            raise RuntimeError(f"{type(self).__name__} was built without num_classes and has no head")
-        return self.head(x, pre_logits)
+    def forward_head(self, x: Tensor, pre_logits: bool = False, notes: Notes | None = None) -> Any:
+        """Logits of what `forward_features` gave, or with `pre_logits` what the last layer reads. Without the notes of
+        `forward_features`, there are no auxiliary logits."""
+        return self._head()(x, pre_logits, notes)
 
     def forward_intermediates(
         self,
@@ -148,32 +179,32 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         Args:
             image: (B, in_channels, H, W).
             indices: levels; a number n for the last n; all by default.
-            norm: apply the norms of the dense form (where there are none, the maps are as they are).
-            intermediates_only: give the list of maps alone.
+            norm: whether the maps are behind the norms of the dense form (where there are none, they are as they are).
+            intermediates_only: whether the list of maps comes alone.
 
         Returns:
             (features, maps), maps in the order of the levels.
         """
         count = self.num_levels
-        chosen = choose(indices, count)
+        if isinstance(indices, int):
+            if not 1 <= indices <= count:
+                raise ValueError(f"indices={indices}: there are {count} levels")
+            indices = range(count - indices, count)
+        chosen = _check_levels("indices", range(count) if indices is None else indices, count)
+        notes: Notes = {}
         if intermediates_only:
-            return list(self._maps(image, chosen, norm))
-        wanted: dict[int, Tensor] = {}
-        x = None
-        for i, x in enumerate(self.levels(self.check(image))):
-            if i in chosen:
-                wanted[i] = self._norm(i, x) if norm else x
-        return x, [wanted[i] for i in chosen]
+            return list(self._maps(image, chosen, norm, notes))
+        maps, x = [], None
+        for i, x in enumerate(self.levels(self.check(image), notes)):
+            maps += [self.normed(i, x, notes) if norm else x] * chosen.count(i)
+        assert x is not None
+        return self.head_input(x, notes), maps
 
-    def _norm(self, level: int, x: Tensor) -> Tensor:
-        return self.norms[str(level)](x) if str(level) in self.norms else x
-
-    def _maps(self, image: Tensor, chosen: tuple[int, ...], norm: bool) -> Iterator[Tensor]:
-        last = chosen[-1]
-        for i, x in enumerate(self.levels(self.check(image))):
+    def _maps(self, image: Tensor, chosen: tuple[int, ...], norm: bool, notes: Notes) -> Iterator[Tensor]:
+        for i, x in enumerate(self.levels(self.check(image), notes)):
             for _ in range(chosen.count(i)):
-                yield self._norm(i, x) if norm else x
-            if i == last:
+                yield self.normed(i, x, notes) if norm else x
+            if i == chosen[-1]:
                 return
 
     def check(self, image: Tensor) -> Tensor:
@@ -191,28 +222,15 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
                 + (": (B, H, W, C)? image.permute(0, 3, 1, 2)" if image.shape[-1:] == (self.in_channels,) else "")
             )
         if not image.is_floating_point():
-            raise TypeError(f"image must be of floating point, normalised as in training, got {image.dtype}")
+            raise TypeError(f"image must be of floating point, normalized as in training, got {image.dtype}")
         if 0 in image.shape:
             raise ValueError(f"image is empty: shape {tuple(image.shape)}")
-        height, width = (max(0, self.min_size - size) for size in image.shape[-2:])
-        if height or width:
-            image = nn.functional.pad(image, (0, width, 0, height))
-        return image.contiguous(memory_format=torch.channels_last)
+        return fill(image, least=self.min_size).contiguous(memory_format=torch.channels_last)
 
-    def run(self, block: nn.Module, *inputs: Tensor) -> Any:
-        """`block(*inputs)`, with activation checkpointing where that was asked for."""
-        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
-            return block(*inputs)
-        if torch.compiler.is_compiling():  # which takes no context, and traces the averages once
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return checkpoint(
-            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
-        )
-
-    def initialise(self, module: nn.Module) -> None:
+    def initialize(self, module: nn.Module) -> None:
         """Initial weights of one module; called for all of them, the inner ones first. A module that has a
         `reset_weights()` of its own is asked after its parts, and so has the last word on them."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, self.trunc_normal):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -222,33 +240,59 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
 
     # --- head --------------------------------------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        """The last layer of the head."""
+    def _head(self) -> Any:
         if self.head is None:
             raise RuntimeError(f"{type(self).__name__} was built without num_classes and has no head")
-        return self.head.fc  # type: ignore[return-value]
+        return self.head
+
+    def classifier_names(self) -> list[str]:
+        """Names of the layers that make logits, the first one those of `forward`; none in the dense form."""
+        return [] if self.head is None else [f"head.{name}" for name in self._head().final_layers]
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer of the head."""
+        self._head()
+        return self.get_submodule(self.classifier_names()[0])
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Give the head a new last layer; 0 for none."""
-        if self.head is None:
-            raise RuntimeError(f"{type(self).__name__} was built without num_classes and has no head to reset")
+        """Give the head new last layers; 0 for none."""
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0")
-        self.head.reset(num_classes)  # type: ignore[operator]
-        self.head.to(next(self.parameters()))  # its device and dtype
+        self._head().reset(num_classes)
+        self._head().to(next(self.parameters()))  # its device and dtype
         self.num_classes = num_classes
+
+    def head_groups(self) -> list[tuple[str, tuple[int, ...] | None]]:
+        """What a `group_matcher` ends with, for heads that have blocks."""
+        return [(r"^head\.cls_token", (0,)), (r"^head\.blocks\.(\d+)", None)]
 
     # --- training ----------------------------------------------------------------------------------------------------
 
     def freeze(self, stages: int) -> None:
         """Another `frozen_stages`: -1 to train everything, n to keep the stem and the first n stages as they are."""
-        for part in self.frozen_parts() if self.frozen_stages >= 0 else []:
+        most = len(self.strides) + hasattr(self.head, "blocks")
+        if not -1 <= stages <= most:
+            blocks = " and one more for the blocks of the head" if hasattr(self.head, "blocks") else ""
+            raise ValueError(f"frozen_stages={stages} must be from -1 (none) to {most}, the number of stages{blocks}")
+        for part in self._frozen():
             part.requires_grad_(True)
         self.frozen_stages = stages
         self.train(self.training)
 
+    def _frozen(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        parts = self.frozen_parts()
+        if self.frozen_stages > len(self.strides):
+            parts += [part for name, part in self._head().named_children() if name in ("cls_token", "blocks")]
+        return parts
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Another `grad_checkpointing`, for all blocks, those of the head too."""
         self.grad_checkpointing = enable
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that their modules exempt from weight decay (by an attribute `no_weight_decay`)."""
@@ -261,7 +305,7 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
-        for part in self.frozen_parts() if self.frozen_stages >= 0 else []:
+        for part in self._frozen():
             part.eval()
             part.requires_grad_(False)
         if mode and self.norm_eval:
@@ -283,38 +327,13 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         return self
 
 
-def choose(indices: int | Sequence[int] | None, levels: int) -> tuple[int, ...]:
-    """The levels that `indices` of `forward_intermediates` mean."""
-    if isinstance(indices, int):
-        if not 1 <= indices <= levels:
-            raise ValueError(f"indices={indices}: there are {levels} levels")
-        indices = range(levels - indices, levels)
-    return _check_indices(range(levels) if indices is None else indices, levels)
-
-
-def _check_indices(indices: Sequence[int], levels: int) -> tuple[int, ...]:
+def _check_levels(name: str, indices: Sequence[int], levels: int) -> tuple[int, ...]:
+    """The levels that an argument names, counted from 0."""
     if isinstance(indices, int) or not all(isinstance(i, int) for i in indices):
-        raise ValueError(f"out_indices={indices!r} must be a tuple of levels, such as {tuple(range(levels))[-3:]}")
+        raise ValueError(f"{name}={indices!r} must be a tuple of levels, such as {tuple(range(levels))[-3:]}")
     chosen = tuple(i + levels if -levels <= i < 0 else i for i in indices)
     if not chosen or any(not 0 <= i < levels for i in chosen) or list(chosen) != sorted(chosen):
         raise ValueError(
-            f"out_indices={tuple(indices)} must be levels from 0 to {levels - 1} in ascending order: there are {levels}"
+            f"{name}={tuple(indices)} must be levels from 0 to {levels - 1} in ascending order: there are {levels}"
         )
     return chosen
-
-
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running averages alone: what is computed again must not be counted again."""
-    kept = [
-        (norm, norm.momentum, norm.num_batches_tracked)
-        for norm in block.modules()
-        if isinstance(norm, _BatchNorm) and norm.training and norm.num_batches_tracked is not None
-    ]
-    try:
-        for norm, _, counter in kept:  # they still take the averages, so that the same tensors are saved as before
-            norm.momentum, norm.num_batches_tracked = 0.0, counter.clone()
-        yield
-    finally:
-        for norm, momentum, counter in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -1,23 +1,26 @@
 """The skeleton of hierarchical networks: a stem, stages of blocks, a transition between stages, outputs at each."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from ...registry import MIXERS, MODELS
-from ..layers import Block, ConvNorm, Head, LayerNorm2d, Mlp
-from .backbone import Backbone
+from ..layers import Block, Blocks, ConvNorm, Head, LayerNorm2d, Mlp
+from .backbone import Backbone, Notes
 from .options import drop_path_rates, mixers_per_stage, per_stage
 
 
 class Stage(nn.Module):
     """One level: a transition from the level before (none in the first), blocks, and a norm where the system has one on
-    its path."""
+    its path. `forward(x, notes)`; a system's own stages may read and write the notes (see `Backbone.levels`)."""
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module):
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
-        self.downsample, self.blocks, self.norm = downsample, nn.ModuleList(blocks), norm
+        self.downsample, self.blocks, self.norm = downsample, Blocks(blocks), norm or nn.Identity()
+
+    def forward(self, x: Tensor, notes: Notes) -> Tensor:
+        return self.norm(self.blocks(self.downsample(x)))
 
 
 @MODELS.register_module()
@@ -28,17 +31,24 @@ class Pyramid(Backbone):
                 "Attention"])
 
     A system overrides the pieces that its paper invented: `make_stem`, `make_downsample`, `make_block`,
-    `make_stage_norm`, `make_output_norm`, `make_head`. They are called while the network is built, so what they need
-    must be set before `super().__init__`.
+    `make_stage_norm`, `make_output_norm`, `make_head`, or a whole stage with `make_stage`; and `embed`, where the stem
+    is not all. The first ones are called while the network is built, so what they need must be set before
+    `super().__init__`.
 
     Args:
         dims: channels of each stage.
-        depths: blocks of each stage (in units of `blocks_per_depth` of the system).
-        mixers: one for each stage, or one for all: a name of MIXERS, or dict(type=name, **options).
+        depths: number of blocks of each stage (in units of `blocks_per_depth` of the system).
+        mixers: name of MIXERS, or dict(type=name, **options); one, or one for each stage.
+        strides: pixels of the image along a side of a pixel of each stage; `stem_stride` of the system in the first
+            one, and twice that of the stage before in the others, by default. A stage with the stride and the channels
+            of the one before has no transition.
         mlp_ratio: hidden width of the channel mixer over that of the stage; one number, or one for each stage.
         drop_path_rate: rate of stochastic depth of the last block; it grows linearly up to there, over all stages.
         layer_scale: initial value of the learned factors on the branches, None for none; one, or one for each stage.
         **common: of `Backbone`.
+
+    Attributes:
+        ratios: stride of each stage over that of the stage before (of the first one: of the stem).
     """
 
     stem_stride = 4
@@ -49,6 +59,7 @@ class Pyramid(Backbone):
         dims: Sequence[int] = (64, 128, 256, 512),
         depths: Sequence[int] = (2, 2, 6, 2),
         mixers: str | Mapping | Sequence[str | Mapping] = "Attention",
+        strides: Sequence[int] | None = None,
         *,
         mlp_ratio: float | Sequence[float] = 4.0,
         drop_path_rate: float = 0.0,
@@ -58,8 +69,13 @@ class Pyramid(Backbone):
         if isinstance(dims, int) or isinstance(depths, int) or len(dims) != len(depths) or not dims:
             raise ValueError(f"dims and depths must have one entry for each stage, got {dims}, {depths}")
         stages = len(dims)
-        super().__init__(dims, [self.stem_stride * 2**i for i in range(stages)], **common)
+        strides = [self.stem_stride * 2**i for i in range(stages)] if strides is None else list(strides)
+        before = [1, *strides[:-1]]
+        if len(strides) != stages or any(after < 1 or after % first for first, after in zip(before, strides)):
+            raise ValueError(f"strides={tuple(strides)} must be {stages}, each a multiple of the one before")
+        super().__init__(dims, strides, **common)
         self.dims, self.depths = tuple(dims), tuple(depths)
+        self.ratios = [after // first for first, after in zip(before, strides)]
         self.mixers = mixers_per_stage(mixers, stages)
         self.mlp_ratio = per_stage("mlp_ratio", mlp_ratio, stages)
         self.layer_scale = per_stage("layer_scale", layer_scale, stages)
@@ -67,31 +83,39 @@ class Pyramid(Backbone):
         rates = iter(drop_path_rates(drop_path_rate, sum(counts)))
 
         self.stem = self.make_stem(self.in_channels, dims[0])
-        self.stages = nn.ModuleList()
-        for i, (dim, count) in enumerate(zip(dims, counts)):
-            downsample = self.make_downsample(i, dims[i - 1], dim) if i else nn.Identity()
-            blocks = [self.make_block(i, j, dim, next(rates)) for j in range(count)]
-            self.stages.append(Stage(downsample, blocks, self.make_stage_norm(i, dim)))
+        self.stages = nn.ModuleList(
+            self.make_stage(i, [next(rates) for _ in range(count)]) for i, count in enumerate(counts)
+        )
         if self.num_classes is not None:
             self.head = self.make_head(dims[-1], self.num_classes)
         else:
             del self.stages[self.out_indices[-1] + 1 :]  # that nobody would read
-            for i, channels in zip(self.out_indices, self.out_channels):
-                self.norms[str(i)] = self.make_output_norm(i, channels)
-        self.apply(self.initialise)
-        self.train()
+            for i, dim in zip(self.out_indices, self.out_channels):
+                self.norms[str(i)] = self.make_output_norm(i, dim)
+        self.finish()
 
     # --- the pieces --------------------------------------------------------------------------------------------------
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        """Image -> map of the first stage, at `stem_stride`."""
+        """Image -> map of the first stage, at its stride."""
+        first = 1 + (self.strides[0] + 1) % 2
         return nn.Sequential(
-            ConvNorm(in_channels, dim // 2, 3, stride=2), nn.GELU(), ConvNorm(dim // 2, dim, 3, stride=2)
+            ConvNorm(in_channels, dim // 2, 3, stride=first),
+            nn.GELU(),
+            ConvNorm(dim // 2, dim, 3, stride=self.strides[0] // first),
         )
 
+    def make_stage(self, stage: int, rates: Sequence[float]) -> Stage:
+        """A stage with a block for each of the rates of stochastic depth."""
+        dim, before = self.dims[stage], self.dims[max(0, stage - 1)]
+        changes = stage > 0 and (self.ratios[stage] > 1 or dim != before)
+        downsample = self.make_downsample(stage, before, dim) if changes else nn.Identity()
+        blocks = [self.make_block(stage, i, dim, rate) for i, rate in enumerate(rates)]
+        return Stage(downsample, blocks, self.make_stage_norm(stage, dim))
+
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
-        """The transition to a stage >= 1: half the height and width, rounded up."""
-        return ConvNorm(in_dim, dim, 3, stride=2)
+        """The transition to a stage >= 1: height and width over `ratios[stage]`, rounded up."""
+        return ConvNorm(in_dim, dim, 3, stride=self.ratios[stage])
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         """Block number `index` of a stage."""
@@ -111,19 +135,20 @@ class Pyramid(Backbone):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        x = self.stem(image)
-        for stage in cast(Iterable[Stage], self.stages):
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self.run(block, x)
-            x = stage.norm(x)
+    def embed(self, image: Tensor, notes: Notes) -> Tensor:
+        """What the first stage reads."""
+        return self.stem(image)
+
+    def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
+        x = self.embed(image, notes)
+        for stage in self.stages:
+            x = stage(x, notes)
             yield x
 
     @property
     def checkpoint_optional(self) -> Sequence[str]:
         left_out = range(len(self.stages), len(self.dims))
-        return (*super().checkpoint_optional, *(rf"^stages\.{i}\." for i in left_out))
+        return [*super().checkpoint_optional, *(rf"^stages\.{i}\." for i in left_out)]
 
     @property
     def num_levels(self) -> int:
@@ -133,14 +158,11 @@ class Pyramid(Backbone):
         return [self.stem, *self.stages[: self.frozen_stages]]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks: list[tuple] = [
+            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99999,)),
+        ]
         if coarse:
-            return dict(stem=r"^stem", blocks=[(r"^stages\.(\d+)", None), (r"^norms", (99999,))])
-        return dict(
-            stem=r"^stem",
-            blocks=[
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^stages\.(\d+)\.norm", (99999,)),
-                (r"^norms", (99999,)),
-            ],
-        )
+            blocks = [(r"^stages\.(\d+)", None)]
+        return dict(stem=r"^stem", blocks=[*blocks, (r"^norms", (99999,))], head=self.head_groups())

@@ -85,7 +85,7 @@ def test_prefix_takes_a_part():
 
 
 def test_tables_are_resized_by_the_function_given():
-    def longer(name, tensor, shape):
+    def longer(tensor, shape):
         return nn.functional.interpolate(tensor.T[None], shape[0], mode="linear", align_corners=True)[0].T
 
     source, target = Net(table=5), Net(table=9)

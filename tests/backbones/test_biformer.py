@@ -232,8 +232,10 @@ def test_bad_options():
         BiLevelRouting(32, form="nhwc")
     with pytest.raises(ValueError, match="regions=0 and topk=4 must be at least 1"):
         BiLevelRouting(32, regions=0)
-    with pytest.raises(ValueError, match="topks must have one entry of -2 or more for each of the 4 stages"):
+    with pytest.raises(ValueError, match="topks must have one entry for each of the 4 stages"):
         BiFormer(topks=(1, 4, 16))
+    with pytest.raises(ValueError, match=r"topks=\(1, 4, 16, -3\) must be at least -2"):
+        BiFormer(topks=(1, 4, 16, -3))
     with pytest.raises(ValueError, match="dim=30 is not divisible by heads=4"):
         BiLevelRouting(30, heads=4)
     with pytest.raises(ValueError, match="key_dim=30 is not divisible by heads=4"):

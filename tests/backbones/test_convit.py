@@ -4,10 +4,9 @@ import torch.nn.functional as F
 from agreement import assert_agree
 from levels import levels_changed_by
 
-from attlas import backbones, checkpoint
+from attlas import backbones
 from attlas.backbones.convit import GPSA, ConViT
 from attlas.backbones.layers import Attention
-from attlas.backbones.skeletons.isotropic import position_of_file
 
 
 def gpsa(gate=None, dim=18, heads=9, **options):
@@ -79,15 +78,15 @@ def test_the_class_token_joins_late():
     image = torch.randn(2, 3, 48, 32)
     expected = network(image)
     _, (first, _) = network.forward_intermediates(image)
-    torch.nn.init.normal_(network.cls_token)
+    torch.nn.init.normal_(network.cls_token.weight)
     assert not torch.equal(network(image), expected)
     assert torch.equal(network.forward_intermediates(image)[1][0], first)
     assert network.forward_features(image).shape == (2, 1 + 3 * 2, 16)
     dense = ConViT(16, (1, 1), heads=4, img_size=32, out_indices=(0,))
     account = backbones.load(dense, network.state_dict())
     assert account.complete
-    assert {"cls_token", "blocks.1.norm1.weight"} <= set(account.ignored)
-    assert_agree("map", dense.eval()(image)[0], network._norm(0, first))
+    assert {"cls_token.weight", "blocks.1.norm1.weight"} <= set(account.ignored)
+    assert_agree("map", dense.eval()(image)[0], network.norm(first))
 
 
 def test_the_dense_form():
@@ -99,64 +98,20 @@ def test_the_dense_form():
     assert [tuple(x.shape[-2:]) for x in network(image)] == [(3, 5), (3, 5)]
     classifier = ConViT(16, (2, 1), heads=4, img_size=32, num_classes=3)
     account = backbones.load(network, classifier.state_dict())
-    assert sorted(account.ignored) == ["cls_token", "head.fc.bias", "head.fc.weight"]
-
-
-def test_scales_make_a_pyramid():
-    network = ConViT(16, (2, 2), heads=4, img_size=64, scales=(4, 2, 1, 0.5))
-    assert network.out_strides == (4, 8, 16, 32)
-    assert [x.shape[-2:] for x in network(torch.randn(1, 3, 64, 96))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
-    assert [x.shape[-2:] for x in network(torch.randn(1, 3, 50, 70))] == [(13, 18), (7, 9), (4, 5), (2, 3)]
-
-
-@pytest.mark.parametrize("class_token", [None, 0, 1])
-@pytest.mark.parametrize("registers", [0, 2])
-@pytest.mark.parametrize("options", [dict(num_classes=3), dict(), dict(out_indices=(0,))], ids=str)
-def test_tokens_of_the_skeleton(class_token, registers, options):
-    """Tokens join at their block, never leave a parameter without use, and are no part of the maps."""
-    network = backbones.Isotropic(
-        16, 2, dict(type="Attention", heads=2), img_size=32, class_token=class_token, registers=registers, **options
-    )
-    image = torch.randn(2, 3, 40, 32)
-    outputs = network(image)
-    if network.num_classes is not None:
-        tokens = registers + (class_token is not None)
-        assert network.forward_features(image).shape == (2, tokens + 3 * 2, 16)
-        assert outputs.shape == (2, 3)
-        outputs = (outputs,)
-    else:
-        assert all(x.shape == (2, 16, 3, 2) for x in outputs)
-    sum(x.square().sum() for x in outputs).backward()
-    assert all(p.grad is not None for p in network.parameters())
-
-
-def test_positions_of_files():
-    """The authors keep rows of a square grid; another grid gets them bicubically resized."""
-    position = torch.randn(1, 16, 8)
-    exact = position_of_file("pos_embed", position, (1, 8, 4, 4))
-    assert torch.equal(exact[0, :, 1, 2], position[0, 6])
-    smooth = torch.linspace(0, 1, 4).repeat_interleave(4).view(1, 16, 1)  # grows from row to row
-    resized = position_of_file("pos_embed", smooth, (1, 1, 8, 6))
-    assert resized.shape == (1, 1, 8, 6)
-    assert torch.allclose(resized, resized[..., :1])
-    assert (resized[0, 0, 1:, 0] > resized[0, 0, :-1, 0]).all()
-    state = ConViT(16, (1, 1), img_size=64, num_classes=3).state_dict()
-    state["pos_embed"] = torch.randn(1, 17, 16)  # of a network whose class token has a position
-    with pytest.raises(ValueError, match=r"pos_embed: \(1, 17, 16\) in the file, \(1, 16, 4, 4\) in the network"):
-        checkpoint.load(ConViT(16, (1, 1), img_size=64, num_classes=3), state)
+    assert sorted(account.ignored) == ["cls_token.weight", "head.fc.bias", "head.fc.weight"]
 
 
 def test_frozen_with_its_position():
     network = ConViT(16, (1, 1), frozen_stages=0)
     assert [name for name, p in network.named_parameters() if not p.requires_grad] == [
-        "pos_embed",
-        "patch_embed.weight",
-        "patch_embed.bias",
+        "stem.weight",
+        "stem.bias",
+        "position.weight",
     ]
 
 
 def test_no_decay():
-    assert ConViT(16, (1, 1), num_classes=3).no_weight_decay() == {"pos_embed", "cls_token"}
+    assert ConViT(16, (1, 1), num_classes=3).no_weight_decay() == {"position.weight", "cls_token.weight"}
 
 
 def test_bad_depths():

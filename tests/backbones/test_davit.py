@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from golden_records import Record
 from levels import norms_reach
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
-from attlas.backbones.davit import ChannelGroupAttention, DaViT, Downsample, SpatialWindowAttention, Stem
+from attlas.backbones.davit import ChannelGroupAttention, DaViT, Downsample, DualBlock, SpatialWindowAttention, Stem
+from attlas.backbones.layers import fuse
 from attlas.registry import MIXERS
 
 
@@ -144,6 +146,24 @@ def test_initial_weights():
     block = DaViT((32, 64), (1, 1)).stages[1].blocks[0]
     assert block.position1.branch.weight.std() > 0.1
     assert 0.018 < block.mlp.fc1.weight.std() < 0.022
+
+
+def test_an_activation_behind_the_positions():
+    """cpe_act: x + GELU(convolution(x)), twice in a block, with the same names; nothing is merged when fused."""
+    plain, acting = (DualBlock(8, nn.Identity(), nn.Identity(), cpe_act=act).double() for act in (False, True))
+    acting.load_state_dict(plain.state_dict())
+    x = normal(1, 8, 5, 6)
+
+    def by_definition(act):
+        y = x + act(plain.position1.branch(x))
+        y = y + plain.norm1(y)
+        y = y + act(plain.position2.branch(y))
+        return y + plain.norm2(y)
+
+    for block, act in ((plain, nn.Identity()), (acting, nn.GELU())):
+        torch.testing.assert_close(block(x), by_definition(act))
+    expected = acting(x)
+    torch.testing.assert_close(fuse(acting)(x), expected)
 
 
 def test_heads_for_every_stage():

@@ -14,20 +14,25 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def linear(convolution, pixel):
+    y = convolution.weight[:, :, 0, 0] @ pixel
+    return y if convolution.bias is None else y + convolution.bias
+
+
 def weights_of(mixer, x, row, column):
     """The weights of one query, by definition: over all places (u, w) of its window, with their keys and values."""
     height, width = x.shape[-2:]
     b, r, win, d = mixer.block_size, mixer.halo_size, mixer.window, mixer.key_dim
     side = b // mixer.stride
-    q = mixer.q.weight[:, :, 0, 0] @ x[0, :, row * mixer.stride, column * mixer.stride]
+    q = linear(mixer.q, x[0, :, row * mixer.stride, column * mixer.stride])
     q = q.unflatten(0, (mixer.heads, d))
     logits, values, places = [], [], []
     for u in range(win):
         for w in range(win):
             i, j = row // side * b - r + u, column // side * b - r + w
             inside = 0 <= i < height and 0 <= j < width
-            pixel = x[0, :, i, j] if inside else torch.zeros_like(x[0, :, 0, 0])
-            kv = (mixer.kv.weight[:, :, 0, 0] @ pixel).unflatten(0, (mixer.heads, -1))
+            kv = linear(mixer.kv, x[0, :, i, j]) if inside else torch.zeros_like(mixer.kv.weight[:, 0, 0, 0])
+            kv = kv.unflatten(0, (mixer.heads, -1))
             position = mixer.height_rel[u - row % side + win - 1] + mixer.width_rel[w - column % side + win - 1]
             scale = d**-0.5 if mixer.scale_position else 1.0
             logits.append((q * kv[:, :d]).sum(1) * d**-0.5 + q @ position * scale)
@@ -45,10 +50,14 @@ def weights_of(mixer, x, row, column):
         (dict(block_size=4, halo_size=1, stride=2), (7, 9)),
         (dict(block_size=2, halo_size=1, scale_position=True), (4, 3)),
         (dict(dim_out=12, key_dim=3, block_size=2, halo_size=3), (3, 4)),
+        (dict(block_size=3, halo_size=2, qkv_bias=True), (7, 5)),  # beyond the map keys and values have no bias
     ],
 )
 def test_by_definition(options, size):
     mixer, x = HaloAttention(8, heads=2, **options).double(), normal(1, 8, *size)
+    if mixer.q.bias is not None:
+        torch.nn.init.normal_(mixer.q.bias)
+        torch.nn.init.normal_(mixer.kv.bias)
     y = mixer(x)
     assert y.shape[2:] == tuple(-(-n // mixer.stride) for n in size)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -81,6 +90,17 @@ def test_odd_blocks_average():
     y = dense(x)
     expected = torch.cat([F.avg_pool2d(y, 2), F.avg_pool2d(y[..., 6:], (2, 1))], -1)
     torch.testing.assert_close(strided(x), expected)
+
+
+@pytest.mark.parametrize("block_size", [3, 4])
+def test_averages_of_timm(block_size):
+    """With avg_down, even blocks average, too, and an odd last row or column is left out."""
+    options = dict(heads=2, block_size=block_size, halo_size=1)
+    strided, dense = HaloAttention(8, stride=2, avg_down=True, **options), HaloAttention(8, **options)
+    strided.load_state_dict(dense.state_dict())
+    x = normal(1, 8, 6, 7).float()
+    torch.testing.assert_close(strided(x), F.avg_pool2d(dense(x), 2))
+    assert strided(x).shape == (1, 8, 3, 3)
 
 
 def test_shifts():

@@ -201,8 +201,8 @@ def test_official_names_of_plain_networks():
     network = NATIsotropic(32, 2, 1, 3, num_classes=3)
     state = network.state_dict()
     official = {
-        name.replace("patch_embed.0.", "patch_embed.proj.")
-        .replace("patch_embed.1.", "patch_embed.norm.")
+        name.replace("stem.0.", "patch_embed.proj.")
+        .replace("stem.1.", "patch_embed.norm.")
         .replace("blocks.", "layers.")
         .replace(".mixer.", ".attn.")
         .replace("head.fc.", "head."): value
@@ -222,8 +222,8 @@ def test_official_names_of_swin_wiring():
 
     def official(name):
         name = name.replace("stages.1.downsample", "layers.0.downsample").replace("stages.", "layers.")
-        name = name.replace("stem.", "patch_embed.").replace(".mixer.", ".attn.").replace("norms.", "norm")
-        return name
+        name = name.replace("stem.0.", "patch_embed.proj.").replace("stem.1.", "patch_embed.norm.")
+        return name.replace(".mixer.", ".attn.").replace("norms.", "norm")
 
     state = {official(name): parameter(name, value.shape) for name, value in ours.items()}
     assert {"layers.0.downsample.reduction.weight", "layers.1.blocks.0.attn.rpb", "norm1.bias"} <= state.keys()

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from agreement import assert_agree
-from networks import SYSTEMS, build, close, image, options_of
+from networks import SYSTEMS, build, close, image, options_of, tensors
 
 from attlas import backbones, checkpoint
+from attlas.backbones.inspection.costs import analyze
+from attlas.backbones.layers import ClassAttention, ClassBlock, ClassHead, Mlp
+from attlas.backbones.layers.blocks import statistics_kept
 from attlas.kernels.dispatch import decompositions
 from attlas.optim import layer_groups
 from attlas.registry import MIXERS
@@ -25,12 +28,8 @@ def test_any_size(system):
     for height, width in ((64, 64), (75, 50), (33, 20), (7, 70)):
         maps = network(image(height, width))
         assert len(maps) == len(network.out_channels)
-        for x, channels, stride in zip(maps, network.out_channels, network.out_strides):
-            if network.min_size == 1:
-                expected = -(-height // stride), -(-width // stride)
-            else:  # strides without padding
-                expected = tuple(max(size, network.min_size) // stride for size in (height, width))
-            assert x.shape == (2, channels, *expected)
+        for x, channels, size in zip(maps, network.out_channels, network.map_sizes(height, width)):
+            assert x.shape == (2, channels, *size)
             assert torch.isfinite(x).all()
 
 
@@ -39,9 +38,7 @@ def test_every_parameter_learns(system):
     x = image(64, 96)
     for options in (dict(num_classes=5), dict()):
         network = build(system, **options).train()
-        outputs = network(x)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        sum((y * torch.randn_like(y)).sum() for y in outputs).backward()
+        sum((y * torch.randn_like(y)).sum() for y in tensors(network(x))).backward()
         silent = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
         assert silent == []
 
@@ -117,8 +114,9 @@ def test_compiles_in_one_graph(system):
     close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(s, marks=() if s in ("AttNet", "SHViT") else pytest.mark.slow) for s in SYSTEMS]
+)
 def test_exports(system, tmp_path):
     """torch.export, and ONNX in onnxruntime, give the same logits."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -357,14 +355,12 @@ def test_checkpointing_in_other_hands():
     network = backbones.Pyramid((32,), (1,), num_classes=3, grad_checkpointing=True)
     torch.compile(network, backend="aot_eager", fullgraph=True)(image(32, 32)).sum().backward()
     network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build("SHViT", num_classes=3, grad_checkpointing=True))
-    with backbones.skeletons.backbone._statistics_kept(network.train()):
+    with statistics_kept(network.train()):
         pass
     assert all(m.momentum == 0.1 for m in network.modules() if isinstance(m, torch.nn.SyncBatchNorm))
 
 
 def test_costs_are_the_same_on_every_device():
-    from attlas.backbones.inspection.costs import analyze
-
     counts = []
     for device in ("cpu", "meta"):
         with torch.device(device):
@@ -379,11 +375,26 @@ def test_costs_are_the_same_on_every_device():
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_runs_without_memory(system):
-    """What tools/atlas.py counts with."""
+def test_costs(system):
+    """Counted without memory, as tools/atlas.py does: the parts make up the whole."""
     with torch.device("meta"):
         network = backbones.systems()[system](**options_of(system), num_classes=5).eval()
-        assert network(torch.empty(2, 3, 64, 64)).shape == (2, 5)
+        *parts, whole = analyze(network, torch.empty(2, 3, 64, 64), repeats=0)
+    assert whole.shape == (2, 5)
+    assert whole.params == sum(p.numel() for p in network.parameters())
+    assert sum(part.macs for part in parts) == pytest.approx(whole.macs)
+    assert sum(part.macs > 0 for part in parts) > network.num_levels
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_costs_of_an_expanded_parameter():
+    """A part may be called with a view of a parameter: here blocks with the class token of the head."""
+    dim, pixels = 8, 16
+    network = ClassHead(dim, 3, [ClassBlock(dim, ClassAttention(dim, 2), Mlp(dim, 2))]).eval()
+    *_, whole = analyze(network, torch.zeros(2, dim, 4, 4), repeats=1)
+    rows = 1 + pixels
+    attention = 2 * dim**2 + 2 * rows * dim**2 + 2 * rows * dim
+    assert whole.macs == 2 * (attention + 4 * dim**2 + 3 * dim)
 
 
 def test_a_file_of_another_variant():

@@ -229,7 +229,7 @@ def test_no_weight_decay():
     assert free == {name for name, _ in network.named_parameters() if any(word in name for word in words)}
 
 
-def test_initialisation():
+def test_initialization():
     mixer = TransNeXt((24,), (1,), sr_ratios=(8,), mlp_ratio=(8,)).stages[0].blocks[0].mixer
     torch.testing.assert_close(F.softplus(mixer.temperature), torch.full((1, 1, 1), 1 / 0.24))
     assert mixer.learnable_bias.count_nonzero() == 0

@@ -33,7 +33,7 @@ class ToyNetwork(nn.Module):
     out_channels, out_strides = (8, 12), (2, 4)
     checkpoint_rules = [(r"^old_stem\.", "stem.")]
     checkpoint_optional = [r"^gate\."]
-    checkpoint_resize = {r"^stem\.weight$": lambda name, tensor, shape: tensor[..., :1, :1].expand(shape)}
+    checkpoint_resize = {"stem.weight": lambda tensor, shape: tensor[..., :1, :1].expand(shape)}
 
     def __init__(self, num_classes=None, auxiliary=False):
         super().__init__()
