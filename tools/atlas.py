@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -117,12 +118,25 @@ def exponent(rows: list[dict], key: str) -> float:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def count_macs(name: str) -> float:
-    """Multiply-adds for one image of the variant's size, counted on tensors without memory."""
+def count_gflops(name: str, side: int) -> float:
+    """10⁹ multiply-adds for one image, counted on tensors without memory."""
     with torch.device("meta"):
         network = backbones.create(name).eval()
-        image = torch.empty(1, 3, *[backbones.variant(name)[1].size] * 2)
-    return analyze(network, image, repeats=0)[-1].macs
+        image = torch.empty(1, 3, side, side)
+    return analyze(network, image, repeats=0)[-1].macs / 1e9
+
+
+def row_of(name: str, variant: backbones.Variant) -> str:
+    """The row of a variant in the table of its system; sides other than the variant's are named."""
+    given = variant.gflops if isinstance(variant.gflops, Mapping) else {variant.size: variant.gflops}
+    published, counted = [], []
+    for side, gflops in given.items():
+        at = "" if side == variant.size else f" at {side}"
+        published.append("" if gflops is None else f"{gflops:g}{at}")
+        counted.append(f"{count_gflops(name, side):.2f}{at}")
+    top1 = "" if variant.top1 is None else f"{variant.top1:g}"
+    cells = f"`{name}`", f"{variant.params:,}", variant.size, ", ".join(published), ", ".join(counted), top1
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def systems_section() -> list[str]:
@@ -140,11 +154,7 @@ def systems_section() -> list[str]:
         lines += [f"### {class_name}", "", f"{text[0].strip()} {' '.join(text[1].split())}", ""]
         lines += [f"`{where}.py`", ""]
         lines += ["| variant | parameters | image | G, published | G, counted | top-1 |", "|---|---|---|---|---|---|"]
-        for name, variant in system.variants.items():
-            published = "" if variant.gflops is None else f"{variant.gflops:g}"
-            top1 = "" if variant.top1 is None else f"{variant.top1:g}"
-            macs = f"{count_macs(name) / 1e9:.2f}"
-            lines.append(f"| `{name}` | {variant.params:,} | {variant.size} | {published} | {macs} | {top1} |")
+        lines += [row_of(name, variant) for name, variant in system.variants.items()]
         lines.append("")
     return lines
 
