@@ -1,8 +1,10 @@
 """DaViT: attention over windows of pixels alternates with attention over groups of channels.
 
 "DaViT: Dual Attention Vision Transformers", ECCV 2022, arXiv 2204.03645; https://github.com/dingmyu/davit (MIT), whose
-weights load, as do those of timm's port. One unit of depth is a spatial block, then a channel block. With N pixels,
-width d = C / h of a head or group, and q, k, v = linear(x), each (N, d) in every window and head, or in every group:
+weights load, as do those of timm's port.
+
+One unit of depth is a spatial block, then a channel block. With N pixels, width d = C / h of a head or group, and q, k,
+v = linear(x), each (N, d) in every window and head, or in every group:
 
     spatial, in windows of w x w pixels:   y = softmax(q kᵀ / √d) v        cost 2 N w² C
     channel, over all pixels:              A = softmax(kᵀ v / √d)          (d, d), rows are channels of k

@@ -126,7 +126,7 @@ def count_gflops(name: str, side: int) -> float:
     return analyze(network, image, repeats=0)[-1].macs / 1e9
 
 
-def row_of(name: str, variant: backbones.Variant) -> str:
+def row_of(name: str, network: str, variant: backbones.Variant) -> str:
     """The row of a variant in the table of its system; sides other than the variant's are named."""
     given = variant.gflops if isinstance(variant.gflops, Mapping) else {variant.size: variant.gflops}
     published, counted = [], []
@@ -135,7 +135,7 @@ def row_of(name: str, variant: backbones.Variant) -> str:
         published.append("" if gflops is None else f"{gflops:g}{at}")
         counted.append(f"{count_gflops(name, side):.2f}{at}")
     top1 = "" if variant.top1 is None else f"{variant.top1:g}"
-    cells = f"`{name}`", f"{variant.params:,}", variant.size, ", ".join(published), ", ".join(counted), top1
+    cells = f"`{name}`", network, f"{variant.params:,}", variant.size, ", ".join(published), ", ".join(counted), top1
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -148,13 +148,18 @@ def systems_section() -> list[str]:
         "Top-1: ImageNet-1k, percent, as published; not measured here, for want of ImageNet.",
         "",
     ]
-    for class_name, system in backbones.systems().items():
-        text = (sys.modules[system.__module__].__doc__ or "").split("\n\n")
-        where = system.__module__.removeprefix("attlas.").replace(".", "/")
-        lines += [f"### {class_name}", "", f"{text[0].strip()} {' '.join(text[1].split())}", ""]
-        lines += [f"`{where}.py`", ""]
-        lines += ["| variant | parameters | image | G, published | G, counted | top-1 |", "|---|---|---|---|---|---|"]
-        lines += [row_of(name, variant) for name, variant in system.variants.items()]
+    by_module: dict[str, list[type[backbones.Backbone]]] = {}
+    for network in backbones.systems().values():
+        by_module.setdefault(network.__module__, []).append(network)
+    for module, networks in sorted(by_module.items()):
+        title, source, *_ = (sys.modules[module].__doc__ or "").split("\n\n")
+        name, _, what = title.strip().rstrip(".").partition(": ")
+        where = module.removeprefix("attlas.").replace(".", "/")
+        lines += [f"### {name}", "", f"{what[:1].upper()}{what[1:]}. {' '.join(source.split())}", ""]
+        lines += [f"[{where}.py](../{where}.py)", ""]
+        lines += ["| variant | class | parameters | image | G, published | G, counted | top-1 |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        lines += [row_of(name, n.__name__, variant) for n in networks for name, variant in n.variants.items()]
         lines.append("")
     return lines
 

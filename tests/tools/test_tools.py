@@ -262,10 +262,10 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     monkeypatch.setattr(sys, "argv", ["atlas.py", "write"])
     atlas.main()
     page = (tmp_path / "docs" / "atlas.md").read_text()
-    assert "### HorNet\n\nHorNet: " in page
-    assert f"| `hornet_grain` | {PARAMS:,} | 224 |  | 0.0" in page
+    assert "### HorNet\n\nRecursive gated convolutions. " in page
+    assert f"| `hornet_grain` | HorNet | {PARAMS:,} | 224 |  | 0.0" in page
     several = dataclasses.replace(system.variants["hornet_grain"], gflops={224: 0.04, 896: 1.0}, top1=60.5)
-    *_, published, counted, top1 = atlas.row_of("hornet_grain", several).split(" | ")
+    *_, published, counted, top1 = atlas.row_of("hornet_grain", "HorNet", several).split(" | ")
     assert published == "0.04, 1 at 896"
     at_224, at_896 = counted.removesuffix(" at 896").split(", ")
     assert 10 < float(at_896) / float(at_224) < 22  # of the pixels: 16
