@@ -122,7 +122,7 @@ def systems(floor: str) -> set[str]:
 
 
 def test_a_file_beside_the_systems_is_a_system():
-    registered = {system.network.__module__ for system in backbones.systems().values()}
+    registered = {system.__module__ for system in backbones.systems().values()}
     assert {name for name in systems("backbones") if name not in registered} == set()
     networks = {entry.__module__ for entry in MODELS.module_dict.values()}
     assert {name for name in systems("pointnets") if name not in networks} == set()

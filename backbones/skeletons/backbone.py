@@ -230,13 +230,13 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
     def initialize(self, module: nn.Module) -> None:
         """Initial weights of one module; called for all of them, the inner ones first. A module that has a
         `reset_weights()` of its own is asked after its parts, and so has the last word on them."""
+        layer: Any = module
         if isinstance(module, self.trunc_normal):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        reset: Any = getattr(module, "reset_weights", None)
-        if reset is not None:
-            reset()
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if hasattr(module, "reset_weights"):
+            layer.reset_weights()
 
     # --- head --------------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ def variants(path):
     config = load_config(ROOT / path)
     name = config.model.backbone.name
     file = backbones.variant(name)[0].__module__
-    of_file = [n for s in backbones.systems().values() if s.network.__module__ == file for n in s.variants]
+    of_file = [n for s in backbones.systems().values() if s.__module__ == file for n in s.variants]
     text = (ROOT / path).read_text()
     return name, [n for n in of_file if re.search(rf"^#.*\b{n}\b", text, re.M)] if config.load_from else of_file
 

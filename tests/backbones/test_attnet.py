@@ -56,7 +56,7 @@ def test_sizes(size, sides):
 def test_the_dense_form():
     """Our norms are of the outputs alone: behind them stand the maps of the authors' classifier."""
     dense, classifier = (
-        AttNet((8, 16), (1, 1), mlp_ratios=(4, 4), glu_norms=(True, False), layer_scale=1.0, **options).double().eval()
+        AttNet((8, 16), (1, 1), mlp_ratio=(4, 4), glu_norms=(True, False), layer_scale=1.0, **options).double().eval()
         for options in (dict(), dict(num_classes=3))
     )
     backbones.load(classifier, dense.state_dict())
