@@ -474,7 +474,7 @@ class OverLoCK(Pyramid):
     """
 
     unused = ("mlp_ratio", "layer_scale")
-    dense_names = (*Pyramid.dense_names, r"^stages\.1\.norm\.")
+    norms_on_path = (1,)
 
     def __init__(
         self,
@@ -525,7 +525,7 @@ class OverLoCK(Pyramid):
         each = iter(rates)
         if stage < 2:
             downsample = self._downsample(stage) if stage else nn.Identity()
-            return Stage(downsample, self._base(stage, each), self.make_stage_norm(stage, self.base_dims[stage]))
+            return Stage(downsample, self._base(stage, each))
         if stage == 2:
             base, overview = self._base(2, each), Stage(self._downsample(3), self._base(3, each))
             proj = Linear2d(self.base_dims[3], self.context_dim)
@@ -548,13 +548,10 @@ class OverLoCK(Pyramid):
             for i in range(self.focus_depths[stage])
         ]
 
-    def make_stage_norm(self, stage: int, dim: int) -> nn.Module:
-        return LayerNorm2d(dim) if stage == 1 and self.num_classes is None else nn.Identity()
-
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         if stage == 3 and self.overview_output:
             return NormWithOverview(dim, self.base_dims[3])
-        return nn.Identity() if stage == 1 else LayerNorm2d(dim)
+        return LayerNorm2d(dim)
 
     def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
         if level == 3 and self.overview_output and "3" in self.norms:
@@ -577,7 +574,7 @@ class OverLoCK(Pyramid):
                 (r"^stages\.([012])\.downsample", (0,)),
                 (r"^stages\.([01])\.blocks\.(\d+)", None),
                 (r"^stages\.(2)\.base\.(\d+)", None),
-                (r"^stages\.(1)\.norm", with_previous),
+                (r"^norms\.(1)\.", with_previous),
             ],
             overview=[
                 (r"^stages\.2\.overview\.downsample", (0,)),
@@ -625,8 +622,7 @@ RULES: Rules = [
     (r"^aux_head\.2\.", r"head.auxiliary.fc."),
     *_pair(r"^head", r"head.before.0"),
     (r"^head\.4\.", r"head.fc."),
-    (r"^extra_norm\.1\.", r"stages.1.norm."),
-    (r"^extra_norm\.([023])\.", r"norms.\1."),
+    (r"^extra_norm\.([0-3])\.", r"norms.\1."),
     (r"^extra_norm\.4\.", r"norms.3.overview.0."),
     (r"^h_proj\.0\.", r"norms.3.overview.1."),
     (r"^h_proj\.1\.weight$", r"norms.3.overview.2.gamma"),

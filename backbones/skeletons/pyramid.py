@@ -52,6 +52,7 @@ class Pyramid(Backbone):
     """
 
     stem_stride = 4
+    norms_on_path: Sequence[int] = ()  # levels that the next stage reads behind the norm of their output (dense form)
     blocks_per_depth = 1
 
     def __init__(
@@ -89,9 +90,10 @@ class Pyramid(Backbone):
         if self.num_classes is not None:
             self.head = self.make_head(dims[-1], self.num_classes)
         else:
-            del self.stages[self.out_indices[-1] + 1 :]  # that nobody would read
-            for i, dim in zip(self.out_indices, self.out_channels):
-                self.norms[str(i)] = self.make_output_norm(i, dim)
+            last = self.out_indices[-1]
+            del self.stages[last + 1 :]  # no output needs them
+            for i in sorted({*self.out_indices, *(i for i in self.norms_on_path if i < last)}):
+                self.norms[str(i)] = self.make_output_norm(i, dims[i])
         self.finish()
 
     # --- the pieces --------------------------------------------------------------------------------------------------
@@ -141,9 +143,14 @@ class Pyramid(Backbone):
 
     def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
         x = self.embed(image, notes)
-        for stage in self.stages:
+        for i, stage in enumerate(self.stages):
             x = stage(x, notes)
+            if i in self.norms_on_path:
+                x = super().normed(i, x, notes)
             yield x
+
+    def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
+        return x if level in self.norms_on_path else super().normed(level, x, notes)
 
     @property
     def checkpoint_optional(self) -> Sequence[str]:

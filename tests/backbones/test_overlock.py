@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import Record, parameter
-from levels import levels_changed_by, norms_reach
+from levels import norms_reach
 from torch import nn
 
 from attlas import backbones
@@ -136,8 +136,7 @@ def test_the_norm_of_level_1_is_on_the_path():
     """The third base stage reads level 1 as it is given out, also where it is not given; no other norm is there."""
     shallow = dict(focus_depths=(1, 1))
     dense, x = filled(small(**shallow)), normal(1, 3, 43, 50)
-    assert norms_reach(dense, x) == {0: [0], 2: [2], 3: [3]}
-    assert levels_changed_by(dense, x, "stages.1.norm.weight") == [1, 2, 3]
+    assert norms_reach(dense, x) == {0: [0], 1: [1, 2, 3], 2: [2], 3: [3]}
     read = []
     dense.stages[2].downsample.register_forward_pre_hook(lambda module, inputs: read.extend(inputs))
     maps = dense(x)
@@ -145,7 +144,7 @@ def test_the_norm_of_level_1_is_on_the_path():
     for indices in ((0, 2, 3), (3,), (0, 1), (0,)):
         part = small(out_indices=indices, **shallow).double().eval()
         names = {name for name, _ in part.named_parameters()}
-        assert ("stages.1.norm.weight" in names) == (max(indices) > 0)
+        assert ("norms.1.weight" in names) == (max(indices) > 0)
         account = backbones.load(part, dense.state_dict())
         assert account.complete, str(account)
         for i, got in zip(indices, part(x)):
@@ -153,7 +152,7 @@ def test_the_norm_of_level_1_is_on_the_path():
     classifier = small(num_classes=5, **shallow)
     assert not classifier.norms
     account = backbones.load(classifier, dense.state_dict())
-    assert {"stages.1.norm.weight", "norms.0.bias"} <= set(account.unexpected)
+    assert {"norms.1.weight", "norms.0.bias"} <= set(account.unexpected)
 
 
 def test_files_of_other_forms():
@@ -193,7 +192,7 @@ def test_files_of_other_forms():
         part = small(out_indices=indices)
         account = backbones.load(part, record)
         assert not account.unexpected
-        assert all(name.startswith(("norms", "stages.1.norm")) for name in account.missing)
+        assert all(name.startswith("norms") for name in account.missing)
         assert not any(name.startswith(missing) for name, _ in part.named_modules())
 
 
@@ -250,7 +249,7 @@ def test_order_of_depths():
     assert depth["stages.2.overview_proj.weight"] == overview
     dense = small()
     depth = layer_groups([name for name, _ in dense.named_parameters()], dense.group_matcher())
-    assert depth["stages.1.norm.weight"] == depth["stages.1.blocks.0.norm.weight"]
+    assert depth["norms.1.weight"] == depth["stages.1.blocks.0.norm.weight"]
     frozen = small(frozen_stages=3)
     learning = {name for name, p in frozen.named_parameters() if p.requires_grad}
     assert all(name.startswith(("stages.3", "norms")) for name in learning)
