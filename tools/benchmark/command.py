@@ -7,8 +7,8 @@
 
 The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
 memory each takes, and show how far its results differ from ours. Figures are medians, with the quartiles. A peer that
-is not installed is left out and named. The networks are compared with their naive twin (tools/naive.py): each in a
-process of its own, all with the same weights and batch, in turns step by step.
+is not installed is left out and named. The networks are compared with their naive twin (tools/benchmark/naive.py): each
+in a process of its own, all with the same weights and batch, in turns step by step.
 """
 
 import argparse
