@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from scipy.spatial.transform import Rotation
 
 
 def random_cloud(batch=2, size=200, seed=0, dtype=torch.float64):
@@ -13,5 +12,13 @@ def random_cloud(batch=2, size=200, seed=0, dtype=torch.float64):
 
 
 def random_rotation(seed):
-    """A Haar-uniform rotation (3, 3), float64, to be applied as `points @ rotation`."""
-    return torch.from_numpy(Rotation.random(rng=seed).as_matrix())
+    """A Haar-uniform rotation (3, 3), float64, to be applied as `points @ rotation`. Of a random quaternion, without
+    SciPy, which a machine for `make gpu` may lack."""
+    w, x, y, z = F.normalize(torch.randn(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=0)
+    return torch.stack(
+        [
+            torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)]),
+            torch.stack([2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)]),
+            torch.stack([2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]),
+        ]
+    )
