@@ -5,7 +5,7 @@
 #   python tools/train.py configs/attnet/attnet_imagenet.py --cfg-options name=attnet_t2
 import importlib
 
-_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py", "../_base_/schedule_imagenet.py"]
 
 name = "{{$BACKBONE:attnet_t1}}"
 work_dir = f"work_dirs/{name}_imagenet"
@@ -27,11 +27,6 @@ optim_wrapper = dict(
     constructor="LayerDecayConstructor",  # for what must not decay; there is one learning rate
     optimizer=dict(type="AdamW", lr=4e-3, weight_decay=0.015 if name == "attnet_xxs" else 0.05),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=5, end=300, T_max=295, eta_min=1e-5, convert_to_iter_based=True),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
 custom_hooks = [
     dict(type="AdaptiveClipHook", clip_factor=0.01),
     dict(type="EMAHook", momentum=1e-4, update_buffers=True),

@@ -5,7 +5,7 @@
 #   python tools/train.py configs/biformer/biformer_imagenet.py --cfg-options name=biformer_small
 import importlib
 
-_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py", "../_base_/schedule_imagenet.py"]
 
 name = "{{$BACKBONE:biformer_tiny}}"
 work_dir = f"work_dirs/{name}_imagenet"
@@ -24,10 +24,5 @@ optim_wrapper = dict(
     constructor="LayerDecayConstructor",  # for what must not decay; there is one learning rate
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),  # 5e-4 for 512 images
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=5, end=300, T_max=295, eta_min=1e-5, convert_to_iter_based=True),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
 auto_scale_lr = dict(base_batch_size=1024)
 del variant

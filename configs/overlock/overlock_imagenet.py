@@ -4,7 +4,7 @@
 #   python tools/train.py configs/overlock/overlock_imagenet.py --cfg-options name=overlock_t
 import importlib
 
-_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py", "../_base_/schedule_imagenet.py"]
 
 name = "{{$BACKBONE:overlock_xt}}"
 work_dir = f"work_dirs/{name}_imagenet"
@@ -24,11 +24,6 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=5, end=300, T_max=295, eta_min=1e-5, convert_to_iter_based=True),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
 custom_hooks = [dict(type="EMAHook", momentum=1e-4, update_buffers=True)]
 auto_scale_lr = dict(base_batch_size=2048)
 del variant

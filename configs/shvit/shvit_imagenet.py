@@ -4,7 +4,7 @@
 #   python tools/train.py configs/shvit/shvit_imagenet.py --cfg-options name=shvit_s2
 import importlib
 
-_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/imagenet.py", "../_base_/schedule_imagenet.py"]
 
 name = "{{$BACKBONE:shvit_s1}}"
 work_dir = f"work_dirs/{name}_imagenet"
@@ -31,11 +31,6 @@ optim_wrapper = dict(
     constructor="LayerDecayConstructor",  # for what must not decay; there is one learning rate
     optimizer=dict(type="AdamW", lr=4e-3, weight_decay=weight_decay),  # 1e-3 for 512 images, as in networks of its kind
 )
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1e-3, begin=0, end=5, convert_to_iter_based=True),
-    dict(type="CosineAnnealingLR", begin=5, end=300, T_max=295, eta_min=1e-5, convert_to_iter_based=True),
-]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
 custom_hooks = [
     dict(type="AdaptiveClipHook", clip_factor=0.02),
     dict(type="EMAHook", momentum=4e-5, update_buffers=True),
