@@ -85,14 +85,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Have these environment variables, and afterwards those that were there before."""
-    before = dict(os.environ)
+    """Set these environment variables, and afterwards give them the values that they had before."""
+    before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def environment_variables(path: str | Path) -> dict[str, str]:
