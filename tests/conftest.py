@@ -20,3 +20,23 @@ def _same_random_numbers():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def count(record_property):
+    """count(what, text): a line of the summary that closes a run, for the tests whose point is how much they try."""
+
+    def call(what: str, text: str) -> None:
+        record_property("count", f"{what}: {text}")
+
+    return call
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    properties = [
+        pair for report in reports for pair in getattr(report, "user_properties", ()) if report.when == "call"
+    ]
+    if counts := sorted(text for name, text in properties if name == "count"):
+        terminalreporter.section("what was tried")
+        terminalreporter.write_line("\n".join(counts))
