@@ -1,31 +1,31 @@
 """One loader for the authors' checkpoints and ours: nothing is executed, and nothing is skipped in silence.
 
-`read` opens safetensors files and torch files, the latter with `weights_only=True` always. `load` puts a file into a
-network by the network's renaming rules and returns an `Account` of what became of every name. `save` writes
-safetensors. MMEngine's `init_cfg` calls `load` once this module is imported; `attlas.engine` makes `read` and `load`
-what the rest of MMEngine calls (`load_from`, `resume`, URLs).
+`read` opens safetensors files and those of torch.save, which `attlas.torch_files` reads without unpickling. `load` puts
+a file into a network by the network's renaming rules and returns an `Account` of what became of every name. `save`
+writes safetensors. MMEngine's `init_cfg` calls `load` once this module is imported; `attlas.engine` makes `read` and
+`load` what the rest of MMEngine calls (`load_from`, `resume`, URLs).
 """
 
-import argparse
 import logging
 import re
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper, weight_init
-from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
-from .files import near_files, replacing
+from . import torch_files
+from .files import near_files, printable, replacing
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str] | None]]
 Resize = Mapping[str, Callable[[Tensor, torch.Size], Tensor]]
@@ -35,77 +35,17 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params",
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-#
-# Checkpoints of authors hold an argparse.Namespace, and those of MMEngine hold HistoryBuffers and numpy scalars. The
-# weights-only unpickler of torch calls nothing but what it is given, so we give it what cannot do harm: the two
-# classes, which only take attributes, and stand-ins for numpy's functions and for `getattr`. The stand-ins matter:
-# MMEngine's own allow-list holds the real getattr, and numpy's dtype, whose __setstate__ believes any flags that the
-# file names and so can corrupt memory.
 
 
-class _Dtype:
-    """Stands for numpy.dtype: numbers, booleans and strings only, no objects and no records."""
-
-    def __init__(self, code: Any, align: bool = False, copy: bool = False):
-        self.dtype = np.dtype(code)
-        if self.dtype.kind not in "biufcSU":
-            raise UnpicklingError(f"numpy data of type {self.dtype} is refused")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1] if state[1] in ("<", ">") else "=")
-
-
-class _Array(np.ndarray):
-    """Stands for numpy.ndarray while it is being read; it pickles as the plain array that it is."""
-
-    def __setstate__(self, state: tuple) -> None:
-        version, shape, dtype, is_fortran, raw = state
-        super().__setstate__((version, shape, dtype.dtype, is_fortran, raw))
-
-    def __reduce__(self):
-        return np.asarray(self).__reduce__()
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-    return np.ndarray.__new__(_Array, (0,), "b")
-
-
-def _scalar(dtype: _Dtype, raw: bytes) -> np.generic:
-    return np.frombuffer(raw, dtype.dtype)[0]
-
-
-def _getattr(owner: Any, name: str) -> Callable:
-    """Stands for `getattr`, by which pickle refers to methods: to the four that a HistoryBuffer keeps, and to the curve
-    that MMEngine's OneCycleLR keeps (that class is named, and not given)."""
-    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
-        return getattr(HistoryBuffer, name)
-    if owner is _one_cycle and name in ("_annealing_cos", "_annealing_linear"):
-        return getattr(OneCycleParamScheduler, name)
-    raise UnpicklingError(f"getattr({owner!r}, {name!r}) is refused")
-
-
-def _one_cycle(*_: Any) -> None:
-    raise UnpicklingError("a scheduler is refused")
-
-
-_SAFE: list[Callable | tuple[Callable, str]] = [
-    (argparse.Namespace, "argparse.Namespace"),
-    (HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-    (_getattr, "builtins.getattr"),
-    (_one_cycle, "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"),
-    (_Dtype, "numpy.dtype"),
-    (_Array, "numpy.ndarray"),
-    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
-
-
-def read(path: str | Path, map_location: Any = "cpu") -> dict:
+def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None = None) -> dict:
     """Read a checkpoint without executing anything that it holds.
 
     Args:
-        path: a safetensors file (by its suffix), or anything that torch.save wrote.
-        map_location: as of torch.load.
+        path: a safetensors file (by its suffix), or anything that torch.save wrote (see `attlas.torch_files`).
+        map_location: the device of the tensors; a name or a torch.device.
+        left_out: a set, which takes the names of all classes and functions whose objects were left out. A network among
+            them becomes its state dict, another object the entries or items that it has, or None. By default a file
+            with such objects is refused.
 
     Returns:
         What the file holds. A safetensors file gives `{"state_dict": tensors, "meta": metadata}`.
@@ -115,53 +55,62 @@ def read(path: str | Path, map_location: Any = "cpu") -> dict:
         ValueError: the file is broken, or would have to be unpickled; says which classes it asks for, and what to do.
     """
     path = Path(path).expanduser()
+    if not isinstance(map_location, (str, torch.device)):
+        raise ValueError(f"map_location={map_location!r} must be a device, such as 'cpu' or 'cuda:0'.")
+    device = torch.device(map_location)
     if not path.is_file():
-        raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")
+        raise FileNotFoundError(f"The checkpoint {printable(path)} does not exist. {near_files(path)}")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-            device = map_location if isinstance(map_location, (str, torch.device)) else "cpu"
             return {"state_dict": safetensors.torch.load_file(path, device=str(device)), "meta": metadata}
-        with torch.serialization.safe_globals(_SAFE):
-            found = torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
+        found = torch_files.read(path, device, left_out)
+    except torch_files.Refused as error:
         raise ValueError(_refusal(path, error)) from None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    except (Exception, RecursionError) as error:
+        said = f"{type(error).__name__}: {printable(error)}"
+        raise ValueError(f"{printable(path)} cannot be read as a checkpoint: {said}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not a dictionary of tensors.")
+        raise ValueError(f"{printable(path)} holds a {type(found).__name__}, not a dictionary of tensors.")
     return found
 
 
-def _refusal(path: Path, error: UnpicklingError) -> str:
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            classes = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not a zip file, which it was before torch 1.6
-        classes = []
-    # torch wraps its reason in advice to unpickle the file
-    reason = re.sub(r"(?s)^Weights only load failed.*?(WeightsUnpickler error: |\n\n+)", "", str(error))
-    reason = re.split(" was not an allowed|\n\nCheck", reason)[0].strip()
-    converted = path.with_name(f"{path.stem}-weights.pth")
-    return (
-        f"{path} cannot be read without executing code that it names: {', '.join(classes) or reason}. Attlas never "
-        "does. If you trust the file, write its weights alone where its classes can be imported, and use that file:\n"
-        f"  python -c \"import torch; f = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        f"f = f.state_dict() if hasattr(f, 'state_dict') else f; "
-        f'torch.save(next((f[k] for k in {CONTAINERS} if k in f), f), {str(converted)!r})"'
+# Modules of Python whose classes honest checkpoints name.
+HONEST = {"builtins.object", "collections", "copy_reg", "copyreg", "datetime", "enum", "functools", "pathlib", "types"}
+
+
+def _refusal(path: Path, error: torch_files.Refused) -> str:
+    if not any(error.names):
+        return f"{printable(path)} cannot be read as a checkpoint: it holds {printable(error)}."
+    names = set(error.names)
+    with suppress(Exception):  # else the first name has to do
+        torch_files.read(path, torch.device("meta"), names)
+    asked = (
+        f"{printable(path)} cannot be read without executing code that it names: {_some(sorted(names))}. Attlas never "
+        "does. "
     )
+    python = {*sys.builtin_module_names, *sys.stdlib_module_names}
+    if strange := sorted(n for n in names if n.split(".")[0] in python and not {n, n.split(".")[0]} & HONEST):
+        return asked + f"No honest checkpoint names {_some(strange)}: do not open this file, with other programs least."
+    command = f"python tools/publish.py {shlex.quote(str(path))} OUT.safetensors --float32 --leave-out"
+    if str(path) != printable(path):  # no name that a terminal would obey is offered for pasting
+        return asked
+    return asked + f"Its weights can be read without that, and everything else left out:\n  {command}"
 
 
 def weights(checkpoint: Mapping) -> dict[str, Tensor]:
     """Find the tensors in what `read` returned: unwraps `state_dict`, `model` and the like, and a `module.` before
     every name, which DataParallel leaves (`_orig_mod.` where torch.compile was)."""
     state: Any = checkpoint
-    while container := next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), None):
-        state = state[container]
+    for _ in CONTAINERS:  # no more often: one might hold itself
+        if container := next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), None):
+            state = state[container]
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"The checkpoint holds no tensors where they may be ({', '.join(CONTAINERS)}): {_some(state)}")
+    if strange := [name for name in tensors if name != printable(name, 1000)]:
+        raise ValueError(f"The checkpoint holds tensors whose names are no names: {_some(strange)}")
     for wrapper in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
@@ -390,7 +339,7 @@ def _fit(name: str, tensor: Tensor, shape: torch.Size, resize: Resize) -> Tensor
 
 def _some(names: Any, count: int = 8) -> str:
     more = len(names) - count
-    return ", ".join(islice(map(str, names), count)) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(printable(name) for name in islice(names, count)) + (f" and {more} more" if more > 0 else "")
 
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)

@@ -63,3 +63,10 @@ def near_files(path: Path, count: int = 5) -> str:
     here = Path.cwd()
     shown = (Path(name).relative_to(here) if Path(name).is_relative_to(here) else name for name in near)
     return f"Near it: {', '.join(map(str, shown))}."
+
+
+def printable(text: object, most: int = 200) -> str:
+    """What a file says, as text for a terminal: on one line, cut, and without the characters that a terminal obeys."""
+    shown = str(text)
+    shown = shown if len(shown) <= most else f"{shown[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

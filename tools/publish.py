@@ -6,7 +6,7 @@ python tools/publish.py work_dirs/NAME/epoch_30.pth NAME.safetensors
 import argparse
 from pathlib import Path
 
-from attlas.files import check_out
+from attlas.files import check_out, printable
 
 
 def main() -> None:
@@ -14,6 +14,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     parser.add_argument("--float32", action="store_true", help="keep full precision")
+    parser.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="take the weights of a file that holds objects too, and leave these out",
+    )
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     import torch  # not for --help
@@ -22,7 +27,10 @@ def main() -> None:
 
     try:
         out = check_out(args.out, (".safetensors",), args.overwrite)
-        weights = checkpoint.weights(checkpoint.read(args.checkpoint))
+        left_out: set[str] | None = set() if args.leave_out else None
+        weights = checkpoint.weights(checkpoint.read(args.checkpoint, left_out=left_out))
+        if left_out:
+            print(f"Left out: {', '.join(map(printable, sorted(left_out)))}")
         if not args.float32:
             weights = {n: w.to(torch.float16) if w.dtype == torch.float32 else w for n, w in weights.items()}
         checkpoint.save(out, weights)

@@ -1,11 +1,7 @@
-import argparse
-import os
 import pickle
 
-import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from attlas import checkpoint
@@ -117,83 +113,6 @@ def test_two_names_that_become_one_are_an_error():
     state = {"a": torch.ones(5, 2), "b": torch.ones(5, 2)}
     with pytest.raises(ValueError, match="two names into 'table'"):
         checkpoint.load(Net(), state, rules=[(r"^[ab]$", "table")])
-
-
-def test_what_authors_and_mmengine_save_is_read(tmp_path):
-    history = HistoryBuffer([1.5, 2.5], [1, 1])
-    held = {
-        "args": argparse.Namespace(lr=0.1, name="x", nested={"a": [1]}),
-        "best": np.float64(91.25),
-        "count": np.int64(7),
-        "curve": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "big_endian": np.array([1, 256], dtype=">i4"),
-        "names": np.array(["bed", "sofa"]),
-        "message_hub": {"log_scalars": {"loss": history}},
-        "state_dict": Net().state_dict(),
-    }
-    torch.save(held, tmp_path / "full.pth")
-    found = checkpoint.read(tmp_path / "full.pth")
-    assert found["args"] == held["args"]
-    assert (found["best"], found["count"]) == (91.25, 7)
-    assert isinstance(found["best"], np.float64)
-    for name in ("curve", "big_endian", "names"):
-        np.testing.assert_array_equal(found[name], held[name])
-    loss = found["message_hub"]["log_scalars"]["loss"]
-    assert type(loss) is HistoryBuffer
-    assert loss.mean() == 2.0
-    loss.update(6.5)
-    torch.save(found, tmp_path / "again.pth")  # plain numpy again, not classes of ours
-    assert b"attlas" not in (tmp_path / "again.pth").read_bytes()
-
-
-class Opaque:
-    def __reduce__(self):
-        return os.system, ("touch executed",)
-
-
-class OldNet(nn.Module):
-    pass
-
-
-class GetAttribute:
-    def __reduce__(self):
-        return getattr, (HistoryBuffer, "__init__")
-
-
-class ObjectArray:
-    def __reduce__(self):
-        return np.array([print], dtype=object).__reduce__()
-
-
-@pytest.mark.parametrize(
-    ("value", "refused"),
-    [
-        (Opaque(), "(posix|nt).system"),
-        (OldNet(), "OldNet"),
-        (GetAttribute(), "getattr.*__init__"),
-        (np.array([(1, None)], dtype=[("a", "i4"), ("b", "O")]), "numpy data of type"),
-        (ObjectArray(), "numpy data of type object|builtins.print"),
-    ],
-)
-@pytest.mark.parametrize("zip_file", [True, False])
-def test_nothing_is_executed(tmp_path, monkeypatch, value, refused, zip_file):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": {}, "x": value}, "bad.pth", _use_new_zipfile_serialization=zip_file)
-    with pytest.raises(ValueError, match=rf"bad\.pth cannot be read without executing(.|\n)*{refused}") as raised:
-        checkpoint.read("bad.pth")
-    assert "weights_only=False" in str(raised.value)  # the way out, for those who trust it
-    assert not os.path.exists("executed")
-
-
-def test_the_advice_for_a_refused_file_works(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    net = Net()
-    torch.save({"model": net.state_dict(), "x": Opaque.__new__(OldNet)}, "old.pth")
-    with pytest.raises(ValueError, match="write its weights alone") as raised:
-        checkpoint.read("old.pth")
-    code = str(raised.value).split('python -c "')[1].rstrip('"')
-    exec(code, {})
-    assert checkpoint.load(Net(), "old-weights.pth").complete
 
 
 def test_broken_and_absent_files_name_themselves(tmp_path):

@@ -1,0 +1,590 @@
+"""What torch.save writes is read as it was; what a file asks for beyond that is not done."""
+
+import argparse
+import collections
+import io
+import os
+import pathlib
+import pickle
+import random
+import shlex
+import struct
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fuzzing import fuzz, mutated
+from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+from torch import nn
+
+from attlas import checkpoint, torch_files
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        self.extra = None
+
+
+def parameter_with_attribute() -> nn.Parameter:
+    weight = nn.Parameter(torch.ones(2))
+    weight.no_weight_decay = True
+    return weight
+
+
+def views() -> list:
+    whole = torch.arange(12.0).reshape(3, 4)
+    return [whole, whole[1:, ::2], whole.T, whole[:1].expand(5, 4)]
+
+
+HONEST = {
+    "arguments": argparse.Namespace(lr=0.1, name="x", nested={"a": [1, (2, None)]}),
+    "float": np.float64(91.25),
+    "int": np.int64(7),
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "columns": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    "big endian": np.array([1, 256], dtype=">i4"),
+    "names": np.array(["bed", "sofa"]),
+    "no items": np.zeros((0, 3)),
+    "numpy dtype": np.dtype(">f4"),
+    "curve": OneCycleParamScheduler._annealing_cos,
+    "state": nn.BatchNorm1d(2).state_dict(),
+    "parameter": parameter_with_attribute(),
+    "views": views(),
+    "dtypes": [torch.zeros(2, dtype=dtype) for dtype in sorted(torch_files.ELEMENTS, key=str)],
+    "empty": [torch.zeros(0), torch.tensor(3.0), torch.zeros(2, 0, 3)],
+    "milestones": collections.Counter({3: 1, 8: 2}),
+    "sets": [{1, 2}, frozenset("ab")],
+    "numbers": [1j, 2**100, -1, 0.5, True, None, float("inf")],
+    "bytes": [b"", b"a\xff", bytearray(b"x"), bytearray()],
+    "torch": [torch.Size([1, 2]), torch.float32, torch.device("cuda", 1), torch.device("cpu")],
+    "random": [random.Random(0).getstate(), torch.get_rng_state()],
+}
+
+
+def equal(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        same = (type(one), one.dtype, one.stride(), one.requires_grad) == (
+            *(type(other), other.dtype, other.stride(), other.requires_grad),
+        )
+        return same and one.shape == other.shape and one.tolist() == other.tolist() and vars(one) == vars(other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.strides == other.strides and np.array_equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, dict):
+        return type(one) is type(other) and list(one) == list(other) and all(equal(one[k], other[k]) for k in one)
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}], ids=str)
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_values_are_read_as_they_were(tmp_path, name, options):
+    torch.save({"x": HONEST[name]}, tmp_path / "a.pth", **options)
+    found = checkpoint.read(tmp_path / "a.pth")
+    assert equal(found, {"x": HONEST[name]})
+    if name == "state":
+        assert found["x"]._metadata == HONEST[name]._metadata
+    torch.save(found, tmp_path / "again.pth")  # plain again, not classes of ours
+    assert b"attlas" not in (tmp_path / "again.pth").read_bytes()
+
+
+@pytest.mark.parametrize("zip_file", [True, False])
+def test_memory_is_shared_as_it_was(tmp_path, zip_file):
+    weight = torch.arange(6.0)
+    torch.save({"a": weight, "b": weight.view(2, 3)[1]}, tmp_path / "a.pth", _use_new_zipfile_serialization=zip_file)
+    found = checkpoint.read(tmp_path / "a.pth")
+    found["a"][4] = 9
+    assert found["b"].tolist() == [3, 9, 5]
+
+
+def test_histories_go_on(tmp_path):
+    history = HistoryBuffer([1.5, 2.5], [1, 1])
+    torch.save({"loss": history}, tmp_path / "a.pth")
+    found = checkpoint.read(tmp_path / "a.pth")["loss"]
+    assert found.mean() == 2.0
+    found.update(6.5)
+    assert found.statistics("current") == 6.5
+
+
+# --- what is refused
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def name(path: str) -> bytes:
+    module, _, attribute = path.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def tuple_of(*items: bytes) -> bytes:
+    return b"(" + b"".join(items) + b"t"
+
+
+def called(path: str, *arguments: bytes) -> bytes:
+    return name(path) + tuple_of(*arguments) + b"R"
+
+
+def storage(count: int, kind: str = "torch.FloatStorage", key: str = "0") -> bytes:
+    return tuple_of(text("storage"), name(kind), text(key), text("cpu"), number(count)) + b"Q"
+
+
+def tensor(*, count: int = 4, offset: int = 0, size=(4,), stride=(1,), hooks: bytes = b"}", **options) -> bytes:
+    shape, steps = (tuple_of(*map(number, values)) for values in (size, stride))
+    parts = storage(count, **options), number(offset), shape, steps, b"\x89", hooks
+    return called("torch._utils._rebuild_tensor_v2", *parts)
+
+
+def bytes_of(value: bytes) -> bytes:
+    return called("_codecs.encode", text(value.decode("latin-1")), text("latin1"))
+
+
+def dtype(code: str, order: str = "<") -> bytes:
+    state = tuple_of(number(3), text(order), b"N", b"N", b"N", number(-1), number(-1), number(0))
+    return called("numpy.dtype", text(code), b"\x89", b"\x88") + state + b"b"
+
+
+def array(shape, code: bytes, raw: bytes, kind: str = "numpy.ndarray") -> bytes:
+    start = called("numpy._core.multiarray._reconstruct", name(kind), tuple_of(number(0)), bytes_of(b"b"))
+    return start + tuple_of(number(1), tuple_of(*map(number, shape)), code, b"\x89", raw) + b"b"
+
+
+RECORD = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def archive(path: Path, value: bytes, records: dict[str, bytes] | None = None) -> Path:
+    """A file as torch.save writes it, that holds {"x": value}."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", b"\x80\x02}" + text("x") + value + b"s.")
+        for key, content in (records or {"data/0": RECORD, "byteorder": b"little", "version": b"3\n"}).items():
+            file.writestr(f"a/{key}", content)
+    return path
+
+
+def test_the_pieces_of_these_tests_make_what_they_should(tmp_path):
+    made = tensor(), array((2, 2), dtype("i2"), bytes_of(b"abcdefgh")), dtype("f4", ">")
+    found = checkpoint.read(archive(tmp_path / "a.pth", tuple_of(*made)))["x"]
+    assert found[0].tolist() == [1, 2, 3, 4]
+    assert found[1].tolist() == [[25185, 25699], [26213, 26727]]
+    assert found[2] == np.dtype(">f4")
+
+
+POINTER = called("numpy.ndarray", tuple_of(number(1)), text("O"), bytes_of(b"AAAAAAAA"))
+HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
+
+REFUSED = {
+    "pointers": (POINTER, "class that may only be named"),
+    "pointers in a history": (called(HISTORY, POINTER, POINTER), "may only be named"),
+    "pointers by NEWOBJ": (name("numpy.ndarray") + tuple_of(tuple_of(number(1)), text("O")) + b"\x81", "only be named"),
+    "array of objects": (array((1,), dtype("O8"), bytes_of(b"AAAAAAAA")), "numpy data of type O8"),
+    "array of records": (array((1,), dtype("V8"), bytes_of(b"AAAAAAAA")), "numpy data of type V8"),
+    "array of another class": (array((1,), dtype("i1"), bytes_of(b"a"), HISTORY), "another class than numpy.ndarray"),
+    "array that is longer than its bytes": (array((9,), dtype("i4"), bytes_of(b"abcd")), r"shape \(9,\).* in 4 bytes"),
+    "array of a negative shape": (array((-1, -4), dtype("i1"), bytes_of(b"abcd")), r"array of shape \(-1, -4\)"),
+    "array without its state": (b"]" + array((1,), b"N", b"N").split(b"(J\1\0\0\0")[0] + b"a", "without its state"),
+    "number that is shorter than its type": (
+        called("numpy._core.multiarray.scalar", dtype("f8"), bytes_of(b"a")),
+        "float64 in 1 bytes",
+    ),
+    "method": (called("builtins.getattr", name(HISTORY), text("__init__")), "code that it names: builtins.getattr"),
+    "method of a value": (called("builtins.getattr", text("a"), text("format")), "builtins.getattr"),
+    "state of a class": (name(HISTORY) + b"}" + text("mean") + b"Nsb", "a state for a _Name"),
+    "method of a dictionary": (
+        called("collections.OrderedDict") + b"}" + text("items") + b"Nsb",
+        "a state for a OrderedDict",
+    ),
+    "method of a history": (name(HISTORY) + b")\x81}" + text("mean") + b"Nsb", "HistoryBuffer with another state"),
+    "memory": (called("torch.storage.UntypedStorage", number(1 << 30)), "storage that is called"),
+    "memory by bytearray": (called("builtins.bytearray", number(1 << 30)), "a bytearray of type int"),
+    "tensor of a size alone": (called("torch.Tensor", number(1 << 28)), "may only be named"),
+    "tensor beyond its storage": (tensor(size=(5,)), "tensor of size .* in 16 bytes"),
+    "tensor beyond its storage by its stride": (tensor(size=(2,), stride=(4,)), "in 16 bytes"),
+    "tensor beyond its storage by its offset": (tensor(offset=1), "in 16 bytes"),
+    "tensor before its storage": (tensor(offset=-1), "offset -1"),
+    "tensor with a negative stride": (tensor(size=(2,), offset=3, stride=(-1,)), r"stride \(-1,\)"),
+    "tensor with another number of strides": (tensor(size=(2, 2)), "tensor of size"),
+    "tensor of terabytes": (tensor(size=(1 << 30, 1 << 10), stride=(0, 0)), "of which the file holds 16 bytes"),
+    "tensor with hooks": (tensor(hooks=b"}" + text("a") + b"Ns"), "with hooks"),
+    "storage beyond its record": (tensor(count=1 << 28), "in a record of 16 bytes"),
+    "storage without a record": (tensor(key="1"), "record data/1 that is missing"),
+    "storage beside the archive": (tensor(key="../../b"), "record data/../../b that is missing"),
+    "booleans": (tensor(count=16, kind="torch.BoolStorage"), "neither 0 nor 1"),
+    "reference to something else": (tuple_of(text("module"), number(1)) + b"Q", "not enough values|something else"),
+    "storage as a value": (storage(4), "a storage, or an array"),
+    "class as a value": (name("numpy.ndarray"), "a name where a value should be|code that it names"),
+    "class as a key": (b"}" + name("numpy.ndarray") + b"Ns", "a name as a key"),
+    "class in a set": (called("builtins.set", tuple_of(name("numpy.ndarray"))), "a name in a set"),
+    "attribute that hides a method": (
+        called("torch._utils._rebuild_parameter_with_state", tensor(), b"\x88", b"}", b"}" + text("sum") + b"Ns"),
+        "attribute sum of a tensor",
+    ),
+    "call of a value": (text("a") + b")R", "call of something of type str"),
+    "registered extension": (b"\x82\x01", "the operation EXT1"),
+    "operation of old pickles": (b"I1\n", "the operation INT"),
+    "value that is missing": (b"0", "cannot be read"),
+    "text where pickle ends": (b"X\xff\xff\xff\x7f", "cannot be read"),
+    "long number": (b"\x8b" + struct.pack("<i", 1000) + b"\x7f" * 1000, "whole number of 7999 bits"),
+    "nesting": (b"(" * 100_000 + b"t" * 100_000, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(tmp_path, what):
+    value, words = REFUSED[what]
+    path = archive(tmp_path / "evil.pth", value)
+    with pytest.raises(ValueError, match=rf"(?s)evil\.pth .*({words})"):
+        checkpoint.read(path)
+
+
+class System:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+class Module(nn.Module):
+    pass
+
+
+@pytest.mark.parametrize("zip_file", [True, False])
+@pytest.mark.parametrize(
+    ("value", "named", "strange"),
+    [
+        (System(), "(posix|nt)\\.system", True),
+        ([eval, Module()], "builtins\\.eval", True),
+        (Module(), "Module", False),
+        (pathlib.PurePosixPath("a"), "pathlib\\.PurePosixPath", False),
+        (np.array([print], dtype=object), "builtins\\.print", True),
+    ],
+    ids=["system", "eval", "network", "path", "objects"],
+)
+def test_nothing_is_executed(tmp_path, monkeypatch, value, named, strange, zip_file):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "x": value}, "bad.pth", _use_new_zipfile_serialization=zip_file)
+    with pytest.raises(ValueError, match=rf"bad\.pth c(.|\n)*(names: .*{named}|numpy data of type)") as raised:
+        checkpoint.read("bad.pth")
+    assert "weights_only" not in str(raised.value)
+    assert ("python" in str(raised.value)) is not strange  # nothing to paste where nobody honest needs it
+    assert not os.path.exists("executed")
+
+
+@pytest.mark.parametrize("zip_file", [True, False])
+def test_the_weights_of_a_network_that_was_saved_whole(tmp_path, zip_file):
+    net = Net()
+    held = {"model": net, "path": pathlib.PurePosixPath("a"), "evil": System(), "epoch": 3}
+    torch.save(held, tmp_path / "old.pth", _use_new_zipfile_serialization=zip_file)
+    left_out: set[str] = set()
+    found = checkpoint.read(tmp_path / "old.pth", left_out=left_out)
+    assert equal(dict(net.state_dict()), {name: value.detach() for name, value in found["model"].items()})
+    assert (found["path"], found["evil"], found["epoch"]) == (None, None, 3)
+    assert {f"{Net.__module__}.Net", "torch.nn.modules.linear.Linear", "pathlib.PurePosixPath"} < left_out
+    assert not os.path.exists("executed")
+
+
+def test_the_advice_for_a_refused_file_works(tmp_path, monkeypatch):
+    """The command, pasted into a shell, gives the weights; what stands in the file's name is not executed."""
+    monkeypatch.chdir(tmp_path)
+    net = Net()
+    torch.save({"state_dict": net.state_dict(), "x": Module()}, "w$(touch executed) 'a'.pth")
+    with pytest.raises(ValueError, match="Its weights can be read without that") as raised:
+        checkpoint.read("w$(touch executed) 'a'.pth")
+    python, tool, *arguments = shlex.split(str(raised.value).splitlines()[-1])
+    assert (python, tool, arguments[0]) == ("python", "tools/publish.py", "w$(touch executed) 'a'.pth")
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    publish: dict = {"__name__": "publish"}
+    exec((Path(__file__).parents[2] / tool).read_text(), publish)
+    publish["main"]()
+    assert checkpoint.load(Net(), "OUT.safetensors").complete
+
+
+def test_names_from_a_file_reach_no_terminal_raw(tmp_path):
+    path = archive(tmp_path / "\x1b[2J.pth", text("evil\x1b]0;x\x07") + text("Class\u202e" + "x" * 500) + b"\x93")
+    with pytest.raises(ValueError, match="evil") as raised:
+        checkpoint.read(path)
+    assert all(character.isprintable() for character in str(raised.value).replace("\n", ""))
+    assert len(str(raised.value)) < 1000
+    with pytest.raises(ValueError, match=r"names are no names: a\\x1b\[2J"):
+        checkpoint.weights({"a\x1b[2J": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"holds no tensors.*a\\x1b\[2J"):
+        checkpoint.weights({"a\x1b[2J": 1})
+
+
+def test_files_of_another_kind(tmp_path):
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    torch.jit.save(scripted, str(tmp_path / "script.pth"))
+    with pytest.raises(ValueError, match=r"script\.pth .*TorchScript archive, which is a program") as raised:
+        checkpoint.read(tmp_path / "script.pth")
+    assert "weights_only" not in str(raised.value)
+    with tarfile.open(tmp_path / "old.pth", "w") as tar:
+        tar.addfile(tarfile.TarInfo("storages"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"old\.pth .*tar archive.*before version 0\.1\.10"):
+        checkpoint.read(tmp_path / "old.pth")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as file:
+        file.writestr("readme", "x")
+    with pytest.raises(ValueError, match=r"zip\.pth .*not one of torch\.save"):
+        checkpoint.read(tmp_path / "zip.pth")
+    (tmp_path / "data.pth").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"data\.pth .*neither of the two formats"):
+        checkpoint.read(tmp_path / "data.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list\.pth holds a list"):
+        checkpoint.read(tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"map_location=.* must be a device"):
+        checkpoint.read(tmp_path / "list.pth", map_location={"cuda:0": "cpu"})
+
+
+def test_a_packed_record_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", b"\x80\x02}" + text("x") + tensor(count=1 << 24, size=(1,)) + b"s.")
+        file.writestr("a/data/0", bytes(1 << 26))
+    with pytest.raises(ValueError, match="packed, or longer than the file"):
+        checkpoint.read(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize("zip_file", [True, False])
+def test_every_cut_of_a_checkpoint_is_noticed(tmp_path, zip_file):
+    torch.save({"a": torch.arange(9.0)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zip_file)
+    content = (tmp_path / "a.pth").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"cut\.pth"):
+            checkpoint.read(tmp_path / "cut.pth")
+    if zip_file:  # which has a checksum
+        place = content.index(struct.pack("<f", 8.0))
+        (tmp_path / "cut.pth").write_bytes(content[:place] + b"\1" + content[place + 1 :])
+        with pytest.raises(ValueError, match=r"cut\.pth .*Bad CRC"):
+            checkpoint.read(tmp_path / "cut.pth")
+
+
+# --- fuzzing
+
+FORBIDDEN = {"exec", "compile", "pickle.find_class", "ctypes.dlopen", "socket.connect", "subprocess.Popen"}
+FORBIDDEN |= {f"os.{name}" for name in ("system", "exec", "fork", "posix_spawn", "remove", "rename", "mkdir", "chmod")}
+PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
+PLAIN = (*PLAIN, torch.Size, torch.dtype, torch.device, np.dtype)
+events: list[str] = []
+listening = False
+
+
+def listen(event: str, arguments: tuple) -> None:
+    if not listening:
+        return
+    if event in FORBIDDEN or (event == "open" and arguments[1] not in (None, "r", "rb")):
+        if event == "exec" and getattr(arguments[0], "co_filename", "").startswith(sysconfig.get_path("stdlib")):
+            return  # an import of Python's own
+        events.append(f"{event} {arguments}"[:200])
+
+
+def look_at(value, seen: set[int]) -> None:
+    """Use everything that was read as a user might; complain of what is not plain data."""
+    if isinstance(value, torch.Tensor):
+        vars(value), value.shape, value.numel() < 1e6 and value.detach().double().sum()
+    elif isinstance(value, (np.ndarray, np.generic)):
+        assert value.dtype.kind in "biufcSU"
+        repr(value)
+    elif isinstance(value, HistoryBuffer):
+        if len(value._log_history):
+            value.mean(), value.statistics("min")
+        look_at(vars(value), seen)
+    elif isinstance(value, (dict, list, tuple, set, frozenset, argparse.Namespace)):
+        if id(value) not in seen:
+            seen.add(id(value))
+            for item in vars(value) if isinstance(value, argparse.Namespace) else value:
+                look_at(item, seen)
+            for item in value.values() if isinstance(value, dict) else ():
+                look_at(item, seen)
+    elif not isinstance(value, PLAIN):
+        assert value in torch_files.METHODS.values(), f"{type(value)} in what was read"
+
+
+def read_and_look(path: Path) -> str | None:
+    """Read a file: the words of the refusal, or None. AssertionError for whatever should not happen."""
+    global listening
+    if not events and not getattr(sys, "listening", False):
+        sys.listening = True
+        sys.addaudithook(listen)
+    before = (
+        dict(vars(HistoryBuffer)),
+        [getattr(f, "__defaults__", None) for f in torch_files.KNOWN.values()],
+        os.listdir(),
+    )
+    left_out = set() if random.random() < 0.3 else None
+    try:
+        listening = True
+        found = checkpoint.read(path, left_out=left_out)
+        words = None
+    except ValueError as error:
+        words = str(error)
+    finally:
+        listening = False
+    assert not events, events
+    assert before == (
+        dict(vars(HistoryBuffer)),
+        [getattr(f, "__defaults__", None) for f in torch_files.KNOWN.values()],
+        os.listdir(),
+    )
+    if words is not None:
+        assert path.name in words
+        assert "MemoryError" not in words
+        assert all(character.isprintable() for character in words.replace("\n", ""))
+        return words
+    look_at(found, set())
+    return None
+
+
+NAMES = [*torch_files.KNOWN] * 4 + [
+    *torch_files.STORAGES,
+    *torch_files.DTYPES,
+    "os.system",
+    "builtins.eval",
+    "torch.load",
+]
+NAMES += ["torch._utils._rebuild_qtensor", "torch._utils._rebuild_sparse_tensor", "torch.sparse.FloatTensor", "a.B"]
+
+
+class Program:
+    """A random pickle: mostly what a checkpoint is made of, with one thing or another in the wrong place."""
+
+    def __init__(self, seed: int):
+        self.draw, self.puts = random.Random(seed), 0
+
+    def atom(self) -> bytes:
+        draw = self.draw
+        return draw.choice(
+            (
+                b"N", b"\x88", b"\x89", b")", b"]", b"}", b"\x8f",
+                number(draw.choice((0, 1, 2, 4, 16, -1, 2**31 - 1, -(2**31)))),
+                b"\x8a\x0a" + draw.randbytes(10),
+                b"G" + struct.pack(">d", draw.choice((0.0, 1.5, float("nan"), float("inf")))),
+                text(draw.choice(("", "a", "O", "<", "f4", "O8", "latin1", "state_dict", "touch x", "\x1b[J", "min"))),
+                name(draw.choice(NAMES)),
+            )
+        )  # fmt: skip
+
+    def value(self, depth: int = 0) -> bytes:
+        draw = self.draw
+        kind = draw.randrange(14) if depth < 4 else 0
+        item = lambda: self.value(depth + 1)  # noqa: E731
+        match kind:
+            case 0 | 1:
+                made = self.atom()
+            case 2:
+                made = tensor(
+                    count=draw.choice((4, 4, 4, 2, 0, -1, 2**31 - 1)), offset=draw.choice((0, 0, 1, -1, 2**30)),
+                    size=[draw.choice((4, 1, 2, 0, -1, 2**30)) for _ in range(draw.randrange(3))],
+                    stride=[draw.choice((1, 0, 2, -1)) for _ in range(draw.randrange(3))],
+                    kind=draw.choice(list(torch_files.STORAGES)), key=draw.choice(("0", "0", "1", "../0")),
+                    hooks=draw.choice((b"}", b"}", b"N", item())),
+                )  # fmt: skip
+            case 3:
+                raw = bytes_of(draw.randbytes(draw.choice((0, 4, 8, 16))))
+                shape = [draw.choice((0, 1, 2, 4, -1, 2**31 - 1)) for _ in range(draw.randrange(3))]
+                code = draw.choice((dtype(draw.choice(("f4", "i8", "O8", "V8", "U1", "S0", "b1", "M8"))), item()))
+                made = array(shape, code, draw.choice((raw, raw, item())), draw.choice(("numpy.ndarray", *NAMES)))
+            case 4:
+                made = name(HISTORY) + b")\x81}(" + text("max_length") + number(9) + text("_log_history") + item()
+                made += text("_count_history") + item() + b"ub"
+            case 5:
+                made = called(draw.choice(NAMES), *(item() for _ in range(draw.randrange(4))))
+            case 6:  # what constructors of arrays and tensors take
+                usual = tuple_of(number(draw.choice((1, 4, 2**31 - 1)))), text(draw.choice("Ofc")), bytes_of(b"A" * 8)
+                made = called(draw.choice(NAMES), *usual[: draw.randrange(4)])
+            case 7:
+                made = name(draw.choice(NAMES)) + tuple_of(*(item() for _ in range(draw.randrange(3)))) + b"\x81"
+            case 8:
+                made = item() + item() + b"b"
+            case 9:
+                made = b"}(" + b"".join(self.atom() + item() for _ in range(draw.randrange(4))) + b"u"
+            case 10:
+                made = b"](" + b"".join(item() for _ in range(draw.randrange(4))) + b"e"
+            case 11:
+                made = tuple_of(*(item() for _ in range(draw.randrange(4))))
+            case 12:
+                made = item() + item() + b"\x86" if draw.random() < 0.8 else item() + b"Q"
+            case 13:
+                made = b"h" + bytes([draw.randrange(max(1, min(self.puts, 255)))]) if self.puts else self.atom()
+        if draw.random() < 0.3 and self.puts < 255:
+            made += b"q" + bytes([self.puts])
+            self.puts += 1
+        return made
+
+    def write(self, path: Path) -> None:
+        draw = self.draw
+        body = self.value()
+        if draw.random() < 0.2:
+            body = mutated(body, draw)
+        if draw.random() < 0.7:
+            archive(path, body)
+        else:  # the older format
+            pickles = [
+                b"\x80\x02" + b"\x8a\x0a" + torch_files.MAGIC.to_bytes(10, "little") + b".",
+                b"\x80\x02M\xe9\x03.",
+            ]
+            pickles += [b"\x80\x02}" + text("little_endian") + b"\x88s.", b"\x80\x02}" + text("x") + body + b"s."]
+            keys = b"\x80\x02](" + b"".join(text(key) for key in draw.choice(([], ["0"], ["0", "1"]))) + b"e."
+            path.write_bytes(b"".join(pickles) + keys + struct.pack("<q", 4) + RECORD)
+
+
+def try_programs(seeds: list[int]) -> list[int]:
+    """[accepted, refused] of pickles that are made by chance."""
+    counts = [0, 0]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"x": 1}, Path(folder) / "first.pth")
+        checkpoint.read(Path(folder) / "first.pth")  # imports what reading imports
+        path = Path(folder) / "evil.pth"
+        for seed in range(*seeds):
+            Program(seed).write(path)
+            random.seed(seed)
+            counts[read_and_look(path) is not None] += 1
+    return counts
+
+
+def try_mutations(seeds: list[int]) -> list[int]:
+    """[accepted, refused] of honest checkpoints of both formats with some bytes changed."""
+    counts = [0, 0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "evil.pth"
+        files = []
+        held = {
+            key: HONEST[key] for key in ("arguments", "float", "array", "state", "parameter", "milestones", "bytes")
+        }
+        for zip_file in (True, False):
+            torch.save({**held, "loss": HistoryBuffer([1.5], [1])}, path, _use_new_zipfile_serialization=zip_file)
+            checkpoint.read(path)
+            files.append(path.read_bytes())
+        checkpoint.save(Path(folder) / "a.safetensors", {"a": torch.arange(9.0), "b": torch.zeros(2, 3)}, {"x": "y"})
+        files.append((Path(folder) / "a.safetensors").read_bytes())
+        for seed in range(*seeds):
+            draw = random.Random(seed)
+            number = seed % len(files)
+            target = path if number < 2 else path.with_suffix(".safetensors")
+            target.write_bytes(mutated(files[number], draw))
+            random.seed(seed)
+            counts[read_and_look(target) is not None] += 1
+            target.unlink()
+    return counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("function", [try_programs, try_mutations])
+def test_no_file_does_harm(function, count):
+    outcomes = fuzz(function, [[start, start + 200] for start in range(0, 6000, 200)])
+    assert not [outcome for outcome in outcomes if outcome.died or outcome.error]
+    accepted, refused = (sum(outcome.value[i] for outcome in outcomes) for i in (0, 1))
+    assert accepted > 100
+    assert refused > 1000
+    what = {"try_programs": "pickles made by chance", "try_mutations": "checkpoints with changed bytes"}
+    count(what[function.__name__], f"{accepted + refused:,} ({accepted:,} accepted, {refused:,} refused)")
