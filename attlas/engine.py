@@ -35,23 +35,38 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from . import checkpoint
-from .config import resolved
-from .files import replacing
+from .config import parse_plain, resolved
+from .files import printable, replacing
 from .registry import HOOKS, RUNNERS
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def load_from_attlas(filename: str, map_location: Any = "cpu", **_: Any) -> dict:
+def load_from_attlas(filename: str, map_location: Any = None, **_: Any) -> dict:
     """Read a checkpoint from a file or a URL for MMEngine. A download is kept where torch.hub keeps its own."""
     if not str(filename).startswith(("http://", "https://")):
-        return checkpoint.read(filename, map_location)
+        return without_programs(checkpoint.read(filename, map_location or "cpu"), filename)
     path = Path(torch.hub.get_dir()) / "checkpoints" / filename.split("?")[0].rsplit("/", 1)[-1]
     if not path.exists():
         print_log(f"Downloading {filename} to {path}", logger="current")
         with replacing(path) as temporary:  # each process its own, the last one wins: they are equal
             torch.hub.download_url_to_file(filename, str(temporary), progress=False)
-    return checkpoint.read(path, map_location)
+    return without_programs(checkpoint.read(path, map_location or "cpu"), path)
+
+
+def without_programs(found: dict, source: str | Path) -> dict:
+    """Take configs that are more than data out of what a checkpoint holds: MMEngine runs the text of `meta.config` as
+    Python when a training is resumed, and that of `cfg` when it infers from a checkpoint alone."""
+    hub = found.get("message_hub")
+    parts = found.get("meta"), hub.get("runtime_info") if isinstance(hub, dict) else None
+    for part in (part for part in parts if isinstance(part, dict)):
+        for name in ("cfg", "config"):
+            try:
+                parse_plain(part.get(name, ""))
+            except ValueError as error:
+                print_log(f"The {name} in {printable(source)} is left out: {error}.", "current", logging.WARNING)
+                del part[name]
+    return found
 
 
 # Files and URLs by MMEngine's interface. Its other schemes (torchvision://, openmmlab://, s3://, ...) call two

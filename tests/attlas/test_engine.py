@@ -27,6 +27,7 @@ def cfg(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = config.load_config(TINY)
     found.work_dir = str(tmp_path / "work")
+    found.experiment_name = tmp_path.name  # MMEngine tells trainings of one second apart by nothing else
     return found
 
 
@@ -48,6 +49,24 @@ def test_no_road_of_mmengine_unpickles(tmp_path, monkeypatch, source):
     with pytest.raises(ValueError, match=r"bad\.pth cannot be read without executing"):
         load_checkpoint(nn.Linear(1, 1), source)
     assert not Path("executed").exists()
+
+
+def test_a_config_in_a_checkpoint_is_not_run(cfg):
+    """MMEngine runs the text of `meta.config` when a training is resumed."""
+    engine.Runner.from_cfg(cfg).train()
+    path = Path(cfg.work_dir) / "epoch_4.pth"
+    found = checkpoint.read(path)
+    found["meta"]["config"] = "import os\nos.system('touch executed')\n"
+    found["message_hub"]["runtime_info"]["cfg"] = "_base_ = ['evil.py']"
+    torch.save(found, "evil.pth")
+    cfg.resume, cfg.load_from = True, "evil.pth"
+    runner = engine.Runner.from_cfg(cfg)
+    runner.train()
+    assert not Path("executed").exists()
+    log = Path(runner.logger.log_file).read_text()
+    assert "The config in evil.pth is left out: line 1 is more than data." in log
+    assert "The cfg in evil.pth is left out: line 1 is more than data." in log
+    assert engine.load_from_attlas(str(path))["meta"]["cfg"] == found["meta"]["cfg"]
 
 
 def test_pretrained_counts_and_refuses_a_file_that_does_not_fit(tmp_path):
