@@ -14,16 +14,17 @@ import difflib
 import inspect
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from .files import near_files
+from .files import near_files, printable
 
 
 @cache
@@ -51,17 +52,17 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Warns of every variable that is overridden without effect (on the first process; see `unread_variables`).
 
     Raises:
-        FileNotFoundError: names the files near `path`.
-        ValueError: an override that does not fit; says which, and what may be meant.
+        FileNotFoundError: the config does not exist, or a base of it; names the files near, and who asked for the base.
+        ValueError: an error in a config, with file and line; an override that does not fit, with what may be meant.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"The config {path} does not exist. {near_files(path)}")
+        raise FileNotFoundError(f"The config {printable(path)} does not exist. {near_files(path)}")
     places = environment_variables(path)
     chosen = {places[key]: str(value) for key, value in (overrides or {}).items() if key in places}
     overrides = {key: value for key, value in (overrides or {}).items() if key not in places}
     with environment(chosen):
-        config = Config.fromfile(path)
+        config = _run(path)
     known = read_keys() | set(config.keys())
     for key, value in overrides.items():
         top = key.split(".")[0]
@@ -122,6 +123,27 @@ def _plain(node: ast.expr) -> Any:
     raise ValueError(f"line {node.lineno} is more than data")
 
 
+def _run(path: Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except (Exception, SystemExit) as error:
+        said = f"{type(error).__name__}: {printable(error)}"
+        files = [source.path.absolute() for source in _chain(path)]
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
+        if lines:
+            raise ValueError(f"{printable(lines[-1].filename)}, line {lines[-1].lineno}: {said}") from error
+        raise ValueError(f"{printable(next(filter(_fails, reversed(files)), path))}: {said}") from error
+
+
+def _fails(path: Path) -> bool:
+    """Whether a config cannot be read, taken alone."""
+    try:
+        Config.fromfile(path)
+    except (Exception, SystemExit):
+        return True
+    return False
+
+
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set these environment variables, and afterwards give them the values that they had before."""
@@ -140,8 +162,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def environment_variables(path: str | Path) -> dict[str, str]:
     """The variables of a config that are written as `"{{$NAME:default}}"`, with the names in the environment."""
     found = {}
-    for tree, _ in reversed(_chain(Path(path))):
-        for name, value in _assignments(tree):
+    for source in reversed(_chain(Path(path))):
+        for name, value in _assignments(source.tree):
             match = isinstance(value, ast.Constant) and re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", str(value.value))
             if match:
                 found[name] = match[1]
@@ -170,17 +192,19 @@ def unread_variables(path: str | Path, overrides: Mapping[str, Any] | None = Non
     """
     chain = _chain(Path(path))
     found: dict[str, list[str]] = {}
-    for index, (tree, _) in enumerate(chain):
-        below = [name for base, _ in chain[index + 1 :] for name in _assigned(base)]
-        read = {name for other, source in chain[: index + 1] for name in _used(other, source)}
-        for name in _assigned(tree):
+    for index, source in enumerate(chain):
+        bases = [base.tree for base in chain[index + 1 :]]
+        below = [name for base in bases for name in _assigned(base)]
+        read = {name for other in chain[: index + 1] for name in _used(other.tree, other.text)}
+        for name in _assigned(source.tree):
             if name in below and name not in read_keys() and name not in read:
-                found[name] = sorted(set(_copies(name, [base for base, _ in chain[index + 1 :]])))
-    everywhere = [name for tree, _ in chain for name in _assigned(tree)]
+                found[name] = sorted(set(_copies(name, bases)))
+    trees = [source.tree for source in chain]
+    everywhere = [name for tree in trees for name in _assigned(tree)]
     for key in overrides or {}:
         name, _, rest = key.partition(".")
         if name in everywhere and name not in read_keys():
-            copies = sorted(set(_copies(name, [tree for tree, _ in chain])))
+            copies = sorted(set(_copies(name, trees)))
             found[name] = [f"{copy}.{rest}" if rest else copy for copy in copies]
     return found
 
@@ -189,16 +213,40 @@ def unread_variables(path: str | Path, overrides: Mapping[str, Any] | None = Non
 # yaml are left alone.
 
 
-def _chain(path: Path) -> list[tuple[ast.Module, str]]:
-    """The parsed files of a config: itself, then its bases, theirs, ..."""
+class _Source(NamedTuple):
+    path: Path
+    tree: ast.Module
+    text: str
+
+
+def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
+    """The parsed files of a config: itself, then its bases, theirs, ...; `above` are those that lead to this one."""
     if path.suffix != ".py":
         return []
-    text = path.read_text(encoding="utf-8")
-    # {{_base_.x}} and {{fileDirname}} are no Python; what they stand for does not matter here but for the name
-    tree = ast.parse(re.sub(r"\{\{\s*([\w.:]+)\s*\}\}", lambda m: re.sub(r"\W", ".", m[1]), text))
-    files = [(tree, text)]
-    for base in Config._get_base_files(str(path)):
-        files += _chain(Path(Config._get_cfg_path(base, str(path))[0]))
+    try:
+        text = path.read_text(encoding="utf-8")
+        # {{_base_.x}} and {{fileDirname}} are no Python; what they stand for does not matter here but for the name
+        tree = ast.parse(re.sub(r"\{\{\s*([\w.:]+)\s*\}\}", lambda m: re.sub(r"\W", ".", m[1]), text))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The config {printable(path)} is no text in UTF-8: {printable(error)}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ValueError(f"{printable(path)}{line} is no Python: {printable(said)}.") from None
+    files = [_Source(path, tree, text)]
+    try:
+        bases = Config._get_base_files(str(path))
+        places = [Path(Config._get_cfg_path(base, str(path))[0]) for base in bases]
+    except Exception as error:
+        raise ValueError(f"{printable(path)}, _base_: {type(error).__name__}: {printable(error)}") from error
+    for base, place in zip(bases, places):
+        if not place.is_file():
+            raise FileNotFoundError(
+                f"{printable(path)} names the base {printable(base)!r}, which does not exist. {near_files(place)}"
+            )
+        if place.resolve() in (path.resolve(), *above):
+            raise ValueError(f"{printable(path)} names the base {printable(base)!r}, which has it as a base itself.")
+        files += _chain(place, (*above, path.resolve()))
     return files
 
 

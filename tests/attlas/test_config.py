@@ -1,12 +1,17 @@
 """Every config builds: its network, its pipelines, its hooks; and each says what it was meant to say."""
 
 import os
+import random
 import re
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fuzzing import fuzz, mutated
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -159,3 +164,71 @@ def test_a_config_that_is_data_is_parsed_without_running_it():
 def test_a_config_that_is_more_than_data_is_refused(text):
     with pytest.raises(ValueError, match=r"line 1 is more than data|it is no config"):
         parse_plain(text)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = (", r"child\.py, line 1 is no Python: '\(' was never closed"),
+        ("y = 1\nx = y y", r"child\.py, line 2 is no Python: invalid syntax"),
+        ("x = '\0'", r"child\.py.* is no Python: source code string cannot contain null bytes"),
+        ("x = '\xe9'", r"The config .*child\.py is no text in UTF-8"),
+        ("\n\nx = y", r"child\.py, line 3: NameError: name 'y'"),
+        ("import sys\nsys.exit(3)", r"child\.py, line 2: SystemExit: 3"),
+        ("_base_ = 'base.py'\nx = _base_.z", r"child\.py, line 2: AttributeError.*'z'"),
+        ("_base_ = 'base.py'\nx = {{_base_.z}}", r"child\.py: KeyError: 'z'"),
+        ("_base_ = 'base.py'\na = dict(b=1)", r"child\.py: TypeError: a=\{'b': 1\} in child config cannot inherit"),
+        ("_base_ = ['base.py', 'base.py']", r"child\.py: KeyError: .*Duplicate keys: \{'a'\}"),
+        ("_base_ = 'bsae.py'", r"child\.py names the base 'bsae\.py', which does not exist\. Near it: .*base\.py"),
+        ("_base_ = 'child.py'", r"child\.py names the base 'child\.py', which has it as a base itself"),
+        ("_base_ = 'loop.py'", r"loop\.py names the base 'child\.py', which has it as a base itself"),
+        ("_base_ = 'broken.py'", r"broken\.py, line 2 is no Python: invalid syntax"),
+        ("_base_ = 'failing.py'", r"failing\.py, line 2: ZeroDivisionError"),
+        ("_base_ = 3", r"child\.py, _base_: TypeError"),
+        ("filename = 'x'", r"child\.py: KeyError: 'filename is reserved"),
+    ],
+)
+def test_an_error_in_a_config_names_file_and_line(tmp_path, text, words):
+    bases = {"base": "a = 1", "loop": "_base_ = 'child.py'", "broken": "a = 1\nb = 2 3", "failing": "a = 1\nb = 1 / 0"}
+    for name, content in bases.items():
+        (tmp_path / f"{name}.py").write_text(content)
+    (tmp_path / "child.py").write_bytes(text.encode("latin-1"))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        load_config(tmp_path / "child.py")
+
+
+def load_mutated(seeds: list[int]) -> list[int]:
+    """[accepted, refused] of shipped configs, or bases of theirs, with some bytes changed."""
+    counts = [0, 0]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        copies = Path(shutil.copytree(ROOT / "configs", Path(folder) / "configs"))
+        names = {path.name for path in copies.rglob("*.py")}
+        for seed in range(*seeds):
+            draw = random.Random(seed)
+            config = copies / Path(*draw.choice(CONFIGS).parts[1:])
+            changed = config if draw.random() < 0.5 else draw.choice(sorted((copies / "_base_").rglob("*.py")))
+            content = changed.read_bytes()
+            changed.write_bytes(mutated(content, draw))
+            words = None
+            try:
+                load_config(config)
+            except (ValueError, FileNotFoundError) as error:
+                words = str(error)
+            changed.write_bytes(content)
+            if words is not None and not names & set(re.split(r"[/ ,:]", words)):
+                raise AssertionError(f"{seed}: {words}")
+            counts[words is not None] += 1
+    return counts
+
+
+@pytest.mark.slow
+def test_mutated_configs_are_read_or_named(count):
+    outcomes = fuzz(load_mutated, [[start, start + 50] for start in range(0, 600, 50)])
+    assert not [outcome for outcome in outcomes if outcome.died or outcome.error]
+    accepted, refused = (sum(outcome.value[i] for outcome in outcomes) for i in (0, 1))
+    assert min(accepted, refused) > 50
+    count("configs with changed bytes", f"{accepted + refused} ({accepted} accepted, {refused} refused)")
