@@ -6,10 +6,10 @@ writes safetensors. MMEngine's `init_cfg` calls `load` once this module is impor
 `load` what the rest of MMEngine calls (`load_from`, `resume`, URLs).
 """
 
+import builtins
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
         found = torch_files.read(path, device, left_out)
     except torch_files.Refused as error:
         raise ValueError(_refusal(path, error)) from None
-    except (Exception, RecursionError) as error:
+    except Exception as error:
         said = f"{type(error).__name__}: {printable(error)}"
         raise ValueError(f"{printable(path)} cannot be read as a checkpoint: {said}") from None
     if not isinstance(found, dict):
@@ -76,8 +76,22 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
     return found
 
 
-# Modules of Python whose classes honest checkpoints name.
-HONEST = {"builtins.object", "collections", "copy_reg", "copyreg", "datetime", "enum", "functools", "pathlib", "types"}
+# Modules of Python that act on files, processes, the network or the interpreter. No list of this kind is complete, and
+# nothing depends on this one but what a refusal advises.
+ACTING = {
+    "_io", "_pickle", "asyncio", "bdb", "cProfile", "code", "codecs", "commands", "ctypes", "doctest", "ftplib", "http",
+    "importlib", "io", "linecache", "marshal", "multiprocessing", "nt", "operator", "os", "pdb", "pickle", "pip",
+    "platform", "posix", "profile", "pty", "runpy", "shutil", "signal", "site", "smtplib", "socket", "subprocess",
+    "sys", "tempfile", "timeit", "trace", "urllib", "venv", "webbrowser", "zipimport",
+}  # fmt: skip
+
+
+def _acts(name: str) -> bool:
+    """Whether no honest checkpoint names this: functions of the modules above, and built-in ones."""
+    module, _, function = name.partition(".")
+    if module == "builtins":
+        return function != "getattr" and not isinstance(getattr(builtins, function, None), type)
+    return module in ACTING
 
 
 def _refusal(path: Path, error: torch_files.Refused) -> str:
@@ -90,12 +104,12 @@ def _refusal(path: Path, error: torch_files.Refused) -> str:
         f"{printable(path)} cannot be read without executing code that it names: {_some(sorted(names))}. Attlas never "
         "does. "
     )
-    python = {*sys.builtin_module_names, *sys.stdlib_module_names}
-    if strange := sorted(n for n in names if n.split(".")[0] in python and not {n, n.split(".")[0]} & HONEST):
+    if strange := sorted(filter(_acts, names)):
         return asked + f"No honest checkpoint names {_some(strange)}: do not open this file, with other programs least."
-    command = f"python tools/publish.py {shlex.quote(str(path))} OUT.safetensors --float32 --leave-out"
-    if str(path) != printable(path):  # no name that a terminal would obey is offered for pasting
+    if str(path) != printable(path, 1000):  # what a terminal would obey is not offered for pasting
         return asked
+    name = shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+    command = f"python tools/publish.py {name} OUT.safetensors --float32 --leave-out"
     return asked + f"Its weights can be read without that, and everything else left out:\n  {command}"
 
 

@@ -59,10 +59,10 @@ def near_files(path: Path, count: int = 5) -> str:
     found = [str(place) for place in islice(places, 5000)]  # a home folder holds more than anybody waits for
     near = get_close_matches(str(path.absolute()), found, n=count, cutoff=0.6)
     if not near:
-        return f"The nearest folder that exists is {folder}."
+        return f"The nearest folder that exists is {printable(folder)}."
     here = Path.cwd()
     shown = (Path(name).relative_to(here) if Path(name).is_relative_to(here) else name for name in near)
-    return f"Near it: {', '.join(map(str, shown))}."
+    return f"Near it: {', '.join(map(printable, shown))}."
 
 
 def printable(text: object, most: int = 200) -> str:
