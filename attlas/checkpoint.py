@@ -41,7 +41,7 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
     """Read a checkpoint without executing anything that it holds.
 
     Args:
-        path: a safetensors file (by its suffix), or anything that torch.save wrote (see `attlas.torch_files`).
+        path: a safetensors file, or anything that torch.save wrote (see `attlas.torch_files`), under any name.
         map_location: the device of the tensors; a name or a torch.device.
         left_out: a set, which takes the names of all classes and functions whose objects were left out. A network among
             them becomes its state dict, another object the entries or items that it has, or None. By default a file
@@ -51,17 +51,24 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
         What the file holds. A safetensors file gives `{"state_dict": tensors, "meta": metadata}`.
 
     Raises:
-        FileNotFoundError: names the files near `path`.
-        ValueError: the file is broken, or would have to be unpickled; says which classes it asks for, and what to do.
+        FileNotFoundError: names the files near `path`; IsADirectoryError.
+        ValueError: the file is broken, no checkpoint, or would have to be unpickled; says which classes it asks for,
+            and what to do.
     """
+    if re.match(r"\w+://", str(path)):
+        raise ValueError(f"{printable(path)} is an address, and files are read here; load_from= takes addresses.")
     path = Path(path).expanduser()
     if not isinstance(map_location, (str, torch.device)):
         raise ValueError(f"map_location={map_location!r} must be a device, such as 'cpu' or 'cuda:0'.")
     device = torch.device(map_location)
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{printable(path)} is a folder. In it: {_some(sorted(p.name for p in path.iterdir()))}."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"The checkpoint {printable(path)} does not exist. {near_files(path)}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             return {"state_dict": safetensors.torch.load_file(path, device=str(device)), "meta": metadata}
@@ -74,6 +81,13 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
     if not isinstance(found, dict):
         raise ValueError(f"{printable(path)} holds a {type(found).__name__}, not a dictionary of tensors.")
     return found
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the first bytes, whatever the name: the length of a header, which is JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 # Modules of Python that act on files, processes, the network or the interpreter. No list of this kind is complete, and

@@ -373,10 +373,8 @@ class _Machine:
         self.outer: list[list] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
 
-    def run(self, source: bytes | IO[bytes]) -> Any:
-        """The value that the pickle makes; a file is read up to its last operation."""
-        if not isinstance(source, bytes):  # without `tell`, which would be asked at every operation
-            source = SimpleNamespace(read=source.read, readline=source.readline)  # type: ignore[assignment]
+    def run(self, source: Any) -> Any:
+        """The value that the pickle makes: of bytes, or of what has `read` and `readline`, up to its last operation."""
         for operation, argument, _ in pickletools.genops(source):
             if operation.name == "STOP":
                 value = self.pop()
@@ -591,27 +589,43 @@ def read(path: Path, device: torch.device, left_out: set[str] | None = None) -> 
         Exception: of many kinds, from a file that is damaged.
     """
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(512)
         file.seek(0)
-        if start == b"PK\x03\x04":
+        if start.startswith(b"PK\x03\x04"):
             return _read_zip(file, device, left_out)
-        try:
+        if start.startswith(b"\x80"):
             return _read_stream(file, device, left_out)
-        except Refused:
-            raise
-        except Exception as error:
-            kind = _kind(path)
-            raise Refused(f"{kind or 'neither of the two formats of torch.save'} ({error})") from error
+    raise Refused(_kind(start))
 
 
-def _kind(path: Path) -> str | None:
-    import tarfile
+def _kind(start: bytes) -> str:
+    """What a file is that is no checkpoint, by its first bytes."""
+    text = start.lstrip().lower()
+    if not start:
+        return "nothing: it is empty"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page: the address is not that of the file, or asks for a login or a click"
+    if text.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS: `git lfs pull` fetches the file itself"
+    if start[257:262] == b"ustar":
+        return (
+            "a tar archive: unpack it, or, if torch wrote it (before version 0.1.10), save it anew with a later torch"
+        )
+    for magic, kind in KINDS.items():
+        if start.startswith(magic):
+            return f"{kind}: unpack it" if "archive" in kind else kind
+    return "neither of the two formats of torch.save"
 
-    try:
-        tarfile.open(path, "r:").close()
-    except (tarfile.TarError, OSError, ValueError):
-        return None
-    return "a tar archive, as torch wrote before version 0.1.10, which is not read"
+
+KINDS = {
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a rar archive",
+    b"\x89HDF": "an HDF5 file, as Keras writes it",
+    b"\x93NUMPY": "a numpy array",
+}
 
 
 def _reference(reference: tuple) -> tuple[str, torch.dtype, int, tuple | None]:
@@ -688,13 +702,15 @@ PROTOCOL = 1001
 def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | None) -> Any:
     length = file.seek(0, io.SEEK_END)
     file.seek(0)
+    # no `tell`, which would be asked at every operation; and a file sets aside what it is asked for before it looks
+    stream = SimpleNamespace(read=lambda count: file.read(min(count, length)), readline=file.readline)
 
     def none(_: tuple) -> _Storage:
         raise Refused("a storage outside of the data")
 
-    if _Machine(none).run(file) != MAGIC or _Machine(none).run(file) != PROTOCOL:
+    if _Machine(none).run(stream) != MAGIC or _Machine(none).run(stream) != PROTOCOL:
         raise Refused("neither of the two formats of torch.save")
-    system = _Machine(none).run(file)
+    system = _Machine(none).run(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("another order of bytes than this machine's")
     # Twice: first over storages without memory, for their lengths come before their bytes
@@ -716,8 +732,8 @@ def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | Non
         return _Storage(data[start : start + count], dtype)
 
     begin = file.tell()
-    _Machine(storage, left_out).run(file)
-    keys = _Machine(none).run(file)
+    _Machine(storage, left_out).run(stream)
+    keys = _Machine(none).run(stream)
     if (
         not isinstance(keys, list)
         or len(keys) != len(storages)
@@ -735,4 +751,4 @@ def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | Non
     if file.read(1):
         raise Refused("more bytes after its last storage")
     file.seek(begin)
-    return _Machine(storage, left_out).run(file)
+    return _Machine(storage, left_out).run(stream)

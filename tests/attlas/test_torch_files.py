@@ -346,6 +346,35 @@ def test_files_of_another_kind(tmp_path):
         checkpoint.read(tmp_path / "list.pth", map_location={"cuda:0": "cpu"})
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "nothing: it is empty"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"\x1f\x8b\x08", "a gzip archive: unpack it"),
+        (b"\x89HDF\r\n", "an HDF5 file"),
+        (b"weights", "neither of the two formats"),
+    ],
+)
+def test_what_is_no_checkpoint_is_named(tmp_path, content, words):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.pth cannot be read as a checkpoint: it holds {words}"):
+        checkpoint.read(tmp_path / "a.pth")
+
+
+def test_formats_are_known_by_their_content(tmp_path):
+    checkpoint.save(tmp_path / "a.safetensors", {"a": torch.ones(1)})
+    (tmp_path / "a.safetensors").rename(tmp_path / "a.bin")
+    assert checkpoint.read(tmp_path / "a.bin")["state_dict"]["a"] == 1
+    torch.save({"a": 1}, tmp_path / "b.safetensors")
+    assert checkpoint.read(tmp_path / "b.safetensors") == {"a": 1}
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. In it: a\.bin, b\.safetensors"):
+        checkpoint.read(tmp_path)
+    with pytest.raises(ValueError, match=r"https://example\.com/a\.pth is an address"):
+        checkpoint.read("https://example.com/a.pth")
+
+
 def test_a_packed_record_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", b"\x80\x02}" + text("x") + tensor(count=1 << 24, size=(1,)) + b"s.")
@@ -438,7 +467,7 @@ def read_and_look(path: Path) -> str | None:
     )
     if words is not None:
         assert path.name in words
-        assert "MemoryError" not in words
+        assert "MemoryError" not in words, words
         assert all(character.isprintable() for character in words.replace("\n", ""))
         return words
     look_at(found, set())
