@@ -6,8 +6,8 @@ writes safetensors. MMEngine's `init_cfg` calls `load` once this module is impor
 `load` what the rest of MMEngine calls (`load_from`, `resume`, URLs).
 """
 
-import builtins
 import logging
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,7 +57,7 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
     """
     if re.match(r"\w+://", str(path)):
         raise ValueError(f"{printable(path)} is an address, and files are read here; load_from= takes addresses.")
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves a ~ of nobody as it is
     if not isinstance(map_location, (str, torch.device)):
         raise ValueError(f"map_location={map_location!r} must be a device, such as 'cpu' or 'cuda:0'.")
     device = torch.device(map_location)
@@ -71,7 +71,10 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
         if _is_safetensors(path):
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-            return {"state_dict": safetensors.torch.load_file(path, device=str(device)), "meta": metadata}
+            tensors = safetensors.torch.load_file(path, device=str(device))
+            for tensor in tensors.values():
+                torch_files.check_booleans(tensor)
+            return {"state_dict": tensors, "meta": metadata}
         found = torch_files.read(path, device, left_out)
     except torch_files.Refused as error:
         raise ValueError(_refusal(path, error)) from None
@@ -100,12 +103,13 @@ ACTING = {
 }  # fmt: skip
 
 
+BUILT_IN = {"__import__", "apply", "compile", "eval", "exec", "execfile", "file", "input", "open", "print", "setattr"}
+
+
 def _acts(name: str) -> bool:
     """Whether no honest checkpoint names this: functions of the modules above, and built-in ones."""
     module, _, function = name.partition(".")
-    if module == "builtins":
-        return function != "getattr" and not isinstance(getattr(builtins, function, None), type)
-    return module in ACTING
+    return function in BUILT_IN if module == "builtins" else module in ACTING
 
 
 def _refusal(path: Path, error: torch_files.Refused) -> str:

@@ -30,7 +30,9 @@ from torch import Tensor
 
 from .files import printable
 
-EXPANDED = 2**30  # bytes that a tensor with a stride of 0 may stand for; more than its storage holds
+EXPANDED = 2**30  # bytes that the tensors of a file may stand for (by strides of 0) beyond eight times its length
+WORK = 2**21  # units of work that a pickle may ask for beyond sixteen times its length; see `_Machine.charge`
+CONTAINER = 64  # the work of making one
 CHUNK = 2**24
 
 
@@ -84,7 +86,7 @@ class _Storage:
 
 def _is(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise Refused(f"{what} of type {type(value).__name__}")
+        raise Refused(f"{what} of type {type(value).__name__.lstrip('_')}")
     return value
 
 
@@ -92,8 +94,23 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     return tuple(_is(number, int, what) for number in _is(value, tuple, what))
 
 
+def _key(key: Any) -> Any:
+    """A key of a dict or an item of a set. Those are hashed: nested ones without a limit of depth, and some numbers so
+    that a file can have all of its keys collide. So neither may be one."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if not isinstance(part, (str, bytes, bool, int, float, type(None), torch.dtype)):
+            raise Refused(f"a key of type {type(part).__name__.lstrip('_')}")
+        if isinstance(part, int) and not (0 if part is not key else -(2**60)) <= part < 2**60:
+            raise Refused(f"a key of {part.bit_length()} bits, or one that is negative and among others")
+    return key
+
+
 def _ordered_dict(pairs: Any = ()) -> OrderedDict:
-    return OrderedDict(_is(pairs, (list, tuple, dict), "an OrderedDict"))
+    found = OrderedDict()
+    for pair in pairs.items() if isinstance(pairs, dict) else _is(pairs, (list, tuple), "an OrderedDict"):
+        key, value = _is(pair, (list, tuple), "an OrderedDict")
+        found[_key(key)] = value
+    return found
 
 
 def _counter(counts: Any = None) -> Counter:
@@ -101,11 +118,11 @@ def _counter(counts: Any = None) -> Counter:
 
 
 def _set(items: Any = ()) -> set:
-    return set(_is(items, (list, tuple), "a set"))
+    return set(map(_key, _is(items, (list, tuple), "a set")))
 
 
 def _frozenset(items: Any = ()) -> frozenset:
-    return frozenset(_is(items, (list, tuple), "a frozenset"))
+    return frozenset(map(_key, _is(items, (list, tuple), "a frozenset")))
 
 
 def _complex(real: Any, imaginary: Any) -> complex:
@@ -148,22 +165,20 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, grad: Any = False
 def _tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, meta: Any = None):
     """The same for dtypes that have no storage class of their own."""
     _is(storage, _Storage, "a storage")
-    return _placed(storage.data, _is(dtype, torch.dtype, "a dtype"), offset, size, stride, grad, hooks, meta)
+    if dtype not in ELEMENTS - set(STORAGES.values()):
+        raise Refused("a tensor of a dtype that is written in another way")
+    return _placed(storage.data, dtype, offset, size, stride, grad, hooks, meta)
 
 
 def _placed(data: Tensor, dtype: torch.dtype, offset, size, stride, grad, hooks, meta) -> Tensor:
     sizes, strides = _integers(size, "a tensor's size"), _integers(stride, "a tensor's stride")
     _is(offset, int, "a tensor's offset")
-    if len(sizes) != len(strides) or len(sizes) > 64 or min((offset, *sizes, *strides)) < 0:
-        raise Refused(f"a tensor of size {sizes}, stride {strides} and offset {offset}")
+    numbers = offset, *sizes, *strides
+    if len(sizes) != len(strides) or len(sizes) > 64 or min(numbers) < 0 or max(numbers) >= 2**48:
+        raise Refused(f"a tensor of size {printable(sizes)}, stride {printable(strides)} and offset {offset}")
     last = offset + sum((length - 1) * step for length, step in zip(sizes, strides)) if all(sizes) else offset - 1
     if (last + 1) * dtype.itemsize > data.numel():
         raise Refused(f"a tensor of size {sizes}, stride {strides} and offset {offset} in {data.numel()} bytes")
-    number = 1
-    for length in sizes:
-        number *= length
-    if number * dtype.itemsize > max(EXPANDED, data.numel()):
-        raise Refused(f"a tensor of size {sizes}, of which the file holds {data.numel()} bytes")
     if hooks or meta or dtype not in ELEMENTS:
         raise Refused(f"a tensor of {dtype} with hooks, or one that is quantized, conjugated or negated")
     with torch.no_grad():
@@ -232,7 +247,7 @@ def _array(kind: Any, shape: Any = None, code: Any = None) -> _Unfinished:
             number *= length
         if number != len(raw) or min(sizes, default=0) < 0 or dtype.itemsize == 0:
             raise Refused(f"an array of shape {sizes} and type {dtype} in {len(raw)} bytes")
-        return np.frombuffer(raw, dtype).reshape(sizes, order="F" if fortran else "C").copy("K")
+        return _values(raw, dtype).reshape(sizes, order="F" if fortran else "C").copy("K")
 
     return _Unfinished(finish)
 
@@ -241,7 +256,17 @@ def _scalar(dtype: Any, raw: Any) -> np.generic:
     _is(dtype, np.dtype, "the dtype of a scalar")
     if len(_is(raw, bytes, "the bytes of a scalar")) != dtype.itemsize:
         raise Refused(f"a number of type {dtype} in {len(raw)} bytes")
-    return np.frombuffer(raw, dtype)[0]
+    return _values(raw, dtype)[0]
+
+
+def _values(raw: bytes, dtype: np.dtype) -> np.ndarray:
+    """Numbers or text in bytes. A boolean is 0 or 1, and a character one that exists, else numpy does not know it."""
+    values = np.frombuffer(raw, dtype)
+    if dtype.kind == "b" and len(raw) and values.view(np.uint8).max() > 1:
+        raise Refused("booleans that are neither 0 nor 1")
+    if dtype.kind == "U" and len(raw) and np.frombuffer(raw, f"{dtype.byteorder}u4").max() > 0x10FFFF:
+        raise Refused("text of characters that do not exist")
+    return values
 
 
 def _attribute(owner: Any, name: Any) -> Any:
@@ -364,11 +389,13 @@ class _Machine:
 
     Args:
         storage: gives the storage that a reference, a tuple of the file, names.
+        length: of the file; it bounds the work and the memory.
         left_out: where names of objects that are not known are gathered; None refuses the first.
     """
 
-    def __init__(self, storage: Callable[[tuple], _Storage], left_out: set[str] | None = None):
+    def __init__(self, storage: Callable[[tuple], _Storage], length: int, left_out: set[str] | None = None):
         self.storage, self.left_out = storage, left_out
+        self.work, self.bytes = WORK + 16 * length, EXPANDED + 8 * length
         self.stack: list = []
         self.outer: list[list] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
@@ -381,6 +408,12 @@ class _Machine:
                 break
             self.step(operation.name, argument)
         return self.settled(value, {})
+
+    def charge(self, work: int, *values: Any) -> None:
+        """Pay for work, and for looking through values, which a file can have done again and again in few bytes."""
+        self.work -= work + sum(len(value) for value in values if isinstance(value, SIZED))
+        if self.work < 0:
+            raise Refused("more work, or more objects, than its length accounts for")
 
     def pop(self) -> Any:
         value = self.stack.pop()
@@ -416,6 +449,7 @@ class _Machine:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 self.stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[operation])
             case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
+                self.charge(CONTAINER)
                 self.stack.append({"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}.get(operation, set)())
             case "MARK":
                 self.outer.append(self.stack)
@@ -428,7 +462,7 @@ class _Machine:
                 self.stack.append(tuple(reversed(items)))
             case "FROZENSET":
                 items = self.pop_mark()
-                self.stack.append(frozenset(items))
+                self.stack.append(_frozenset(items))
             case "APPEND" | "APPENDS":
                 items = [self.pop()] if operation == "APPEND" else self.pop_mark()
                 owner = self.stack[-1]
@@ -440,10 +474,10 @@ class _Machine:
                 if len(items) % 2:
                     raise Refused("entries of which one has no value")
                 for key, value in zip(items[::2], items[1::2]):  # `update` of a Counter would add
-                    entries[key] = value
+                    entries[_key(key)] = value
             case "ADDITEMS":
                 items = self.pop_mark()
-                _is(self.stack[-1], set, "items of an object").update(items)
+                _is(self.stack[-1], set, "items of an object").update(map(_key, items))
             case "GLOBAL":
                 self.name(*argument.rsplit(" ", 1))
             case "STACK_GLOBAL":
@@ -452,6 +486,10 @@ class _Machine:
             case "REDUCE" | "NEWOBJ":
                 arguments, called = self.pop(), self.pop()
                 self.call(called, _is(arguments, tuple, "arguments"))
+                if isinstance(self.stack[-1], Tensor):
+                    self.bytes -= self.stack[-1].numel() * self.stack[-1].element_size()
+                    if self.bytes < 0:
+                        raise Refused("tensors of a size that its length does not account for")
             case "BUILD":
                 self.build(self.pop())
             case "BINPERSID":
@@ -476,6 +514,7 @@ class _Machine:
 
     def call(self, called: Any, arguments: tuple) -> None:
         text = _is(called, _Name, "a call of something").text
+        self.charge(CONTAINER, *arguments)
         if text in KNOWN:
             try:
                 self.stack.append(KNOWN[text](*arguments))
@@ -494,6 +533,9 @@ class _Machine:
 
     def build(self, state: Any) -> None:
         owner = self.stack[-1]
+        self.charge(
+            1, state, *(state if isinstance(state, tuple) else state.values() if isinstance(state, dict) else ())
+        )
         if isinstance(owner, _Unfinished):
             try:
                 self.stack[-1] = owner.finish(state)
@@ -530,13 +572,16 @@ class _Machine:
         if not isinstance(value, (tuple, frozenset, list, dict, set, argparse.Namespace, _Foreign)):
             return value
         if id(value) in done:
+            if done[id(value)][1] is UNDONE:
+                raise Refused("a tuple that holds itself")
             return done[id(value)][1]
         # what holds itself is met again before it is done: as what it is, or None; `value` is kept, for its id is
-        done[id(value)] = value, None if isinstance(value, _Foreign) else value
+        fixed = isinstance(value, (tuple, frozenset)) and type(value) is not torch.Size
+        done[id(value)] = value, UNDONE if fixed else None if isinstance(value, _Foreign) else value
         if isinstance(value, _Foreign):
-            found = self.settled(_state_dict(value) or value.entries or value.items or None, done)
+            found = self.settled(self.state_dict(value) or value.entries or value.items or None, done)
             done[id(value)] = value, found
-        elif isinstance(value, (tuple, frozenset)) and type(value) is not torch.Size:
+        elif fixed:
             done[id(value)] = value, type(value)(self.settled(item, done) for item in value)
         elif isinstance(value, list):
             value[:] = [self.settled(item, done) for item in value]
@@ -544,34 +589,36 @@ class _Machine:
             if isinstance(value, OrderedDict):
                 self.settled(vars(value), done)
             entries = vars(value) if isinstance(value, argparse.Namespace) else value
-            if any(isinstance(key, _Name) for key in entries):
-                raise Refused("a name as a key")
             for key, item in entries.items():
                 entries[key] = self.settled(item, done)
-        elif isinstance(value, set) and any(isinstance(item, _Name) for item in value):
-            raise Refused("a name in a set")
         return done[id(value)][1]
 
-
-def _state_dict(network: _Foreign) -> dict[str, Tensor]:
-    """The weights of an object that has what every torch module has; of others none."""
-    found: dict[str, Tensor] = {}
-    waiting, seen = [("", network)], 0
-    while waiting:
-        prefix, module = waiting.pop()
-        state = module.state if isinstance(module.state, dict) else {}
-        parameters, buffers, modules = (state.get(kind) for kind in ("_parameters", "_buffers", "_modules"))
-        for parts in (parameters, buffers):
-            for name, value in parts.items() if isinstance(parts, dict) else ():
-                if isinstance(value, Tensor):
-                    found[f"{prefix}{printable(name)}"] = value
-        if isinstance(modules, dict):
-            children = [(f"{prefix}{printable(n)}.", m) for n, m in modules.items() if isinstance(m, _Foreign)]
+    def state_dict(self, network: _Foreign) -> dict[str, Tensor]:
+        """The weights of an object that has what every torch module has; of others none."""
+        found: dict[str, Tensor] = {}
+        waiting = [("", network)]
+        while waiting:
+            prefix, module = waiting.pop()
+            state = module.state if isinstance(module.state, dict) else {}
+            passing = state.get("_non_persistent_buffers_set")
+            for kind in ("_parameters", "_buffers"):
+                parts = state.get(kind)
+                for name, value in parts.items() if isinstance(parts, dict) else ():
+                    self.charge(1, prefix, name)
+                    if isinstance(value, Tensor) and not (isinstance(passing, set) and name in passing):
+                        found[f"{prefix}{_is(name, str, 'the name of a tensor')}"] = value
+            modules = state.get("_modules")
+            children = []
+            for name, child in modules.items() if isinstance(modules, dict) else ():
+                if isinstance(child, _Foreign):
+                    self.charge(CONTAINER, prefix, _is(name, str, "the name of a module"))
+                    children.append((f"{prefix}{name}.", child))
             waiting += reversed(children)
-        seen += 1
-        if seen > 100_000 or len(prefix) > 10_000:
-            raise Refused("a network that contains itself")
-    return found
+        return found
+
+
+UNDONE = object()
+SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset, np.ndarray)
 
 
 # --- the two formats --------------------------------------------------------------------------------------------------
@@ -639,10 +686,15 @@ def _reference(reference: tuple) -> tuple[str, torch.dtype, int, tuple | None]:
     return key, STORAGES[element.text], number, view[0] if view else None
 
 
-def _checked(data: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if dtype is torch.bool and data.numel() and data.max() > 1:
+def check_booleans(data: Tensor, dtype: torch.dtype | None = None) -> None:
+    """A byte that is neither 0 nor 1 is no boolean: what torch makes of it is undefined.
+
+    Args:
+        data: a tensor, or the bytes of one of type `dtype`.
+    """
+    looked_at = (dtype or data.dtype) is torch.bool and data.numel() and data.device.type != "meta"
+    if looked_at and data.view(torch.uint8).max() > 1:
         raise Refused("booleans that are neither 0 nor 1")
-    return data.to(device)
 
 
 def _fill(data: Tensor, file: IO[bytes], what: str) -> None:
@@ -658,6 +710,8 @@ def _read_zip(file: IO[bytes], device: torch.device, left_out: set[str] | None) 
     length = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         names = Counter(archive.namelist())
+        if sum(info.file_size for info in archive.infolist()) > length:
+            raise Refused("records that are longer than the file together: packed, or within each other")
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
             raise Refused("a TorchScript archive, which is a program; its state_dict() can be saved with torch.save")
         tops = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -668,14 +722,15 @@ def _read_zip(file: IO[bytes], device: torch.device, left_out: set[str] | None) 
             if names[f"{tops[0]}/{name}"] != 1:
                 raise Refused(f"a record {printable(name)} that is missing or there twice")
             info = archive.getinfo(f"{tops[0]}/{name}")
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 or info.file_size > length:
-                raise Refused(f"a record {printable(name)} that is packed, or longer than the file")
+            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+                raise Refused(f"a record {printable(name)} that is packed")
             return info
 
         order = f"{tops[0]}/byteorder"
         if order in names and archive.read(record("byteorder")) != b"little":
             raise Refused("another order of bytes than this machine's")
         storages: dict[str, Tensor] = {}
+        booleans: set[str] = set()
 
         def storage(reference: tuple) -> _Storage:
             key, dtype, number, view = _reference(reference)
@@ -687,12 +742,15 @@ def _read_zip(file: IO[bytes], device: torch.device, left_out: set[str] | None) 
                 with archive.open(info) as content:
                     _fill(data, content, f"a record {printable(key)}")
                     content.read(1)  # at its end the checksum is compared, also that of an empty record
-                storages[key] = _checked(data, dtype, device)
+                storages[key] = data.to(device)
+            if dtype is torch.bool and key not in booleans:
+                booleans.add(key)
+                check_booleans(storages[key], dtype)
             if storages[key].numel() != number * dtype.itemsize:
                 raise Refused(f"a storage of {number} elements in a record of {storages[key].numel()} bytes")
             return _Storage(storages[key], dtype)
 
-        return _Machine(storage, left_out).run(archive.read(record("data.pkl")))
+        return _Machine(storage, length, left_out).run(archive.read(record("data.pkl")))
 
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what the older format begins with
@@ -708,9 +766,9 @@ def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | Non
     def none(_: tuple) -> _Storage:
         raise Refused("a storage outside of the data")
 
-    if _Machine(none).run(stream) != MAGIC or _Machine(none).run(stream) != PROTOCOL:
+    if _Machine(none, length).run(stream) != MAGIC or _Machine(none, length).run(stream) != PROTOCOL:
         raise Refused("neither of the two formats of torch.save")
-    system = _Machine(none).run(stream)
+    system = _Machine(none, length).run(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise Refused("another order of bytes than this machine's")
     # Twice: first over storages without memory, for their lengths come before their bytes
@@ -732,8 +790,8 @@ def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | Non
         return _Storage(data[start : start + count], dtype)
 
     begin = file.tell()
-    _Machine(storage, left_out).run(stream)
-    keys = _Machine(none).run(stream)
+    _Machine(storage, length, left_out).run(stream)
+    keys = _Machine(none, length).run(stream)
     if (
         not isinstance(keys, list)
         or len(keys) != len(storages)
@@ -747,8 +805,9 @@ def _read_stream(file: IO[bytes], device: torch.device, left_out: set[str] | Non
             raise Refused(f"a storage of {empty.numel()} bytes that declares {declared} elements")
         data = torch.empty(empty.numel(), dtype=torch.uint8)
         _fill(data, file, "a storage")
-        storages[key] = _checked(data, dtype, device), dtype
+        check_booleans(data, dtype)
+        storages[key] = data.to(device), dtype
     if file.read(1):
         raise Refused("more bytes after its last storage")
     file.seek(begin)
-    return _Machine(storage, left_out).run(stream)
+    return _Machine(storage, length, left_out).run(stream)

@@ -126,6 +126,11 @@ def number(value: int) -> bytes:
     return b"J" + struct.pack("<i", value)
 
 
+def long(value: int) -> bytes:
+    content = value.to_bytes(16, "little", signed=True)
+    return b"\x8a\x10" + content
+
+
 def name(path: str) -> bytes:
     module, _, attribute = path.rpartition(".")
     return f"c{module}\n{attribute}\n".encode()
@@ -217,7 +222,10 @@ REFUSED = {
     "tensor before its storage": (tensor(offset=-1), "offset -1"),
     "tensor with a negative stride": (tensor(size=(2,), offset=3, stride=(-1,)), r"stride \(-1,\)"),
     "tensor with another number of strides": (tensor(size=(2, 2)), "tensor of size"),
-    "tensor of terabytes": (tensor(size=(1 << 30, 1 << 10), stride=(0, 0)), "of which the file holds 16 bytes"),
+    "tensor of terabytes": (
+        tensor(size=(1 << 30, 1 << 10), stride=(0, 0)),
+        "tensors of a size that its length does not account",
+    ),
     "tensor with hooks": (tensor(hooks=b"}" + text("a") + b"Ns"), "with hooks"),
     "storage beyond its record": (tensor(count=1 << 28), "in a record of 16 bytes"),
     "storage without a record": (tensor(key="1"), "record data/1 that is missing"),
@@ -226,8 +234,8 @@ REFUSED = {
     "reference to something else": (tuple_of(text("module"), number(1)) + b"Q", "not enough values|something else"),
     "storage as a value": (storage(4), "a storage, or an array"),
     "class as a value": (name("numpy.ndarray"), "a name where a value should be|code that it names"),
-    "class as a key": (b"}" + name("numpy.ndarray") + b"Ns", "a name as a key"),
-    "class in a set": (called("builtins.set", tuple_of(name("numpy.ndarray"))), "a name in a set"),
+    "class as a key": (b"}" + name("numpy.ndarray") + b"Ns", "a key of type Name"),
+    "class in a set": (called("builtins.set", tuple_of(name("numpy.ndarray"))), "a key of type Name"),
     "attribute that hides a method": (
         called("torch._utils._rebuild_parameter_with_state", tensor(), b"\x88", b"}", b"}" + text("sum") + b"Ns"),
         "attribute sum of a tensor",
@@ -239,6 +247,47 @@ REFUSED = {
     "text where pickle ends": (b"X\xff\xff\xff\x7f", "cannot be read"),
     "long number": (b"\x8b" + struct.pack("<i", 1000) + b"\x7f" * 1000, "whole number of 7999 bits"),
     "nesting": (b"(" * 100_000 + b"t" * 100_000, "cannot be read"),
+    "nesting of a key": (b"}" + b")" + b"\x85" * 200_000 + b"Ns", "a key of type tuple"),
+    "nesting in a set": (b"\x8f(" + b")" + b"\x85" * 200_000 + b"\x90", "a key of type tuple"),
+    "keys that collide": (b"}" + b"".join(long(k * (2**61 - 1)) + b"Ns" for k in range(9)), "a key of 61 bits"),
+    "keys of tuples that collide": (b"}" + tuple_of(number(-1), number(-2)) + b"Ns", "negative and among others"),
+    "keys of complex numbers": (
+        b"}" + called("builtins.complex", *[b"G" + bytes(8)] * 2) + b"Ns",
+        "a key of type complex",
+    ),
+    "name inside a key": (b"}" + tuple_of(name("numpy.ndarray")) + b"Ns", "a key of type Name"),
+    "state that is set again and again": (
+        b"}q\x01(" + b"".join(text(f"{i:x}") + b"N" for i in range(5000)) + b"u"
+        b"(" + name("argparse.Namespace") + b")R" + b"h\x01b" * 10_000 + b"t",
+        "more work",
+    ),
+    "bytes that are made again and again": (
+        b"]("
+        + (name("_codecs.encode") + b"q\x00" + tuple_of(text("a" * 500_000), text("latin1")) + b"q\x01R")
+        + b"h\x00h\x01R" * 4000
+        + b"e",
+        "more work",
+    ),
+    "objects": (b"](" + b"\x8f" * 300_000 + b"e", "more work, or more objects"),
+    "tensors that are expanded": (
+        b"(" + tensor(size=(1 << 28,), stride=(0,)) * 20 + b"t",
+        "tensors of a size that its length does not account for",
+    ),
+    "booleans of another way": (
+        called(
+            "torch._utils._rebuild_tensor_v3",
+            *(storage(16, "torch.storage.UntypedStorage"), number(0), tuple_of(number(4)), tuple_of(number(1))),
+            *(b"\x89", b"}", name("torch.bool")),
+        ),
+        "written in another way",
+    ),
+    "booleans of bytes": (
+        tuple_of(tensor(count=16, kind="torch.ByteStorage"), tensor(count=16, kind="torch.BoolStorage")),
+        "neither 0 nor 1",
+    ),
+    "booleans of numpy": (array((1,), dtype("b1"), bytes_of(b"\x07")), "neither 0 nor 1"),
+    "characters of numpy": (array((1,), dtype("U1"), bytes_of(b"\xff\xff\xff\x7f")), "characters that do not exist"),
+    "tuple that holds itself": (b"]q\x01h\x01\x85q\x02a0h\x02", "the operation POP"),
 }
 
 
@@ -375,11 +424,27 @@ def test_formats_are_known_by_their_content(tmp_path):
         checkpoint.read("https://example.com/a.pth")
 
 
+def test_records_within_each_other_are_refused(tmp_path):
+    path = archive(tmp_path / "a.pth", tensor(), {"data/0": bytes(1 << 16)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:
+        directory = file.start_dir
+    place = content.index(b"a/data/0", directory) - 46
+    entry = bytes(content[place : place + 46 + len("a/data/0")])
+    end = content.rindex(b"PK\x05\x06")
+    more = b"".join(entry.replace(b"a/data/0", f"a/data/{i}".encode()) for i in range(1, 9))
+    count = struct.unpack_from("<H", content, end + 10)[0] + 8
+    struct.pack_into("<HHI", content, end + 8, count, count, end - directory + len(more))
+    path.write_bytes(bytes(content[:end]) + more + bytes(content[end:]))
+    with pytest.raises(ValueError, match=r"a\.pth .*longer than the file together: packed, or within each other"):
+        checkpoint.read(path)
+
+
 def test_a_packed_record_is_not_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", b"\x80\x02}" + text("x") + tensor(count=1 << 24, size=(1,)) + b"s.")
         file.writestr("a/data/0", bytes(1 << 26))
-    with pytest.raises(ValueError, match="packed, or longer than the file"):
+    with pytest.raises(ValueError, match="longer than the file together: packed"):
         checkpoint.read(tmp_path / "bomb.pth")
 
 
