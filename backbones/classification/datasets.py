@@ -6,16 +6,17 @@ Every data set serves dict(image, label int, index int) after its `transforms`; 
 """
 
 import gzip
+import math
 import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from ...data import Items, existing_root, held_out, one_of
+from ...data import Items, existing_root, held_out, one_of, positive
+from ...images import MAX_PIXELS, SUFFIXES, read_image
 from ...registry import DATASETS
 
 
@@ -39,11 +40,6 @@ class ImageArrays(Images):
     def __init__(self, split, classes, images: np.ndarray, labels, transforms, seed):
         self.images = images
         super().__init__(split, classes, labels, transforms, seed)
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise ValueError(
-                f"{type(self).__name__} {split}: labels 0 to {len(self.classes) - 1} were expected, "
-                f"not {self.labels.min()} to {self.labels.max()}."
-            )
 
     def load(self, item: int) -> np.ndarray:
         image = self.images[item]
@@ -52,23 +48,16 @@ class ImageArrays(Images):
         return np.array(image, order="C")  # a copy: a transform may write into it
 
 
+def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
+    """`labels` (N,) of a file, which must lie below `count`."""
+    if len(labels) and labels.max() >= count:
+        raise ValueError(f"{path}: labels 0 to {count - 1} were expected, not {labels.min()} to {labels.max()}.")
+    return labels
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 PARTS = ("train", "val", "test")
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
-    times, opacity is dropped. ValueError where it is none, or a JPEG that breaks off, which OpenCV may fill up."""
-    with open(path, "rb") as file:
-        content = file.read()
-    if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content:
-        raise ValueError(f"{path} is a JPEG that breaks off after {len(content)} bytes.")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    if image is None:
-        raise ValueError(f"{path} is not an image that OpenCV can decode ({len(content)} bytes).")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _folders(path: Path) -> list[str]:
@@ -94,13 +83,22 @@ class ImageFolder(Images):
         test_share: the share of each class that is held out where the folders do not say; the choice depends only on
             the files' names.
         in_memory: decode everything at once and keep it; for small pictures (EuroSAT: 330 MB).
+        max_pixels: most pixels of a picture, of width times height; one that declares more is refused.
     """
 
     LAYOUT = "<train|val|test>/<class>/<picture> or <class>/<picture>."
 
     def __init__(
-        self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, in_memory: bool = False
+        self,
+        root,
+        split: str = "train",
+        transforms=(),
+        seed: int = 0,
+        test_share: float = 0.2,
+        in_memory: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ):
+        self.max_pixels = positive("ImageFolder.max_pixels", max_pixels)
         one_of("ImageFolder.split", split, (*PARTS, "all"))
         root = existing_root("ImageFolder", root, self.LAYOUT)
         parts = [part for part in PARTS if (root / part).is_dir()]
@@ -126,22 +124,22 @@ class ImageFolder(Images):
         # One array of bytes: a million Python strings would be copied into every worker, touched as they are counted
         self.files = np.array([os.fsencode(path) for path in files])
         super().__init__(split, classes, labels, transforms, seed)
-        self.kept = [read_image(self.name(item)) for item in range(len(self))] if in_memory else None
+        self.kept = [read_image(self.name(item), max_pixels) for item in range(len(self))] if in_memory else None
 
     def name(self, item: int) -> str:
         return os.fsdecode(self.files[item])
 
     def load(self, item: int) -> np.ndarray:
-        return read_image(self.name(item)) if self.kept is None else self.kept[item].copy()
+        return read_image(self.name(item), self.max_pixels) if self.kept is None else self.kept[item].copy()
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------------------
 
 
-def read_cifar(version: int, root: Path, names: Sequence[str], label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 32, 32, 3) and label bytes (N, label_bytes) of files of the binary version: records of the labels,
-    then 3,072 bytes (3, 32, 32)."""
-    records, size = [], label_bytes + 3072
+def read_cifar(version: int, root: Path, names: Sequence[str], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 32, 32, 3) and labels (N, L) of files of the binary version: records of L bytes, each a label below
+    one of the L `counts`, then 3,072 bytes (3, 32, 32)."""
+    records, size = [], len(counts) + 3072
     for path in (root / name for name in names):
         if not path.is_file():
             pickled = root / ("data_batch_1" if version == 10 else "train")
@@ -157,8 +155,10 @@ def read_cifar(version: int, root: Path, names: Sequence[str], label_bytes: int)
         if len(content) == 0 or len(content) % size:
             raise ValueError(f"{path} has {len(content)} bytes, not a multiple of {size}: it is broken.")
         records.append(content.reshape(-1, size))
+        for column, count in enumerate(counts):
+            check_labels(path, records[-1][:, column], count)
     table = np.concatenate(records)
-    return table[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, :label_bytes]
+    return table[:, len(counts) :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), table[:, : len(counts)]
 
 
 @DATASETS.register_module()
@@ -173,7 +173,7 @@ class CIFAR10(ImageArrays):
         one_of("CIFAR10.split", split, tuple(self.FILES))
         root = existing_root("CIFAR10", root, "data_batch_1.bin to data_batch_5.bin and test_batch.bin.")
         folder = root / "cifar-10-batches-bin"
-        images, labels = read_cifar(10, folder if folder.is_dir() else root, self.FILES[split], label_bytes=1)
+        images, labels = read_cifar(10, folder if folder.is_dir() else root, self.FILES[split], (10,))
         super().__init__(split, self.CLASSES, images, labels[:, 0], transforms, seed)
 
 
@@ -188,33 +188,45 @@ class CIFAR100(ImageArrays):
         root = existing_root("CIFAR100", root, "train.bin, test.bin, fine_label_names.txt and coarse_label_names.txt.")
         folder = root / "cifar-100-binary"
         root = folder if folder.is_dir() else root
-        images, table = read_cifar(100, root, (f"{split}.bin",), label_bytes=2)
-        names = root / f"{labels}_label_names.txt"
-        if not names.is_file():
-            raise FileNotFoundError(f"CIFAR100: {names} is missing; it lies in the archive beside {split}.bin.")
-        column = 0 if labels == "coarse" else 1
-        super().__init__(split, names.read_text().split(), images, table[:, column], transforms, seed)
+        counts = {"coarse": 20, "fine": 100}
+        images, table = read_cifar(100, root, (f"{split}.bin",), tuple(counts.values()))
+        path = root / f"{labels}_label_names.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"CIFAR100: {path} is missing; it lies in the archive beside {split}.bin.")
+        names = path.read_text(errors="replace").split()
+        if len(names) != counts[labels]:
+            raise ValueError(f"{path} lists {len(names)} names; {counts[labels]} were expected.")
+        column = list(counts).index(labels)
+        super().__init__(split, names, images, table[:, column], transforms, seed)
 
 
 # --- MNIST -----------------------------------------------------------------------------------------------------------
 
 
+IDX_BYTES = 1 << 30  # most that a file may declare; MNIST has 47 MB, EMNIST 0.6 GB
+
+
 def read_idx(path: Path, magic: int) -> np.ndarray:
     """An IDX file of bytes, also where it is packed: a big-endian magic number (2051: (N, H, W); 2049: (N,)), the
-    lengths of the axes, the bytes."""
+    lengths of the axes, the bytes. Of a packed file no more is unpacked than its header declares."""
+    axes = magic & 255
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            header = file.read(4 + 4 * axes)
+            found, *shape = struct.unpack(f">{len(header) // 4}I", header[: len(header) // 4 * 4]) or (None,)
+            if found != magic:
+                shown = f"a file of {len(header)} bytes" if found is None else found
+                raise ValueError(f"{path}: magic number {magic} of an IDX file was expected, not {shown}.")
+            size = math.prod(shape)
+            if len(shape) == axes and size > IDX_BYTES:
+                raise ValueError(f"{path} says that its shape is {tuple(shape)}; {IDX_BYTES:,} bytes are the most.")
+            content = file.read(size + 1) if len(shape) == axes else b""  # one more: it must not be there
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a whole gzip file: {error}") from error
-    if len(content) < 4 or (found := struct.unpack_from(">I", content)[0]) != magic:
-        shown = found if len(content) >= 4 else f"a file of {len(content)} bytes"
-        raise ValueError(f"{path}: magic number {magic} of an IDX file was expected, not {shown}.")
-    axes = magic & 255
-    start = 4 + 4 * axes
-    shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
-    if not shape or len(content) - start != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path} says that its shape is {shape}, which its {len(content)} bytes do not hold.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    if len(shape) < axes or len(content) != size:
+        held = f"more than {size}" if len(content) > size else len(content)
+        raise ValueError(f"{path} says that its shape is {tuple(shape)}, and {held} bytes follow its header.")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 @DATASETS.register_module()
@@ -236,6 +248,7 @@ class MNIST(ImageArrays):
                 raise FileNotFoundError(f"{dataset}: {plain} is missing, packed (.gz) or not. {self.HINT}")
             arrays.append(read_idx(path, magic))
         images, labels = arrays
+        check_labels(path, labels, len(self.CLASSES))
         if len(images) != len(labels):
             raise ValueError(f"{dataset}: {len(images)} images and {len(labels)} labels lie in {root} for {split!r}.")
         super().__init__(split, self.CLASSES, images, labels, transforms, seed)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ... import images
 from ...registry import MIXERS
 from ..skeletons.backbone import Backbone
 
@@ -97,9 +98,7 @@ def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
     """An image file as (H, W, 3) uint8 RGB, its short side `size` pixels, and as a normalized batch (1, 3, H, W)."""
     if size < 1:
         raise ValueError(f"size={size}: the short side of the image has at least one pixel")
-    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if pixels is None:
-        raise ValueError(f"{path} cannot be read as an image")
+    pixels = images.read_image(path)
     scale = size / min(pixels.shape[:2])
     shape = tuple(round(n * scale) for n in pixels.shape[1::-1])
     pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

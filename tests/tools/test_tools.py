@@ -200,7 +200,7 @@ def test_visualize_attention(run, refusal, config, picture, tmp_path):
     assert "size" in refusal(*attention[:-1], 0)
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    assert "cannot be read as an image" in refusal("visualize", "attention", config, "--image", text, "--out", "x.png")
+    assert "is not a readable image" in refusal("visualize", "attention", config, "--image", text, "--out", "x.png")
 
 
 def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():

@@ -1,0 +1,220 @@
+"""Reading a picture from a file. OpenCV decodes; its header is read here first.
+
+Known by its first bytes, a file is BMP, JPEG, PNG, PPM (also PBM and PGM), TIFF or WebP; OpenCV's other decoders are
+never asked. What a header declares must fit into the file and stay below `max_pixels`, before anything is decoded.
+"""
+
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+# From here on Pillow warns of a decompression bomb: decoded, this is a quarter of a gigabyte, for which a file of a few
+# kilobytes can ask.
+MAX_PIXELS = 89_478_485
+
+
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
+    times, opacity is dropped; of several pages or frames the first is read.
+
+    Args:
+        max_pixels: most pixels of an image, of width times height.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, declares more pixels than that, or breaks off. The message names the file.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        for begin, header in HEADERS.items():
+            if content.startswith(begin):
+                height, width, content = header(content)
+                break
+        else:
+            raise ValueError(f"its {len(content)} bytes do not begin as BMP, JPEG, PNG, PPM, TIFF or WebP")
+        if height < 1 or width < 1:
+            raise ValueError(f"{width} x {height} pixels are declared")
+        if height * width > max_pixels:
+            raise ValueError(f"{width} x {height} pixels are declared, more than max_pixels = {max_pixels:,}")
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+        if sorted(image.shape[:2]) != sorted((height, width)):
+            raise ValueError(f"{width} x {height} pixels are declared, and {image.shape[1]} x {image.shape[0]} decoded")
+    except (cv2.error, ValueError, struct.error) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    return image
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+# Each gives height, width, and what goes to OpenCV, or raises an error where the file does not hold what it declares.
+
+Header = tuple[int, int, bytes]
+
+
+def _bmp(content: bytes) -> Header:
+    start, size = struct.unpack_from("<II", content, 10)
+    if size == 12:
+        width, height, _, bits = struct.unpack_from("<4H", content, 18)
+        packing = 0
+    else:
+        width, height, _, bits, packing = struct.unpack_from("<iiHHI", content, 18)
+    height = abs(height)  # negative where the first row is at the top
+    if packing in (0, 3) and start + (width * bits + 31) // 32 * 4 * height > len(content):
+        raise ValueError(
+            f"{width} x {height} pixels of {bits} bits are declared, which {len(content)} bytes do not hold"
+        )
+    return height, width, content
+
+
+def _jpeg(content: bytes) -> Header:
+    size = None
+    at = 2
+    while True:
+        at = content.find(b"\xff", at)
+        while at >= 0 and content[at + 1 : at + 2] == b"\xff":  # fill bytes
+            at += 1
+        if at < 0 or at + 4 > len(content):
+            raise ValueError(f"the JPEG breaks off after {len(content)} bytes")
+        marker, length = struct.unpack_from(">BH", content, at + 1)
+        if marker in (0x00, 0x01, *range(0xD0, 0xD8)):  # without a segment
+            at += 2
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and size is None:
+            size = struct.unpack_from(">HH", content, at + 5)
+        if marker == 0xDA:  # the first scan
+            break
+        at += 2 + length
+    if b"\xff\xd9" not in content[at:]:
+        raise ValueError(f"the JPEG breaks off after {len(content)} bytes")
+    if size is None:
+        raise ValueError("the JPEG declares no size")
+    if (scans := content.count(b"\xff\xda", at)) > 100:  # each goes over the whole image
+        raise ValueError(f"the JPEG has {scans} scans; over 100 are not read")
+    return *size, content
+
+
+# What OpenCV has a use for. Texts and profiles can be bombs of their own, and further frames are not asked for.
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
+
+
+def _png(content: bytes) -> Header:
+    kept, at, kind = [content[:8]], 8, b""
+    while kind != b"IEND":
+        if at + 12 > len(content):
+            raise ValueError(f"the PNG breaks off after {len(content)} bytes")
+        length, kind = struct.unpack_from(">I4s", content, at)
+        chunk = content[at : at + 12 + length]
+        if len(chunk) != 12 + length:
+            raise ValueError(f"a chunk {kind!r} of {length} bytes is declared, which the PNG does not hold")
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            raise ValueError(f"the checksum of a chunk {kind!r} of the PNG is wrong")
+        if kind in PNG_CHUNKS:
+            kept.append(chunk)
+        at += 12 + length
+    if kept[1][4:8] != b"IHDR" or len(kept[1]) != 25:
+        raise ValueError("the PNG does not begin with its header")
+    width, height = struct.unpack_from(">II", kept[1], 8)
+    return height, width, b"".join(kept)
+
+
+def _ppm(content: bytes) -> Header:
+    kind = content[1] - ord("0")
+    colors, bitmap = (3 if kind in (3, 6) else 1), kind in (1, 4)
+    space = rb"(?:\s|#[^\n]*\n)+"
+    header = re.match(rb"P\d" + (space + rb"(\d{1,9})") * (2 if bitmap else 3) + rb"\s", content)
+    if not header:
+        raise ValueError("the PPM has no whole header")
+    width, height, *most = (int(word) for word in header.groups())
+    if most and not 0 < most[0] < 65536:
+        raise ValueError(f"the largest value of the PPM is {most[0]}")
+    rest = content[header.end() :]
+    if kind > 3:
+        row = (width + 7) // 8 if bitmap else width * colors * (2 if most[0] > 255 else 1)
+        held, needed = len(rest), row * height
+    else:
+        words = re.sub(rb"#[^\n]*", b"", rest).split()
+        held, needed = (sum(map(len, words)) if bitmap else len(words)), width * height * colors
+    if held < needed:
+        raise ValueError(f"{width} x {height} pixels are declared, which the {len(content)} bytes do not hold")
+    return height, width, content
+
+
+TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+TIFF_PARTS = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
+
+
+def _tiff(content: bytes) -> Header:
+    order = "<" if content[:2] == b"II" else ">"
+    big = content[2:4] in (b"+\0", b"\0+")
+    entries, word = ("Q", "Q") if big else ("H", "I")
+    (start,) = struct.unpack_from(order + word, content, 8 if big else 4)
+    (count,) = struct.unpack_from(order + entries, content, start)
+    start += struct.calcsize(entries)
+    inside = struct.calcsize(word)  # a value of so many bytes stands in the entry
+    tags: dict[int, np.ndarray] = {}
+    for _ in range(count):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", content, start)
+        start += 4 + inside
+        if kind in TIFF_TYPES:
+            dtype = np.dtype(order + TIFF_TYPES[kind])
+            length = number * dtype.itemsize
+            at = start if length <= inside else struct.unpack_from(order + word, content, start)[0]
+            if at + length > len(content):
+                raise ValueError(f"the tag {tag} of the TIFF lies outside its {len(content)} bytes")
+            tags[tag] = np.frombuffer(content, dtype, number, at)
+        start += inside
+
+    def value(tag: int, default: int | None = None) -> int:
+        if default is None and not len(tags.get(tag, ())):
+            raise ValueError(f"the TIFF has no tag {tag}")
+        return int(tags[tag].max()) if len(tags.get(tag, ())) else int(default or 0)
+
+    width, height = value(TIFF_WIDTH), value(TIFF_HEIGHT)
+    parts = [(tags[places], tags[lengths]) for places, lengths in TIFF_PARTS if {places, lengths} <= tags.keys()]
+    if len(parts) != 1 or len(parts[0][0]) != len(parts[0][1]):
+        raise ValueError("the TIFF does not say where its strips or tiles lie")
+    places, lengths = (array.astype(object) for array in parts[0])  # whole numbers of any size
+    if len(places) == 0 or (places + lengths).max() > len(content):
+        raise ValueError(f"the strips or tiles of the TIFF lie outside its {len(content)} bytes")
+    # a tile may be larger than the image, and a sample than a byte; for both a decoder needs memory
+    tile = value(TIFF_TILE_WIDTH, 0), value(TIFF_TILE_HEIGHT, 0)
+    if tile[0] * tile[1] > max(MAX_PIXELS, width * height):
+        raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels are declared in the TIFF")
+    if (samples := value(TIFF_SAMPLES, 1) * -(-value(TIFF_BITS, 1) // 8)) > 8:
+        raise ValueError(f"the TIFF has {samples} bytes a pixel; 8 are the most that are read")
+    return height, width, content
+
+
+def _webp(content: bytes) -> Header:
+    if len(content) < 20 or content[8:12] != b"WEBP":
+        raise ValueError("this is RIFF, but no WebP")
+    end = 8 + int.from_bytes(content[4:8], "little")
+    if end > len(content):
+        raise ValueError(f"the WebP of {end} bytes breaks off after {len(content)}")
+    kind, data = content[12:16], content[20:30]
+    if kind == b"VP8X":
+        width, height = (1 + int.from_bytes(data[i : i + 3], "little") for i in (4, 7))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[1:5], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif kind == b"VP8 ":
+        width, height = (int.from_bytes(data[i : i + 2], "little") & 0x3FFF for i in (6, 8))
+    else:
+        raise ValueError(f"the WebP begins with a chunk {kind!r}")
+    return height, width, content
+
+
+HEADERS = {
+    b"BM": _bmp, b"\xff\xd8": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"RIFF": _webp,
+    b"II*\0": _tiff, b"MM\0*": _tiff, b"II+\0": _tiff, b"MM\0+": _tiff,
+    **{b"P%d" % kind: _ppm for kind in range(1, 7)},
+}  # fmt: skip

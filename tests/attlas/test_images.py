@@ -1,0 +1,140 @@
+"""Pictures are read as they are, or refused by name before they cost memory."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from attlas.images import MAX_PIXELS, read_image
+
+RNG = np.random.default_rng(0)
+
+
+def picture(*shape) -> np.ndarray:
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def put(path: Path, image: np.ndarray) -> Path:
+    """Writes an image (red, green, blue) in the format that the path's suffix says."""
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+    return path
+
+
+def test_formats(tmp_path):
+    image = picture(6, 9, 3)
+    for suffix in ("png", "bmp", "ppm", "tif"):
+        assert np.array_equal(read_image(put(tmp_path / f"image.{suffix}", image)), image)
+    assert np.array_equal(read_image(put(tmp_path / "grey.png", image[..., 0])), image[..., :1].repeat(3, 2))
+    opaque = np.dstack([image, picture(6, 9)])
+    assert cv2.imwrite(str(tmp_path / "opacity.png"), cv2.cvtColor(opaque, cv2.COLOR_RGBA2BGRA))
+    assert np.array_equal(read_image(tmp_path / "opacity.png"), image)
+
+
+def test_exif_orientation_is_followed(tmp_path):
+    path = put(
+        tmp_path / "turned.jpg", np.repeat(np.arange(0, 240, 10, dtype=np.uint8), 3).reshape(1, 24, 3).repeat(16, 0)
+    )
+    upright = read_image(path)
+    content = path.read_bytes()
+    # one EXIF tag: orientation 6, to be turned by a quarter clockwise
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:])
+    assert np.array_equal(read_image(path), np.rot90(upright, -1))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, *chunks: bytes, data: bytes | None = None) -> bytes:
+    """A grey PNG, black if no `data` are given."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packed = zlib.compress(bytes((width + 1) * height)) if data is None else data
+    parts = chunk(b"IHDR", header), *chunks, chunk(b"IDAT", packed), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IIIIiiHH", 198, 0, 54, 40, width, height, 1, 24) + bytes(24 + 144)
+
+
+def tiff(**changed: int) -> bytes:
+    """A black image of 4 x 3 pixels, with some of its tags changed."""
+    tags = dict(width=4, height=3, bits=8, packing=1, grey=1, places=8, samples=1, rows=3, lengths=12) | changed
+    numbers = dict(
+        width=256, height=257, bits=258, packing=259, grey=262, places=273, samples=277, rows=278, lengths=279
+    ) | dict(tile_width=322, tile_height=323)
+    entries = b"".join(struct.pack("<HHII", numbers[name], 4, 1, value) for name, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 20) + bytes(12) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_texts_profiles_and_frames_of_a_png_do_not_reach_the_decoder(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(4, 3, chunk(b"acTL", struct.pack(">II", 2**31, 0)), chunk(b"iCCP", b"x"), chunk(b"zTXt", b"")))
+    assert read_image(path).shape == (3, 4, 3)
+
+
+def test_tiff_of_our_own(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff())
+    assert (read_image(path) == np.zeros((3, 4, 3))).all()
+
+
+WHOLE = png(4, 3)
+BAD = {
+    "a BMP of seven times 33 million pixels": (bmp(7, 0x2000006), "7 x 33554438 pixels of 24 bits are declared"),
+    "a BMP upside down": (bmp(7, -(2**31)), "7 x 2147483648 pixels of 24 bits"),
+    "a BMP without a width": (bmp(0, 6), "0 x 6 pixels are declared"),
+    "a chunk that is not there": (WHOLE[:33] + struct.pack(">I", 2_261_625_755) + WHOLE[37:], "of 2261625755 bytes"),
+    "a PNG of other bits": (WHOLE[:18] + b"\1" + WHOLE[19:], "the checksum of a chunk b'IHDR' of the PNG is wrong"),
+    "a PNG without an end": (WHOLE[:-12], "the PNG breaks off after"),
+    "a PNG of a terapixel": (png(2**20, 2**20, data=b""), "1048576 x 1048576 pixels are declared, more than"),
+    "a PNG without pixels": (png(4, 3, data=b""), "OpenCV cannot decode it"),
+    "a JPEG of a thousand scans": (
+        b"\xff\xd8\xff\xc0\0\x0b\x08\0\x08\0\x08\1\1\x11\0" + 1000 * b"\xff\xda\0\2" + b"\xff\xd9", "has 1000 scans"
+    ),
+    "a JPEG whose end is in its preview": (b"\xff\xd8\xff\xe1\0\6\xff\xd9\0\0\xff\xda\0\2\0\0", "the JPEG breaks off"),
+    "a JPEG without a size": (b"\xff\xd8\xff\xda\0\2\xff\xd9\0\0", "the JPEG declares no size"),
+    "a TIFF of a terapixel": (tiff(width=2**20, height=2**20), "1048576 x 1048576 pixels are declared, more than max"),
+    "a TIFF strip elsewhere": (tiff(lengths=2**32 - 1), "the strips or tiles of the TIFF lie outside its"),
+    "a TIFF tile of a terapixel": (tiff(tile_width=2**20, tile_height=2**20), "tiles of 1048576 x 1048576 pixels"),
+    "a TIFF of deep pixels": (tiff(samples=60_000), "the TIFF has 60000 bytes a pixel"),
+    "a TIFF of nothing": (tiff()[:4], "unpack_from requires"),
+    "a PPM of a terapixel": (b"P6 1000000 1000000 255\n" + bytes(9), "1000000 x 1000000 pixels are declared"),
+    "a PPM without its last number": (b"P3 2 1 255\n1 2 3 4 5 ", "2 x 1 pixels are declared, which the 21 bytes"),
+    "a WebP that breaks off": (b"RIFF\xff\0\0\0WEBPVP8L" + bytes(20), "the WebP of 263 bytes breaks off after 36"),
+    "a GIF": (b"GIF89a" + bytes(20), "its 26 bytes do not begin as BMP, JPEG, PNG, PPM, TIFF or WebP"),
+    "a web page": (b"<html>", "its 6 bytes do not begin"),
+    "nothing": (b"", "its 0 bytes do not begin"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_image_is_refused_by_name(tmp_path, case):
+    content, message = BAD[case]
+    path = tmp_path / "bad.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"bad.png is not a readable image: .*{message}"):
+        read_image(path)
+
+
+def test_most_pixels(tmp_path):
+    path = put(tmp_path / "a.png", picture(6, 9, 3))
+    assert read_image(path, max_pixels=54).shape == (6, 9, 3)
+    with pytest.raises(ValueError, match=r"a\.png is not .* 9 x 6 pixels are declared, more than max_pixels = 53"):
+        read_image(path, max_pixels=53)
+    assert MAX_PIXELS < 2**27  # six bytes a pixel are less than a gigabyte
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "jpg", "png", "pbm", "pgm", "ppm", "tif", "webp"])
+def test_no_image_reads_when_cut(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    content = put(path, picture(6, 9) if suffix in ("pbm", "pgm") else picture(6, 9, 3)).read_bytes()
+    read_image(path)
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        with pytest.raises(ValueError, match=rf"a\.{suffix} is not a readable image: ."):
+            read_image(path)
