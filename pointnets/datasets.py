@@ -6,6 +6,7 @@ read when they are asked for; no file is ever unpickled.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from .. import furniture
 from ..data import UP_AXES, Items, drawn, existing_root, held_out, one_of, positive, seeded
 from ..files import replacing
 from ..registry import DATASETS
-from .shapes import Shape, check_shape, read_shape, suffixes
+from .formats import DEFLATED
+from .shapes import SUFFIXES, Shape, check_shape, read_shape
 from .transforms import GROUPS, random_rotation, rotate
 
 SPLITS = ("train", "test", "all")
@@ -138,7 +140,7 @@ class ShapeFolder(ShapeFiles):
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, cache=None):
         one_of("ShapeFolder.split", split, SPLITS)
         root = existing_root("ShapeFolder", root, self.LAYOUT)
-        classes, files = find_shapes(root, split, suffixes(), self.LAYOUT, test_share)
+        classes, files = find_shapes(root, split, set(SUFFIXES), self.LAYOUT, test_share)
         super().__init__(split, classes, files, transforms, seed, cache)
 
 
@@ -261,8 +263,9 @@ class ScanObjectNN(PointClouds):
             raise FileNotFoundError(f"ScanObjectNN: {self.path} is missing. Expected below root: {self.LAYOUT}")
         try:
             with h5py.File(self.path) as file:
-                shape, labels = file["data"].shape, file["label"][:].reshape(-1)
-        except (OSError, KeyError) as error:
+                data, label = (self._array(file, name) for name in ("data", "label"))
+                shape, labels = data.shape, label[:].reshape(-1)
+        except Exception as error:  # of HDF5, of any kind
             raise ValueError(f"{self.path} is not a readable h5 file with 'data' and 'label': {error}") from error
         if len(shape) != 3 or shape[2] != 3 or shape[0] != len(labels):
             raise ValueError(f"{self.path}: data (M, 2048, 3), label (M,) were expected, not {shape}, {labels.shape}.")
@@ -270,12 +273,35 @@ class ScanObjectNN(PointClouds):
             raise ValueError(f"{self.path}: labels 0 to 14 were expected, not {labels.min()} to {labels.max()}.")
         return labels
 
+    def _array(self, file: h5py.File, name: str) -> h5py.Dataset:
+        """An array of numbers that lies in the file, whole: HDF5 fills up what was never written, follows links to
+        other files, and takes any size from a header."""
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name!r} is missing, or a link to somewhere else")
+        array = file[name]
+        if not isinstance(array, h5py.Dataset) or array.dtype.kind not in "fiu" or array.is_virtual or array.external:
+            raise ValueError(f"{name!r} is not an array of numbers in this file")
+        needed, held, filters = array.nbytes, array.id.get_storage_size(), array.id.get_create_plist()
+        if needed > DEFLATED * held or math.prod(array.chunks or ()) * array.dtype.itemsize > DEFLATED * held:
+            raise ValueError(f"{name!r} of shape {array.shape} in chunks {array.chunks} is not held by {held} bytes")
+        known = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF}
+        if other := {filters.get_filter(i)[0] for i in range(filters.get_nfilters())} - known:
+            raise ValueError(f"{name!r} is packed by the filter {min(other)}, which is not read")
+        whole = (
+            held == needed
+            if array.chunks is None
+            else array.id.get_num_chunks() == math.prod(-(-n // chunk) for n, chunk in zip(array.shape, array.chunks))
+        )
+        if not whole:
+            raise ValueError(f"{name!r} was not written whole")
+        return array
+
     def load(self, item: int) -> Shape:
         # Opened at each draw (about a millisecond): an open HDF5 file survives neither a fork nor a pickle.
         try:
             with h5py.File(self.path) as file:
                 return check_shape({"pos": file["data"][item]})
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of HDF5, of any kind
             raise ValueError(f"{self.path}, shape {item}: {error}") from error
 
 

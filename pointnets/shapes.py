@@ -1,60 +1,60 @@
 """Reading one shape from one file: a mesh, or a cloud of points."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-# trimesh and Open3D are imported where a file needs them: each takes half a second
-
-CLOUDS = {".npy", ".npz", ".txt", ".xyz", ".pts", ".pcd"}
+from .formats import READERS, read_gltf, read_npy, read_npz
 
 Shape = dict[str, np.ndarray]  # pos (N, 3) float32, [normal (N, 3) float32], [face (F, 3) int64]
 
-
-def suffixes() -> set[str]:
-    """The suffixes of what `read_shape` reads."""
-    import trimesh
-
-    no_meshes = {"bz2", "tar.bz2", "tar.gz", "zip", "dxf", "svg", "xyz"}  # archives, drawings and clouds
-    return CLOUDS | {f".{name}" for name in trimesh.available_formats() - no_meshes}
+TABLES = (".pts", ".txt", ".xyz")
+SUFFIXES = (*READERS, ".glb", ".gltf", ".npy", ".npz", *TABLES)
 
 
 def read_shape(path: Path) -> Shape:
-    """A mesh (anything trimesh reads) or a cloud (.npy .npz .txt .xyz .pts .pcd .ply; columns x y z [nx ny nz]).
+    """A mesh (.glb .gltf .obj .off .ply .stl) or a cloud (.npy .npz .pcd .ply .pts .txt .xyz).
 
-    An npz holds one array of such columns, or `pos`, and perhaps `normal` and `face` (F, 3).
+    A file is held to what it declares (see `formats`). Tables have the columns x y z [nx ny nz]. An npz holds one such
+    table, or `pos`, and perhaps `normal` and `face` (F, 3). Other formats are not read: archives, formats of XML (.3mf
+    .dae .x3d) and of CAD have no reader that is safe with any file. Export them as .glb, .ply or .obj.
+
     Raises FileNotFoundError, or ValueError for what cannot be read, is empty, or holds NaN or infinite numbers."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing.")
     suffix = path.suffix.lower()
     try:
-        if path.stat().st_size == 0:
+        if suffix not in SUFFIXES:
+            raise ValueError(
+                f"files {suffix or 'without a suffix'} are not read; export it as .glb, .ply, .obj or .xyz "
+                f"({' '.join(sorted(SUFFIXES))} are read)"
+            )
+        content = path.read_bytes()
+        if not content:
             raise ValueError("the file is empty")
         if suffix == ".npy":
-            shape = _columns(np.load(path, allow_pickle=False))
+            shape = _columns(read_npy(content))
         elif suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            if "pos" in arrays:
-                shape = {key: arrays[key] for key in ("pos", "normal", "face") if key in arrays}
-            else:
-                shape = _columns(*arrays.values())
-        elif suffix in (".txt", ".xyz", ".pts"):
-            shape = _columns(_read_text(path))
-        elif suffix == ".pcd":
-            shape = _read_open3d(path)
+            arrays = read_npz(content)
+            shape = arrays if "pos" in arrays else _columns(*arrays.values())
+        elif suffix in TABLES:
+            shape = _columns(_read_text(content))
+        elif suffix in (".glb", ".gltf"):
+            shape = read_gltf(content, path.parent)
         else:
-            shape = _read_mesh(path)
+            shape = READERS[suffix](content)
         return check_shape(shape)
     except Exception as error:  # each reader has its own kinds of error, and none of them names the file
-        raise ValueError(f"{path} is not a readable shape: {error}") from error
+        raise ValueError(f"{path} is not a readable shape: {error or type(error).__name__}") from error
 
 
 def check_shape(shape: Shape) -> Shape:
     """`shape` with its dtypes set, or a ValueError that says what is wrong with it."""
-    pos = shape["pos"] = np.asarray(shape["pos"], dtype=np.float32)
+    for key, kinds in (("pos", "fiu"), ("normal", "fiu"), ("face", "iu")):
+        if key in shape and np.asarray(shape[key]).dtype.kind not in kinds:
+            raise ValueError(f"{key} is of {np.asarray(shape[key]).dtype}, which is not cast")
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+        pos = shape["pos"] = np.array(shape["pos"], dtype=np.float32)
     if pos.ndim != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"points of shape (N, 3) with N >= 1 were expected, not {pos.shape}")
     if not np.isfinite(pos).all():
@@ -69,9 +69,11 @@ def check_shape(shape: Shape) -> Shape:
             raise ValueError(f"normals (columns 4 to 6) must have length 1; {bad.sum()} of {len(bad)} have not")
         normal /= length  # files give a few digits
     if "face" in shape:
-        face = shape["face"] = np.asarray(shape["face"], dtype=np.int64)
-        if face.ndim != 2 or face.shape[1] != 3 or len(face) == 0 or face.min() < 0 or face.max() >= len(pos):
-            raise ValueError(f"triangles (F, 3) between the {len(pos)} vertices were expected, not {face.shape}")
+        face = shape["face"] = np.array(shape["face"], dtype=np.int64)
+        if face.ndim != 2 or face.shape[1] != 3 or len(face) == 0:
+            raise ValueError(f"triangles (F, 3) with F >= 1 were expected, not {face.shape}")
+        if face.min() < 0 or face.max() >= len(pos):
+            raise ValueError(f"faces have corners {face.min()} to {face.max()}; the vertices are 0 to {len(pos) - 1}")
         a, b, c = pos[face].transpose(1, 0, 2)
         if not np.cross(b - a, c - a).any():
             raise ValueError("the mesh has no area")
@@ -86,34 +88,13 @@ def _columns(*tables: np.ndarray) -> Shape:
     return {"pos": table[:, :3]} | ({"normal": table[:, 3:]} if table.shape[1] == 6 else {})
 
 
-def _read_text(path: Path) -> np.ndarray:
-    with path.open() as file:
-        first = file.readline()
-    count = int(first) if first.strip().isdigit() else None  # .pts files often begin with the number of points
+def _read_text(content: bytes) -> np.ndarray:
+    lines = [line.decode() for line in content.splitlines()]
+    first = lines[0].strip()
+    count = int(first) if first.isdigit() else None  # .pts files often begin with the number of points
+    rows = lines if count is None else lines[1:]
     delimiter = "," if "," in first else None
-    table = np.loadtxt(path, np.float32, delimiter=delimiter, skiprows=0 if count is None else 1, ndmin=2)
+    table = np.loadtxt(rows, np.float32, delimiter=delimiter, ndmin=2) if rows else np.empty((0, 3))
     if count not in (None, len(table)):
         raise ValueError(f"{count} points are declared, and {len(table)} were found")
     return table
-
-
-def _read_open3d(path: Path) -> Shape:
-    import open3d
-
-    cloud = open3d.io.read_point_cloud(path)
-    return {"pos": np.asarray(cloud.points)} | ({"normal": np.asarray(cloud.normals)} if cloud.has_normals() else {})
-
-
-def _read_mesh(path: Path) -> Shape:
-    import trimesh
-
-    mesh: Any = trimesh.load(path, process=False)  # of a class that the file decides
-    if isinstance(mesh, trimesh.Scene):
-        mesh = mesh.to_mesh()
-    if not len(getattr(mesh, "faces", ())):
-        return _read_open3d(path) if path.suffix.lower() == ".ply" else {"pos": mesh.vertices}
-    if path.suffix.lower() == ".off":  # trimesh takes what is there of a list of faces that was cut off
-        declared = re.search(r"OFF\s*\d+\s+(\d+)", re.sub(r"#.*", "", path.read_text(errors="replace")))
-        if declared and len(mesh.faces) < int(declared[1]):
-            raise ValueError(f"{declared[1]} faces are declared, and {len(mesh.faces)} triangles were found")
-    return {"pos": mesh.vertices, "face": mesh.faces}
