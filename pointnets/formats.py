@@ -412,7 +412,6 @@ def read_pcd(content: bytes) -> Arrays:
         table = _table(lines, "points")
         if points and table.shape[1] != sum(counts):
             raise ValueError(f"{sum(counts)} numbers for each point are declared, and {table.shape[1]} were found")
-        table = table.reshape(points, -1)
         columns = [table[:, sum(counts[: names.index(name)])] for name in wanted] if points else []
     else:
         columns = _pcd_binary(content, start, header["DATA"], points, names, sizes, kinds, counts, wanted)
@@ -742,11 +741,12 @@ def _npy(file: Any, size: int) -> np.ndarray:
     length = int.from_bytes(file.read(width), "little")
     if length > min(size, 10_000):
         raise ValueError(f"a header of {length} bytes is declared")
+    text = file.read(length).decode("latin-1").strip()
     try:
-        header = ast.literal_eval(file.read(length).decode("latin-1").strip())
+        header = ast.literal_eval(text)
         kind, turned, shape = header["descr"], header["fortran_order"], header["shape"]
     except (SyntaxError, ValueError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise ValueError(f"its header cannot be read: {error}") from error
+        raise ValueError(f"its header cannot be read: {text[:60]!r}") from error
     if not isinstance(kind, str) or not re.fullmatch(r"[<>|=]?(f[248]|[iu][1248])", kind):
         raise ValueError(f"an array of numbers was expected, not of {str(kind)[:40]!r}; nothing is ever unpickled")
     if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):

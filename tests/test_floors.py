@@ -196,7 +196,7 @@ def test_the_walk_sees_private_names(tmp_path):
 
 # --- tests -----------------------------------------------------------------------------------------------------------
 
-# All others test the file whose name they have.
+# All others test the file whose name they have; where that grows, the fuzzers stand beside them as test_<file>_fuzz.py.
 OF_SEVERAL_FILES = {
     "test_floors.py",
     "test_golden.py",
@@ -212,7 +212,7 @@ def test_a_test_lies_where_its_file_does():
     astray = []
     for path in tests.rglob("test_*.py"):
         inside = path.relative_to(tests)
-        tested = ROOT / inside.with_name(inside.name.removeprefix("test_"))
+        tested = ROOT / inside.with_name(f"{inside.stem.removeprefix('test_').removesuffix('_fuzz')}.py")
         if inside.as_posix() not in OF_SEVERAL_FILES and not (tested.exists() or tested.with_suffix("").is_dir()):
             astray.append(str(inside))
     assert astray == []

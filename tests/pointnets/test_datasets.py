@@ -345,8 +345,41 @@ def test_scanobjectnn_errors_name_the_file(tmp_path):
     dataset = D.ScanObjectNN(h5(path, data, label=[0, 1]).parents[1])
     with pytest.raises(ValueError, match=f"{name}, shape 1: 1 of 2048 points are NaN"):
         dataset[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{name} is not a readable h5 file .*truncated"):
+        D.ScanObjectNN(tmp_path)
     with pytest.raises(ValueError, match=r"variant is 'PB_T50_RSS'.* Did you mean 'PB_T50_RS'"):
         D.ScanObjectNN(tmp_path, variant="PB_T50_RSS")
+
+
+NOT_HELD = {
+    "is not held by 0 bytes": dict(shape=(2**30, 2048, 3), dtype="f4"),
+    "in chunks .* is not held by 0 bytes": dict(shape=(2, 8, 3), dtype="f4", chunks=(1, 8, 3)),
+    "'data' was not written whole": dict(shape=(2, 8, 3), dtype="f4", chunks=(1, 8, 3)),  # but for its first chunk
+    "'data' is not an array of numbers in this": dict(shape=(2, 8, 3), dtype="f4", external=[("x.bin", 0, 192)]),
+    "'data' is not an array of numbers": dict(data=np.array([b"text"])),
+    "'data' is packed by the filter 6, which is not read": dict(data=np.zeros((2, 8, 3)), scaleoffset=2),
+    "'data' is missing, or a link": h5py.ExternalLink("x.h5", "data"),
+    "'data' is missing, or a link to somewhere": h5py.SoftLink("/label"),
+}
+
+
+@pytest.mark.parametrize("message", NOT_HELD)
+def test_scanobjectnn_is_held_to_its_file(tmp_path, message):
+    path = tmp_path / "main_split" / "training_objectdataset_augmentedrot_scale75.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["label"] = np.arange(2)
+        if isinstance(NOT_HELD[message], dict):
+            file.create_dataset("data", **NOT_HELD[message])
+        else:
+            file["data"] = NOT_HELD[message]
+        if "whole" in message:
+            file["data"][0] = 1
+    with pytest.raises(
+        ValueError, match=rf"{path.name} is not a readable h5 file with 'data' and 'label': .*{message}"
+    ):
+        D.ScanObjectNN(tmp_path)
 
 
 # --- folders
