@@ -22,6 +22,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -125,10 +126,10 @@ def _off_faces(lines: Sequence[bytes]) -> np.ndarray:
         line = lines[np.flatnonzero(wrong)[0]].decode("latin-1")
         raise ValueError(f"the face {line[:60]!r} has not the corners that its first number declares")
     if (sizes == sizes[0]).all() and (widths == widths[0]).all():
-        corners = _table(lines, "faces")[:, 1 : 1 + sizes[0]].reshape(-1, 1)
+        corners = _table(lines, "faces")[:, 1 : 1 + sizes[0]]
     else:
         corners = _table([word for row, size in zip(rows, sizes) for word in row[1 : 1 + size]], "faces")
-    return _fans(sizes, _integers(corners, "corners of the faces").ravel())
+    return _fans(sizes, _integers(corners.ravel(), "corners of the faces"))
 
 
 # --- OBJ -------------------------------------------------------------------------------------------------------------
@@ -161,11 +162,9 @@ def read_obj(content: bytes) -> Arrays:
     faces = re.sub(rb"/[-0-9/]*", b"", b"\n".join(lines[i][2:] for i in at_face)).split(b"\n")
     rows = [line.split() for line in faces]
     sizes = np.array([len(row) for row in rows])
-    if (sizes == sizes[0]).all():
-        corners = _table(faces, "faces").reshape(-1, 1)
-    else:
-        corners = _table([word for row in rows for word in row], "faces")
-    corners = _integers(corners, "corners of the faces").ravel()
+    even = (sizes == sizes[0]).all()
+    corners = _table(faces if even else [word for row in rows for word in row], "faces")
+    corners = _integers(corners.ravel(), "corners of the faces")
     if (corners == 0).any():
         raise ValueError("a face has the corner 0; vertices count from 1")
     if (corners < 0).any():
@@ -382,41 +381,82 @@ def _ply_walk(name: str, content: bytes, start: int, count: int, properties: Pro
 
 PCD_KEYS = {"VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA"}
 PCD_TYPES = {
-    f"{kind}{size}" for kind, sizes in (("F", (4, 8)), ("I", (1, 2, 4, 8)), ("U", (1, 2, 4, 8))) for size in sizes
-}
+    "F4": "<f4", "F8": "<f8", "I1": "<i1", "I2": "<i2", "I4": "<i4", "I8": "<i8", "U1": "<u1", "U2": "<u2",
+    "U4": "<u4", "U8": "<u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """Of a PCD file: so many numbers of a type, and how many numbers and bytes of the fields before it a point has."""
+
+    dtype: np.dtype
+    count: int
+    numbers: int
+    bytes: int
 
 
 def read_pcd(content: bytes) -> Arrays:
     """Point Cloud Data, ASCII, binary or compressed (LZF): the fields x y z and perhaps normal_x normal_y normal_z, of
     any type and in any place. The viewpoint is not applied."""
     header, start = _pcd_header(content)
-    names = header["FIELDS"]
-    sizes = [_natural(word, "a SIZE") for word in header["SIZE"]]
-    counts = [_natural(word, "a COUNT") for word in header.get("COUNT", ["1"] * len(names))]
-    kinds = header["TYPE"]
-    if not len(names) == len(sizes) == len(counts) == len(kinds) > 0:
-        raise ValueError(f"{len(names)} FIELDS, {len(sizes)} SIZE, {len(kinds)} TYPE and {len(counts)} COUNT are given")
-    for name, size, kind, count in zip(names, sizes, kinds, counts):
-        if f"{kind}{size}" not in PCD_TYPES or count < 1:
-            raise ValueError(f"field {name!r} is of TYPE {kind}, SIZE {size} and COUNT {count}, which cannot be read")
-    wanted = ["x", "y", "z"]
-    normals = ["normal_x", "normal_y", "normal_z"]
-    wanted += normals if set(normals) <= set(names) else []
-    if bad := [name for name in wanted if names.count(name) != 1 or counts[names.index(name)] != 1]:
-        raise ValueError(f"one field {bad[0]!r} of one number was expected among {' '.join(names)[:80]}")
-    points = _pcd_points(header)
+    points, fields = _pcd_points(header), _pcd_fields(header)
+    width, stride = (
+        fields[-1].numbers + fields[-1].count,
+        fields[-1].bytes + fields[-1].count * fields[-1].dtype.itemsize,
+    )
+    names, normals = header["FIELDS"], ["normal_x", "normal_y", "normal_z"]
+    wanted = []
+    for name in ["x", "y", "z"] + (normals if set(normals) <= set(names) else []):
+        if names.count(name) != 1 or fields[names.index(name)].count != 1:
+            raise ValueError(f"one field {name!r} of one number was expected among {' '.join(names)[:80]}")
+        wanted.append(fields[names.index(name)])
+    left = len(content) - start
     if header["DATA"] == ["ascii"]:
         lines = _lines(content[start:])
         if len(lines) != points:
             raise ValueError(f"{points} points are declared, and {len(lines)} lines follow")
         table = _table(lines, "points")
-        if points and table.shape[1] != sum(counts):
-            raise ValueError(f"{sum(counts)} numbers for each point are declared, and {table.shape[1]} were found")
-        columns = [table[:, sum(counts[: names.index(name)])] for name in wanted] if points else []
+        if points and table.shape[1] != width:
+            raise ValueError(f"{width} numbers for each point are declared, and {table.shape[1]} were found")
+        columns = [table[:, field.numbers] for field in wanted if points]
+    elif header["DATA"] == ["binary"]:
+        if points * stride > left:
+            raise ValueError(f"{points} points of {stride} bytes are declared, which {left} bytes do not hold")
+        _rest(content, start + points * stride)
+        columns = [np.ndarray(points, field.dtype, content, start + field.bytes, stride) for field in wanted if points]
+    elif header["DATA"] == ["binary_compressed"]:
+        packed, whole = struct.unpack_from("<II", content, start) if left >= 8 else (0, -1)
+        if whole != points * stride or packed > left - 8 or whole > LZF_RATIO * packed:
+            raise ValueError(
+                f"{points} points of {stride} bytes are declared, which {packed} compressed bytes of {left - 8} and "
+                f"{whole} unpacked ones do not hold"
+            )
+        _rest(content, start + 8 + packed)
+        raw = unpack_lzf(content[start + 8 : start + 8 + packed], whole)  # field after field
+        columns = [np.ndarray(points, field.dtype, raw, field.bytes * points) for field in wanted if points]
     else:
-        columns = _pcd_binary(content, start, header["DATA"], points, names, sizes, kinds, counts, wanted)
-    table = np.stack(columns, axis=1) if columns else np.empty((0, 3))
-    return {"pos": table[:, :3]} | ({"normal": table[:, 3:]} if table.shape[1] == 6 else {})
+        raise ValueError(f"DATA is {' '.join(header['DATA'])[:40]!r}; it may be ascii, binary or binary_compressed")
+    if not points:
+        raise ValueError("no points are declared")
+    pos, normal = np.stack(columns[:3], axis=1), columns[3:]
+    return {"pos": pos, "normal": np.stack(normal, axis=1)} if normal else {"pos": pos}
+
+
+def _pcd_fields(header: dict[str, list[str]]) -> list[Field]:
+    names, kinds = header["FIELDS"], header["TYPE"]
+    sizes = [_natural(word, "a SIZE") for word in header["SIZE"]]
+    counts = [_natural(word, "a COUNT") for word in header.get("COUNT", ["1"] * len(names))]
+    if not len(names) == len(sizes) == len(counts) == len(kinds) > 0:
+        raise ValueError(f"{len(names)} FIELDS, {len(sizes)} SIZE, {len(kinds)} TYPE and {len(counts)} COUNT are given")
+    fields: list[Field] = []
+    numbers = place = 0
+    for name, size, kind, count in zip(names, sizes, kinds, counts):
+        if f"{kind}{size}" not in PCD_TYPES or count < 1:
+            raise ValueError(f"field {name!r} is of TYPE {kind}, SIZE {size} and COUNT {count}, which cannot be read")
+        fields.append(Field(np.dtype(PCD_TYPES[f"{kind}{size}"]), count, numbers, place))
+        numbers, place = numbers + count, place + count * size
+    return fields
 
 
 def _pcd_header(content: bytes) -> tuple[dict[str, list[str]], int]:
@@ -451,36 +491,6 @@ def _pcd_points(header: dict[str, list[str]]) -> int:
     if size is None or given.get("POINTS", size) != size:
         raise ValueError(f"the number of points is missing, or two were given: {given}")
     return size
-
-
-def _pcd_binary(content, start, data, points, names, sizes, kinds, counts, wanted) -> list[np.ndarray]:
-    stride = sum(size * count for size, count in zip(sizes, counts))
-    left = len(content) - start
-    if data == ["binary"]:
-        if points * stride > left:
-            raise ValueError(f"{points} points of {stride} bytes are declared, which {left} bytes do not hold")
-        _rest(content, start + points * stride)
-        raw, row = content[start : start + points * stride], stride
-    elif data == ["binary_compressed"]:
-        packed, whole = struct.unpack_from("<II", content, start) if left >= 8 else (0, -1)
-        if whole != points * stride or packed > left - 8 or whole > LZF_RATIO * packed:
-            raise ValueError(
-                f"{points} points of {stride} bytes are declared, which {packed} compressed bytes of {left - 8} and "
-                f"{whole} unpacked ones do not hold"
-            )
-        _rest(content, start + 8 + packed)
-        raw, row = unpack_lzf(content[start + 8 : start + 8 + packed], whole), 0
-    else:
-        raise ValueError(f"DATA is {' '.join(data)[:40]!r}; it may be ascii, binary or binary_compressed")
-    columns = []
-    for name in wanted:
-        i = names.index(name)
-        dtype = np.dtype(f"<{kinds[i].lower()}{sizes[i]}")
-        before = sum(size * count for size, count in zip(sizes[:i], counts[:i]))
-        # row after row, or, compressed, field after field
-        offset, step = (before, row) if row else (before * points, dtype.itemsize)
-        columns.append(np.ndarray(points, dtype, raw, offset, step) if points else np.empty(0))
-    return columns
 
 
 LZF_RATIO = 88  # 3 bytes become 264 at most
@@ -604,7 +614,7 @@ class _Gltf:
         accessor = self._item("accessors", index)
         if "sparse" in accessor or "bufferView" not in accessor:
             raise ValueError(f"accessors[{index}] is sparse or compressed, which is not read; export it without")
-        component = accessor.get("componentType")
+        component = self._of(accessor, "componentType", 0)
         if accessor.get("type") != kind or component not in components:
             raise ValueError(f"accessors[{index}] is no {kind} of a type that is read")
         view = self._item("bufferViews", accessor["bufferView"])
@@ -654,7 +664,7 @@ class _Gltf:
             return values
 
         if "matrix" in node:
-            return numbers("matrix", np.eye(4).ravel()).reshape(4, 4).T
+            return numbers("matrix", [0.0] * 16).reshape(4, 4).T
         x, y, z, w = numbers("rotation", (0, 0, 0, 1))
         matrix = np.eye(4)
         matrix[:3, :3] = [

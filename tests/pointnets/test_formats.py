@@ -134,7 +134,7 @@ def test_pcd_is_held_to_its_header(read):
         (pcd(fields="x y w"), "one field 'z' of one number was expected among x y w"),
         (pcd(fields="x y z x", size="4 4 4 4", type="F F F F", count="1 1 1 1"), "one field 'x' of one number"),
         (pcd().replace(b"HEIGHT", b"WIDTH"), "the header has the entry 'WIDTH' twice"),
-        (pcd(points=0, body=""), r"points of shape \(N, 3\) with N >= 1 were expected"),
+        (pcd(points=0, body=""), "no points are declared"),
     ]:
         refused(read, "a.pcd", content, message)
 
