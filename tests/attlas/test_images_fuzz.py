@@ -44,7 +44,8 @@ def encoded(suffix: str, image: np.ndarray, *options: int) -> bytes:
 
 
 FILES = small_files()
-FOLDER = Path(tempfile.mkdtemp(prefix="attlas-fuzz-"))  # of the process, parent or child
+TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
+FOLDER = Path(TEMPORARY.name)
 
 
 def with_checksums(content: bytes) -> bytes:

@@ -76,7 +76,8 @@ def look(name: str, content: bytes) -> tuple[int | None, int]:
     return None, 0
 
 
-FOLDER = Path(tempfile.mkdtemp(prefix="attlas-fuzz-"))  # of the process, parent or child
+TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
+FOLDER = Path(TEMPORARY.name)
 
 
 def try_one(given) -> list:

@@ -17,7 +17,8 @@ from fuzzing import fuzz, mutated, tally
 from attlas.backbones.classification.datasets import CIFAR10, MNIST
 
 COUNT = 1000
-FOLDER = Path(tempfile.mkdtemp(prefix="attlas-fuzz-"))  # of the process, parent or child
+TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
+FOLDER = Path(TEMPORARY.name)
 IMAGES = struct.pack(">4I", 2051, 5, 4, 3) + bytes(range(60))
 LABELS = struct.pack(">2I", 2049, 5) + bytes(range(5))
 RECORDS = b"".join(bytes([label]) + bytes([label]) * 3072 for label in range(3))
