@@ -576,12 +576,14 @@ class _Machine:
                 raise Refused("a tuple that holds itself")
             return done[id(value)][1]
         # what holds itself is met again before it is done: as what it is, or None; `value` is kept, for its id is
-        fixed = isinstance(value, (tuple, frozenset)) and type(value) is not torch.Size
-        done[id(value)] = value, UNDONE if fixed else None if isinstance(value, _Foreign) else value
+        if type(value) is torch.Size:
+            return value
+        until = {tuple: UNDONE, frozenset: UNDONE, _Foreign: None}.get(type(value), value)
+        done[id(value)] = value, until
         if isinstance(value, _Foreign):
             found = self.settled(self.state_dict(value) or value.entries or value.items or None, done)
             done[id(value)] = value, found
-        elif fixed:
+        elif isinstance(value, (tuple, frozenset)):
             done[id(value)] = value, type(value)(self.settled(item, done) for item in value)
         elif isinstance(value, list):
             value[:] = [self.settled(item, done) for item in value]
