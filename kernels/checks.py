@@ -1,11 +1,18 @@
-"""Argument checks and dtypes shared by the operators. Every message names the argument, what it was, what it may be."""
+"""Argument checks and dtypes shared by the operators. Every message names the argument, what it was, what it may be.
+
+Integers, numbers and flags are Python's own: a bool is no integer, and a NumPy number or a tensor is none of the three.
+"""
+
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# dtypes of floating-point arguments, and of coordinates
+# dtypes of floating-point arguments, of coordinates, and of rows that are only moved or summed
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COORDINATES = (torch.float32, torch.float64)
+REALS = (*FLOATS, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
@@ -16,6 +23,55 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
 def can_look(values: Tensor) -> bool:
     """Whether values may be checked: on a GPU a check would wait for the device, and while tracing there are none."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _shown(value: Any) -> str:
+    """What a message says of a value: a tensor's shape, the beginning of anything else."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+
+
+def check_tensors(**tensors: Any) -> None:
+    """Raise unless all are tensors."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {_shown(tensor)}")
+
+
+def check_integer(value: Any, name: str, at_least: int = 1, at_most: int = 2**31 - 1) -> None:
+    """Raise unless `value` is an integer in `at_least`..`at_most`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+    if not at_least <= value <= at_most:
+        raise ValueError(f"{name} must lie in {at_least}..{at_most}, got {value}")
+
+
+def check_number(value: Any, name: str, positive: bool = False) -> None:
+    """Raise unless `value` is a finite number of at least 0, or above 0 if `positive`."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {_shown(value)}")
+    if not (value > 0 if positive else value >= 0) or value > sys.float_info.max:
+        raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {_shown(value)}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raise unless all are True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {_shown(flag)}")
+
+
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise unless `value` is one of some words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {_shown(value)}")
+
+
+def check_devices(**tensors: Tensor) -> None:
+    """Raise unless all tensors are on the device of the first."""
+    first = next(iter(tensors))
+    for name, tensor in tensors.items():
+        if tensor.device != tensors[first].device:
+            raise ValueError(f"{name} must be on the device of {first}, {tensors[first].device}, got {tensor.device}")
 
 
 def check_points(points: Tensor, name: str = "points", dimensions: int | None = 3) -> None:
@@ -49,6 +105,8 @@ def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> Non
         raise ValueError(f"{name} must have the shape of the points, {tuple(points.shape)}, got {got}")
     if normals.dtype != points.dtype:
         raise TypeError(f"{name} must have the dtype of the points, {points.dtype}, got {normals.dtype}")
+    if normals.device != points.device:
+        raise ValueError(f"{name} must be on the device of the points, {points.device}, got {normals.device}")
     if not can_look(normals):
         return
     # a product with ones: a sum over an axis of length three would not be vectorized
@@ -62,32 +120,41 @@ def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> Non
         )
 
 
-def check_same_clouds(queries: Tensor, points: Tensor) -> None:
-    """Raise unless queries (B, S, 3) and points (B, N, 3) agree in batch size, dtype and device."""
-    check_points(points, "points")
-    check_points(queries, "queries")
+def check_clouds(queries: Tensor, points: Tensor, dimensions: int | None = 3) -> None:
+    """Raise unless queries (B, S, D) and points (B, N, D) are clouds that agree in B, D, dtype and device.
+
+    With `dimensions` None D may be any number.
+    """
+    check_points(points, "points", dimensions)
+    if queries is not points:
+        check_points(queries, "queries", dimensions)
     if queries.shape[0] != points.shape[0]:
-        raise ValueError(f"queries are of {queries.shape[0]} clouds, but points of {points.shape[0]}")
+        raise ValueError(f"queries must be of as many clouds as points, {points.shape[0]}, got {queries.shape[0]}")
+    if queries.shape[2] != points.shape[2]:
+        raise ValueError(f"queries must have the {points.shape[2]} dimensions of points, got {queries.shape[2]}")
     if queries.dtype != points.dtype or queries.device != points.device:
         raise TypeError(
-            f"queries ({queries.dtype}, {queries.device}) and points ({points.dtype}, {points.device}) must agree"
+            f"queries and points must agree in dtype and device, got {queries.dtype} on {queries.device} and "
+            f"{points.dtype} on {points.device}"
         )
 
 
 def check_count(count: int, name: str, at_most: int, of_what: str, at_least: int = 1) -> None:
     """Raise unless `count` is an integer in `at_least`..`at_most`; `at_most` is the number of `of_what`."""
-    if not isinstance(count, int) or isinstance(count, bool):
-        raise TypeError(f"{name} must be an integer, got {count!r}")
+    check_integer(count, name, -sys.maxsize, sys.maxsize)
     if not at_least <= count <= at_most:
         raise ValueError(f"{name} must lie in {at_least}..{at_most} (the number of {of_what}), got {count}")
 
 
-def check_index(index: Tensor, batch: int, name: str = "index") -> None:
-    """Raise unless `index` is (B, S) or (B, S, K) int64."""
+def check_index(index: Tensor, like: Tensor, of: str) -> None:
+    """Raise unless `index` is (B, S) or (B, S, K) int64, for the B clouds and on the device of `like`, named `of`."""
+    check_tensors(index=index)
     if index.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {index.dtype}")
-    if index.ndim < 2 or len(index) != batch:
-        raise ValueError(f"{name} must have shape (B, S) or (B, S, K) with B = {batch}, got {tuple(index.shape)}")
+        raise TypeError(f"index must be int64, got {index.dtype}")
+    if index.ndim not in (2, 3) or len(index) != len(like):
+        raise ValueError(f"index must have shape (B, S) or (B, S, K) with B = {len(like)}, got {tuple(index.shape)}")
+    if index.device != like.device:
+        raise ValueError(f"index must be on the device of the {of}, {like.device}, got {index.device}")
 
 
 def check_range(index: Tensor, size: int, name: str = "index") -> None:
@@ -118,17 +185,17 @@ def check_lengths(lengths: Tensor | None, points: Tensor) -> None:
 
 
 def check_floats(**tensors: Tensor) -> None:
-    """Raise unless all tensors are floating point, on the device of the first."""
-    first = next(iter(tensors))
+    """Raise unless all are floating-point tensors, on the device of the first."""
+    check_tensors(**tensors)
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS:
             raise TypeError(f"{name} must be floating point (float16 to float64), got {tensor.dtype}")
-        if tensor.device != tensors[first].device:
-            raise ValueError(f"{name} must be on the device of {first}, {tensors[first].device}, got {tensor.device}")
+    check_devices(**tensors)
 
 
 def check_one_dtype(**tensors: Tensor) -> None:
-    """Raise unless all tensors are of one floating-point dtype, on one device."""
+    """Raise unless all are tensors of one floating-point dtype, on one device."""
+    check_tensors(**tensors)
     *others, last = tensors
     names = f"{', '.join(others)} and {last}" if others else last
     dtypes = [tensor.dtype for tensor in tensors.values()]
@@ -141,6 +208,7 @@ def check_one_dtype(**tensors: Tensor) -> None:
 
 def check_maps(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise unless q, k and v are maps (B, H, W, heads, channels) that agree where an attention needs it."""
+    check_tensors(q=q, k=k, v=v)
     shapes = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
     if not q.ndim == k.ndim == v.ndim == 5:
         raise ValueError(f"q, k and v must have shape (B, H, W, heads, channels), got {shapes}")

@@ -54,7 +54,7 @@ def _start_of_each(start: int | Tensor | str, points: Tensor, lengths: Tensor | 
     valid = size if lengths is None else lengths
     if isinstance(start, str):
         if start != "random":
-            raise ValueError(f'start must be an index, a tensor of them or "random", got {start!r}')
+            raise ValueError(f'start must be an index, a tensor of them or "random", got {start!r:.60}')
         # the remainder of so large a number is practically uniform, and needs no synchronization to read the lengths
         return torch.randint(1 << 62, (batch,), device=points.device) % valid
     if not isinstance(start, Tensor):

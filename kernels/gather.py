@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_index, check_range, sum_dtype
+from .checks import REALS, check_index, check_integer, check_range, check_tensors, sum_dtype
 from .dispatch import compiled, each, pick, tl, triton
 from .tiles import item_rows, load_rows, rows_by_channels, store_rows
 
@@ -54,32 +54,30 @@ def scatter_neighbors(values: Tensor, index: Tensor, num_points: int) -> Tensor:
         ValueError, TypeError: an argument of another shape or dtype.
         IndexError: an index out of range (on a CPU).
     """
+    check_tensors(values=values, index=index)
     if values.ndim not in (3, 4) or values.shape[:-1] != index.shape:
         raise ValueError(
             "values must have shape (B, S, C) or (B, S, K, C) and index the same without C, got "
             f"{tuple(values.shape)} and {tuple(index.shape)}"
         )
-    if values.is_complex():
+    if values.dtype not in REALS:
         raise TypeError(f"values must be of a real dtype, got {values.dtype}")
-    if index.device != values.device:
-        raise ValueError(f"index must be on the device of the values, {values.device}, got {index.device}")
-    check_count(num_points, "num_points", 1 << 31, "points of a cloud")
-    check_index(index, len(values))
+    check_index(index, values, "values")
+    check_integer(num_points, "num_points")
     return scatter_neighbors_op(values.flatten(1, -2), index.flatten(1), num_points)
 
 
 def check_features(features: Tensor, index: Tensor) -> None:
     """Raise unless features are (B, N, C), and index (B, S) or (B, S, K) int64 into them on the same device."""
+    check_tensors(features=features, index=index)
     if features.ndim != 3 or index.ndim not in (2, 3) or len(features) != len(index):
         raise ValueError(
             "features must have shape (B, N, C) and index (B, S) or (B, S, K) with the same B, got "
             f"{tuple(features.shape)} and {tuple(index.shape)}"
         )
-    if features.is_complex():
+    if features.dtype not in REALS:
         raise TypeError(f"features must be of a real dtype, got {features.dtype}")
-    if index.device != features.device:
-        raise ValueError(f"index must be on the device of the features, {features.device}, got {index.device}")
-    check_index(index, len(features))
+    check_index(index, features, "features")
 
 
 def gather_neighbors_reference(features_BNC: Tensor, index_BSK: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_maps, sum_dtype
+from .checks import check_flags, check_floats, check_integer, check_maps, check_number, sum_dtype
 from .dispatch import compiled, decompose, each, pick, slices, tl, triton, without_autocast
 from .tiles import dot, from_regions, load_rows, operands, region_rows, store_rows, tile_of, to_regions
 
@@ -52,7 +52,7 @@ def halo_attention(
         height_rel, width_rel: tables Rh and Rw (2 win - 1, D), shared by the heads; used in the dtype of q.
         block_size: side of a block of keys.
         halo_size: width of the halo, 0 or more.
-        scale: factor of the products q·k; D^-0.5 by default.
+        scale: factor of the products q·k, at least 0; D^-0.5 by default.
         scale_position: whether `scale` multiplies the terms of position, too.
 
     Returns:
@@ -63,11 +63,12 @@ def halo_attention(
         TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are not integers.
     """
     check_maps(q, k, v)
-    for name, size in (("block_size", block_size), ("halo_size", halo_size)):
-        if not isinstance(size, int):
-            raise TypeError(f"{name} must be an integer, got {size!r}")
-    if block_size < 1 or halo_size < 0:
-        raise ValueError(f"block_size must be at least 1 and halo_size at least 0, got {block_size} and {halo_size}")
+    check_floats(q=q, height_rel=height_rel, width_rel=width_rel)
+    check_integer(block_size, "block_size")
+    check_integer(halo_size, "halo_size", at_least=0)
+    check_flags(scale_position=scale_position)
+    if scale is not None:
+        check_number(scale, "scale")
     (rows, columns), (height, width), depth = q.shape[1:3], k.shape[1:3], q.shape[-1]
     if height % block_size or width % block_size:
         raise ValueError(f"H and W of k must be multiples of block_size = {block_size}, got {height} and {width}")

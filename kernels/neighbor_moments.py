@@ -13,7 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
-from .checks import COORDINATES
+from .checks import COORDINATES, check_devices, check_tensors
 from .dispatch import compiled, pick
 from .gather import check_features, each_cloud, gather_neighbors_op, scatter_neighbors_op
 
@@ -35,13 +35,15 @@ def neighbor_moments(
         ValueError, TypeError: an argument of another shape or dtype.
         IndexError: an index out of range (on a CPU).
     """
+    check_tensors(local=local)
     if local.ndim != 4 or local.dtype not in COORDINATES:
         raise ValueError(f"local must be (B, S, K, D), float32 or float64, got {tuple(local.shape)} {local.dtype}")
+    if (features is None) != (index is None):
+        raise ValueError("index and features must be given together, got one of them")
     if features is None or index is None:
-        if features is not None:
-            raise ValueError("index must be given with features, got None")
         return neighbor_moments_op(local, None, None)[:2]
     check_features(features, index)
+    check_devices(local=local, features=features)
     if index.shape != local.shape[:3] or features.dtype != local.dtype:
         raise ValueError(
             "index must have the shape of local without D, and features its dtype, got "

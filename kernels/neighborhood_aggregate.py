@@ -13,7 +13,7 @@ Source: OverLoCK's dynamic convolution ContMix, arXiv 2502.20087; the window: Ne
 import torch
 from torch import Tensor
 
-from .checks import check_floats, sum_dtype
+from .checks import check_floats, check_tensors, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton
 from .tiles import item_rows, triton_dtype
 
@@ -36,8 +36,11 @@ def neighborhood_aggregate(logits: Tensor, v: Tensor, kernel_size: int, bias: Te
     Raises:
         ValueError, TypeError: an argument of another shape or dtype.
     """
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size must be an odd positive integer, got {kernel_size!r}")
+    check_tensors(logits=logits, v=v)
+    if bias is not None:
+        check_tensors(bias=bias)
+    if type(kernel_size) is not int or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size must be an odd positive integer, got {kernel_size!r:.60}")
     if v.ndim != 5:
         raise ValueError(f"v must have shape (B, H, W, heads, C), got {tuple(v.shape)}")
     if logits.shape != (*v.shape[:4], kernel_size**2):

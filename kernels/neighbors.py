@@ -13,14 +13,12 @@ read tiles of points. All other cases use blocks of queries in PyTorch. No path 
 Source: ball query and its padding as in PointNet++, arXiv 1706.02413.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from . import kdtree
-from .checks import check_count, check_lengths, check_points
+from .checks import check_clouds, check_count, check_lengths, check_number
 from .dispatch import autotune, pick, tl, triton
 from .tiles import item_rows
 
@@ -48,7 +46,7 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None = None) 
     Raises:
         TypeError, ValueError: an argument of another type, shape, dtype or value.
     """
-    _check_clouds(queries, points)
+    check_clouds(queries, points, dimensions=None)
     check_count(k, "k", points.shape[1], "points")
     check_lengths(lengths, points)
     return knn_op(queries.detach(), points.detach(), k, lengths)
@@ -71,29 +69,13 @@ def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: 
     Raises:
         TypeError, ValueError: an argument of another type, shape, dtype or value.
     """
-    _check_clouds(queries, points)
+    check_clouds(queries, points, dimensions=None)
     if points.shape[-1] > 3:
         raise ValueError(f"points must have at most 3 dimensions, got shape {tuple(points.shape)}")
-    if not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"radius must be positive and finite, got {radius!r}")
+    check_number(radius, "radius", positive=True)
     check_count(k, "k", 1 << 20, "neighbors of a query")
     check_lengths(lengths, points)
     return ball_query_op(queries.detach(), points.detach(), float(radius), k, lengths)
-
-
-def _check_clouds(queries: Tensor, points: Tensor) -> None:
-    """Raise unless queries (B, S, D) and points (B, N, D) are clouds that agree in B, D, dtype and device."""
-    check_points(points, "points", dimensions=None)
-    if queries is not points:
-        check_points(queries, "queries", dimensions=None)
-    if queries.shape[0] != points.shape[0]:
-        raise ValueError(f"queries are of {queries.shape[0]} clouds, but points of {points.shape[0]}")
-    if queries.shape[2] != points.shape[2]:
-        raise ValueError(f"queries have {queries.shape[2]} dimensions, but points {points.shape[2]}")
-    if queries.dtype != points.dtype or queries.device != points.device:
-        raise TypeError(
-            f"queries ({queries.dtype}, {queries.device}) and points ({points.dtype}, {points.device}) must agree"
-        )
 
 
 def knn_reference(queries_BSD: Tensor, points_BND: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:

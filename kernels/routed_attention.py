@@ -22,7 +22,7 @@ Source: step 3 of bi-level routing attention, BiFormer, arXiv 2303.08810 (raylei
 import torch
 from torch import Tensor
 
-from .checks import check_maps, check_range, sum_dtype
+from .checks import check_devices, check_integer, check_maps, check_number, check_range, check_tensors, sum_dtype
 from .dispatch import decompose, each, pick, slices, tl, triton
 from .tiles import dot, from_regions, load_rows, operands, region_rows, store_rows, tile_of, to_regions
 
@@ -37,7 +37,7 @@ def routed_attention(
         v: values (B, H, W, heads, C), in the same dtype.
         index: regions that each region attends to (B, R, K), int64, in 0..R-1, where R = Ry Rx.
         regions: numbers of regions (Ry, Rx) along H and W; they must divide H and W.
-        scale: factor of the products q·k; D^-0.5 by default.
+        scale: factor of the products q·k, at least 0; D^-0.5 by default.
 
     Returns:
         (B, H, W, heads, C), in the dtype of v.
@@ -51,17 +51,25 @@ def routed_attention(
     if q.shape != k.shape:
         raise ValueError(f"q and k must have one shape, got {tuple(q.shape)} and {tuple(k.shape)}")
     batch, height, width = q.shape[:3]
+    if not isinstance(regions, (tuple, list)) or len(regions) != 2:
+        raise TypeError(f"regions must be two integers (Ry, Rx), got {regions!r:.60}")
     rows, columns = regions
-    if rows < 1 or columns < 1 or height % rows or width % columns:
+    for name, number in zip(("Ry", "Rx"), regions):
+        check_integer(number, f"{name} of regions")
+    if height % rows or width % columns:
         raise ValueError(
             f"regions must be (Ry, Rx) with Ry a divisor of H = {height} and Rx one of W = {width}, got {regions}"
         )
+    check_tensors(index=index)
     if index.dtype != torch.int64:
         raise TypeError(f"index must be int64, got {index.dtype}")
     if index.ndim != 3 or index.shape[:2] != (batch, rows * columns) or index.shape[2] < 1:
         raise ValueError(
             f"index must have shape (B, R, K) = ({batch}, {rows * columns}, at least 1), got {tuple(index.shape)}"
         )
+    check_devices(q=q, index=index)
+    if scale is not None:
+        check_number(scale, "scale")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     return routed_attention_op(q, k, v, index, rows, columns, scale)[0]
 

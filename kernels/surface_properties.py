@@ -47,7 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_index, check_normals, check_points, check_range, check_same_clouds
+from .checks import check_choice, check_clouds, check_index, check_integer, check_normals, check_points, check_range
 from .dispatch import autotune, compiled, each, pick, tl, triton
 
 EPSILON = 1e-7
@@ -84,15 +84,14 @@ def surface_properties(
         ValueError, TypeError: an argument of another shape, dtype or value.
         IndexError: an index out of range (on a CPU).
     """
-    check_same_clouds(queries, points)
+    check_clouds(queries, points)
     check_normals(normals, points)
     check_normals(query_normals, queries, "query_normals")
+    check_index(index, points, "points")
     if index.shape[:-1] != queries.shape[:-1] or index.shape[-1] < 1:
         batch, number, _ = queries.shape
         raise ValueError(f"index must have shape ({batch}, {number}, K) with K >= 1, got {tuple(index.shape)}")
-    check_index(index, len(points))
-    if not isinstance(step, int) or step < 1:
-        raise ValueError(f"step must be an integer of at least 1, got {step!r}")
+    check_integer(step, "step")
     fixed_sign = _is_fixed(reference_sign)
     return surface_properties_op(points, normals, queries, query_normals, queries, index, step, fixed_sign)
 
@@ -119,9 +118,12 @@ def ordered_properties(
     """
     check_points(points)
     check_normals(normals, points)
+    batch, size, _ = points.shape
+    if not isinstance(axis, Tensor) or axis.shape != (batch, 3):
+        got = tuple(axis.shape) if isinstance(axis, Tensor) else type(axis).__name__
+        raise ValueError(f"axis must be a tensor of shape ({batch}, 3), got {got}")
     centroid_B13, axis_B13 = points.mean(1, keepdim=True), axis.unsqueeze(1)
     check_normals(axis_B13, centroid_B13, "axis")
-    batch, size, _ = points.shape
     index_B1N = torch.arange(size, device=points.device).expand(batch, 1, size)
     fixed_sign = _is_fixed(reference_sign)
     return surface_properties_op(
@@ -130,8 +132,7 @@ def ordered_properties(
 
 
 def _is_fixed(reference_sign: str) -> bool:
-    if reference_sign not in REFERENCE_SIGNS:
-        raise ValueError(f"reference_sign must be one of {REFERENCE_SIGNS}, got {reference_sign!r}")
+    check_choice(reference_sign, "reference_sign", REFERENCE_SIGNS)
     return reference_sign == "fixed"
 
 

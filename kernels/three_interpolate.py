@@ -12,7 +12,7 @@ the usual PyTorch versions.
 import torch
 from torch import Tensor
 
-from .checks import check_floats, check_range, sum_dtype
+from .checks import check_clouds, check_floats, check_integer, check_range, check_tensors, sum_dtype
 from .dispatch import compiled, pick, tl, triton
 from .gather import check_features, each_cloud, gather_neighbors, scatter_neighbors_op
 from .neighbors import knn
@@ -36,6 +36,8 @@ def three_nn(queries: Tensor, points: Tensor, k: int = 3) -> tuple[Tensor, Tenso
     Raises:
         ValueError, TypeError: an argument of another shape, dtype or value.
     """
+    check_clouds(queries, points, dimensions=None)
+    check_integer(k, "k")
     index_BSK = knn(queries, points, min(k, points.shape[1]))
     distance_BSK = (gather_neighbors(points, index_BSK) - queries.unsqueeze(2)).square().sum(-1)
     weight_BSK = 1 / (distance_BSK + 1e-8)
@@ -57,6 +59,7 @@ def three_interpolate(features: Tensor, index: Tensor, weight: Tensor) -> Tensor
         ValueError, TypeError: an argument of another shape or dtype.
         IndexError: an index out of range (on a CPU).
     """
+    check_tensors(weight=weight)
     check_features(features, index)
     if index.ndim != 3 or weight.shape != index.shape:
         raise ValueError(

@@ -157,12 +157,22 @@ def test_bad_arguments():
         halo_attention(q.flatten(3), k, v, *tables, 2, 1)
     with pytest.raises(TypeError, match=r"one floating-point dtype, got torch\.float64, torch\.float32"):
         halo_attention(q, k.float(), v, *tables, 2, 1)
-    with pytest.raises(ValueError, match="block_size must be at least 1 and halo_size at least 0, got 2 and -1"):
+    with pytest.raises(ValueError, match=r"halo_size must lie in 0\.\.2147483647, got -1"):
         halo_attention(q, k, v, *tables, 2, -1)
     with pytest.raises(TypeError, match="block_size must be an integer, got '2'"):
         halo_attention(q, k, v, *tables, "2", 1)
     with pytest.raises(TypeError, match=r"halo_size must be an integer, got 1\.0"):
         halo_attention(q, k, v, *tables, 2, 1.0)
+    with pytest.raises(TypeError, match="block_size must be an integer, got True"):
+        halo_attention(q, k, v, *tables, True, 1)
+    with pytest.raises(ValueError, match="scale must be at least 0 and finite, got nan"):
+        halo_attention(q, k, v, *tables, 2, 1, float("nan"))
+    with pytest.raises(ValueError, match="scale must be at least 0 and finite, got -1"):
+        halo_attention(q, k, v, *tables, 2, 1, -1)
+    with pytest.raises(TypeError, match="scale_position must be True or False, got 1"):
+        halo_attention(q, k, v, *tables, 2, 1, scale_position=1)
+    with pytest.raises(TypeError, match=r"height_rel must be floating point .*, got torch\.int64"):
+        halo_attention(q, k, v, height_rel.long(), width_rel, 2, 1)
     with pytest.raises(ValueError, match="multiples of block_size = 4, got 4 and 6"):
         halo_attention(q, k, v, *tables, 4, 0)
     with pytest.raises(ValueError, match="a stride that divides block_size = 2, got 4 and 3"):

@@ -56,7 +56,9 @@ def test_bad_arguments():
         neighbor_moments(local.bfloat16())
     with pytest.raises(ValueError, match="index must have the shape of local without D"):
         neighbor_moments(local, index[:, :2], features)
-    with pytest.raises(ValueError, match="index must be given with features"):
+    with pytest.raises(ValueError, match="index and features must be given together"):
         neighbor_moments(local, None, features)
+    with pytest.raises(ValueError, match="index and features must be given together"):
+        neighbor_moments(local, index)
     with pytest.raises(IndexError, match=r"index must lie in 0..7"):
         neighbor_moments(local, index + 6, features)

@@ -160,6 +160,20 @@ def test_bad_arguments():
         routed_attention(q, k.float(), v, index, (2, 3))
     with pytest.raises(ValueError, match=r"Ry a divisor of H = 4 and Rx one of W = 6, got \(3, 3\)"):
         routed_attention(q, k, v, index, (3, 3))
+    for regions, message in [
+        ((1.0, 1), r"Ry of regions must be an integer, got 1\.0"),
+        ((2, True), "Rx of regions must be an integer, got True"),
+        ((torch.tensor(2), 3), r"Ry of regions must be an integer, got a tensor of shape \(\)"),
+        (2, r"regions must be two integers \(Ry, Rx\), got 2"),
+        ((2, 3, 1), r"regions must be two integers \(Ry, Rx\), got \(2, 3, 1\)"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            routed_attention(q, k, v, index, regions)
+    with pytest.raises(ValueError, match=r"Ry of regions must lie in 1\.\.2147483647, got 0"):
+        routed_attention(q, k, v, index, (0, 3))
+    for scale in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match=f"scale must be at least 0 and finite, got {scale}"):
+            routed_attention(q, k, v, index, (2, 3), scale)
     with pytest.raises(TypeError, match=r"index must be int64, got torch\.int32"):
         routed_attention(q, k, v, index.int(), (2, 3))
     with pytest.raises(ValueError, match=r"\(B, R, K\) = \(2, 4, at least 1\), got \(2, 6, 2\)"):

@@ -45,7 +45,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def order(offsets: Tensor, normal: Tensor) -> Tensor:
-    """(B, S, K, 3) around (B, S, 1, 3) -> places (B, S, K), as `surface_order` of the library orders them."""
+    """(B, S, K, 3) around (B, S, 1, 3) -> places (B, S, K), as `surface_properties` of the library orders them."""
     projected = offsets - (offsets * normal).sum(-1, keepdim=True) * normal
     around = projected / projected.norm(dim=-1, keepdim=True)
     around = torch.where(around.isnan(), torch.zeros_like(around), around)
