@@ -1,7 +1,7 @@
 """Sampling and neighbor search on clouds of different sizes in one tensor: the functions of torch-cluster.
 
     x (N, D)                       points of all clouds
-    batch (N,)                     number of every point's cloud, ascending; None for one cloud
+    batch (N,)                     number of every point's cloud, ascending, of any size; None for one cloud
     fps                            -> indices of the sampled points
     knn, radius                    -> (2, E): row 0 holds indices into y (queries), row 1 into x (their neighbors)
     knn_graph, radius_graph        -> (2, E) edges among the points of x
@@ -15,14 +15,20 @@ Clouds are padded to the size of the largest for the operators of this folder.
 Source: Fey and Lenssen, "Fast graph representation learning with PyTorch Geometric", arXiv 1903.02428.
 """
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_count
+from .checks import COORDINATES, can_look, check_choice, check_flags, check_integer, check_number
 from .farthest_point_sample import farthest_point_sample
 from .neighbors import ball_query
 from .neighbors import knn as knn_of_clouds
+
+FLOWS = ("source_to_target", "target_to_source")
+# most neighbors of a query
+MOST = 1 << 20
 
 
 def fps(
@@ -47,19 +53,15 @@ def fps(
     Raises:
         ValueError: an argument of another shape, dtype or value.
     """
-    x = _as_rows(x, "x")
-    if x.shape[1] > 3:
-        raise ValueError(f"x must have at most 3 dimensions, got shape {tuple(x.shape)}")
-    sizes_B = _sizes(batch, x, "batch", batch_size)
-    ratio_B = torch.as_tensor(ratio, device=x.device)
-    if ratio_B.shape not in ((), (1,), (len(sizes_B),)) or not ((ratio_B > 0) & (ratio_B <= 1)).all():
-        raise ValueError(f"ratio must lie in (0, 1], one or one for each of {len(sizes_B)} clouds, got {ratio!r}")
+    x = _as_rows(x, "x", dimensions=3)
+    check_flags(random_start=random_start)
+    number_B, sizes_B = _clouds(batch, x, "batch", batch_size)
+    ratio_B = _ratios(ratio, number_B, batch_size)
+    if not len(sizes_B):
+        return sizes_B
     # in float32, as in the original: there 0.1 of 30 points are exactly 3
     samples_B = (sizes_B.float() * ratio_B).ceil().long()
-    points_BN3, place_BN, present = _pad(F.pad(x, (0, 3 - x.shape[1])), sizes_B, sizes_B > 0)
-    if not len(present):
-        return place_BN.flatten()
-    sizes_B, samples_B = sizes_B[present], samples_B[present]
+    points_BN3, place_BN = _pad(F.pad(x, (0, 3 - x.shape[1])), sizes_B, sizes_B > 0)
     start = "random" if random_start else 0
     index_BS = farthest_point_sample(points_BN3, int(samples_B.max()), start, lengths=sizes_B)
     return place_BN.gather(1, index_BS)[_below(samples_B, index_BS.shape[1])]
@@ -93,7 +95,8 @@ def knn(
         ValueError, TypeError: an argument of another shape, dtype or value.
     """
     x, y = _as_rows(x, "x"), _as_rows(y, "y")
-    check_count(k, "k", 1 << 20, "neighbors of a query")
+    check_integer(k, "k", at_most=MOST)
+    check_flags(cosine=cosine)
     if cosine:  # of unit vectors, the nearest are those at the smallest angle
         x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
 
@@ -131,7 +134,10 @@ def radius(
     Raises:
         ValueError, TypeError: an argument of another shape, dtype or value.
     """
-    x, y = _as_rows(x, "x"), _as_rows(y, "y")
+    x, y = _as_rows(x, "x", dimensions=3), _as_rows(y, "y", dimensions=3)
+    check_number(r, "r", positive=True)
+    limit = float(r) ** 2
+    check_integer(max_num_neighbors, "max_num_neighbors", at_most=MOST)
 
     def inside(points_BND, queries_BSD, sizes_B):
         k = min(max_num_neighbors, points_BND.shape[1])
@@ -142,7 +148,7 @@ def radius(
         distance_BS = points_BND.new_zeros(())
         for point_BS, query_BS in zip(first_BSD.unbind(-1), queries_BSD.unbind(-1)):
             distance_BS = (point_BS - query_BS).square() + distance_BS
-        return index_BSK, new_BSK & (distance_BS < r * r).unsqueeze(-1)
+        return index_BSK, new_BSK & (distance_BS < limit).unsqueeze(-1)
 
     return _neighbors(inside, x, y, batch_x, batch_y, batch_size)
 
@@ -167,6 +173,10 @@ def knn_graph(
     Returns:
         (2, E) int64, grouped by point, nearest first.
     """
+    _clouds(batch, _as_rows(x, "x"), "batch", batch_size)  # so that an error has the name of the argument
+    check_integer(k, "k", at_most=MOST - 1)
+    check_flags(loop=loop)
+    check_choice(flow, "flow", FLOWS)
     found = knn(x, x, k + (not loop), batch, batch, cosine, num_workers, batch_size)
     return _edges(found, loop, flow)
 
@@ -192,13 +202,15 @@ def radius_graph(
     Returns:
         (2, E) int64, grouped by point.
     """
+    _clouds(batch, _as_rows(x, "x"), "batch", batch_size)  # so that an error has the name of the argument
+    check_integer(max_num_neighbors, "max_num_neighbors", at_most=MOST - 1)
+    check_flags(loop=loop)
+    check_choice(flow, "flow", FLOWS)
     found = radius(x, x, r, batch, batch, max_num_neighbors + (not loop), num_workers, batch_size)
     return _edges(found, loop, flow)
 
 
 def _edges(found_2E: Tensor, loop: bool, flow: str) -> Tensor:
-    if flow not in ("source_to_target", "target_to_source"):
-        raise ValueError(f'flow must be "source_to_target" or "target_to_source", got {flow!r}')
     if not loop:
         found_2E = found_2E[:, found_2E[0] != found_2E[1]]
     return found_2E.flip(0) if flow == "source_to_target" else found_2E
@@ -208,33 +220,47 @@ def _neighbors(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int |
     """The edges (2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), valid."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
-    sizes_B = _sizes(batch_x, x, "batch_x", batch_size)
-    queries_B = _sizes(batch_y, y, "batch_y", batch_size)
-    clouds = max(len(sizes_B), len(queries_B))
-    sizes_B, queries_B = F.pad(sizes_B, (0, clouds - len(sizes_B))), F.pad(queries_B, (0, clouds - len(queries_B)))
-    both = (sizes_B > 0) & (queries_B > 0)
-    points_BND, place_BN, present = _pad(x, sizes_B, both)
-    if not len(present):
-        return place_BN.new_empty(2, 0)
+    if x.dtype != y.dtype or x.device != y.device:
+        raise TypeError(
+            f"x and y must agree in dtype and device, got {x.dtype} on {x.device} and {y.dtype} on {y.device}"
+        )
     same = x is y and batch_x is batch_y
-    queries_BSD, query_place_BS, _ = (points_BND, place_BN, present) if same else _pad(y, queries_B, both)
-    index_BSK, counts_BSK = search(points_BND, queries_BSD, sizes_B[present])
-    counts_BSK = counts_BSK & _below(queries_B[present], queries_BSD.shape[1]).unsqueeze(2)
+    number_B, sizes_B = _clouds(batch_x, x, "batch_x", batch_size)
+    query_number_B, queries_B = (number_B, sizes_B) if same else _clouds(batch_y, y, "batch_y", batch_size)
+    both_B, query_both_B = torch.isin(number_B, query_number_B), torch.isin(query_number_B, number_B)
+    if not both_B.any():
+        return number_B.new_empty(2, 0)
+    points_BND, place_BN = _pad(x, sizes_B, both_B)
+    queries_BSD, query_place_BS = (points_BND, place_BN) if same else _pad(y, queries_B, query_both_B)
+    index_BSK, counts_BSK = search(points_BND, queries_BSD, sizes_B[both_B])
+    counts_BSK = counts_BSK & _below(queries_B[query_both_B], queries_BSD.shape[1]).unsqueeze(2)
     neighbor_BSK = place_BN.gather(1, index_BSK.flatten(1)).view_as(index_BSK)
     return torch.stack([query_place_BS.unsqueeze(2).expand_as(index_BSK)[counts_BSK], neighbor_BSK[counts_BSK]])
 
 
-def _as_rows(x: Tensor, name: str) -> Tensor:
-    if not isinstance(x, Tensor) or x.ndim not in (1, 2):
+def _as_rows(x: Tensor, name: str, dimensions: int | None = None) -> Tensor:
+    """The points (N, D), checked; `dimensions` is the largest D."""
+    if not isinstance(x, Tensor) or x.ndim not in (1, 2) or x.shape[1:] == (0,):
         got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must have shape (N, D) or (N,), got {got}")
-    return x.detach().view(-1, 1) if x.ndim == 1 else x.detach()
+        raise ValueError(f"{name} must have shape (N, D) or (N,), D at least 1, got {got}")
+    if x.dtype not in COORDINATES:
+        raise TypeError(f"{name} must be float32 or float64 (geometry needs the digits), got {x.dtype}")
+    if can_look(x) and not torch.isfinite(x).all():
+        raise ValueError(f"{name} must be finite: {int((~torch.isfinite(x)).sum())} coordinates are not")
+    if x.is_meta:
+        raise ValueError(f"{name} must have values, on which the size of the result depends, got a tensor on meta")
+    x = x.detach().view(-1, 1) if x.ndim == 1 else x.detach()
+    if dimensions is not None and x.shape[1] > dimensions:
+        raise ValueError(f"{name} must have at most {dimensions} dimensions, got shape {tuple(x.shape)}")
+    return x
 
 
-def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -> Tensor:
-    """The number of points of every cloud (B,)."""
+def _clouds(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -> tuple[Tensor, Tensor]:
+    """Numbers and sizes (B,) of the clouds that have points: numbers may be far apart."""
     if batch is None:
         batch = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"{name} must be an int64 tensor or None, got {type(batch).__name__}")
     if batch.dtype != torch.int64 or batch.shape != x.shape[:1] or batch.device != x.device:
         raise ValueError(
             f"{name} must be an int64 tensor of shape ({len(x)},), a number for each point, on {x.device}, "
@@ -244,21 +270,40 @@ def _sizes(batch: Tensor | None, x: Tensor, name: str, batch_size: int | None) -
         raise ValueError(
             f"{name} must ascend from 0 or more, so that the points of a cloud follow each other in the tensor"
         )
-    sizes_B = torch.bincount(batch, minlength=batch_size or 1)
-    if batch_size is not None and len(sizes_B) > batch_size:
-        raise ValueError(
-            f"{name} must lie in 0..{batch_size - 1} for a batch_size of {batch_size}, got {len(sizes_B) - 1}"
-        )
-    return sizes_B
+    if batch_size is not None:
+        check_integer(batch_size, "batch_size", at_most=sys.maxsize)
+        if len(batch) and batch[-1] >= batch_size:
+            last = int(batch[-1])
+            raise ValueError(f"{name} must lie in 0..{batch_size - 1} for a batch_size of {batch_size}, got {last}")
+    return torch.unique_consecutive(batch, return_counts=True)
 
 
-def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The wanted clouds (B, N, D), padded with their last points; indices into `x` (B, N); numbers of the clouds."""
-    present = wanted_B.nonzero().flatten()
-    sizes_B1, ends_B1 = sizes_B[present].unsqueeze(1), sizes_B.cumsum(0)[present].unsqueeze(1)
-    largest = int(sizes_B1.max()) if len(present) else 0
-    place_BN = ends_B1 - sizes_B1 + torch.arange(largest, device=x.device).minimum(sizes_B1 - 1)
-    return x[place_BN], place_BN, present
+def _ratios(ratio: float | Tensor, number_B: Tensor, batch_size: int | None) -> Tensor:
+    """The share of every cloud (B,), or one share."""
+    if isinstance(ratio, Tensor):
+        clouds = batch_size or (int(number_B[-1]) + 1 if len(number_B) else 0)
+        if ratio.device.type not in ("cpu", number_B.device.type):
+            raise ValueError(f"ratio must be on the CPU or on {number_B.device}, got {ratio.device}")
+        if not ratio.is_floating_point() or ratio.shape not in ((), (1,), (clouds,)):
+            raise ValueError(
+                f"ratio must be one number or one for each of {clouds} clouds, floating point, got {ratio.dtype} "
+                f"{tuple(ratio.shape)}"
+            )
+        if not ((ratio > 0) & (ratio <= 1)).all():
+            raise ValueError(f"ratio must lie in (0, 1], got {ratio.tolist()!r:.60}")
+        ratio = ratio.to(number_B.device)
+        return ratio[number_B] if ratio.shape == (clouds,) else ratio
+    check_number(ratio, "ratio", positive=True)
+    if ratio > 1:
+        raise ValueError(f"ratio must lie in (0, 1], got {ratio!r}")
+    return torch.as_tensor(ratio, device=number_B.device)
+
+
+def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The wanted clouds (B, N, D), one at least, padded with their last points; and indices into `x` (B, N)."""
+    sizes_B1, ends_B1 = sizes_B[wanted_B].unsqueeze(1), sizes_B.cumsum(0)[wanted_B].unsqueeze(1)
+    place_BN = ends_B1 - sizes_B1 + torch.arange(int(sizes_B1.max()), device=x.device).minimum(sizes_B1 - 1)
+    return x[place_BN], place_BN
 
 
 def _below(counts_B: Tensor, size: int) -> Tensor:

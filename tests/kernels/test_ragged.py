@@ -101,6 +101,22 @@ def test_fps_starts_anywhere(device):
     assert len(ragged.fps(torch.rand(30, 3, device=device), ratio=0.1)) == 3
 
 
+def test_numbers_of_clouds_that_are_far_apart(device):
+    """Nothing of the size of the largest number is made."""
+    x, batch = (t.to(device) for t in ragged_cloud([9, 4, 6]))
+    far = torch.tensor([3, 1 << 40, (1 << 62) + 1], device=device)[batch]
+    for call in (
+        lambda b: ragged.knn_graph(x, 3, b),
+        lambda b: ragged.radius_graph(x, 1.0, b),
+        lambda b: ragged.fps(x, b, 0.4, random_start=False),
+        lambda b: ragged.knn(x, x[:13], 3, b, b[:13]),
+    ):
+        assert torch.equal(call(far), call(batch))
+    assert ragged.knn(x, x, 3, far, batch).shape == (2, 0)
+    with pytest.raises(ValueError, match=r"batch must lie in 0\.\.4 for a batch_size of 5, got 46116860184273"):
+        ragged.fps(x, far, batch_size=5)
+
+
 def test_nothing(device):
     empty, x = torch.empty(0, 3, device=device), torch.zeros(2, 3, device=device)
     assert ragged.fps(empty).shape == (0,)
@@ -124,14 +140,29 @@ def test_nothing(device):
         (lambda x, b: ragged.knn(x, x, 0, b, b), ValueError, "k must lie in"),
         (lambda x, b: ragged.knn(x, x[:, :2], 1, b, b), ValueError, "same dimension"),
         (lambda x, b: ragged.knn(x, x, 1, b, b, batch_size=1), ValueError, r"batch_x must lie in 0..0 .* got 1"),
-        (lambda x, b: ragged.radius(x, x, -1.0, b, b), ValueError, "radius must be positive"),
+        (lambda x, b: ragged.radius(x, x, -1.0, b, b), ValueError, "r must be positive and finite, got -1.0"),
         (lambda x, b: ragged.radius_graph(x, 1.0, b, flow="up"), ValueError, "flow must be"),
         (
             lambda x, b: ragged.fps(x, b, 1.5),
             ValueError,
-            r"ratio must lie in \(0, 1\], one or one for each of 2 clouds",
+            r"ratio must lie in \(0, 1\], got 1.5",
         ),
-        (lambda x, b: ragged.fps(x, b, torch.full((3,), 0.5)), ValueError, "ratio must lie in"),
+        (
+            lambda x, b: ragged.fps(x, b, torch.full((3,), 0.5)),
+            ValueError,
+            "ratio must be one number or one for each of 2 clouds",
+        ),
+        (lambda x, b: ragged.fps(x, b, torch.tensor([0.5, math.nan])), ValueError, r"ratio must lie in .*nan\]"),
+        (lambda x, b: ragged.fps(x, b, "0.5"), TypeError, "ratio must be a number, got '0.5'"),
+        (lambda x, b: ragged.fps(x, b, batch_size=0), ValueError, "batch_size must lie in 1.."),
+        (lambda x, b: ragged.fps(x, b.tolist()), TypeError, "batch must be an int64 tensor or None, got list"),
+        (lambda x, b: ragged.fps(x, b.double()), ValueError, r"got torch\.float64"),
+        (lambda x, b: ragged.knn_graph(x, 2, b.flip(0)), ValueError, "batch must ascend"),
+        (lambda x, b: ragged.radius_graph(x, math.nan, b), ValueError, "r must be positive and finite, got nan"),
+        (lambda x, b: ragged.radius(x, x, 1.0, b, b, 2.0), TypeError, "max_num_neighbors must be an integer"),
+        (lambda x, b: ragged.knn(x, x, 2, b, b, cosine=1), TypeError, "cosine must be True or False, got 1"),
+        (lambda x, b: ragged.knn(x / 0, x, 2, b, b), ValueError, "x must be finite: 12 coordinates are not"),
+        (lambda x, b: ragged.knn(x.half(), x, 2, b, b), TypeError, "x must be float32 or float64"),
         (lambda x, b: ragged.fps(x.repeat(1, 2), b), ValueError, "x must have at most 3 dimensions"),
         (lambda x, b: ragged.fps(x[None], b), ValueError, r"x must have shape \(N, D\)"),
     ],
