@@ -7,13 +7,16 @@ The sign of an eigenvector is arbitrary. `sign="projection"` chooses it such tha
 with rotation; `sign="solver"` keeps the sign of the eigen-solver, as the released RISurConv does, and breaks rotation
 invariance. Offsets of equal length up to rounding (64 eps of the dtype, relative to the longest) get equal weights.
 
+Coordinates may have any size that their dtype holds: they are scaled before they are squared.
+
 Source: Zhang et al., RIConv++, arXiv 2202.13094 and RISurConv, arXiv 2408.06110 (compute_LRA of the release).
 """
 
 import torch
 from torch import Tensor
 
-from .checks import check_count, check_points
+from .checks import COORDINATES, can_look, check_choice, check_count, check_points, check_tensors
+from .dispatch import without_autocast
 from .gather import gather_neighbors
 from .neighbors import knn
 from .surface_properties import ROUNDING
@@ -41,6 +44,7 @@ def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") 
     """
     check_points(points)
     check_count(k, "k", points.shape[1], "points", at_least=5)
+    points = _unit_scale(points.detach(), (1, 2))
     neighbors_BNK3 = gather_neighbors(points, knn(points, points, k))
     return principal_axis(neighbors_BNK3 - points.unsqueeze(2), sign)
 
@@ -57,11 +61,18 @@ def principal_axis(offsets: Tensor, sign: str = "projection") -> Tensor:
         unit vectors (..., 3), in the dtype of the offsets. No gradient flows.
 
     Raises:
-        ValueError: another `sign`.
+        ValueError, TypeError: an argument of another shape, dtype or value.
     """
-    if sign not in SIGNS:
-        raise ValueError(f"sign must be one of {SIGNS}, got {sign!r}")
-    with torch.autocast(offsets.device.type, enabled=False):  # eigenvectors need the digits
+    check_tensors(offsets=offsets)
+    if offsets.ndim < 2 or offsets.shape[-1] != 3 or offsets.shape[-2] < 1:
+        raise ValueError(f"offsets must have shape (..., K, 3) with K >= 1, got {tuple(offsets.shape)}")
+    if offsets.dtype not in COORDINATES:
+        raise TypeError(f"offsets must be float32 or float64, got {offsets.dtype}")
+    if can_look(offsets) and not torch.isfinite(offsets).all():
+        raise ValueError(f"offsets must be finite: {int((~torch.isfinite(offsets)).sum())} coordinates are not")
+    check_choice(sign, "sign", SIGNS)
+    offsets = _unit_scale(offsets, (-2, -1))
+    with without_autocast(offsets):  # eigenvectors need the digits
         length_K = torch.linalg.vector_norm(offsets, dim=-1)
         longest = length_K.amax(-1, keepdim=True)
         weight_K, rounding = longest - length_K, ROUNDING * torch.finfo(length_K.dtype).eps * longest
@@ -74,3 +85,10 @@ def principal_axis(offsets: Tensor, sign: str = "projection") -> Tensor:
             projection = (weight_K * (offsets @ axis.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
             axis = torch.where(projection < 0, -axis, axis)
     return axis
+
+
+def _unit_scale(vectors: Tensor, axes: tuple[int, int]) -> Tensor:
+    """The vectors times a power of two, so that the largest coordinate over `axes` is about 1: no square overflows."""
+    largest, tiny = vectors.abs().amax(axes, keepdim=True), torch.finfo(vectors.dtype).tiny
+    factor = torch.frexp(largest).mantissa / largest  # exact
+    return vectors * torch.where(largest > 0, factor.clamp(tiny, 1 / tiny), 1)

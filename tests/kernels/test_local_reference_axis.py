@@ -53,3 +53,19 @@ def test_bad_arguments():
         local_reference_axis(points, 4)
     with pytest.raises(ValueError, match="sign must be one of"):
         principal_axis(points, sign="up")
+    with pytest.raises(ValueError, match=r"offsets must have shape \(\.\.\., K, 3\) with K >= 1, got \(1, 0, 3\)"):
+        principal_axis(points[:, :0])
+    with pytest.raises(ValueError, match="offsets must be finite: 30 coordinates are not"):
+        principal_axis(points * torch.nan)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float32, 3e38), (torch.float64, 1.7e308)])
+def test_any_scale(dtype, largest):
+    """Squares of such coordinates are infinite, or zero."""
+    points = random_cloud(1, 50, dtype=dtype)[0]
+    points /= points.abs().max()
+    axis = local_reference_axis(points, 8)
+    for scale in (largest, 1e30, 2.0**-100, 0.1 / largest):
+        got = local_reference_axis(points * scale, 8)
+        torch.testing.assert_close(got, axis, atol=1e-3 if scale < 1e-38 else 1e-5, rtol=0)
+        assert torch.isfinite(principal_axis(points * scale)).all()
