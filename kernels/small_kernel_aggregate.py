@@ -2,8 +2,8 @@
 
     out[b, c, i, j] = Σ_{y, x} weight[b, c mod Cw, y k + x, i, j] · x[b, c, i + y - p, j + x - p],    p = (k - 1) / 2
 
-with zeros outside the map. The C / Cw channels c, c + Cw, c + 2 Cw, ... share a kernel. PyTorch's `unfold` would copy x
-for each of the k² taps; no path here does.
+over the taps inside the map. The C / Cw channels c, c + Cw, c + 2 Cw, ... share a kernel. PyTorch's `unfold` would copy
+x for each of the k² taps; no path here does.
 
 Source: LSNet, "See Large, Focus Small", arXiv 2503.23135.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_floats, sum_dtype
+from .checks import check_floats, check_tensors, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton
 from .tiles import item_rows, rows_by_channels, triton_dtype
 
@@ -37,6 +37,7 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     Raises:
         ValueError, TypeError: an argument of another shape or dtype.
     """
+    check_tensors(x=x, weight=weight)
     if x.ndim != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
     batch, channels, height, width = x.shape
@@ -60,9 +61,23 @@ def _sides(x: Tensor, weight: Tensor) -> tuple[torch.dtype, int, int]:
     return torch.promote_types(sum_dtype(x), weight.dtype), k, k // 2
 
 
+def _inside(length: int, k: int, device: torch.device) -> Tensor:
+    """(k, length): whether a tap of a pixel lies inside the map, along one axis."""
+    place = torch.arange(k, device=device).unsqueeze(1) - k // 2 + torch.arange(length, device=device)
+    return (place >= 0) & (place < length)
+
+
+def _seen(weight: Tensor, k: int) -> Tensor:
+    """The weight, zero for taps outside the map, whatever it holds there."""
+    height, width = weight.shape[3:]
+    rows, columns = _inside(height, k, weight.device), _inside(width, k, weight.device)
+    return weight.where((rows[:, None, :, None] & columns[:, None, :]).flatten(0, 1), 0)
+
+
 def small_kernel_aggregate_reference(x: Tensor, weight: Tensor) -> Tensor:
     (height, width), kernels, (wide, k, p) = x.shape[2:], weight.shape[1], _sides(x, weight)
     padded = F.pad(x.to(wide), (p, p, p, p)).unflatten(1, (-1, kernels))  # channels as (C / Cw, Cw)
+    weight = _seen(weight, k)
     out = torch.zeros_like(padded[..., :height, :width])
     for tap in range(k * k):
         i, j = divmod(tap, k)
@@ -81,7 +96,7 @@ def small_kernel_aggregate_backward_reference(grad: Tensor, x: Tensor, weight: T
         grad_padded[..., i : i + height, j : j + width] += grad * weight[:, None, :, tap].to(wide)
         grad_weight.append((grad * padded[..., i : i + height, j : j + width]).sum(1))
     grad_x = grad_padded[..., p : p + height, p : p + width].flatten(1, 2)
-    return _like(x, grad_x), _like(weight, torch.stack(grad_weight, 2))
+    return _like(x, grad_x), _like(weight, _seen(torch.stack(grad_weight, 2), k))
 
 
 def _like(tensor: Tensor, values: Tensor) -> Tensor:
@@ -124,7 +139,7 @@ def _shift(tap, k, kernels, i, height, length):
     """The row that `tap` adds to row i, the shift in it, and the part of row i for which it lies inside the map."""
     row = i + tap // k - k // 2
     shift = (tap % k - k // 2) * kernels
-    if row < 0 or row >= height:
+    if row < 0 or row >= height or abs(shift) >= length:
         return 0, 0, 0, 0
     return row, shift, max(0, -shift), min(length, length - shift)
 

@@ -38,7 +38,14 @@ def both_formats(x, weight):
         assert_gradients_agree(small_kernel_aggregate, by_unfold, inputs)
 
 
-CASES = [((2, 6, 5, 4), 3, 3), ((1, 5, 4, 6), 5, 5), ((2, 3, 1, 6), 1, 3), ((1, 10, 4, 1), 2, 3), ((1, 4, 3, 2), 2, 1)]
+CASES = [
+    ((2, 6, 5, 4), 3, 3),
+    ((1, 5, 4, 6), 5, 5),
+    ((2, 3, 1, 6), 1, 3),
+    ((1, 10, 4, 1), 2, 3),
+    ((1, 4, 3, 2), 2, 1),
+    ((1, 2, 1, 2), 1, 7),
+]
 
 
 @pytest.mark.parametrize(("shape", "kernels", "k"), CASES)
@@ -86,6 +93,19 @@ def test_strided(path, device):
     torch.testing.assert_close(
         torch.autograd.grad(out.sum(), [x, weight]), torch.autograd.grad(by_unfold(x, weight).sum(), [x, weight])
     )
+
+
+def test_taps_outside_the_map_add_nothing(path, device):
+    """Whatever the kernels hold there: of 7 x 7 taps, none but the middle column sees a map one pixel wide."""
+    x = torch.ones(1, 1, 2, 1, device=device, requires_grad=True)
+    weight = torch.full((1, 1, 49, 2, 1), torch.nan, device=device)
+    weight.view(7, 7, 2)[2:5, 3] = 1
+    weight.requires_grad_()
+    out = small_kernel_aggregate(x, weight)
+    assert out.flatten().tolist() == [2, 2]
+    grad_x, grad_weight = torch.autograd.grad(out.sum(), [x, weight])
+    assert grad_x.flatten().tolist() == [2, 2]
+    assert grad_weight.count_nonzero() == 4
 
 
 def test_center_tap_is_identity(path, device):
