@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_one_dtype, check_range, sum_dtype
+from .checks import check_flags, check_one_dtype, check_range, check_tensors, sum_dtype
 from .dispatch import autotune, compiled, each, pick, tl, triton
 from .gather import check_features, each_cloud, flat_rows, gather_neighbors, scatter_neighbors_op
 from .tiles import dot, item_rows, load_rows, operands, rows_by_channels, store_rows, tile_of, triton_dtype
@@ -55,12 +55,14 @@ def gather_max(
         raise ValueError("features and index must be given together, got one of them")
     if (local is None) != (weight is None):
         raise ValueError("local and weight must be given together, got one of them")
+    given = {"features": features, "shift": shift, "local": local, "weight": weight}
+    check_tensors(**{name: x for name, x in given.items() if x is not None})
     if features is not None and index is not None:
         check_features(features, index)
+    check_flags(relu=relu)
     _check_shapes(features, index, shift, local, weight)
     floats = _autocast(features, shift, local, weight)
-    named = zip(("features", "shift", "local", "weight"), floats)
-    check_one_dtype(**{name: x for name, x in named if x is not None})
+    check_one_dtype(**{name: x for name, x in zip(given, floats) if x is not None})
     features, shift, local, weight = floats
     return gather_max_op(features, index, shift, local, weight, relu)[0]
 
@@ -83,8 +85,8 @@ def _check_shapes(features, index, shift, local, weight) -> None:
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors, under `torch.autocast` in its dtype, as for PyTorch's own linear layers."""
-    device = _first(*tensors).device.type
-    if not torch.is_autocast_enabled(device):
+    device = _first(*tensors).device.type  # there is no autocast for some (meta)
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in tensors]
@@ -189,8 +191,9 @@ def _maxima(out_RC, argmax_RC, index_RK, shift_RC, product_RKC, features_PC, k, 
             for c in range(out_RC.shape[1]):
                 value = zero if product_RKC is None else product_RKC[r, i, c]
                 value += zero if features_PC is None else features_PC[p, c]
-                better = (value > out_RC[r, c]) | (value != value)  # a NaN propagates
-                out_RC[r, c] = value if better else out_RC[r, c]
+                best = out_RC[r, c]
+                better = (value > best) | ((value != value) & (best == best))  # the first NaN stays
+                out_RC[r, c] = value if better else best
                 argmax_RC[r, c] = i if better else argmax_RC[r, c]
         for c in range(out_RC.shape[1]):
             value = out_RC[r, c] + (zero if shift_RC is None else shift_RC[r, c])
@@ -275,7 +278,7 @@ def gather_max_fwd_kernel(
         if features is not None:
             n = cloud * size + tl.load(index + row * k + i, mask=inside, other=0)
             value += load_rows(features, n, c, inside, channels)
-        better = (value > best) | (value != value)  # a NaN propagates
+        better = (value > best) | ((value != value) & (best == best))  # the first NaN stays
         best = tl.where(better, value, best)
         which = tl.where(better, i, which)
     if shift is not None:

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_floats, check_one_dtype, sum_dtype
+from .checks import check_flags, check_floats, check_number, check_one_dtype, check_tensors, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
 from .tiles import item_rows, load_rows, store_rows
 
@@ -66,7 +66,7 @@ def neighborhood_attention(
         dilation: distance δ between consecutive keys.
         stride: number of consecutive queries that share a window, 1..κ.
         is_causal: whether queries see only keys at or before their position on the axis.
-        scale: factor of the products of q and k; D^-0.5 by default.
+        scale: factor of the products of q and k, at least 0; D^-0.5 by default.
         bias: table (H, 2 κ_1 - 1, ...) of any floating-point dtype, added to the scaled products; the index on an axis
             is (key - query) / δ + κ - 1. Not with a causal axis. None for none.
         extra_keys, extra_values: keys (B, M, H, D) and values (B, M, H, V) that every query attends to, too.
@@ -79,6 +79,7 @@ def neighborhood_attention(
         ValueError: shapes or options that do not fit together; the message names the axis.
         TypeError: dtypes that differ or are not floating point.
     """
+    check_tensors(q=q, k=k, v=v)
     if not 4 <= q.ndim <= 6 or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
         raise ValueError(
             "q and k must have one shape, (B, *spatial, H, D) with 1 to 3 spatial axes, and v the same but for its "
@@ -96,6 +97,9 @@ def neighborhood_attention(
     _check_axes(lengths, kernel_size, dilation, stride)
     _check_bias(bias, q, kernel_size, is_causal)
     _check_extra(extra_keys, extra_values, k, v)
+    check_flags(return_lse=return_lse)
+    if scale is not None:
+        check_number(scale, "scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
     if kernel_size == lengths and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
@@ -122,7 +126,8 @@ def neighborhood_attention(
 def _per_axis(value, name: str, axes: int, kind: type = int) -> tuple:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     if len(values) != axes or any(type(x) is not kind for x in values):
-        raise ValueError(f"{name} must be one {kind.__name__}, or one for each of {axes} spatial axes, got {value!r}")
+        kinds = f"one {kind.__name__}, or one for each of {axes} spatial axes"
+        raise ValueError(f"{name} must be {kinds}, got {value!r:.60}")
     return values
 
 
@@ -145,8 +150,9 @@ def _check_axes(lengths: tuple, kernel_size: tuple, dilation: tuple, stride: tup
 def _check_bias(bias: Tensor | None, q: Tensor, kernel_size: tuple, is_causal: tuple) -> None:
     if bias is None:
         return
+    check_tensors(bias=bias)
     if any(is_causal):
-        raise ValueError(f"bias is not defined with a causal axis, got is_causal {is_causal}")
+        raise ValueError(f"bias must be None with a causal axis, where it is not defined, got is_causal {is_causal}")
     shape = (q.shape[-2], *(2 * kernel - 1 for kernel in kernel_size))
     if bias.shape != shape:
         raise ValueError(
@@ -160,6 +166,7 @@ def _check_extra(extra_keys: Tensor | None, extra_values: Tensor | None, k: Tens
         return
     if extra_keys is None or extra_values is None:
         raise ValueError("extra_keys and extra_values must be given together")
+    check_tensors(extra_keys=extra_keys, extra_values=extra_values)
     tokens = extra_keys.shape[1] if extra_keys.ndim == 4 else 0
     for name, extra, own in (("extra_keys", extra_keys, k), ("extra_values", extra_values, v)):
         if tokens == 0 or extra.shape != (own.shape[0], tokens, *own.shape[-2:]):
@@ -418,7 +425,7 @@ def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, 
         _add_rows(weights, v_NV, keys, count, out)
         for d in range(out.shape[0]):
             out[d] /= total
-        lse_N[n] = top + math.log(total)
+        lse_N[n] = top if math.isinf(top) else top + math.log(total)
 
 
 @compiled
@@ -695,11 +702,11 @@ def neighborhood_attention_bwd_bias_kernel(
 
 def _launch(kernel, programs_per_head: int | None, q: Tensor, v: Tensor, *tensors, settings, **flags) -> None:
     """Launch `kernel` over all images and heads, by default with one program for each tile of tokens."""
-    if not v.numel():
+    if not q.numel():  # without channels of v, lse and its gradients remain
         return
     batch, *lengths, heads, width = q.shape
     channels = v.shape[-1]
-    block_d, block_v = triton.next_power_of_2(width), triton.next_power_of_2(channels)
+    block_d, block_v = triton.next_power_of_2(width), triton.next_power_of_2(max(1, channels))
     block_n = max(1, TILE // max(block_d, block_v))  # the four tiles of a program stay in its registers
     kernel_size, dilation, scale = settings
     programs = programs_per_head or triton.cdiv(math.prod(lengths), block_n)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import FLOATS, check_devices, check_number, check_tensors
 from .dispatch import compiled, each, pick, slices, tl, triton
 
 # Rows of a partial sum. Partial sums make the result independent of the number of threads, and round less.
@@ -24,7 +25,7 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
     Args:
         x, t: residual and tensor to normalize (..., M, C), of one shape and floating-point dtype.
         weight, bias: γ and β (C,), float32, or float64 for float64 tensors.
-        eps: summand ε of the variance.
+        eps: summand ε of the variance, at least 0.
 
     Returns:
         y like x, and the mean and the biased variance (C,) of t in the dtype of `weight`, for running averages; no
@@ -33,11 +34,14 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
     Raises:
         ValueError, TypeError: an argument of another shape or dtype, or tensors without rows.
     """
+    check_tensors(x=x, t=t, weight=weight, bias=bias)
     if x.ndim < 2 or x.shape != t.shape or x.dtype != t.dtype:
         raise ValueError(
             f"x and t must be (..., M, C) and agree in shape and dtype, got {tuple(x.shape)} {x.dtype} and "
             f"{tuple(t.shape)} {t.dtype}"
         )
+    if t.dtype not in FLOATS:
+        raise TypeError(f"x and t must be floating point (float16 to float64), got {t.dtype}")
     if weight.shape != t.shape[-1:] or bias.shape != weight.shape:
         raise ValueError(
             f"weight and bias must have shape ({t.shape[-1]},), got {tuple(weight.shape)}, {tuple(bias.shape)}"
@@ -47,6 +51,8 @@ def residual_norm(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float
         raise TypeError(f"weight and bias must be {wide} for t of {t.dtype}, got {weight.dtype} and {bias.dtype}")
     if t.numel() == 0:
         raise ValueError(f"t must have rows to take statistics of, got shape {tuple(t.shape)}")
+    check_devices(x=x, t=t, weight=weight, bias=bias)
+    check_number(eps, "eps")
     return residual_norm_op(x, t, weight, bias, eps)
 
 
@@ -118,9 +124,10 @@ def _summed(function, rows: int, channels: int, dtype) -> np.ndarray:
 
 
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:
-    return [x.detach().flatten(0, -2).contiguous().numpy() if x.ndim > 1 else x.detach().numpy() for x in tensors]
+    return [(x.detach().flatten(0, -2) if x.ndim > 1 else x.detach()).contiguous().numpy() for x in tensors]
 
 
+@np.errstate(all="ignore")  # infinities, and NaN from them, are results as in PyTorch
 def _residual_norm_cpu(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float):
     if t.dtype != weight.dtype:
         return residual_norm_reference(x, t, weight, bias, eps)
@@ -138,6 +145,7 @@ def _residual_norm_cpu(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: 
     return y, torch.from_numpy(center), torch.from_numpy(variance).to(weight)
 
 
+@np.errstate(all="ignore")
 def _residual_norm_backward_cpu(grad: Tensor, t: Tensor, weight: Tensor, bias: Tensor, mean, variance, eps: float):
     if t.dtype != weight.dtype:
         return residual_norm_backward_reference(grad, t, weight, bias, mean, variance, eps)
@@ -265,7 +273,7 @@ def _sums_triton(kernel, t: Tensor, rows: int, dtype: torch.dtype, *arguments) -
 
 
 def _residual_norm_triton(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float):
-    x, t = x.contiguous(), t.contiguous()
+    x, t, bias = x.contiguous(), t.contiguous(), bias.contiguous()
     rows = t.numel() // t.shape[-1]
     first = t.flatten(0, -2)[0].to(weight.dtype)
     total, squares = _sums_triton(residual_norm_fwd_sums_kernel, t, rows, weight.dtype, t, first)
@@ -279,7 +287,7 @@ def _residual_norm_triton(x: Tensor, t: Tensor, weight: Tensor, bias: Tensor, ep
 
 
 def _residual_norm_backward_triton(grad: Tensor, t: Tensor, weight: Tensor, bias: Tensor, mean, variance, eps: float):
-    grad, t = grad.contiguous(), t.contiguous()
+    grad, t, bias = grad.contiguous(), t.contiguous(), bias.contiguous()
     rows = t.numel() // t.shape[-1]
     inverse = torch.rsqrt(variance + eps)
     scale = weight * inverse

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_one_dtype, sum_dtype
+from .checks import check_choice, check_one_dtype, check_tensors, sum_dtype
 from .dispatch import each, pick, slices, tl, triton
 from .tiles import dot, for_dot, load_rows, store_rows, tile_of
 
@@ -54,8 +54,8 @@ def surface_attention(q: Tensor, k: Tensor, v: Tensor, normalize: str = "points"
         ValueError: another `normalize`, or shapes that do not fit together.
         TypeError: dtypes that differ or are not floating point.
     """
-    if normalize not in NORMALIZE:
-        raise ValueError(f"normalize must be one of {NORMALIZE}, got {normalize!r}")
+    check_choice(normalize, "normalize", NORMALIZE)
+    check_tensors(q=q, k=k, v=v)
     if q.shape != k.shape or q.shape[:-1] != v.shape[:-1] or q.ndim not in (3, 4):
         raise ValueError(
             "q and k must have one shape, (B, S, K, D) or (B, S, D), and v the same but for its last axis, got "
@@ -79,8 +79,7 @@ def surface_attention_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = (x.to(sum_dtype(x)) for x in (q_BSKD, k_BSKD, v_BSKC))
     energy = k @ q.mT
-    lse = energy.logsumexp(-2)
-    weight = torch.exp(energy - lse.unsqueeze(-2))
+    lse, weight = energy.logsumexp(-2), energy.softmax(-2)
     divisor = EPS + _over(weight, normalize)
     result = (weight / divisor) @ v
     return result.to(v_BSKC.dtype), lse, divisor.new_empty(0) if normalize == "itself" else divisor
@@ -91,7 +90,7 @@ def surface_attention_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype, work = v.dtype, sum_dtype(v)
     g, q, k, v = (x.to(work) for x in (g, q, k, v))
-    weight = torch.exp(k @ q.mT - lse.unsqueeze(-2))
+    weight = torch.softmax(k @ q.mT, -2)
     divisor = EPS + weight if normalize == "itself" else divisor
     share = weight / divisor
     grad = g @ v.mT
@@ -122,7 +121,12 @@ def _product(x: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     x_np, y_np, out_np = x.numpy(), y.numpy(), out.numpy()
     threads = min(torch.get_num_threads(), 1 + len(x) * size // THREAD)
     parts = slices(0, len(x), -(-len(x) // threads))
-    each(lambda part: np.matmul(x_np[part], y_np[part], out=out_np[part]), parts)
+
+    def multiply(part: slice) -> None:
+        with np.errstate(all="ignore"):  # infinities, and NaN from them, are results as in PyTorch
+            np.matmul(x_np[part], y_np[part], out=out_np[part])
+
+    each(multiply, parts)
     return out
 
 

@@ -198,6 +198,13 @@ def test_one_graph(device):
     assert_gradients_agree(compiled, lambda *x: by_definition(*x) * 2, inputs)
 
 
+def test_the_gradient_goes_to_the_first_nan(path, device):
+    features = torch.tensor([1.0, torch.nan, 3.0, torch.nan], device=device).view(1, 4, 1).requires_grad_()
+    out = gather_max(features, torch.arange(4, device=device).view(1, 1, 4), relu=False)
+    assert out.isnan().all()
+    assert torch.autograd.grad(out.sum(), features)[0].flatten().tolist() == [0, 1, 0, 0]
+
+
 def test_bad_arguments():
     features, index, shift, local, weight = make(SHAPES[0], "cpu", requires_grad=False)
     with pytest.raises(ValueError, match="features and index must be given together"):

@@ -86,5 +86,12 @@ def test_bad_arguments():
         residual_norm(x, t, weight[:2], bias, 1e-5)
     with pytest.raises(TypeError, match=r"weight and bias must be torch\.float64 for t of"):
         residual_norm(x, t, weight.float(), bias.float(), 1e-5)
+    for eps in (float("nan"), -1e-5, float("inf")):
+        with pytest.raises(ValueError, match=f"eps must be at least 0 and finite, got {eps}"):
+            residual_norm(x, t, weight, bias, eps)
+    with pytest.raises(TypeError, match="eps must be a number, got '1'"):
+        residual_norm(x, t, weight, bias, "1")
+    with pytest.raises(TypeError, match=r"x and t must be floating point .*, got torch\.int64"):
+        residual_norm(x.long(), t.long(), weight, bias, 1e-5)
     with pytest.raises(ValueError, match="t must have rows"):
         residual_norm(x[:0], t[:0], weight, bias, 1e-5)
