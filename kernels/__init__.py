@@ -2,6 +2,20 @@
 
 Suffixes of names are shapes. For point clouds: B clouds, N points, S queries (sampled points), K neighbors, C channels,
 M coarse points. The files of image operators define their own.
+
+What every operator promises of its arguments, and `tests/kernels/test_operators.py` tries:
+
+- A wrong argument (type, shape, dtype, device, value) raises a ValueError, a TypeError, or an IndexError if an index is
+  out of range; the message names the argument. Coordinates must be finite, normals of unit length, indices and lengths
+  in range. These values are looked at on a CPU only, and not while tracing: a look would wait for the device.
+- All other floating-point tensors may hold infinities and NaN. On a CPU an output is finite where the PyTorch reference
+  has a finite number, and only there; which of infinity and NaN stands elsewhere is not promised. A gradient is finite
+  at least where the reference's is, whose zeros times infinity a loop may skip. Of a batch only the image or cloud with
+  the infinity changes, except by what all of them share (the statistics of `residual_norm`, gradients of tables and
+  weights). On a GPU finite results are promised of finite arguments only.
+- Distances of coordinates are squared in the coordinates' dtype: beyond 1.8e19 in float32 (1.3e154 in float64) they are
+  all equally infinite, and the lowest index wins. `local_reference_axis` and `principal_axis` scale first, and have no
+  such limit.
 """
 
 from .farthest_point_sample import farthest_point_sample

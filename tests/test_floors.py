@@ -201,6 +201,7 @@ OF_SEVERAL_FILES = {
     "test_floors.py",
     "test_golden.py",
     "backbones/test_systems.py",
+    "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",
     "tools/test_tools.py",
