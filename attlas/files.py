@@ -1,6 +1,8 @@
 """Writing files so that a reader, or a kill, never meets a half-written one."""
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -10,21 +12,91 @@ from typing import Any
 PICTURES = (".png", ".pdf", ".svg")
 
 
+class NoRoom(OSError):
+    """A file could not be written because the disk is full or a limit was reached. Its text is for the user."""
+
+
+def no_room(error: Exception) -> str | None:
+    """What an error says of a full disk, a quota or a limit on the size of files; None for any other error."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
+    # the writers of safetensors and PyTorch raise errors of their own, the latter's without the system's reason
+    if re.search(r"PytorchStreamWriter failed|unexpected pos \d+", str(error)):
+        return "the disk took no more"
+    found = re.search(r"No space left on device|Disk quota exceeded|File too large", str(error))
+    return found and found[0]
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. When the block ends well, what was written there becomes `path` at once;
-    when it raises, nothing is left behind and an older `path` stays as it was.
+    when it raises, nothing is left behind and an older `path` stays as it was. A loss of power, too, leaves the one or
+    the other: the contents are on the disk before the name is, and the name before this returns.
 
-    The temporary name ends like `path`, because some writers go by the suffix or append one.
+    The temporary name ends like `path`, because some writers go by the suffix or append one. After a kill `sweep`
+    removes it.
+
+    Raises:
+        NoRoom: the disk is full; names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
+    except Exception as error:
+        named = getattr(error, "filename", None)
+        if not (reason := no_room(error)) or (named and Path(named).name != temporary.name):
+            raise
+        raise NoRoom(f"{path} could not be written: {reason}. What was there before is untouched.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk, where the file system can do that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # of a folder that may be changed, but not listed
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what `replacing` left in a folder when its process was killed, and give what was removed.
+
+    The files of processes that run stay. Those under the number of this process count as left over: call it where
+    nothing is being written (in a container every training may be process 7).
+    """
+    found = []
+    for path in Path(folder).glob(".*.unfinished*"):
+        name = re.fullmatch(r"\..+\.(\d{1,9})\.unfinished(\.[^.]*)?", path.name)
+        if name and path.is_file() and not _runs(int(name[1])):
+            path.unlink(missing_ok=True)
+            found.append(path)
+    return found
+
+
+def _runs(process: int) -> bool:
+    """Whether another process has this number."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is somebody else's
+        pass
+    return True
 
 
 def check_out(out: str | Path, suffixes: tuple[str, ...], overwrite: bool = False) -> Path:
