@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine import hooks, runner
-from mmengine.dist import master_only
+from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -36,8 +36,9 @@ from rich.text import Text
 
 from . import checkpoint
 from .config import parse_plain, resolved
-from .files import printable, replacing
+from .files import printable, replacing, sweep
 from .registry import HOOKS, RUNNERS
+from .resumption import CheckpointHook, checkpoints, newest_whole
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -74,19 +75,6 @@ def without_programs(found: dict, source: str | Path) -> dict:
 CheckpointLoader.register_scheme(("", "http://", "https://"), load_from_attlas, force=True)
 mmengine_checkpoint._safe_torch_load = load_from_attlas
 mmengine_checkpoint.load_from_http = load_from_attlas
-
-
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The checkpoint to go on from: the one that `last_checkpoint` names, also where the folder has been moved since,
-    or else the newest `epoch_*.pth` or `iter_*.pth` (all of which are whole, for they are written by renaming)."""
-    work_dir = Path(work_dir)
-    pointer = work_dir / "last_checkpoint"
-    if pointer.exists() and (text := pointer.read_text().strip()):
-        for path in (Path(text), work_dir / Path(text).name):
-            if path.is_file():
-                return path
-    found = [*work_dir.glob("epoch_*.pth"), *work_dir.glob("iter_*.pth")]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def keep_freed_memory() -> None:
@@ -155,12 +143,29 @@ class Runner(runner.Runner):
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None and not self._has_loaded:
-            latest = latest_checkpoint(self.work_dir)
-            self._load_from = str(latest) if latest else None
-            if latest is None:
+            self._load_from = self._newest_whole()
+            if self._load_from is None:
                 self.logger.info(f"There is nothing to resume in {self.work_dir}: training begins from the start.")
                 self._resume = False
         super().load_or_resume()
+
+    def _newest_whole(self) -> str | None:
+        """The checkpoint to go on from, as the first process finds it: all have to begin with the same one."""
+        found: list[Any] = [None]
+        if is_main_process():
+            try:
+                whole = newest_whole(checkpoints(self.work_dir, self._checkpoint_folder()))
+                found = [whole and str(whole)]
+            except ValueError as error:
+                found = [error]
+        broadcast_object_list(found)
+        if isinstance(found[0], ValueError):
+            raise found[0]
+        return found[0]
+
+    def _checkpoint_folder(self) -> Path:
+        hook = next((hook for hook in self.hooks if isinstance(hook, CheckpointHook)), None)
+        return hook.folder(self) if hook else Path(self.work_dir)
 
     @master_only
     def save_checkpoint(self, out_dir, filename, *args, **kwargs):
@@ -171,6 +176,9 @@ class Runner(runner.Runner):
     def dump_config(self) -> None:
         if self._train_loop is None:  # a test must not overwrite the config that the training left
             return
+        for folder in {Path(self.work_dir), self._checkpoint_folder()}:
+            for left in sweep(folder):
+                self.logger.info(f"Removed {left}, which a process that was killed left unfinished.")
         name = Path(self.cfg.filename).name if self.cfg.filename else f"{self.timestamp}.py"
         with replacing(Path(self.work_dir) / name) as temporary:
             self.cfg.dump(temporary)
@@ -194,43 +202,14 @@ class Runner(runner.Runner):
                 self.logger.info(f"Config:\n{text}")
 
 
-@HOOKS.register_module(force=True)
-class CheckpointHook(hooks.CheckpointHook):
-    """MMEngine's CheckpointHook, which however removes the outdated checkpoints before it writes the new one: a kill in
-    between loses both. Here they are removed afterwards."""
-
-    _default_greater_keys = [*hooks.CheckpointHook._default_greater_keys, "OA"]  # for save_best="z/OA" without a rule
-
-    def before_train(self, runner) -> None:
-        super().before_train(runner)
-        self._outdated: list[str] = []
-        self._remove = self.file_backend.remove
-        self.file_backend.remove = self._outdated.append
-
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
-        self._remove_outdated()
-
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        super()._save_best_checkpoint(runner, metrics)
-        self._remove_outdated()
-
-    def _remove_outdated(self) -> None:
-        best = getattr(self, "best_ckpt_path_dict", {"": getattr(self, "best_ckpt_path", None)}).values()
-        for path in set(self._outdated) - {self.last_ckpt, *best}:
-            if self.file_backend.isfile(path):
-                self._remove(path)
-        self._outdated.clear()
-
-
 # --- reproducibility and progress ------------------------------------------------------------------------------------
 
 
 @HOOKS.register_module()
 class IterationSeedHook(hooks.DistSamplerSeedHook):
-    """Seeds torch, numpy and random from (seed, epoch, iteration, rank) before every training iteration, so that a
-    training that was killed and resumed draws the same numbers as one that was not. Use it as
-    `default_hooks.sampler_seed`.
+    """Seeds torch, numpy and random from (seed, epoch, iteration, rank) before each batch is fetched, each training
+    iteration and each validation, so that a training that was killed and resumed draws the same numbers as one that
+    was not. Use it as `default_hooks.sampler_seed`.
 
     What worker processes of a DataLoader draw is theirs: a data set that shall be repeatable there seeds itself by item
     (those of `attlas.pointnets` do).
@@ -238,13 +217,26 @@ class IterationSeedHook(hooks.DistSamplerSeedHook):
 
     def before_train_epoch(self, runner) -> None:
         super().before_train_epoch(runner)
-        self._seed(runner, 0)  # the first batch is fetched before the first iteration
+        self._seed(runner, runner.iter, "fetch")
+        # with one of its own, an iterator that is made anew takes none of the numbers of the next batch
+        runner.train_dataloader.generator = torch.Generator().manual_seed(torch.initial_seed())
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self._seed(runner, 1)
+        self._seed(runner, runner.iter, "train")
 
-    def _seed(self, runner, moment: int) -> None:
-        state = np.random.SeedSequence([runner.seed, runner.epoch, runner.iter, runner.rank, moment]).generate_state(3)
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self._seed(runner, runner.iter + 1, "fetch")
+
+    def before_val_epoch(self, runner) -> None:
+        self._seed(runner, runner.iter, "validate")
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        self._seed(runner, runner.iter, "fetch")
+
+    def _seed(self, runner, iteration: int, purpose: str) -> None:
+        number = ("fetch", "train", "validate").index(purpose)
+        source = np.random.SeedSequence([runner.seed, runner.epoch, iteration, runner.rank, number])
+        state = source.generate_state(3)
         random.seed(int(state[0]))
         np.random.seed(state[1])
         torch.manual_seed(int(state[2]))

@@ -41,7 +41,7 @@ def run(*command) -> None:
 
 def weights(network: str, protocol: str, folder: Path) -> Path:
     """What the demo trained, or what lies beside the config."""
-    from attlas.engine import latest_checkpoint  # here, as everything of the library: not for --help
+    from attlas.resumption import latest_checkpoint  # here, as everything of the library: not for --help
 
     if (network, protocol) == ("risurconv", "z"):
         trained = latest_checkpoint(folder)
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs" / "demo")
     args = parser.parse_args()
-    from attlas.engine import latest_checkpoint
+    from attlas.resumption import latest_checkpoint
 
     folder = args.work_dir.resolve()
     began = time.perf_counter()

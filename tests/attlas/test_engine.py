@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, initialize
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from attlas import checkpoint, config, engine
+from attlas import checkpoint, config, engine, resumption
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -126,20 +126,8 @@ def test_a_checkpoint_that_fails_midway_leaves_the_last_good_one(cfg, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         engine.Runner.from_cfg(cfg).train()
     assert {p.name: p.read_bytes() for p in work.glob("*.pth")} == before
-    assert not list(work.glob(".epoch*"))
-    assert engine.latest_checkpoint(work) == work / "epoch_4.pth"
-
-
-def test_latest_checkpoint_survives_a_move_and_a_lost_pointer(tmp_path):
-    assert engine.latest_checkpoint(tmp_path) is None
-    for number, name in enumerate(("epoch_9.pth", "epoch_10.pth", "best_acc_epoch_10.pth")):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (number, number))
-    assert engine.latest_checkpoint(tmp_path).name == "epoch_10.pth"
-    (tmp_path / "last_checkpoint").write_text("/elsewhere/work/epoch_9.pth")
-    assert engine.latest_checkpoint(tmp_path) == tmp_path / "epoch_9.pth"
-    (tmp_path / "last_checkpoint").write_text("")  # killed while it was written
-    assert engine.latest_checkpoint(tmp_path).name == "epoch_10.pth"
+    assert not list(work.glob(".*"))
+    assert resumption.latest_checkpoint(work) == work / "epoch_4.pth"
 
 
 # --- hooks
@@ -149,19 +137,25 @@ class FakeRunner:
     seed, epoch, iter, rank = 3, 1, 10, 0
 
 
-def test_iteration_seed_depends_on_all_four_and_nothing_else():
-    def draw(**changes):
+def test_iteration_seed_depends_on_all_five_and_nothing_else():
+    def draw(purpose="train", **changes):
         runner = FakeRunner()
         vars(runner).update(changes)
-        hook.before_train_iter(runner, 0)
+        match purpose:
+            case "train":
+                hook.before_train_iter(runner, 0)
+            case "validate":
+                hook.before_val_epoch(runner)
+            case "fetch":
+                hook.after_val_epoch(runner)
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     hook = engine.IterationSeedHook()
     first = draw()
     assert draw() == first
-    others = [draw(seed=4), draw(epoch=2), draw(iter=11), draw(rank=1)]
-    assert len({first, *others}) == 5
-    assert all(len(set(column)) == 5 for column in zip(first, *others))
+    others = [draw(seed=4), draw(epoch=2), draw(iter=11), draw(rank=1), draw("validate"), draw("fetch")]
+    assert len({first, *others}) == 7
+    assert all(len(set(column)) == 7 for column in zip(first, *others))
 
 
 def test_progress_bar_on_a_terminal_only(cfg, monkeypatch):

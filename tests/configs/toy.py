@@ -1,11 +1,13 @@
 """A network and a data set that train in milliseconds: points on a line, told apart with dropout in the way."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from torch import nn
@@ -38,7 +40,11 @@ class ToyClassifier(BaseModel):
         logits = self.layers(point)
         if mode == "loss":
             return {"loss": nn.functional.cross_entropy(logits, label)}
-        return [{"index": int(i), "right": bool(r)} for i, r in zip(index, logits.argmax(1) == label)]
+        losses = nn.functional.cross_entropy(logits, label, reduction="none")
+        return [
+            {"index": int(i), "right": bool(r), "loss": float(loss)}
+            for i, r, loss in zip(index, logits.argmax(1) == label, losses)
+        ]
 
 
 @METRICS.register_module()
@@ -49,9 +55,14 @@ class ToyCount(BaseMetric):
         self.results += data_samples
 
     def compute_metrics(self, results):
-        right = sum(sample["right"] for sample in results) / len(results)
+        right, loss = (sum(sample[key] for sample in results) / len(results) for key in ("right", "loss"))
         # as floats: MMEngine writes numpy integers as null
-        return {"count": float(len(results)), "index_sum": float(sum(s["index"] for s in results)), "acc": right}
+        return {
+            "count": float(len(results)),
+            "index_sum": float(sum(sample["index"] for sample in results)),
+            "acc": right,
+            "val_loss": loss,
+        }
 
 
 @HOOKS.register_module()
@@ -69,11 +80,63 @@ class RecordLosses(Hook):
 
 @HOOKS.register_module()
 class DieAt(Hook):
-    """Kills the process as `kill -9` does: nothing is closed, nothing is written."""
+    """Kills the process as `kill -9` does: nothing is closed, nothing is written. Or sends it another signal.
 
-    def __init__(self, iteration: int):
-        self.iteration = iteration
+    Args:
+        iteration: the iteration before which to die.
+        moment: the number of the moment at which to die. A moment is before each step of training or validation, before
+            the hooks that follow an epoch or a validation, before a file of the work dir is opened for writing, renamed
+            or removed, and when half a checkpoint is written.
+        trace: the file that gets a line for each moment.
+        number: the signal.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, iteration: int = -1, moment: int = -1, trace: str | None = None, number: int = 9):
+        self.iteration, self.moment, self.number = iteration, moment, number
+        self.trace = trace and Path(trace)
+        self.count = 0
+
+    def before_run(self, runner):
+        if self.trace is None:
+            return
+        put = LocalBackend.put
+        watched = Path(runner.work_dir)
+
+        def halves(backend, content, path):
+            put(backend, content[: len(content) // 2], path)
+            self.pass_moment(f"half {Path(path).name}")
+            put(backend, content, path)
+
+        def audit(event, args):
+            writes = event == "open" and isinstance(args[1], str) and "w" in args[1]
+            if (writes or event in ("os.rename", "os.remove")) and Path(str(args[0])).parent == watched:
+                self.pass_moment(f"{event} {Path(args[0]).name}")
+
+        LocalBackend.put = halves
+        sys.addaudithook(audit)
+
+    def pass_moment(self, name):
+        if self.trace is None:
+            return
+        if self.count == self.moment:
+            os.kill(os.getpid(), self.number)
+        self.count += 1
+        fd = os.open(self.trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, f"{name}\n".encode())
+        os.close(fd)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.pass_moment(f"train {runner.iter}")
         if runner.iter == self.iteration:
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), self.number)
+
+    def after_train_epoch(self, runner):
+        self.pass_moment("end of the epoch")
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        self.pass_moment(f"validate {batch_idx}")
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.pass_moment("end of the validation")
