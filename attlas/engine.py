@@ -6,6 +6,7 @@ Importing this module makes every road by which MMEngine reads a checkpoint (`lo
 
 import atexit
 import ctypes
+import gc
 import logging
 import platform
 import random
@@ -33,6 +34,7 @@ from rich.progress import (
 )
 from rich.syntax import Syntax
 from rich.text import Text
+from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
 from .config import parse_plain, resolved
@@ -90,6 +92,16 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
+def end_processes() -> None:
+    """To be called last, where several processes trained or tested on CPUs, and nothing holds the Runner any more.
+
+    The threads of gloo free the last tensors that they sent. If Python is ending meanwhile, they abort the process.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        gc.collect()  # the Runner, which has cycles, with the network that holds the process group
+        torch.distributed.destroy_process_group()  # waits for the threads
+
+
 @RUNNERS.register_module(name="AttlasRunner")
 class Runner(runner.Runner):
     """MMEngine's Runner; its loops, hooks and config keys are all as they were. What differs:
@@ -120,6 +132,14 @@ class Runner(runner.Runner):
                 **(model_wrapper_cfg or {}),
                 "device_ids": None,
             }
+            wrapped = super().wrap_model(model_wrapper_cfg, model)
+            # DDP lays its buckets out anew after the first step. The order in which gloo sums the processes' gradients
+            # depends on the layout, so the first step after a resumption would not equal that of a training which was
+            # never interrupted. Here the layout is final before the first step.
+            if isinstance(wrapped, DistributedDataParallel):
+                wrapped.reducer._push_all_rebuilt_params()
+                wrapped.reducer._rebuild_buckets()
+            return wrapped
         return super().wrap_model(model_wrapper_cfg, model)
 
     def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):

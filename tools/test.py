@@ -102,6 +102,9 @@ def main() -> None:
     so3 = test(cfg, args.so3, files[1]) if args.so3 else None
     if is_main_process() and {"z/OA", "SO3/OA"} <= metrics.keys():
         Console().print(protocol_table(metrics, so3))
+    from attlas.engine import end_processes
+
+    end_processes()
 
 
 if __name__ == "__main__":

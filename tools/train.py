@@ -95,7 +95,7 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    from attlas.engine import Runner  # not for --help
+    from attlas.engine import Runner, end_processes  # not for --help
 
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
@@ -103,6 +103,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     Runner.from_cfg(cfg).train()
+    end_processes()
 
 
 if __name__ == "__main__":

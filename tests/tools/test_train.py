@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,34 @@ ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "configs" / "tiny.py"
 
 
-def start(folder: Path, tool: str, *args: str, processes: int = 1, code: int = 0) -> str:
-    """Run a tool in a folder; give what it printed."""
+def start(folder: Path, tool: str, *args: str, processes: int = 1, code: int = 0, within: Sequence[str] = ()) -> str:
+    """Run a tool in a folder; give what it printed.
+
+    Args:
+        within: the command that takes the tool's command as its last arguments.
+    """
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         args = (*args, "--launcher", "pytorch")
     paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))  # the latter for the config's toys
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "tools" / tool), *args]
+    command = [*within, *launcher, str(ROOT / "tools" / tool), *args]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     text = done.stdout + done.stderr
     assert done.returncode == code, text
     return text
+
+
+def killed(folder: Path, iteration: int, number: int = signal.SIGKILL) -> Path:
+    """A config of the tiny training that ends by a signal before an iteration."""
+    config = folder / "killed.py"
+    config.write_text(
+        f"_base_ = [{str(TINY)!r}]\n"
+        "custom_hooks = [dict(type='RecordLosses', path='losses'), "
+        f"dict(type='DieAt', iteration={iteration}, number={int(number)})]\n"
+    )
+    return config
 
 
 def losses(folder: Path, rank: int = 0) -> dict[int, str]:
@@ -132,12 +149,7 @@ def test_test_counts_every_sample_once_alone_and_on_two_processes(trained):
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_losses_bit_for_bit(trained, tmp_path):
     at = 8  # in the middle of the second epoch of five iterations
-    config = tmp_path / "killed.py"
-    config.write_text(
-        f"_base_ = [{str(TINY)!r}]\n"
-        f"custom_hooks = [dict(type='RecordLosses', path='losses'), dict(type='DieAt', iteration={at})]\n"
-    )
-    start(tmp_path, "train.py", str(config), "--work-dir", "work", code=-9)
+    start(tmp_path, "train.py", str(killed(tmp_path, at)), "--work-dir", "work", code=-9)
     assert len(losses(tmp_path)) == at
     text = start(tmp_path, "train.py", str(TINY), "--work-dir", "work", "--resume", "auto")
     assert "resumed epoch: 1, iter: 5" in text
@@ -158,3 +170,24 @@ def test_two_processes_train_and_stay_equal(tmp_path):
     found = metrics(tmp_path)
     assert found["count"] == 7
     assert found["index_sum"] == 21
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "batch"), [(3, 4), (4, 3)])
+def test_several_processes_killed_and_resumed_give_the_same_bits(tmp_path, processes, batch):
+    """From three on, the order in which gloo sums gradients matters."""
+    left, other = tmp_path / "left", tmp_path / "killed"
+    args = "--work-dir", "work", "--cfg-options", f"train_dataloader.batch_size={batch}"
+    for folder in (left, other):
+        folder.mkdir()
+    start(left, "train.py", str(TINY), *args, processes=processes)
+    start(other, "train.py", str(killed(other, iteration=5)), *args, processes=processes, code=1)
+    text = start(other, "train.py", str(TINY), *args, "--resume", processes=processes)
+    assert "resumed epoch: 2, iter: 4" in text
+    for rank in range(processes):
+        assert losses(other, rank) == losses(left, rank)
+    assert len(losses(left)) == 8
+    found = [{k: v for k, v in metrics(folder).items() if "time" not in k} for folder in (left, other)]
+    assert found[0] == found[1]
+    states = [checkpoint.read(folder / "work" / "epoch_4.pth")["state_dict"] for folder in (left, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
