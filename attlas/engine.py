@@ -11,6 +11,8 @@ import logging
 import platform
 import random
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,13 @@ mmengine_checkpoint._safe_torch_load = load_from_attlas
 mmengine_checkpoint.load_from_http = load_from_attlas
 
 
+def _raise_for_disk(handle: Callable, record: logging.LogRecord) -> None:
+    """Stop a training whose log cannot be written, instead of printing a traceback for every line of the log."""
+    if isinstance(sys.exc_info()[1], OSError):
+        raise
+    handle(record)
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep large blocks that are freed. By default it returns them to the kernel, which clears them anew at
     every step: a fifth of the time of a training on a CPU. Does nothing where the C library has no mallopt."""
@@ -123,6 +132,13 @@ class Runner(runner.Runner):
                 raise ValueError(f"launcher={self.launcher!r} needs GPUs; without one it may be 'pytorch' or 'none'.")
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
+
+    def build_logger(self, *args, **kwargs):
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handleError = partial(_raise_for_disk, handler.handleError)
+        return logger
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and not torch.cuda.is_available():  # DistributedDataParallel refuses device_ids on a CPU

@@ -7,6 +7,8 @@ torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch --amp
 
 import argparse
 import os
+import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from attlas.config import first_process, load_config
-from attlas.files import near_files
+from attlas.files import NoRoom, near_files, no_room
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -54,7 +56,7 @@ def use_amp(cfg: Config, wanted: bool) -> None:
 
 def clear(work_dir: Path, overwrite: bool) -> None:
     """Refuse to train over the results of another training, or remove its checkpoints if that was asked."""
-    found = [*work_dir.glob("*.pth"), *work_dir.glob("last_checkpoint")]
+    found = [*work_dir.glob("[!.]*.pth"), *work_dir.glob("last_checkpoint")]
     if found and not overwrite:
         raise FileExistsError(
             f"{work_dir} holds {found[0].name} of another training. Go on with it: --resume. "
@@ -102,8 +104,27 @@ def main() -> None:
         cfg = prepare(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    Runner.from_cfg(cfg).train()
+    signal.signal(signal.SIGINT, stop)
+    if args.launcher == "none":  # several processes may be waiting for each other, where no handler runs
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        Runner.from_cfg(cfg).train()
+    except OSError as error:
+        if isinstance(error, NoRoom):
+            text = str(error)
+        elif reason := no_room(error):  # of a log or the like
+            text = f"{error.filename or f'A file in {cfg.work_dir}'} could not be written: {reason}."
+        else:
+            raise
+        sys.exit(f"{text} Make room there, then go on with --resume.")
     end_processes()
+
+
+def stop(number: int, _: object) -> None:
+    """Leave without a traceback, but tidily: the terminal gets its cursor back, half a file goes."""
+    if first_process():
+        print("Stopped. To go on from the newest checkpoint: --resume", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

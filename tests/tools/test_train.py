@@ -191,3 +191,44 @@ def test_several_processes_killed_and_resumed_give_the_same_bits(tmp_path, proce
     assert found[0] == found[1]
     states = [checkpoint.read(folder / "work" / "epoch_4.pth")["state_dict"] for folder in (left, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_is_one_sentence(tmp_path, number):
+    text = start(tmp_path, "train.py", str(killed(tmp_path, 8, number)), "--work-dir", "work", code=128 + number)
+    assert text.endswith("Stopped. To go on from the newest checkpoint: --resume\n")
+    assert "Traceback" not in text
+
+
+FULL = """\
+mount -t tmpfs -o size=4m tmpfs /mnt
+head -c $(((4096 - FREE) * 1024)) /dev/zero > /mnt/filler
+"$@"
+code=$?
+ls -A /mnt/work
+exit $code
+"""
+
+
+def has_name_spaces() -> bool:
+    try:
+        command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_name_spaces(), reason="this machine lets no user mount a disk of memory")
+@pytest.mark.parametrize(
+    ("free", "what"), [(0, "A file in /mnt/work"), (8, "/mnt/work/tiny.py"), (28, "/mnt/work/epoch_1.pth")]
+)
+def test_a_full_disk_is_one_sentence(tmp_path, free, what):
+    """On a disk of memory with so many KB left, which is only there for the training."""
+    within = ["unshare", "--map-root-user", "--mount", "bash", "-c", f"FREE={free}\n{FULL}", "bash"]
+    text = start(tmp_path, "train.py", str(TINY), "--work-dir", "/mnt/work", code=1, within=within)
+    assert f"{what} could not be written: No space left on device." in text
+    assert "Make room there, then go on with --resume." in text
+    assert "Traceback" not in text
+    assert not re.search(r"^epoch_1\.pth|unfinished", text, re.M)  # of what `ls` lists
