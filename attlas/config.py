@@ -84,45 +84,6 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
-def parse_plain(text: str) -> dict[str, Any]:
-    """The variables of a config that is nothing but data, such as `Config.pretty_text` writes it. Nothing is executed.
-
-    Raises:
-        ValueError: the text is no config, has a base, or holds more than assignments of constants, lists, tuples, dicts
-            and `dict(...)`.
-    """
-    found: dict[str, Any] = {}
-    try:
-        for line in ast.parse(text).body:
-            match line:
-                case ast.Assign(targets=[ast.Name(id=name)]) if name != "_base_":
-                    found[name] = _plain(line.value)
-                case _:
-                    raise ValueError(f"line {line.lineno} is more than data")
-    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"it is no config ({type(error).__name__})") from None
-    return found
-
-
-def _plain(node: ast.expr) -> Any:
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -number
-        case ast.List(elts=items):
-            return [_plain(item) for item in items]
-        case ast.Tuple(elts=items):
-            return tuple(_plain(item) for item in items)
-        case ast.Set(elts=items):
-            return {_plain(item) for item in items}
-        case ast.Dict(keys=keys, values=values) if all(keys):
-            return {_plain(key): _plain(item) for key, item in zip(keys, values) if key}
-        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=words) if all(word.arg for word in words):
-            return {word.arg: _plain(word.value) for word in words}
-    raise ValueError(f"line {node.lineno} is more than data")
-
-
 def _run(path: Path) -> Config:
     try:
         return Config.fromfile(path)

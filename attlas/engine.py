@@ -39,10 +39,10 @@ from rich.text import Text
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoint
-from .config import parse_plain, resolved
-from .files import printable, replacing, sweep
+from .config import resolved
+from .files import replacing, sweep
 from .registry import HOOKS, RUNNERS
-from .resumption import CheckpointHook, checkpoints, newest_whole
+from .resumption import CannotResume, CheckpointHook, check_resumed, checkpoints, newest_whole
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -50,27 +50,23 @@ from .resumption import CheckpointHook, checkpoints, newest_whole
 def load_from_attlas(filename: str, map_location: Any = None, **_: Any) -> dict:
     """Read a checkpoint from a file or a URL for MMEngine. A download is kept where torch.hub keeps its own."""
     if not str(filename).startswith(("http://", "https://")):
-        return without_programs(checkpoint.read(filename, map_location or "cpu"), filename)
+        return _without_configs(checkpoint.read(filename, map_location or "cpu"))
     path = Path(torch.hub.get_dir()) / "checkpoints" / filename.split("?")[0].rsplit("/", 1)[-1]
     if not path.exists():
         print_log(f"Downloading {filename} to {path}", logger="current")
         with replacing(path) as temporary:  # each process its own, the last one wins: they are equal
             torch.hub.download_url_to_file(filename, str(temporary), progress=False)
-    return without_programs(checkpoint.read(path, map_location or "cpu"), path)
+    return _without_configs(checkpoint.read(path, map_location or "cpu"))
 
 
-def without_programs(found: dict, source: str | Path) -> dict:
-    """Take configs that are more than data out of what a checkpoint holds: MMEngine runs the text of `meta.config` as
-    Python when a training is resumed, and that of `cfg` when it infers from a checkpoint alone."""
+def _without_configs(found: dict) -> dict:
+    """What a checkpoint holds, without the texts of configs: MMEngine runs that of `meta.config` as Python when a
+    training is resumed, and that of `cfg` when it infers from a checkpoint alone. Nothing that we use reads them."""
     hub = found.get("message_hub")
     parts = found.get("meta"), hub.get("runtime_info") if isinstance(hub, dict) else None
     for part in (part for part in parts if isinstance(part, dict)):
-        for name in ("cfg", "config"):
-            try:
-                parse_plain(part.get(name, ""))
-            except ValueError as error:
-                print_log(f"The {name} in {printable(source)} is left out: {error}.", "current", logging.WARNING)
-                del part[name]
+        part.pop("cfg", None)
+        part.pop("config", None)
     return found
 
 
@@ -160,11 +156,8 @@ class Runner(runner.Runner):
 
     def load_checkpoint(self, filename, map_location="cpu", strict=False, revise_keys=None):
         found = CheckpointLoader.load_checkpoint(str(filename), map_location)
-        if self._resume and (lacking := {"meta", "state_dict", "message_hub", "optimizer"} - found.keys()):
-            raise ValueError(
-                f"Training cannot be resumed from {filename}: it lacks {', '.join(sorted(lacking))}. Resume from an "
-                "epoch_*.pth or iter_*.pth; to begin a new training with these weights: --cfg-options load_from=..."
-            )
+        if self._resume:
+            check_resumed(found, self, filename)
         if "state_dict" not in found:
             found = {"state_dict": checkpoint.weights(found)}
         self.call_hook("after_load_checkpoint", checkpoint=found)
@@ -192,10 +185,10 @@ class Runner(runner.Runner):
             try:
                 whole = newest_whole(checkpoints(self.work_dir, self._checkpoint_folder()))
                 found = [whole and str(whole)]
-            except ValueError as error:
+            except CannotResume as error:
                 found = [error]
         broadcast_object_list(found)
-        if isinstance(found[0], ValueError):
+        if isinstance(found[0], CannotResume):
             raise found[0]
         return found[0]
 

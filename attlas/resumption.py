@@ -1,24 +1,33 @@
 """A training that was killed, at whatever moment, goes on as if nothing had happened.
 
-Where to go on: `checkpoints` and `newest_whole`. What a checkpoint must hold for it, and what resumption must repeat or
-remove: CheckpointHook and EarlyStoppingHook, which take the place of MMEngine's.
+Where to go on: `checkpoints` and `newest_whole`. Whether a checkpoint is of this training: `check_resumed`. What it
+must hold, and what resumption must repeat or remove: CheckpointHook and EarlyStoppingHook, in the place of MMEngine's.
 """
 
 import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mmengine import dist, hooks
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import Tensor
 
 from . import checkpoint
 from .files import printable, replacing
 from .registry import HOOKS
+
+
+class CannotResume(ValueError):
+    """A training cannot go on from a checkpoint. Its text is for the user."""
+
 
 # --- where to go on --------------------------------------------------------------------------------------------------
 
@@ -78,7 +87,7 @@ def newest_whole(found: Iterable[Path]) -> Path | None:
     """The first of some checkpoints that reads from end to end; warns of those that do not. None if there are none.
 
     Raises:
-        ValueError: there are some, and none of them reads.
+        CannotResume: there are some, and none of them reads.
     """
     broken = []
     for path in found:
@@ -90,11 +99,133 @@ def newest_whole(found: Iterable[Path]) -> Path | None:
         else:
             return path
     if broken:
-        raise ValueError(
+        raise CannotResume(
             f"No checkpoint in {broken[0].parent} can be read ({', '.join(path.name for path in broken)}). "
             "To train anew in its place: --overwrite."
         )
     return None
+
+
+# --- what a checkpoint may say ---------------------------------------------------------------------------------------
+#
+# MMEngine and torch take what a checkpoint says of a training as it is: counters, hyper-parameters, which kernel of an
+# optimizer runs, over states of whatever size. A stranger's checkpoint can be resumed; so it is held to what it is for.
+
+
+def check_resumed(found: dict, runner, source: str | Path) -> None:
+    """Hold what a checkpoint says of a training to the training that shall go on from it.
+
+    Raises:
+        CannotResume: says what does not fit.
+    """
+    if lacking := {"meta", "state_dict", "message_hub", "optimizer"} - found.keys():
+        raise CannotResume(
+            f"Training cannot be resumed from {printable(source)}: it lacks {', '.join(sorted(lacking))}. Resume from "
+            "an epoch_*.pth or iter_*.pth; to begin a new training with these weights: --cfg-options load_from=..."
+        )
+    try:
+        _check_counters(_dict(found["meta"]), runner.train_loop)
+        _check_hub(_dict(found["message_hub"]))
+        _each(found["optimizer"], runner.optim_wrapper, "optimizer", _check_optimizer)
+        if "param_schedulers" in found and runner.param_schedulers is not None:
+            _each(found["param_schedulers"], runner.param_schedulers, "schedule", _check_schedulers)
+    except (ValueError, TypeError) as error:
+        raise CannotResume(
+            f"Training cannot be resumed from {printable(source)}, which may be another training's: it holds "
+            f"{printable(error)}."
+        ) from None
+
+
+def _check_counters(meta: dict, loop: Any) -> None:
+    for name in ("epoch", "iter"):
+        _require(_is_int(meta.get(name)) and 0 <= meta[name] < 2**40, f"no count as {name}")
+    seed = meta.get("seed", None)
+    _require(seed is None or (_is_int(seed) and 0 <= meta["seed"] < 2**64), "a seed that is no number")
+    if isinstance(loop, IterBasedTrainLoop):
+        _require(meta["iter"] <= loop.max_iters, f"iteration {meta['iter']} of a training of {loop.max_iters}")
+
+
+def _check_hub(hub: dict) -> None:
+    for part in ("log_scalars", "runtime_info", "resumed_keys"):
+        for name in _dict(hub.get(part)):
+            _require(isinstance(name, str) and name == printable(name), f"the name {printable(name)} in {part}")
+
+
+def _require(holds: Any, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _each(states: Any, built: Any, what: str, check_one: Callable[[Any, Any], None]) -> None:
+    """One optimizer (or one list of schedulers), or several by name."""
+    if isinstance(built, (dict, OptimWrapperDict)):
+        names = dict(built.items())
+        _require(isinstance(states, dict) and names.keys() <= states.keys(), f"another {what} than {', '.join(names)}")
+        for name, one in names.items():
+            check_one(states[name], one)
+    else:
+        check_one(states, built)
+
+
+# which kernel runs is for the training to say; torch would believe the checkpoint
+KERNELS = ("fused", "foreach", "capturable", "differentiable")
+
+
+def _check_optimizer(state: Any, wrapper: Any) -> None:
+    optimizer = wrapper.optimizer
+    groups: Any = _dict(state).get("param_groups")
+    own = optimizer.state_dict()["param_groups"]
+    _require(isinstance(groups, list) and all(isinstance(group, dict) for group in groups), "no groups of parameters")
+    sizes = [[len(group.get("params", ())) for group in given] for given in (groups, own)]
+    _require(sizes[0] == sizes[1], "other groups of parameters")
+    parameters: dict[int, Any] = {}
+    for group, mine, real in zip(groups, own, optimizer.param_groups):
+        group.update({name: mine[name] for name in KERNELS if name in mine})
+        for name, value in mine.items():
+            _require(name not in group or _alike(group[name], value), f"the {name} of another optimizer")
+        parameters.update(zip(group["params"], real["params"]))
+    for number, values in _dict(state.get("state")).items():
+        _require(number in parameters and isinstance(values, dict), "a state of no parameter")
+        if "fused" not in optimizer.defaults:  # the others compare sizes
+            continue
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim:
+                room = value.untyped_storage().nbytes() // value.element_size() - value.storage_offset()
+                fits = value.shape == parameters[number].shape and value.numel() <= room  # not so if it is expanded
+                _require(fits, f"{printable(name)} of another shape")
+
+
+def _check_schedulers(states: Any, schedulers: Any) -> None:
+    _require(isinstance(states, list) and len(states) == len(schedulers), "other schedules")
+    for state, scheduler in zip(states, schedulers):
+        own = scheduler.state_dict()
+        _require(_dict(state).keys() <= own.keys(), f"a schedule that is no {type(scheduler).__name__}")
+        for name, value in state.items():
+            _require(_alike(value, own[name]), f"{name} of another schedule")
+
+
+def _dict(value: Any) -> dict:
+    _require(isinstance(value, dict), f"a {type(value).__name__} for a dictionary")
+    return value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether a value may take the place of another: of the same kind, and of a size that can be computed with."""
+    if isinstance(one, (list, tuple)):
+        return type(one) is type(other) and all(map(_alike, one, other if len(one) == len(other) else [0.0] * len(one)))
+    if isinstance(one, Counter):  # of milestones, and how often each counts
+        times = all(_is_int(n) and 0 <= n < 10_000 for n in one.values())
+        return isinstance(other, Counter) and times and all(_is_int(n) and 0 <= n < 2**53 for n in one)
+    if isinstance(one, dict):
+        return type(one) is type(other) and all(key in other and _alike(one[key], other[key]) for key in one)
+    numbers = (int, float, type(None))
+    if isinstance(one, numbers) and isinstance(other, numbers):
+        return isinstance(one, bool) == isinstance(other, bool) and (not isinstance(one, int) or abs(one) < 2**53)
+    return type(one) is type(other) and (one is other or not callable(one))
 
 
 # --- what a checkpoint must hold -------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    from attlas.engine import Runner, end_processes  # not for --help
+    from attlas.engine import CannotResume, Runner, end_processes  # not for --help
 
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
@@ -109,6 +109,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, stop)
     try:
         Runner.from_cfg(cfg).train()
+    except CannotResume as error:
+        sys.exit(str(error))
     except OSError as error:
         if isinstance(error, NoRoom):
             text = str(error)

@@ -52,21 +52,19 @@ def test_no_road_of_mmengine_unpickles(tmp_path, monkeypatch, source):
 
 
 def test_a_config_in_a_checkpoint_is_not_run(cfg):
-    """MMEngine runs the text of `meta.config` when a training is resumed."""
+    """MMEngine runs the text of `meta.config` when a training is resumed. It replaces {{$X:default}} before that, so
+    the text need not show what it does."""
     engine.Runner.from_cfg(cfg).train()
-    path = Path(cfg.work_dir) / "epoch_4.pth"
-    found = checkpoint.read(path)
-    found["meta"]["config"] = "import os\nos.system('touch executed')\n"
-    found["message_hub"]["runtime_info"]["cfg"] = "_base_ = ['evil.py']"
-    torch.save(found, "evil.pth")
-    cfg.resume, cfg.load_from = True, "evil.pth"
-    runner = engine.Runner.from_cfg(cfg)
-    runner.train()
-    assert not Path("executed").exists()
-    log = Path(runner.logger.log_file).read_text()
-    assert "The config in evil.pth is left out: line 1 is more than data." in log
-    assert "The cfg in evil.pth is left out: line 1 is more than data." in log
-    assert engine.load_from_attlas(str(path))["meta"]["cfg"] == found["meta"]["cfg"]
+    found = checkpoint.read(Path(cfg.work_dir) / "epoch_4.pth")
+    hidden = r'a = "{{$X:q\042+str(__import__(\047os\047).system(\047touch\040executed\047))#|}}"'
+    for text in ("import os\nos.system('touch executed')\n", hidden):
+        found["meta"]["config"] = found["message_hub"]["runtime_info"]["cfg"] = text
+        torch.save(found, "evil.pth")
+        cfg.resume, cfg.load_from = True, "evil.pth"
+        engine.Runner.from_cfg(cfg).train()
+        assert not Path("executed").exists()
+    inert = engine.load_from_attlas("evil.pth")
+    assert not {"cfg", "config"} & {*inert["meta"], *inert["message_hub"]["runtime_info"]}
 
 
 def test_pretrained_counts_and_refuses_a_file_that_does_not_fit(tmp_path):

@@ -4,15 +4,17 @@ files by name, the same contents, and the same losses, bit for bit."""
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from training import Trainings
 
-from attlas import checkpoint, resumption
+from attlas import checkpoint, config, engine, resumption
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 HOOK = "default_hooks.checkpoint"
@@ -290,3 +292,64 @@ def test_a_checkpoint_cannot_have_other_files_removed(train, tmp_path):
     assert (work / "notes.txt").exists()
     assert (work / "epoch_1.pth").exists()
     assert not (work / "epoch_0.pth").exists()
+
+
+# --- what a checkpoint says of a training
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A training of two epochs by Adam with milestones."""
+    folder = tmp_path_factory.mktemp("saved")
+    found = config.load_config(TINY)
+    found.work_dir, found.experiment_name = str(folder), folder.name
+    found.train_cfg.max_epochs = 2
+    found.optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="Adam", lr=0.01))
+    found.param_scheduler = [dict(type="MultiStepLR", milestones=[1, 5], gamma=0.5, by_epoch=True)]
+    engine.Runner.from_cfg(found).train()
+    found.dump(folder / "config.py")
+    return folder
+
+
+def test_another_trainings_checkpoint_is_refused(saved, tmp_path):
+    """What torch or MMEngine would believe: kernels that compare no sizes, numbers that take for ever, names that a
+    terminal obeys."""
+    huge = Counter(dict.fromkeys(range(1, 9), 10**11))
+    changes = {
+        "no count as epoch": lambda c: c["meta"].update(epoch="3"),
+        "no count as iter": lambda c: c["meta"].update(iter=-1),
+        "a seed that is no number": lambda c: c["meta"].update(seed="x"),
+        r"the name a\\x1b\[2J in log_scalars": lambda c: c["message_hub"]["log_scalars"].update({"a\x1b[2J": 1}),
+        "a NoneType for a dictionary": lambda c: c["message_hub"].pop("resumed_keys"),
+        "no groups of parameters": lambda c: c["optimizer"].update(param_groups=None),
+        "other groups of parameters": lambda c: c["optimizer"]["param_groups"].append({"params": []}),
+        "the lr of another optimizer": lambda c: c["optimizer"]["param_groups"][0].update(lr="x"),
+        "a state of no parameter": lambda c: c["optimizer"]["state"].update({99: {}}),
+        "milestones of another schedule": lambda c: c["param_schedulers"][0].update(milestones=huge),
+        "gamma of another schedule": lambda c: c["param_schedulers"][0].update(gamma=2**60),
+        "a schedule that is no MultiStepLR": lambda c: c["param_schedulers"][0].update(other=1),
+        "other schedules": lambda c: c["param_schedulers"].clear(),
+    }
+    for words, change in changes.items():
+        found = checkpoint.read(saved / "epoch_2.pth")
+        change(found)
+        torch.save(found, tmp_path / "evil.pth")
+        resumed = Config.fromfile(saved / "config.py")
+        resumed.work_dir, resumed.resume, resumed.load_from = str(tmp_path), True, str(tmp_path / "evil.pth")
+        with pytest.raises(resumption.CannotResume, match=rf"evil\.pth, which may be another .*: it holds {words}"):
+            engine.Runner.from_cfg(resumed).train()
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_the_training_says_which_kernel_runs(saved, tmp_path, fused):
+    """torch's fused optimizers write outside of a state that is too small."""
+    found = checkpoint.read(saved / "epoch_2.pth")
+    found["optimizer"]["param_groups"][0].update(fused=True, foreach=False)
+    for state in found["optimizer"]["state"].values():
+        state["exp_avg"] = state["exp_avg_sq"] = torch.zeros(3, 1)
+    torch.save(found, tmp_path / "evil.pth")
+    resumed = Config.fromfile(saved / "config.py")
+    resumed.work_dir, resumed.resume, resumed.load_from = str(tmp_path), True, str(tmp_path / "evil.pth")
+    resumed.train_cfg.max_epochs, resumed.optim_wrapper.optimizer.fused = 3, fused
+    with pytest.raises(resumption.CannotResume, match="exp_avg of another shape"):
+        engine.Runner.from_cfg(resumed).train()
