@@ -139,7 +139,7 @@ def check_resumed(found: dict, runner, source: str | Path) -> None:
 def _check_counters(meta: dict, loop: Any) -> None:
     for name in ("epoch", "iter"):
         _require(_is_int(meta.get(name)) and 0 <= meta[name] < 2**40, f"no count as {name}")
-    seed = meta.get("seed", None)
+    seed = meta.get("seed")
     _require(seed is None or (_is_int(seed) and 0 <= meta["seed"] < 2**64), "a seed that is no number")
     if isinstance(loop, IterBasedTrainLoop):
         _require(meta["iter"] <= loop.max_iters, f"iteration {meta['iter']} of a training of {loop.max_iters}")
