@@ -30,8 +30,12 @@ from .files import near_files, printable, replacing
 Rules = Sequence[tuple[str, str | Callable[[re.Match], str] | None]]
 Resize = Mapping[str, Callable[[Tensor, torch.Size], Tensor]]
 
-# Where published files keep their weights; of several, the first is taken.
-CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "model_ema", "ema")
+# Where published files keep their weights; of several, the first is taken, unless told otherwise.
+CONTAINERS = (
+    "state_dict", "model_state_dict", "model", "params_ema", "params", "module", "model_ema", "ema", "state_dict_ema",
+    "ema_state_dict",
+)  # fmt: skip
+COUNTERS = {"n_averaged", "steps"}  # which averages of weights (PyTorch's, MMEngine's) keep beside `module.`
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -56,7 +60,9 @@ def read(path: str | Path, map_location: Any = "cpu", left_out: set[str] | None 
             and what to do.
     """
     if re.match(r"\w+://", str(path)):
-        raise ValueError(f"{printable(path)} is an address, and files are read here; load_from= takes addresses.")
+        raise ValueError(
+            f"{printable(path)} is an address, and files are read here; load_from= and pretrained= take addresses."
+        )
     path = Path(os.path.expanduser(path))  # which leaves a ~ of nobody as it is
     if not isinstance(map_location, (str, torch.device)):
         raise ValueError(f"map_location={map_location!r} must be a device, such as 'cpu' or 'cuda:0'.")
@@ -131,22 +137,63 @@ def _refusal(path: Path, error: torch_files.Refused) -> str:
     return asked + f"Its weights can be read without that, and everything else left out:\n  {command}"
 
 
-def weights(checkpoint: Mapping) -> dict[str, Tensor]:
+def weights(checkpoint: Mapping, container: str | None = None) -> dict[str, Tensor]:
     """Find the tensors in what `read` returned: unwraps `state_dict`, `model` and the like, and a `module.` before
-    every name, which DataParallel leaves (`_orig_mod.` where torch.compile was)."""
-    state: Any = checkpoint
-    for _ in CONTAINERS:  # no more often: one might hold itself
-        if container := next((key for key in CONTAINERS if isinstance(state.get(key), Mapping)), None):
-            state = state[container]
+    every name, which DataParallel and averages of weights leave (`_orig_mod.` where torch.compile was).
+
+    Args:
+        checkpoint: what `read` returned.
+        container: name under which the wanted ones are, such as "model_ema"; the first of CONTAINERS by default.
+
+    Raises:
+        ValueError: there are none, or no such container; says what there is.
+    """
+    state, _ = _unwrap(checkpoint, container)
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"The checkpoint holds no tensors where they may be ({', '.join(CONTAINERS)}): {_some(state)}")
+        places = container or ", ".join(CONTAINERS)
+        inner = [name for name, value in state.items() if isinstance(value, Mapping)]
+        choose = f". If they are under one of {_some(inner)}: container=NAME" if inner else ""
+        raise ValueError(f"The checkpoint holds no tensors where they may be ({places}): {_some(state)}{choose}")
     if strange := [name for name in tensors if name != printable(name, 1000)]:
         raise ValueError(f"The checkpoint holds tensors whose names are no names: {_some(strange)}")
+    if any(name.startswith("module.") for name in tensors):
+        named = {name: value for name, value in tensors.items() if name not in COUNTERS}
+        tensors = named if all(name.startswith("module.") for name in named) else tensors
     for wrapper in ("module.", "_orig_mod.", "module."):
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): value for name, value in tensors.items()}
     return tensors
+
+
+def besides(checkpoint: Mapping, container: str | None = None) -> dict[str, int]:
+    """The other containers of what `read` returned, which `weights` leaves alone, with their numbers of tensors."""
+    found = {}
+    for name, other in _unwrap(checkpoint, container)[1].items():
+        count = sum(isinstance(value, Tensor) for value in _unwrap(other)[0].values())
+        if count:
+            found[name] = count
+    return found
+
+
+def _unwrap(checkpoint: Mapping, container: str | None = None) -> tuple[Mapping, dict[str, Mapping]]:
+    """The innermost container, and those that stand beside the ones on the way to it."""
+    state: Mapping = checkpoint
+    others: dict[str, Mapping] = {}
+    for _ in CONTAINERS:  # no more often: one might hold itself
+        inside = {name: state[name] for name in CONTAINERS if isinstance(state.get(name), Mapping)}
+        if container is not None and isinstance(state.get(container), Mapping):
+            taken, container = container, None
+        elif inside:
+            taken = next(iter(inside))
+        else:
+            break
+        others |= {name: value for name, value in inside.items() if name != taken}
+        state = state[taken]
+    if container is not None:
+        there = [name for name, value in checkpoint.items() if isinstance(value, Mapping)]
+        raise ValueError(f"container={container!r} is not in the checkpoint. In it: {_some(there or checkpoint)}.")
+    return state, others
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -164,6 +211,7 @@ class Account:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    besides: dict[str, int] = field(default_factory=dict)  # containers of the file that were left alone, and tensors
 
     @property
     def complete(self) -> bool:
@@ -186,6 +234,10 @@ class Account:
             "ignored on purpose": self.ignored,
         }
         lines += [f"  {what} ({len(names)}): {_some(names)}" for what, names in shapes.items() if names]
+        lines += [
+            f"  the file holds {name} besides, with {count} tensors; to take that: container={name!r}"
+            for name, count in self.besides.items()
+        ]
         return "\n".join(lines)
 
 
@@ -196,11 +248,18 @@ def load(
     prefix: str = "",
     resize: Resize | None = None,
     ignore_mismatched: Sequence[str] = (),
+    container: str | None = None,
+    fit_channels: bool = False,
+    name: str | None = None,
 ) -> Account:
     """Load a checkpoint into a network, and say what became of every name.
 
+    A network may have `looks_like(state)`, which names the variant that a state dict is of, if it is of another one
+    than the network ("" else); and `dense_names`, expressions for names that files often lack. Then a file of another
+    variant is an error.
+
     Args:
-        model: the network; a wrapper (DistributedDataParallel and the like) is looked through.
+        model: the network; a wrapper (DistributedDataParallel, torch.compile and the like) is looked through.
         source: a file, or what `read` returned, or a state dict.
         rules: (regular expression, replacement) pairs that turn the file's names into the network's, each applied by
             `re.sub` to what the one before left; a replacement of None ignores the file's name on purpose. By default
@@ -215,18 +274,25 @@ def load(
             are reshaped without being told.
         ignore_mismatched: regular expressions over the network's names; tensors of these whose shape differs are left
             as they are (a head for other classes). Any other difference of shape is an error.
+        container: name under which the file has the wanted weights, such as "model_ema"; the first of CONTAINERS by
+            default. The account says what the file holds besides.
+        fit_channels: whether filters for an image of three channels are fitted to a network with other in_channels: to
+            one channel by their sum over the three, to more by their repetition, scaled by 3 / in_channels.
+        name: what the account and errors call the source; by default its path.
 
     Raises:
-        ValueError: nothing fits, two names become one, or shapes differ; lists the names.
+        ValueError: nothing fits, two names become one, or shapes differ; the file is of another variant; there is no
+            such container. Lists the names.
     """
-    while not hasattr(model, "checkpoint_rules") and _is_wrapper(model):
-        model = model.module  # type: ignore[assignment]
+    model = unwrapped(model)
     if rules is None:
         rules = getattr(model, "checkpoint_rules", ())
     if resize is None:
         resize = _resizers(model)
-    account = Account("the given state" if isinstance(source, Mapping) else str(source))
-    state = weights(source if isinstance(source, Mapping) else read(source))
+    found = source if isinstance(source, Mapping) else read(source)
+    account = Account(name or ("the given state" if isinstance(source, Mapping) else str(source)))
+    state = weights(found, container)
+    account.besides = besides(found, container)
     target = model.state_dict()
 
     if prefix:
@@ -234,62 +300,108 @@ def load(
         if not begins:
             raise ValueError(f"{account.source}: no name begins with prefix={prefix!r}. The file has {_some(state)}.")
         state = begins
+    likely = getattr(model, "looks_like", lambda state: "")
 
     optional = getattr(model, "checkpoint_optional", ())
-    new_names = {name: _rename(name, rules) for name in state}
-    old_names: dict[str, str | None] = {name: name for name in state}
+    new_names = {old: _rename(old, rules) for old in state}
+    old_names: dict[str, str | None] = {old: old for old in state}
     if _fitting(state, old_names, target, optional) >= _fitting(state, new_names, target, optional):
         new_names = old_names
 
     renamed: dict[str, Tensor] = {}
-    for old, name in new_names.items():
-        if name is None:
+    for old, new in new_names.items():
+        if new is None:
             account.ignored.append(old)
             continue
-        if name in renamed:
-            raise ValueError(f"{account.source}: the rules turn two names into {name!r}; one of them is {old!r}.")
-        if name != old:
-            account.renamed[old] = name
-        renamed[name] = state[old]
+        if new in renamed:
+            raise ValueError(f"{account.source}: the rules turn two names into {new!r}; one of them is {old!r}.")
+        if new != old:
+            account.renamed[old] = new
+        renamed[new] = state[old]
 
-    for name in renamed.keys() & target.keys():
-        renamed[name], shape = _fit(name, renamed[name], target[name].shape, resize), renamed[name].shape
-        if renamed[name].shape != target[name].shape:
-            account.mismatched[name] = shape, target[name].shape
-        elif shape != renamed[name].shape:
-            account.resized[name] = shape, target[name].shape
-    refused = [name for name in account.mismatched if not _matches(name, ignore_mismatched)]
+    for own in renamed.keys() & target.keys():
+        shape, wanted = renamed[own].shape, target[own].shape
+        if fit_channels and _reads_colors(shape, wanted):
+            renamed[own] = _fit_channels(renamed[own], wanted[1])
+        renamed[own] = _fit(own, renamed[own], wanted, resize)
+        if renamed[own].shape != wanted:
+            account.mismatched[own] = shape, wanted
+        elif shape != wanted:
+            account.resized[own] = shape, wanted
+    refused = [own for own in account.mismatched if not _matches(own, ignore_mismatched)]
     if refused:
-        shapes = ((name, *map(tuple, account.mismatched[name])) for name in refused[:10])
-        lines = [f"  {name}: {old} in the file, {new} in the network" for name, old, new in shapes]
+        shapes = ((own, *map(tuple, account.mismatched[own])) for own in refused[:10])
+        lines = [f"  {own}: {old} in the file, {new} in the network" for own, old, new in shapes]
         raise ValueError(
             f"{account.source}: {len(refused)} of {len(target)} tensors have another shape than the network's:\n"
-            + "\n".join(lines)
-            + "\nThe file is of another variant, or the network was built with other options."
-            + (
-                " Or it has a head for other classes; to leave that as it is: "
-                r"ignore_mismatched=[r'(^|\.)head\.'] (a top-level variable of a config, or a key of its init_cfg)."
-                if all("head" in name for name in refused)
-                else ""
-            )
+            + "\n".join([*lines, _reason(account, refused, likely, state)])
         )
-    for name in account.mismatched:
-        del renamed[name]
+    for own in account.mismatched:
+        del renamed[own]
     # The module has the last word: hooks of its own may rename or convert what older versions saved.
     answer = model.load_state_dict(renamed, strict=False)
     absent = {*answer.missing_keys, *account.mismatched}
-    account.loaded = [name for name in target if name not in absent]
-    if all("num_batches_tracked" in name for name in account.loaded):  # which torch makes up for old files
+    account.loaded = [own for own in target if own not in absent]
+    if all("num_batches_tracked" in own for own in account.loaded):  # which torch makes up for old files
         raise ValueError(
             f"{account.source}: no name of the file fits the network, so nothing was loaded.\n"
             f"  the file has     {_some(state)}\n  the network has  {_some(target)}\n"
             "Give prefix=, or rules=[(regular expression, replacement)], which a network publishes as checkpoint_rules."
+            f"\n{likely(state)}".rstrip()
         )
     # a counter that files older than torch 0.4.1 lack, and that means nothing for inference
     account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
-    for name in answer.unexpected_keys:
-        (account.ignored if _matches(name, optional) else account.unexpected).append(name)
+    for own in answer.unexpected_keys:
+        (account.ignored if _matches(own, optional) else account.unexpected).append(own)
+    lacking = [own for own in account.missing if not _matches(own, getattr(model, "dense_names", ()))]
+    if (lacking or account.unexpected) and (other := likely(state)):
+        raise ValueError(f"{account}\n{other}")
     return account
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network in a wrapper: of torch.compile, DistributedDataParallel and the like."""
+    while True:
+        if "_orig_mod" in model._modules:
+            model = model._orig_mod  # type: ignore[assignment]
+        elif not hasattr(model, "checkpoint_rules") and _is_wrapper(model):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _reason(account: Account, refused: list[str], likely: Callable[[Mapping], str], state: Mapping) -> str:
+    """Why shapes differ, and what can be done about it."""
+    if all(_reads_colors(*account.mismatched[name]) for name in refused):
+        channels = account.mismatched[refused[0]][1][1]
+        return (
+            f"The file is for images of 3 channels, the network was built with in_channels={channels}. To fit the "
+            "file's filters to that: fit_channels=True."
+        )
+    reason = "The file is of another variant, or the network was built with other options."
+    if all("head" in name for name in refused):
+        reason += (
+            " Or it has a head for other classes; to leave that as it is: "
+            r"ignore_mismatched=[r'(^|\.)head\.'] (a top-level variable of a config, or a key of its init_cfg)."
+        )
+    return f"{reason}\n{likely(state)}".rstrip()
+
+
+def _reads_colors(shape: torch.Size, wanted: torch.Size) -> bool:
+    """Whether a file's tensor is the filters of a convolution over three channels, and the network's over others."""
+    return len(shape) == len(wanted) == 4 and shape[1] == 3 != wanted[1] and _without(shape) == _without(wanted)
+
+
+def _without(shape: torch.Size) -> tuple[int, ...]:
+    return (*shape[:1], *shape[2:])
+
+
+def _fit_channels(filters: Tensor, channels: int) -> Tensor:
+    """Filters (N, 3, h, w) for another number of channels, which gives maps of a like size."""
+    if channels == 1:
+        return filters.sum(1, keepdim=True)
+    repeated = filters.repeat(1, -(-channels // 3), 1, 1)[:, :channels]
+    return repeated * (3 / channels)
 
 
 def left_over(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[str] = ()) -> int | None:
@@ -376,28 +488,36 @@ def _some(names: Any, count: int = 8) -> str:
 
 @WEIGHT_INITIALIZERS.register_module(name="Pretrained", force=True)
 class PretrainedInit(weight_init.PretrainedInit):
-    """`init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)` with an account of what was loaded.
+    """`init_cfg=dict(type='Pretrained', checkpoint=..., prefix=...)` with an account of what was loaded. Its other keys
+    are `ignore_mismatched`, `container` and `fit_channels`, as of `load`.
 
     Takes the place of MMEngine's own in every scope; that one loads what fits, be it nothing, and goes on.
     """
 
-    def __init__(self, checkpoint, prefix=None, map_location="cpu", ignore_mismatched=()):
+    def __init__(
+        self,
+        checkpoint,
+        prefix=None,
+        map_location="cpu",
+        ignore_mismatched=(),
+        container=None,
+        fit_channels=False,
+    ):
         super().__init__(checkpoint, prefix, map_location)
-        self.ignore_mismatched = ignore_mismatched
+        self.options = dict(ignore_mismatched=ignore_mismatched, container=container, fit_channels=fit_channels)
 
     def __call__(self, module: nn.Module) -> None:
         from .engine import CheckpointLoader  # here, because MMEngine's Runner imports OpenCV
 
         found = CheckpointLoader.load_checkpoint(self.checkpoint, self.map_location)
         prefix = f"{self.prefix.rstrip('.')}." if self.prefix else ""
-        log(load(module, found, prefix=prefix, ignore_mismatched=self.ignore_mismatched), self.checkpoint)
+        log(load(module, found, prefix=prefix, name=str(self.checkpoint), **self.options))
         if hasattr(module, "_params_init_info"):
             weight_init.update_init_info(module, init_info=self._get_init_info())
 
 
-def log(account: Account, source: str | Path) -> None:
+def log(account: Account) -> None:
     """Write an account into MMEngine's log, as a warning unless it is complete."""
-    account.source = str(source)
     print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
 
 

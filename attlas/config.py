@@ -36,9 +36,11 @@ def read_keys() -> frozenset[str]:
     return frozenset(inspect.signature(Runner).parameters) | {
         "activation_checkpointing",
         "compile",
+        "container",
         "custom_imports",
         "efficient_conv_bn_eval",
         "find_unused_parameters",
+        "fit_channels",
         "ignore_mismatched",
         "model_wrapper_cfg",
         "sync_bn",

@@ -10,6 +10,7 @@ import gc
 import logging
 import platform
 import random
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +21,7 @@ import numpy as np
 import torch
 from mmengine import hooks, runner
 from mmengine.dist import broadcast_object_list, is_main_process, master_only
-from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader, EpochBasedTrainLoop
+from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from rich.console import Console
 from rich.progress import (
@@ -38,7 +38,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoint
+from . import checkpoint, download
 from .config import resolved
 from .files import replacing, sweep
 from .registry import HOOKS, RUNNERS
@@ -48,15 +48,8 @@ from .resumption import CannotResume, CheckpointHook, check_resumed, checkpoints
 
 
 def load_from_attlas(filename: str, map_location: Any = None, **_: Any) -> dict:
-    """Read a checkpoint from a file or a URL for MMEngine. A download is kept where torch.hub keeps its own."""
-    if not str(filename).startswith(("http://", "https://")):
-        return _without_configs(checkpoint.read(filename, map_location or "cpu"))
-    path = Path(torch.hub.get_dir()) / "checkpoints" / filename.split("?")[0].rsplit("/", 1)[-1]
-    if not path.exists():
-        print_log(f"Downloading {filename} to {path}", logger="current")
-        with replacing(path) as temporary:  # each process its own, the last one wins: they are equal
-            torch.hub.download_url_to_file(filename, str(temporary), progress=False)
-    return _without_configs(checkpoint.read(path, map_location or "cpu"))
+    """Read a checkpoint from a file or a URL for MMEngine. See `attlas.download`."""
+    return _without_configs(download.read(filename, map_location or "cpu"))
 
 
 def _without_configs(found: dict) -> dict:
@@ -112,7 +105,9 @@ class Runner(runner.Runner):
     """MMEngine's Runner; its loops, hooks and config keys are all as they were. What differs:
 
     - Checkpoints are loaded through `attlas.checkpoint.load`: safetensors and the authors' files work for `load_from`,
-      and an account of every name is logged. Top-level variable `ignore_mismatched`: names that may differ in shape.
+      and an account of every name is logged. Top-level variables are options of it: `ignore_mismatched`, names that
+      may differ in shape, `container` and `fit_channels`. A training that begins with weights for other classes leaves
+      the last layer as it is (`classifier_names` of the model).
     - Checkpoints and the resolved config are written whole or not at all.
     - Without a GPU, `launcher='pytorch'` uses gloo.
     """
@@ -158,17 +153,32 @@ class Runner(runner.Runner):
         found = CheckpointLoader.load_checkpoint(str(filename), map_location)
         if self._resume:
             check_resumed(found, self, filename)
-        if "state_dict" not in found:
-            found = {"state_dict": checkpoint.weights(found)}
+        container = None if self._resume else self.cfg.get("container")
+        besides = {} if self._resume else checkpoint.besides(found, container)
+        if "state_dict" not in found or container is not None:
+            found = {"state_dict": checkpoint.weights(found, container)}
         self.call_hook("after_load_checkpoint", checkpoint=found)
         account = checkpoint.load(
-            self.model, found, rules=revise_keys, ignore_mismatched=self.cfg.get("ignore_mismatched", ())
+            self.model,
+            found,
+            rules=revise_keys,
+            ignore_mismatched=[*self.cfg.get("ignore_mismatched", ()), *self._new_layers()],
+            fit_channels=self.cfg.get("fit_channels", False),
+            name=str(filename),
         )
-        checkpoint.log(account, filename)
+        account.besides = besides
+        checkpoint.log(account)
         if strict and not account.complete:
             raise ValueError(f"strict=True, but {account}")
         self._has_loaded = True
         return found
+
+    def _new_layers(self) -> list[str]:
+        """Expressions for the last layers of the model, which a training may begin without."""
+        model: Any = checkpoint.unwrapped(self.model)
+        if self._resume or not isinstance(self._train_loop, BaseLoop) or not hasattr(model, "classifier_names"):
+            return []
+        return [rf"^{re.escape(name)}\." for name in model.classifier_names()]
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None and not self._has_loaded:

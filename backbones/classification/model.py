@@ -1,6 +1,6 @@
 """Image classification as an MMEngine model: a backbone, a loss with mixed images, and the accuracy of the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +231,17 @@ class ImageClassifier(BaseModel):
     @property
     def checkpoint_optional(self) -> list[str]:
         return [_inside(pattern) for pattern in getattr(self.backbone, "checkpoint_optional", ())]
+
+    def classifier_names(self) -> list[str]:
+        """Names of the layers that make logits."""
+        if self.head is not None:
+            return ["head"]
+        return [f"backbone.{name}" for name in getattr(self.backbone, "classifier_names", list)()]
+
+    def looks_like(self, state: Mapping[str, Tensor]) -> str:
+        """Which variant a state dict is of, if it is of another one than the backbone (see `attlas.checkpoint`)."""
+        looks_like = getattr(self.backbone, "looks_like", lambda state: "")
+        return looks_like({name.removeprefix("backbone."): value for name, value in state.items()})
 
     def forward(self, images: Tensor, labels: Tensor | None = None, indices=None, mode: str = "tensor"):
         if mode == "loss":

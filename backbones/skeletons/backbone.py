@@ -4,7 +4,7 @@ A skeleton (`Pyramid`, `Isotropic`) adds the loop over its parts; a system adds 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,11 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
 
     Attributes:
         out_channels, out_strides: channels and strides of the maps at `out_indices`; `map_sizes` gives their sizes.
+        variant: the `Variant` that it was created as, by name; None if it was built by its class. It says how images
+            are prepared for the published weights: `size`, `crop`, `interpolation`, `mean`, `std`.
     """
+
+    variant: Any = None
 
     # what a system may set
     unused: Sequence[str] = ()  # options of its bases that it does not use (see CheckedOptions)
@@ -265,6 +269,14 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
     def head_groups(self) -> list[tuple[str, tuple[int, ...] | None]]:
         """What a `group_matcher` ends with, for heads that have blocks."""
         return [(r"^head\.cls_token", (0,)), (r"^head\.blocks\.(\d+)", None)]
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def looks_like(self, state: Mapping[str, Tensor]) -> str:
+        """A sentence that names the variants that a state dict is of, or "" if this network is one of them."""
+        from ..zoo import looks_like  # here, because it imports this module
+
+        return looks_like(state, self)
 
     # --- training ----------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(value, other[name]) for name, value in a.state_dict().items())
 
 
-@pytest.mark.parametrize("wrap", ["{}", "state_dict", "model_state_dict", "model", "ema"])
+@pytest.mark.parametrize("wrap", ["{}", "state_dict", "model", "module", "ema", "state_dict_ema"])
 def test_authors_file_loads_by_the_rules_of_the_network(tmp_path, wrap):
     source, target = Net(), Net()
     state = {f"module.{name}": value for name, value in authors_state(source).items()}
@@ -69,6 +69,34 @@ def test_missing_and_unexpected_names_are_counted():
     assert account.unexpected == ["tail.weight"]
     assert not account.complete
     assert "missing from the file (1): head.bias" in str(account)
+
+
+def test_averaged_weights_beside_raw_ones():
+    raw, averaged, target = Net(), Net(), Net()
+    file = {"model": raw.state_dict(), "model_ema": {"state_dict": averaged.state_dict(), "decay": 0.9}, "epoch": 3}
+    account = checkpoint.load(target, file)
+    assert same(raw, target)
+    assert account.besides == {"model_ema": 10}
+    assert "holds model_ema besides, with 10 tensors; to take that: container='model_ema'" in str(account)
+    account = checkpoint.load(target, file, container="model_ema")
+    assert same(averaged, target)
+    assert account.besides == {"model": 10}
+    checkpoint.load(target, {"teacher": raw.state_dict()}, container="teacher")
+    assert same(raw, target)
+    with pytest.raises(ValueError, match=r"container='ema' is not in the checkpoint\. In it: model, model_ema\."):
+        checkpoint.load(target, file, container="ema")
+    with pytest.raises(ValueError, match=r"under one of teacher: container=NAME"):
+        checkpoint.load(target, {"teacher": raw.state_dict()})
+
+
+def test_averages_and_compiled_networks():
+    source, target = Net(), Net()
+    average = torch.optim.swa_utils.AveragedModel(source)
+    assert "n_averaged" in average.state_dict()
+    for state in (average.state_dict(), {"ema_state_dict": {**average.state_dict(), "steps": torch.zeros(())}}):
+        assert checkpoint.load(torch.compile(target), state).complete
+        assert same(source, target)
+        target = Net()
 
 
 def test_prefix_takes_a_part():

@@ -84,7 +84,7 @@ def test_a_recipe_fits_each_variant(path):
         for loader in (config.val_dataloader, config.test_dataloader):
             resize, center, _ = loader.dataset.transforms
             assert center.size == facts.size
-            assert facts.size / resize.size == pytest.approx(0.95 if "halonet" in path.stem else 0.875, abs=3e-3)
+            assert facts.size / resize.size == pytest.approx(facts.crop, abs=4e-3)
 
 
 def test_a_name_reaches_what_depends_on_it(monkeypatch):

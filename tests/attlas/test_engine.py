@@ -11,7 +11,8 @@ from mmengine.model import BaseModule, initialize
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from attlas import checkpoint, config, engine, resumption
+from attlas import backbones, checkpoint, config, download, engine, resumption
+from attlas.registry import MODELS
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -36,13 +37,9 @@ def cfg(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["bad.pth", "https://localhost/bad.pth?x=1", "torchvision://net", "openmmlab://net"])
 def test_no_road_of_mmengine_unpickles(tmp_path, monkeypatch, source):
-    def download(url, target, progress):
-        Path(target).write_bytes(Path("bad.pth").read_bytes())
-
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "x": Trap()}, "bad.pth")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(download, "fetch", lambda url, *_: Path("bad.pth"))
     urls = {"net": "https://localhost/bad.pth"}
     monkeypatch.setattr("mmengine.runner.checkpoint.get_torchvision_models", lambda: urls)
     monkeypatch.setattr("mmengine.runner.checkpoint.get_external_models", lambda: urls)
@@ -95,6 +92,30 @@ def test_load_from_takes_safetensors_and_logs_the_account(cfg, tmp_path):
     assert "missing from the file (1): layers.4.bias" in log
     with pytest.raises(ValueError, match="strict=True"):
         runner.load_checkpoint(tmp_path / "given.safetensors", strict=True)
+
+
+@pytest.mark.parametrize("how", ["load_from", "pretrained"])
+def test_weights_for_other_classes_or_of_another_variant(cfg, tmp_path, how):
+    """Both roads leave the same layer out, name the file, and say what it looks like."""
+
+    def load(path, classes=3):
+        backbone = dict(type="NamedBackbone", name="shvit_s1", num_classes=classes)
+        if how == "pretrained":
+            return MODELS.build(dict(backbone, pretrained=str(path)))
+        cfg.model = dict(type="ImageClassifier", backbone=backbone)
+        runner = engine.Runner.from_cfg(cfg)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.load_checkpoint(path)
+        return runner.model.backbone
+
+    source = backbones.create("shvit_s1", num_classes=5)
+    torch.save(source.state_dict(), tmp_path / "five.pth")
+    loaded = load(tmp_path / "five.pth")
+    assert torch.equal(loaded.head.after.weight, source.head.after.weight)
+    assert loaded.head.fc.weight.shape[0] == 3
+    torch.save(backbones.create("shvit_s2", num_classes=5).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth(.|\n)*The file looks like shvit_s2\.$"):
+        load(tmp_path / "other.pth")
 
 
 def test_weights_alone_cannot_be_resumed(cfg, tmp_path):
