@@ -1,7 +1,7 @@
 """SHViT: single-head attention on a part of the channels, on maps of stride 16 and more.
 
 "SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design", CVPR 2024, arXiv 2401.16456;
-https://github.com/ysj9909/SHViT (MIT), whose weights load.
+https://github.com/ysj9909/SHViT (MIT), whose weights load, as do those of timm's port.
 
 SHSA gives the first P of C channels to one head with narrow queries and keys, and leaves the others as they are:
 
@@ -172,9 +172,14 @@ VARIANTS = {
     ),
 }
 
-# --- the authors' checkpoints ----------------------------------------------------------------------------------------
+# --- the authors' checkpoints, and timm's ----------------------------------------------------------------------------
 
 RULES: Rules = [
+    # timm's; what follows is as the authors have it
+    (r"^stages\.(\d)\.downsample\.2\.", r"stages.\1.downsample.1."),
+    (r"^stages\.(\d)\.downsample\.([01])\.(?=m\.)", r"stages.\1.downsample.0.\2."),
+    (r"^stages\.(\d)\.downsample\.([34])\.", lambda m: f"stages.{m[1]}.downsample.2.{int(m[2]) - 3}."),
+    # the authors'
     (r"^patch_embed\.", r"stem."),
     (r"^blocks([23])\.([012])\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.{m[2]}."),
     (r"^blocks1\.", r"stages.0.blocks."),

@@ -1,8 +1,11 @@
 """What characterises SHViT: attention on a part of the channels without positions, blocks that begin as nothing."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_records import Record
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -126,6 +129,33 @@ def test_attention_map(shsa):
     q, k, v = shsa._rows(x[:, : shsa.split[0]])
     attended = F.scaled_dot_product_attention(q, k, v)[:, :, place[0] * 4 + place[1]]
     torch.testing.assert_close(torch.einsum("bmn,bmnc->bmc", weights.flatten(2), v), attended)
+
+
+def test_names_of_timm():
+    """timm counts the five parts between two stages, and has the blocks in a list of their own."""
+
+    def timm(name):
+        def stage(match):
+            number, part, rest = int(match[1]) - 1, int(match[2]), match[3]
+            if number == 0 or part > 2:
+                return f"stages.{number}.blocks.{part - 3 * (number > 0)}.{rest}"
+            if part == 1:
+                return f"stages.{number}.downsample.2.{rest}"
+            inner, _, rest = rest.partition(".")
+            return f"stages.{number}.downsample.{int(inner) + 3 * (part == 2)}.{rest}"
+
+        return re.sub(r"^blocks(\d)\.(\d+)\.(.+)$", stage, name)
+
+    official = Record("shvit/network_small").state_dict()
+    renamed = {timm(name): value for name, value in official.items()}
+    assert "stages.1.downsample.2.se.fc1.weight" in renamed
+    logits = []
+    for state in (official, renamed):
+        network = small(num_classes=10).eval()
+        account = backbones.load(network, state)
+        assert account.complete, str(account)
+        logits.append(network(torch.ones(1, 3, 64, 64)))
+    assert torch.equal(*logits)
 
 
 def test_bad_width():
