@@ -32,7 +32,10 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir=package_dir,
-    package_data={"attlas": ["py.typed", "furniture14.npz", "FURNITURE14.md"]},
+    package_data={
+        "attlas": ["py.typed", "furniture14.npz", "FURNITURE14.md"],
+        "attlas.backbones": ["weights.csv"],
+    },
     install_requires=KERNELS,
     extras_require={
         "backbones": BACKBONES,

@@ -245,9 +245,9 @@ def _size(width: int, *depths: int) -> dict:
 
 
 VARIANTS = {
-    "davit_tiny": Variant(_size(96, 1, 1, 3, 1), 28_360_168, 4.5, 82.8, drop_path=0.1),
-    "davit_small": Variant(_size(96, 1, 1, 9, 1), 49_745_896, 8.8, 84.2, drop_path=0.1),
-    "davit_base": Variant(_size(128, 1, 1, 9, 1), 87_954_408, 15.5, 84.6, drop_path=0.1),
+    "davit_tiny": Variant(_size(96, 1, 1, 3, 1), 28_360_168, 4.5, 82.8, drop_path=0.1, crop=0.95),
+    "davit_small": Variant(_size(96, 1, 1, 9, 1), 49_745_896, 8.8, 84.2, drop_path=0.1, crop=0.95),
+    "davit_base": Variant(_size(128, 1, 1, 9, 1), 87_954_408, 15.5, 84.6, drop_path=0.1, crop=0.95),
     "davit_large": Variant(_size(192, 1, 1, 9, 1) | dict(window=12), 196_811_752, 103.0, size=384, drop_path=0.1),
     "davit_huge": Variant(_size(256, 1, 1, 9, 1), 348_922_856, drop_path=0.1),
     "davit_giant": Variant(_size(384, 1, 1, 12, 3), 1_406_470_120, top1=90.4, drop_path=0.1),  # after 1.5 G pairs

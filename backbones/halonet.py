@@ -389,14 +389,20 @@ VARIANTS = {
     "halonet_h6": Variant(_paper(8, 4, 3.0, 2.75, 24, 1536), 43_458_280, 53.20, 84.4, size=512),
     "halonet_h7": Variant(_paper(10, 3, 4.0, 3.5, 26, 2048), 67_434_728, 119.64, 84.9, size=600),
     # timm's
-    "halonet_h1_timm": Variant(dict(heads=8, project_first=False), 8_100_056, size=256),
-    "halonet26t": Variant(_26, 12_480_288, top1=79.13, size=256),
-    "sehalonet33ts": Variant(_33, 13_691_712, top1=80.99, size=256),
-    "halonet50ts": Variant(_50, 22_733_280, top1=81.70, size=256),
+    "halonet_h1_timm": Variant(dict(heads=8, project_first=False), 8_100_056, size=256, crop=0.95),
+    "halonet26t": Variant(_26, 12_480_288, top1=79.13, size=256, crop=0.95),
+    "sehalonet33ts": Variant(_33, 13_691_712, top1=80.99, size=256, crop=0.94),
+    "halonet50ts": Variant(_50, 22_733_280, top1=81.70, size=256, crop=0.94),
     "eca_halonext26ts": Variant(
-        _26 | dict(key_dim=16, group_size=16, gate="eca", activation="silu"), 10_756_885, top1=79.50, size=256
+        _26 | dict(key_dim=16, group_size=16, gate="eca", activation="silu"),
+        10_756_885,
+        top1=79.50,
+        size=256,
+        crop=0.94,
     ),
-    "haloregnetz_b": Variant(_regnetz, 11_680_072, top1=81.04, size=224),
+    "haloregnetz_b": Variant(
+        _regnetz, 11_680_072, top1=81.04, size=224, mean=(127.5,) * 3, std=(127.5,) * 3, crop=0.94
+    ),
 }
 
 # --- timm's checkpoints ----------------------------------------------------------------------------------------------

@@ -264,9 +264,9 @@ VARIANTS = {
     "dinat_small": Variant(_small | _dilated, 50_719_681, 7.8, 83.8, drop_path=0.3),  # without layer scale
     "dinat_base": Variant(_base | _dilated, 89_769_652, 13.7, 84.4, drop_path=0.5),
     "dinat_large": Variant(_large | _dilated, 200_943_514, 30.6, 86.6, drop_path=0.35),
-    "dinat_large_384": Variant(_large | _dilated384, 200_943_514, 89.7, 87.4, size=384, drop_path=0.35),
+    "dinat_large_384": Variant(_large | _dilated384, 200_943_514, 89.7, 87.4, size=384, drop_path=0.35, crop=1.0),
     "dinat_large_384_11x11": Variant(
-        _large | _dilated | dict(kernel_size=11), 201_144_250, 92.4, 87.5, size=384, drop_path=0.35
+        _large | _dilated | dict(kernel_size=11), 201_144_250, 92.4, 87.5, size=384, drop_path=0.35, crop=1.0
     ),
 }
 SWIN_VARIANTS = {

@@ -594,10 +594,10 @@ _T = dict(dims=(64, 128, 256, 512), depths=(4, 4, 6, 2), focus_depths=(12, 2), h
 _B = dict(dims=(80, 160, 384, 576), depths=(8, 8, 10, 4), focus_depths=(20, 4), heads=(6, 9))
 
 VARIANTS = {
-    "overlock_xt": Variant(dict(), 17_307_272, 2.6, 82.7, drop_path=0.1),
-    "overlock_t": Variant(_T, 34_990_472, 5.5, 84.2, drop_path=0.15),
-    "overlock_s": Variant(_S, 58_309_772, 9.7, 84.8, drop_path=0.4),
-    "overlock_b": Variant(_B, 98_012_968, 16.7, 85.1, drop_path=0.5),
+    "overlock_xt": Variant(dict(), 17_307_272, 2.6, 82.7, drop_path=0.1, crop=0.925),
+    "overlock_t": Variant(_T, 34_990_472, 5.5, 84.2, drop_path=0.15, crop=0.95),
+    "overlock_s": Variant(_S, 58_309_772, 9.7, 84.8, drop_path=0.4, crop=0.95),
+    "overlock_b": Variant(_B, 98_012_968, 16.7, 85.1, drop_path=0.5, crop=0.975),
 }
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------

@@ -398,9 +398,9 @@ VARIANTS = {
     "transnext_micro": Variant(_size(48, 2, 2, 15, 2), 12_809_304, 2.7, 82.5, drop_path=0.15),
     "transnext_tiny": Variant(_size(72, 2, 2, 15, 2), 28_258_960, 5.7, 84.0, drop_path=0.25),
     "transnext_small": Variant(_small, 49_741_564, 10.3, 84.7, drop_path=0.45),
-    "transnext_small_img384": Variant(_small | _img384, 49_741_564, top1=86.0, size=384, drop_path=0.45),
+    "transnext_small_img384": Variant(_small | _img384, 49_741_564, top1=86.0, size=384, drop_path=0.45, crop=1.0),
     "transnext_base": Variant(_base, 89_721_496, 18.4, 84.8, drop_path=0.6),
-    "transnext_base_img384": Variant(_base | _img384, 89_721_496, top1=86.2, size=384, drop_path=0.6),
+    "transnext_base_img384": Variant(_base | _img384, 89_721_496, top1=86.2, size=384, drop_path=0.6, crop=1.0),
     "transnext_micro_aaaa": Variant(_size(48, 2, 2, 15, 2) | _aaaa, 13_114_008, 3.3, 82.6, size=256, drop_path=0.15),
 }
 

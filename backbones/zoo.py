@@ -2,7 +2,6 @@
 
 import difflib
 import fnmatch
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 
-from .. import checkpoint
+from .. import checkpoint, download
 from ..checkpoint import Rules
 from ..config import load_config
 from ..registry import MODELS
+from . import published
 from .skeletons.backbone import Backbone
 
 
@@ -32,6 +31,10 @@ class Variant:
         size: side of the image in classification.
         drop_path: rate of stochastic depth in the published training.
         classes: number of classes of the published head.
+        mean, std: what images are normalized with, in levels of 0 to 255 (as `PackImage` takes them).
+        interpolation: how images are resized.
+        crop: side of the crop at the middle over the short side of the resized image. `Resize(int(size / crop))` and
+            `CenterCrop(size)` give what was tested.
     """
 
     options: Mapping[str, Any]
@@ -41,6 +44,10 @@ class Variant:
     size: int = 224
     drop_path: float = 0.0
     classes: int = 1000
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    interpolation: str = "bicubic"
+    crop: float = 0.875
 
 
 _systems: dict[str, type[Backbone]] = {}  # by the name of the class
@@ -92,31 +99,47 @@ def names(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(known, pattern))
 
 
-def create(name: str, pretrained: str | Path | Mapping | None = None, **options) -> Backbone:
+def create(
+    name: str,
+    pretrained: str | Path | Mapping | bool | None = None,
+    container: str | None = None,
+    fit_channels: bool = False,
+    **options,
+) -> Backbone:
     """Build a published network.
 
     Args:
         name: name of a variant (`attlas.backbones.list()` names all).
-        pretrained: file of the authors or of ours (or what it holds) to load now. Its last layer is left out where
-            the number of classes differs. A file of another variant is an error that says what it looks like.
+        pretrained: file of the authors or of ours (its path, its URL or what it holds) to load now. True, or "auto",
+            is the published one, which is downloaded the first time (see `attlas.backbones.published`). The last layer
+            is left out where the number of classes differs. A file of another variant is an error that says what it
+            looks like.
+        container, fit_channels: which weights of the file, and whether its filters are fitted to another number of
+            channels of the image (see `attlas.checkpoint.load`).
         **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
             `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
             that gives maps. `attlas.backbones.systems()[class].options()` lists all.
 
     Returns:
-        The network in training mode.
+        The network in training mode. Its `variant` is the entry of `variant(name)`, which says how images are prepared.
+
+    Raises:
+        ValueError: there is no such variant or option, the file does not fit, or no weights are published.
+        attlas.download.DownloadError: the weights cannot be downloaded; says what to do.
     """
-    if isinstance(pretrained, bool):
-        raise ValueError(
-            f"pretrained={pretrained} must be a file (or what it holds), or None: no weights are downloaded"
-        )
     system, found = variant(name)
     options = {**found.options, **options}
     if "out_indices" not in options:
         options.setdefault("num_classes", found.classes)
+    by_name = pretrained is True or (isinstance(pretrained, str) and pretrained == "auto")
+    if by_name:
+        published.find(name, system.variants)  # an error costs less before the network is built
     network = system(**options)
-    if pretrained is not None:
-        load(network, pretrained)
+    network.variant = found
+    if by_name:
+        load(network, published.read(name), container, fit_channels, name=f"published weights of {name}")
+    elif pretrained is not None and not isinstance(pretrained, bool):
+        load(network, pretrained, container, fit_channels)
     return network
 
 
@@ -152,29 +175,32 @@ def find(what: str | Path, weights: str | Path | None = None, **options) -> Back
     return network.eval()
 
 
-def load(network: Backbone, source: str | Path | Mapping) -> checkpoint.Account:
+def load(
+    network: Backbone,
+    source: str | Path | Mapping,
+    container: str | None = None,
+    fit_channels: bool = False,
+    name: str | None = None,
+) -> checkpoint.Account:
     """Load a checkpoint of the authors or of ours, log what became of every name, and return that account.
 
     Of a file of a larger model the names that begin with "backbone." count. A last layer for other classes stays as it
-    is. Variants that differ in no name and no shape, such as nat_base and dinat_base, cannot be told apart.
+    is. Variants that differ in no name and no shape, such as nat_base and dinat_base, cannot be told apart. The other
+    arguments are those of `attlas.checkpoint.load`.
 
     Raises:
         ValueError: shapes differ, or the file is of another variant; says of which.
     """
-    state = checkpoint.weights(source if isinstance(source, Mapping) else checkpoint.read(source))
+    found = source if isinstance(source, Mapping) else download.read(source, option="pretrained")
+    state = checkpoint.weights(found, container)
     # of a detector, a segmentor or a classifier of ours, whose other parts are not for a backbone
     state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")} or state
     last = [rf"^{name}\." for name in network.classifier_names()]
-    name = "the given state" if isinstance(source, Mapping) else str(source)
-    try:
-        account = checkpoint.load(network, state, ignore_mismatched=last)
-    except ValueError as error:
-        raise ValueError(f"{error}\n{looks_like(state, network)}".replace("the given state", name, 1).strip()) from None
-    account.source = name
-    lacking = [name for name in account.missing if not _matches(name, network.dense_names)]  # which are often new
-    if (lacking or account.unexpected) and (likely := looks_like(state, network)):
-        raise ValueError(f"{account}\n{likely}")
-    print_log(str(account), logger="current", level=logging.INFO if account.complete else logging.WARNING)
+    if name is None and not isinstance(source, Mapping):
+        name = str(source)
+    account = checkpoint.load(network, state, ignore_mismatched=last, fit_channels=fit_channels, name=name)
+    account.besides = checkpoint.besides(found, container)
+    checkpoint.log(account)
     return account
 
 

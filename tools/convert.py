@@ -5,6 +5,7 @@ python tools/convert.py biformer_tiny biformer_tiny_best.pth biformer_tiny.safet
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from attlas.files import check_out
 
@@ -16,6 +17,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     parser.add_argument("--num-classes", type=int, help="of the file's head (1000)")
     parser.add_argument("--dense", action="store_true", help="the file is of a backbone for dense prediction")
+    parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
     parser.add_argument("--names", action="store_true", help="print every renamed tensor, old and new")
     parser.add_argument(
         "--incomplete", action="store_true", help="write the file even if names are missing or left over"
@@ -27,11 +29,11 @@ def main() -> None:
 
     try:
         out = check_out(args.out, (".safetensors",), args.overwrite)
-        options = dict(num_classes=None) if args.dense else {}
+        options: dict[str, Any] = dict(num_classes=None) if args.dense else {}
         if args.num_classes is not None:
             options["num_classes"] = args.num_classes
         network = create(args.variant, **options)
-        account = load(network, args.checkpoint)
+        account = load(network, args.checkpoint, args.container)
         if args.names:
             for old, new in account.renamed.items():
                 print(f"{old} -> {new}")

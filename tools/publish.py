@@ -19,6 +19,7 @@ def main() -> None:
         action="store_true",
         help="take the weights of a file that holds objects too, and leave these out",
     )
+    parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
     import torch  # not for --help
@@ -28,7 +29,10 @@ def main() -> None:
     try:
         out = check_out(args.out, (".safetensors",), args.overwrite)
         left_out: set[str] | None = set() if args.leave_out else None
-        weights = checkpoint.weights(checkpoint.read(args.checkpoint, left_out=left_out))
+        found = checkpoint.read(args.checkpoint, left_out=left_out)
+        weights = checkpoint.weights(found, args.container)
+        for name, count in checkpoint.besides(found, args.container).items():
+            print(f"The file holds {name} besides, with {count} tensors. To take that: --container {name}")
         if left_out:
             print(f"Left out: {', '.join(map(printable, sorted(left_out)))}")
         if not args.float32:

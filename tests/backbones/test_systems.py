@@ -320,7 +320,6 @@ def test_odd_options():
     for options, message in (
         (dict(in_chans=1), "Near it: in_channels"),
         (dict(nun_classes=1), "Near it: num_classes"),
-        (dict(pretrained=True), "no weights are downloaded"),
         (dict(num_classes=5, out_indices=(0, 1)), "give one of them"),
         (dict(frozen_stages=9), "from -1 .* to 4"),
         (dict(out_indices=1), "must be a tuple"),

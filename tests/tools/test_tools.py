@@ -104,6 +104,18 @@ def test_convert(run, refusal, tiny, authors, tmp_path):
     assert str(out) in run("convert", tiny, authors, out, "--overwrite")
 
 
+def test_averaged_weights(run, tiny, tmp_path):
+    raw = backbones.create(tiny).state_dict()
+    averaged = {name: torch.ones_like(value) for name, value in raw.items()}
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "file.pth")
+    for tool, arguments in (("convert", (tiny,)), ("publish", ())):
+        out = tmp_path / f"{tool}.safetensors"
+        run(tool, *arguments, tmp_path / "file.pth", out, "--container", "model_ema")
+        assert all((value == 1).all() for value in checkpoint.read(out)["state_dict"].values())
+    printed = run("publish", tmp_path / "file.pth", tmp_path / "raw.safetensors")
+    assert f"holds model_ema besides, with {len(raw)} tensors. To take that: --container model_ema" in printed
+
+
 def test_convert_refuses_what_is_incomplete(run, refusal, tiny, authors, tmp_path):
     out = tmp_path / "ours.safetensors"
     state = torch.load(authors)["model"]
