@@ -30,14 +30,14 @@ train_dataloader = dict(
             dict(type="RandomResizedCrop", size=size, interpolation="bicubic"),
             dict(type="RandomFlip"),
             dict(type="RandAugment", magnitude=7, num=2, magnitude_std=0.5, increasing=True),
-            dict(type="PackImage"),
+            dict(type="PackImage", mean=variant.mean, std=variant.std),
         ]
     ),
 )
 views = [
-    dict(type="Resize", size=round(size / 0.95), interpolation="bicubic"),
+    dict(type="Resize", size=int(size / variant.crop), interpolation="bicubic"),
     dict(type="CenterCrop", size=size),
-    dict(type="PackImage"),
+    dict(type="PackImage", mean=variant.mean, std=variant.std),
 ]
 val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
 optim_wrapper = dict(

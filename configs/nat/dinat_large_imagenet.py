@@ -18,18 +18,17 @@ model = dict(
 )
 size = variant.size
 transforms, views = _base_.train_dataloader.dataset.transforms, _base_.val_dataloader.dataset.transforms
-transforms[0].size, views[0].size, views[1].size = size, int(size / 0.875), size
+transforms[0].size, views[0].size, views[1].size = size, int(size / variant.crop), size
 val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
 train_dataloader = dict(batch_size=64, dataset=dict(transforms=transforms))
 optim_wrapper = dict(optimizer=dict(lr=5e-5, weight_decay=1e-4))
 param_scheduler = [dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, end=30, convert_to_iter_based=True)]
 train_cfg = dict(max_epochs=30, val_interval=1)
 auto_scale_lr = dict(base_batch_size=512)
-load_from = dict(
+load_from = dict(  # the last layer of these, for the classes of ImageNet-22k, is left out
     dinat_large="dinat_large_in22k_224.pth",
     dinat_large_384="dinat_large_in22k_224.pth",
     dinat_large_384_11x11="dinat_large_in22k_224_11x11.pth",
     dinat_s_large="dinat_s_large_in22k_224.pth",
 )[name]
-ignore_mismatched = [r"\bhead\.fc\."]  # which is for the classes of ImageNet-22k
 del variant

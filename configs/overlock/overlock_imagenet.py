@@ -18,6 +18,9 @@ model = dict(
     cutmix=1.0,
     auxiliary_weight=0.4,
 )
+views = _base_.val_dataloader.dataset.transforms
+views[0].size = int(variant.size / variant.crop)
+val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
 train_dataloader = dict(batch_size=256)
 optim_wrapper = dict(
     constructor="LayerDecayConstructor",  # for what must not decay; there is one learning rate

@@ -20,7 +20,7 @@ model = dict(
 )
 size = variant.size
 transforms, views = _base_.train_dataloader.dataset.transforms, _base_.val_dataloader.dataset.transforms
-transforms[0].size, views[0].size, views[1].size = size, int(size / 0.875), size
+transforms[0].size, views[0].size, views[1].size = size, int(size / variant.crop), size
 val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
 train_dataloader = dict(dataset=dict(transforms=transforms))
 optim_wrapper = dict(
