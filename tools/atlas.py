@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 
 import attlas.backbones as backbones
+from attlas.backbones import published
 from attlas.backbones.inspection.costs import PeakMemory, analyze
 from attlas.config import load_config
 from attlas.files import replacing
@@ -129,13 +130,16 @@ def count_gflops(name: str, side: int) -> float:
 def row_of(name: str, network: str, variant: backbones.Variant) -> str:
     """The row of a variant in the table of its system; sides other than the variant's are named."""
     given = variant.gflops if isinstance(variant.gflops, Mapping) else {variant.size: variant.gflops}
-    published, counted = [], []
+    printed, counted = [], []
     for side, gflops in given.items():
         at = "" if side == variant.size else f" at {side}"
-        published.append("" if gflops is None else f"{gflops:g}{at}")
+        printed.append("" if gflops is None else f"{gflops:g}{at}")
         counted.append(f"{count_gflops(name, side):.2f}{at}")
     top1 = "" if variant.top1 is None else f"{variant.top1:g}"
-    cells = f"`{name}`", network, f"{variant.params:,}", variant.size, ", ".join(published), ", ".join(counted), top1
+    weights = published.weights().get(name)
+    link = "" if weights is None else f"[{weights.source if weights.kind == 'direct' else 'page'}]({weights.url})"
+    sizes = variant.size, ", ".join(printed), ", ".join(counted)
+    cells = f"`{name}`", network, f"{variant.params:,}", *sizes, top1, link
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -145,7 +149,10 @@ def systems_section() -> list[str]:
         "",
         "Parameters are counted, with the published head, and tested against the authors' to the digit. G: 10⁹ "
         "multiply-adds for one image, published, and as `tools/analyze.py` counts them (products, convolutions). "
-        "Top-1: ImageNet-1k, percent, as published; not measured here, for want of ImageNet.",
+        "Top-1: ImageNet-1k, percent, as published; not measured here, for want of ImageNet. Weights: a published file "
+        "of the authors or of timm, which `create(name, pretrained=True)` downloads, or a page where somebody has to "
+        "fetch it. The addresses were collected from public repositories and not tried here; "
+        "[weights.csv](../backbones/weights.csv) has what was published with them.",
         "",
     ]
     by_module: dict[str, list[type[backbones.Backbone]]] = {}
@@ -157,8 +164,8 @@ def systems_section() -> list[str]:
         where = module.removeprefix("attlas.").replace(".", "/")
         lines += [f"### {name}", "", f"{what[:1].upper()}{what[1:]}. {' '.join(source.split())}", ""]
         lines += [f"[{where}.py](../{where}.py)", ""]
-        lines += ["| variant | class | parameters | image | G, published | G, counted | top-1 |"]
-        lines += ["|---|---|---|---|---|---|---|"]
+        lines += ["| variant | class | parameters | image | G, published | G, counted | top-1 | weights |"]
+        lines += ["|---|---|---|---|---|---|---|---|"]
         lines += [row_of(name, n.__name__, variant) for n in networks for name, variant in n.variants.items()]
         lines.append("")
     return lines
