@@ -276,6 +276,7 @@ def test_the_wheel_holds_the_floors_and_imports(tmp_path):
     for floor, path in library():
         inside = path.relative_to(ROOT)
         assert str(inside if floor == "attlas" else "attlas" / inside) in names
+    assert {"attlas/furniture14.npz", "attlas/backbones/weights.csv"} <= names
     assert not [name for name in names if name.split("/")[0] in {"kernels", "pointnets", "tests", "tools", "configs"}]
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import attlas.kernels; print(attlas.__file__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
