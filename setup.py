@@ -15,7 +15,7 @@ for floor in FLOORS:
 
 KERNELS = ["torch>=2.8", "numpy>=1.26", "numba>=0.61"]
 # MMEngine imports cv2 and does not declare it
-MMENGINE = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.8"]
+MMENGINE = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.11"]
 BACKBONES = [*MMENGINE, "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
 POINTNETS = ["torch-geometric>=2.6", "open3d-cpu>=0.19", "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4"]

@@ -96,7 +96,7 @@ class Registry(root.Registry):
 RUNNERS = Registry(root.RUNNERS, "engine")
 RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
-HOOKS = Registry(root.HOOKS, "engine", "optim")
+HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense")
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")

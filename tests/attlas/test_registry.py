@@ -42,7 +42,7 @@ def test_unknown_name_lists_near_ones_and_the_import_line():
 def test_a_taken_root_name_is_left_alone():
     taken = root.HOOKS.get("CheckpointHook")
     assert taken.__module__.startswith("mmengine")
-    assert registry.HOOKS.get("CheckpointHook").__module__ == "attlas.engine"
+    assert registry.HOOKS.get("CheckpointHook").__module__ == "attlas.resumption"
 
 
 def test_every_registry_names_the_modules_that_register_in_it():
