@@ -10,7 +10,8 @@ The five functions have the arguments and the results of their namesakes, which 
 originals do not define which of several points they take, these take the points of lowest index; the neighbors in a
 radius are in order of index. Clouds without points contribute nothing.
 
-Clouds are padded to the size of the largest for the operators of this folder.
+The operators of this folder take clouds of one size. So clouds are padded in groups, whose largest is less than twice
+as large as their smallest: time and memory follow the number of points, also with one large cloud among many small ones.
 
 Source: Fey and Lenssen, "Fast graph representation learning with PyTorch Geometric", arXiv 1903.02428.
 """
@@ -61,10 +62,16 @@ def fps(
         return sizes_B
     # in float32, as in the original: there 0.1 of 30 points are exactly 3
     samples_B = (sizes_B.float() * ratio_B).ceil().long()
-    points_BN3, place_BN = _pad(F.pad(x, (0, 3 - x.shape[1])), sizes_B, sizes_B > 0)
-    start = "random" if random_start else 0
-    index_BS = farthest_point_sample(points_BN3, int(samples_B.max()), start, lengths=sizes_B)
-    return place_BN.gather(1, index_BS)[_below(samples_B, index_BS.shape[1])]
+    ends_B = sizes_B.cumsum(0)
+    points_N3 = F.pad(x, (0, 3 - x.shape[1]))
+    taken, clouds = [], []
+    for group_G in _groups(sizes_B, samples_B):
+        place_GN = _places(sizes_B[group_G], ends_B[group_G])
+        most, start = int(samples_B[group_G].max()), "random" if random_start else 0
+        index_GS = farthest_point_sample(points_N3[place_GN], most, start, lengths=sizes_B[group_G])
+        taken.append(place_GN.gather(1, index_GS)[_below(samples_B[group_G], most)])
+        clouds.append(group_G.repeat_interleave(samples_B[group_G]))
+    return torch.cat(taken)[torch.cat(clouds).argsort(stable=True)]
 
 
 def knn(
@@ -167,7 +174,8 @@ def knn_graph(
 
     Args:
         x, k, batch, cosine, num_workers, batch_size: arguments of `knn`.
-        loop: whether a point is its own neighbor; if not, each point has `k` others.
+        loop: whether a point is its own neighbor; if not, each point has `k` others, or all of a smaller cloud, also
+            where many points coincide.
         flow: row of the neighbors: 0 for "source_to_target", 1 for "target_to_source".
 
     Returns:
@@ -178,7 +186,7 @@ def knn_graph(
     check_flags(loop=loop)
     check_choice(flow, "flow", FLOWS)
     found = knn(x, x, k + (not loop), batch, batch, cosine, num_workers, batch_size)
-    return _edges(found, loop, flow)
+    return _edges(found, k, loop, flow)
 
 
 def radius_graph(
@@ -195,8 +203,7 @@ def radius_graph(
 
     Args:
         x, r, batch, max_num_neighbors, num_workers, batch_size: arguments of `radius`.
-        loop: whether a point is its own neighbor. If not, one neighbor more is searched and the point itself removed;
-            a point whose list is full before the point itself is reached keeps one neighbor more.
+        loop: whether a point is its own neighbor.
         flow: row of the neighbors: 0 for "source_to_target", 1 for "target_to_source".
 
     Returns:
@@ -207,17 +214,22 @@ def radius_graph(
     check_flags(loop=loop)
     check_choice(flow, "flow", FLOWS)
     found = radius(x, x, r, batch, batch, max_num_neighbors + (not loop), num_workers, batch_size)
-    return _edges(found, loop, flow)
+    return _edges(found, max_num_neighbors, loop, flow)
 
 
-def _edges(found_2E: Tensor, loop: bool, flow: str) -> Tensor:
+def _edges(found_2E: Tensor, k: int, loop: bool, flow: str) -> Tensor:
+    """The edges of a graph; without loops the first `k` neighbors of every point except the point itself, of k + 1."""
     if not loop:
         found_2E = found_2E[:, found_2E[0] != found_2E[1]]
+        count_P = torch.unique_consecutive(found_2E[0], return_counts=True)[1]
+        first_E = (count_P.cumsum(0) - count_P).repeat_interleave(count_P)
+        # many points in one place may fill a list before the point itself is reached
+        found_2E = found_2E[:, torch.arange(len(first_E), device=first_E.device) - first_E < k]
     return found_2E.flip(0) if flow == "source_to_target" else found_2E
 
 
 def _neighbors(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int | None) -> Tensor:
-    """The edges (2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices (B, S, K), valid."""
+    """The edges (2, E) from search(points (B, N, D), queries (B, S, D), sizes (B,)) -> indices, valid (B, S, K)."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have the same dimension, got shapes {tuple(x.shape)} and {tuple(y.shape)}")
     if x.dtype != y.dtype or x.device != y.device:
@@ -230,12 +242,23 @@ def _neighbors(search, x: Tensor, y: Tensor, batch_x, batch_y, batch_size: int |
     both_B, query_both_B = torch.isin(number_B, query_number_B), torch.isin(query_number_B, number_B)
     if not both_B.any():
         return number_B.new_empty(2, 0)
-    points_BND, place_BN = _pad(x, sizes_B, both_B)
-    queries_BSD, query_place_BS = (points_BND, place_BN) if same else _pad(y, queries_B, query_both_B)
-    index_BSK, counts_BSK = search(points_BND, queries_BSD, sizes_B[both_B])
-    counts_BSK = counts_BSK & _below(queries_B[query_both_B], queries_BSD.shape[1]).unsqueeze(2)
-    neighbor_BSK = place_BN.gather(1, index_BSK.flatten(1)).view_as(index_BSK)
-    return torch.stack([query_place_BS.unsqueeze(2).expand_as(index_BSK)[counts_BSK], neighbor_BSK[counts_BSK]])
+    ends_B, sizes_B = sizes_B.cumsum(0)[both_B], sizes_B[both_B]
+    query_ends_B, queries_B = queries_B.cumsum(0)[query_both_B], queries_B[query_both_B]
+    edges = []
+    for group_G in _groups(sizes_B, queries_B):
+        place_GN = _places(sizes_B[group_G], ends_B[group_G])
+        points_GND = x[place_GN]
+        query_place_GS, queries_GSD = place_GN, points_GND
+        if not same:
+            query_place_GS = _places(queries_B[group_G], query_ends_B[group_G])
+            queries_GSD = y[query_place_GS]
+        index_GSK, valid_GSK = search(points_GND, queries_GSD, sizes_B[group_G])
+        valid_GSK = valid_GSK & _below(queries_B[group_G], queries_GSD.shape[1]).unsqueeze(2)
+        neighbor_GSK = place_GN.gather(1, index_GSK.flatten(1)).view_as(index_GSK)
+        query_GSK = query_place_GS.unsqueeze(2).expand_as(index_GSK)
+        edges.append(torch.stack([query_GSK[valid_GSK], neighbor_GSK[valid_GSK]]))
+    found_2E = torch.cat(edges, 1)
+    return found_2E if len(edges) == 1 else found_2E[:, found_2E[0].argsort(stable=True)]
 
 
 def _as_rows(x: Tensor, name: str, dimensions: int | None = None) -> Tensor:
@@ -299,11 +322,17 @@ def _ratios(ratio: float | Tensor, number_B: Tensor, batch_size: int | None) -> 
     return torch.as_tensor(ratio, device=number_B.device)
 
 
-def _pad(x: Tensor, sizes_B: Tensor, wanted_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The wanted clouds (B, N, D), one at least, padded with their last points; and indices into `x` (B, N)."""
-    sizes_B1, ends_B1 = sizes_B[wanted_B].unsqueeze(1), sizes_B.cumsum(0)[wanted_B].unsqueeze(1)
-    place_BN = ends_B1 - sizes_B1 + torch.arange(int(sizes_B1.max()), device=x.device).minimum(sizes_B1 - 1)
-    return x[place_BN], place_BN
+def _groups(sizes_B: Tensor, others_B: Tensor) -> list[Tensor]:
+    """Clouds (G,) of similar sizes, by number: in each group the largest is less than twice the smallest, of both."""
+    classes_B2 = torch.stack([torch.frexp((n.max() // n).float()).exponent for n in (sizes_B, others_B)], 1)
+    group_B = torch.unique(classes_B2, dim=0, return_inverse=True)[1]
+    return [(group_B == group).nonzero().flatten() for group in range(int(group_B.max()) + 1)]
+
+
+def _places(sizes_B: Tensor, ends_B: Tensor) -> Tensor:
+    """Indices (B, N) of the points of clouds, whose last ones fill up the smaller clouds."""
+    steps_N = torch.arange(int(sizes_B.max()), device=sizes_B.device)
+    return (ends_B - sizes_B).unsqueeze(1) + steps_N.minimum(sizes_B.unsqueeze(1) - 1)
 
 
 def _below(counts_B: Tensor, size: int) -> Tensor:

@@ -68,11 +68,56 @@ def test_graphs(device):
         [0, 0, 1, 1, 2, 3, 3, 4, 4],
     ]
     assert ragged.radius_graph(x, 2.0, batch, flow="target_to_source").tolist() == [[0, 1, 3, 4], [1, 0, 4, 3]]
-    # two are looked for in order of index, then the point itself is left out
-    assert ragged.radius_graph(x, 99.0, max_num_neighbors=1).tolist() == [
-        [1, 0, 0, 1, 0, 1, 0, 1],
-        [0, 1, 2, 2, 3, 3, 4, 4],
-    ]
+    assert ragged.radius_graph(x, 99.0, max_num_neighbors=1).tolist() == [[1, 0, 0, 0, 0], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 16, 40])
+def test_graphs_of_points_in_one_place(device, k):
+    """Without loops a point has min(k, n - 1) neighbors and is none of them, wherever it stands among its copies."""
+    x, batch = ragged_cloud([30, 6, 1, 17], dtype=torch.float32)
+    x[10:30], x[30:36], x[40:] = x[3], 0, x[37]  # padded with copies; coincident; in several places
+    n = torch.tensor([30, 6, 1, 17])[batch]
+    for edges in (
+        ragged.knn_graph(x.to(device), k, batch.to(device)).cpu(),
+        ragged.radius_graph(x.to(device), 99.0, batch.to(device), max_num_neighbors=k).cpu(),
+    ):
+        assert (edges[0] != edges[1]).all()
+        assert torch.equal(edges[1].bincount(minlength=len(x)), (n - 1).clamp(max=k))
+        assert torch.equal(batch[edges[0]], batch[edges[1]])
+    distance = torch.cdist(x.double(), x.double()).masked_fill(batch[:, None] != batch, torch.inf)
+    nearest = distance.fill_diagonal_(torch.inf).sort(stable=True)
+    for point, expected in enumerate(nearest.indices):
+        found = ragged.knn_graph(x, k, batch, flow="target_to_source")
+        assert found[1][found[0] == point].tolist() == expected[: min(k, int(n[point]) - 1)].tolist()
+
+
+def test_one_large_cloud_among_small_ones_costs_what_its_points_cost(device, monkeypatch):
+    sizes = [3, 100, 2000, 1, 64, 0, 5, 128, 100, 31]
+    x, batch = (t.to(device) for t in ragged_cloud(sizes, dtype=torch.float32))
+    y, batch_y = (t.to(device) for t in ragged_cloud(sizes[::-1], seed=1, dtype=torch.float32))
+    padded = []
+    places = ragged._places
+
+    def counted(sizes_B, ends_B):
+        place_BN = places(sizes_B, ends_B)
+        padded.append((place_BN.numel(), int(sizes_B.sum())))
+        return place_BN
+
+    monkeypatch.setattr(ragged, "_places", counted)
+    for call, first_row in (
+        (lambda x, y, *b: ragged.knn(x, y, 7, *b), batch_y),
+        (lambda x, y, *b: ragged.radius(x, y, 0.5, *b), batch_y),
+        (lambda x, _, *b: ragged.knn_graph(x, 4, *b[:1]), batch),
+        (lambda x, _, *b: ragged.fps(x, *b[:1], ratio=0.3, random_start=False).expand(2, -1), batch),
+    ):
+        found = call(x, y, batch, batch_y)
+        alone = []
+        for cloud in range(len(sizes)):
+            before = torch.stack([(first_row < cloud).sum(), (batch < cloud).sum()])
+            alone.append(call(x[batch == cloud], y[batch_y == cloud]) + before[:, None])
+        assert torch.equal(found, torch.cat(alone, 1))
+    assert all(cells < 2 * points for cells, points in padded)
+    assert len(padded) > 8
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.1, 1.0, torch.tensor(0.3), torch.tensor([0.2, 0.5, 1.0, 0.9])])
