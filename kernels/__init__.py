@@ -13,9 +13,9 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
   at least where the reference's is, whose zeros times infinity a loop may skip. Of a batch only the image or cloud with
   the infinity changes, except by what all of them share (the statistics of `residual_norm`, gradients of tables and
   weights). On a GPU finite results are promised of finite arguments only.
-- Distances of coordinates are squared in the coordinates' dtype: beyond 1.8e19 in float32 (1.3e154 in float64) they are
-  all equally infinite, and the lowest index wins. `local_reference_axis` and `principal_axis` scale first, and have no
-  such limit.
+- Distances of coordinates are squared in the coordinates' dtype. Coordinates beyond 5e18 in float32 (4e153 in float64)
+  are refused where values are looked at; elsewhere distances beyond 1.8e19 are all equally infinite, and the lowest
+  index wins. `local_reference_axis` and `principal_axis` scale first, and have no such limit.
 """
 
 from .farthest_point_sample import farthest_point_sample

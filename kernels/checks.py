@@ -3,6 +3,7 @@
 Integers, numbers and flags are Python's own: a bool is no integer, and a NumPy number or a tensor is none of the three.
 """
 
+import math
 import sys
 from typing import Any
 
@@ -74,10 +75,10 @@ def check_devices(**tensors: Tensor) -> None:
             raise ValueError(f"{name} must be on the device of {first}, {tensors[first].device}, got {tensor.device}")
 
 
-def check_points(points: Tensor, name: str = "points", dimensions: int | None = 3) -> None:
+def check_points(points: Tensor, name: str = "points", dimensions: int | None = 3, any_magnitude: bool = False) -> None:
     """Raise unless `points` is a non-empty (B, N, 3) tensor, float32 or float64, and finite (checked on a CPU only).
 
-    With `dimensions` None the shape may be (B, N, D) with any D.
+    With `dimensions` None the shape may be (B, N, D) with any D. Unless `any_magnitude`, distances have finite squares.
     """
     shape = f"(B, N, {dimensions or 'D'})"
     if not isinstance(points, Tensor):
@@ -96,6 +97,21 @@ def check_points(points: Tensor, name: str = "points", dimensions: int | None = 
             f"{name} must be finite: {len(bad)} points hold NaN or infinity, the first is point {point} of cloud "
             f"{cloud}: {points[cloud, point].tolist()}"
         )
+    if not any_magnitude:
+        check_magnitude(points, name)
+
+
+def check_magnitude(points: Tensor, name: str) -> None:
+    """Raise if a distance of two points (..., D) of such coordinates may have an infinite square (on a CPU only)."""
+    if can_look(points) and points.numel():
+        limit = math.sqrt(torch.finfo(points.dtype).max / (4 * points.shape[-1]))
+        largest = max(abs(float(bound)) for bound in points.detach().aminmax())
+        if largest > limit:
+            advice = "scale the points" + (" down, or pass float64" if points.dtype == torch.float32 else " down")
+            raise ValueError(
+                f"{name} must lie within {limit:.1e} of 0, so that squares of distances are finite in {points.dtype}; "
+                f"got {largest:.1e}: {advice}"
+            )
 
 
 def check_normals(normals: Tensor, points: Tensor, name: str = "normals") -> None:

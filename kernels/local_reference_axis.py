@@ -42,7 +42,7 @@ def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") 
     Raises:
         ValueError, TypeError: an argument of another shape, dtype or value.
     """
-    check_points(points)
+    check_points(points, any_magnitude=True)
     check_count(k, "k", points.shape[1], "points", at_least=5)
     points = _unit_scale(points.detach(), (1, 2))
     neighbors_BNK3 = gather_neighbors(points, knn(points, points, k))

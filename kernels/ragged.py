@@ -11,7 +11,7 @@ originals do not define which of several points they take, these take the points
 radius are in order of index. Clouds without points contribute nothing.
 
 The operators of this folder take clouds of one size. So clouds are padded in groups, whose largest is less than twice
-as large as their smallest: time and memory follow the number of points, also with one large cloud among many small ones.
+as large as their smallest: time and memory follow the number of points, also of one large cloud among many small ones.
 
 Source: Fey and Lenssen, "Fast graph representation learning with PyTorch Geometric", arXiv 1903.02428.
 """
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import COORDINATES, can_look, check_choice, check_flags, check_integer, check_number
+from .checks import COORDINATES, can_look, check_choice, check_flags, check_integer, check_magnitude, check_number
 from .farthest_point_sample import farthest_point_sample
 from .neighbors import ball_query
 from .neighbors import knn as knn_of_clouds
@@ -270,6 +270,7 @@ def _as_rows(x: Tensor, name: str, dimensions: int | None = None) -> Tensor:
         raise TypeError(f"{name} must be float32 or float64 (geometry needs the digits), got {x.dtype}")
     if can_look(x) and not torch.isfinite(x).all():
         raise ValueError(f"{name} must be finite: {int((~torch.isfinite(x)).sum())} coordinates are not")
+    check_magnitude(x, name)
     if x.is_meta:
         raise ValueError(f"{name} must have values, on which the size of the result depends, got a tensor on meta")
     x = x.detach().view(-1, 1) if x.ndim == 1 else x.detach()

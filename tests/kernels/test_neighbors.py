@@ -3,8 +3,9 @@ import torch
 from geometry import random_cloud, random_rotation
 from golden_records import Record
 
-from attlas.kernels import ball_query, gather_neighbors, knn
+from attlas.kernels import ball_query, gather_neighbors, knn, ragged
 from attlas.kernels import neighbors as module
+from attlas.kernels.neighbors import knn_op
 
 
 @pytest.fixture(autouse=True)
@@ -183,11 +184,31 @@ def test_strided_inputs(path, device):
 
 
 def test_infinite_distances(path, device):
-    # finite points whose squared distance overflows, as does the square of a radius
+    # finite points whose squared distance overflows, as does the square of a radius: a traced graph does not look
     points = torch.tensor([0.0, 1e30, 2e30, -1e30])[None, :, None].expand(1, 4, 3).to(device)
     queries = points.repeat(1, 5, 1)
-    assert torch.equal(knn(queries, points, 4), defined_knn(queries, points, 4))
+    assert torch.equal(knn_op(queries, points, 4), defined_knn(queries, points, 4))
     assert ball_query(queries * 1e-20, points * 1e-20, 1e30, 4)[0, 0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [4, 64])
+def test_coordinates_whose_squares_overflow_are_refused(size):
+    points = random_cloud(1, size, dtype=torch.float32)[0]
+    points /= points.abs().max()
+    largest = points * 5.3e18
+    assert torch.equal(knn(largest, largest, 3), knn(points, points, 3))
+    message = (
+        r"{} must lie within {} of 0, so that squares of distances are finite in {}; got {}: scale the points down"
+    )
+    refusal = message.format("queries", r"5\.3e\+18", "torch.float32", r"3\.0e\+19") + ", or pass float64"
+    with pytest.raises(ValueError, match=refusal):
+        knn(points * 3e19, points, 3)
+    for call in (lambda x: knn(x, x, 2), lambda x: ball_query(x, x, 1.0, 2), lambda x: ragged.knn_graph(x[0], 2)):
+        with pytest.raises(ValueError, match=message.format("(points|x)", ".*", "torch.float32", ".*")):
+            call(points * 3e19)
+        call(points.double() * 3e19)
+        with pytest.raises(ValueError, match=message.format("(points|x)", ".*", "torch.float64", ".*") + "$"):
+            call(points.double() * 1e154)
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([30, 9])])
