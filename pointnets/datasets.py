@@ -1,8 +1,9 @@
 """Shapes to learn from: the built-in furniture, the published sets in their published layouts, and any folder of yours.
 
 Every data set serves PyTorch Geometric `Data(pos (N, 3) float32, normal (N, 3) float32 or absent, face (3, F) int64 for
-meshes, y () int64, cloud int, name str)` after its `transforms`. Draws are repeatable (`attlas.data.Items`). Files are
-read when they are asked for; no file is ever unpickled.
+meshes, y () int64, cloud int, name str)` after its `transforms`, which get float64 where a shape needs it (see
+`read_shape`). Draws are repeatable (`attlas.data.Items`). Files are read when they are asked for; no file is ever
+unpickled.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from ..files import replacing
 from ..registry import DATASETS
 from .formats import DEFLATED
 from .shapes import SUFFIXES, Shape, check_shape, read_shape
-from .transforms import GROUPS, random_rotation, rotate
+from .transforms import GROUPS, as_float32, random_rotation, rotate
 
 SPLITS = ("train", "test", "all")
 
@@ -45,6 +46,12 @@ class PointClouds(Items):
         for key, array in self.load(item).items():
             data[key] = torch.from_numpy(array.T.copy() if key == "face" else array.copy())
         return data
+
+    def draw(self, epoch: int, item: int) -> Data:
+        def transform(data: Data) -> Data:
+            return as_float32(self.transform(data))
+
+        return drawn(transform, self.get(item), self.name(item), self.seed, epoch, item)
 
 
 @DATASETS.register_module()

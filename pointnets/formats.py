@@ -15,7 +15,9 @@ line has no newline may have lost digits of its last number.
 
 import ast
 import base64
+import codecs
 import io
+import itertools
 import json
 import math
 import re
@@ -32,6 +34,8 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 DEFLATED = 1032  # bytes that a byte of a deflated stream can become, at most
+
+COMMENTS = ("#", "//")  # of text tables
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
@@ -51,12 +55,12 @@ def _lines(content: bytes, comments: bool = False) -> list[bytes]:
     return [line for line in map(bytes.strip, lines) if line]
 
 
-def _table(lines: Sequence[bytes], what: str) -> np.ndarray:
+def _table(lines: Sequence[bytes] | Sequence[str], what: str, delimiter: str | None = None) -> np.ndarray:
     """Lines of numbers, as many in each, as float64 (L, columns)."""
     if not lines:
         return np.empty((0, 0))
     try:
-        return np.loadtxt(lines, np.float64, comments=None, ndmin=2, encoding="latin-1")
+        return np.loadtxt(lines, np.float64, comments=None, delimiter=delimiter, ndmin=2, encoding="latin-1")
     except ValueError as error:
         raise ValueError(f"the {what} are no table of numbers: {str(error).partition(';')[0]}") from error
 
@@ -82,6 +86,49 @@ def _fans(sizes: np.ndarray, corners: np.ndarray) -> np.ndarray:
     first = np.repeat(np.cumsum(sizes) - sizes, triangles)
     step = np.arange(len(first)) - np.repeat(np.cumsum(triangles) - triangles, triangles)
     return np.stack([corners[first], corners[first + step + 1], corners[first + step + 2]], axis=1)
+
+
+def read_text(content: bytes) -> tuple[np.ndarray, list[str]]:
+    """A table of numbers (rows, columns), and the names of its columns, in lower case, where it has some.
+
+    Between the numbers stand spaces or tabs, commas, or semicolons. What follows # or // is a comment. Before the
+    numbers one line, which may be a comment, may name the columns, x y z among them, and one may declare how many rows
+    there are. A byte order mark is understood.
+    """
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    headings = list(itertools.takewhile(_is_heading, lines))
+    lines = lines[len(headings) :]
+    if "#" in text or "//" in text:
+        lines = [line for line in (re.split("#|//", line)[0].strip() for line in lines) if line]
+    count = _natural(lines.pop(0), "the number of points") if lines and lines[0].isdecimal() else None
+    first = lines[0] if lines else ""
+    delimiter = next((mark for mark in ";," if mark in first), None)
+    if delimiter and any(len(field.replace(",", " ").split()) > 1 for field in first.split(delimiter)):
+        raise ValueError(f"the line {first[:60]!r} has two kinds of separators; decimal commas are not read")
+    table = _table(lines, "lines", delimiter)
+    if count not in (None, len(table)):
+        raise ValueError(f"{count} points are declared, and {len(table)} were found")
+    words = [line for line in headings if not line.startswith(COMMENTS)]
+    for line in words or headings:
+        names = [name.strip("\"'").lower() for name in re.split(r"[\s,;]+", line.strip("#/,; \t"))]
+        if len(words) < 2 and {"x", "y", "z"} <= set(names) and len(names) == len(set(names)) == table.shape[1]:
+            return table, names
+    if words:
+        raise ValueError(
+            f"the line {words[-1][:60]!r} has neither numbers nor the names of the columns, x y z among them"
+        )
+    return table, []
+
+
+def _is_heading(line: str) -> bool:
+    """Whether a line is a comment, or does not begin with a number."""
+    try:
+        float(re.split(r"[\s,;]", line, maxsplit=1)[0])
+    except ValueError:
+        return True
+    return False
 
 
 def _rest(content: bytes, start: int) -> None:

@@ -1,23 +1,31 @@
 """Reading one shape from one file: a mesh, or a cloud of points."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .formats import READERS, read_gltf, read_npy, read_npz
+from .formats import READERS, read_gltf, read_npy, read_npz, read_text
 
-Shape = dict[str, np.ndarray]  # pos (N, 3) float32, [normal (N, 3) float32], [face (F, 3) int64]
+Shape = dict[str, np.ndarray]  # pos (N, 3) float32 or float64, [normal (N, 3), likewise], [face (F, 3) int64]
 
+ROUNDING = 1e-5  # of the longest side of a shape: the most that float32 may move a point
 TABLES = (".pts", ".txt", ".xyz")
+LEICA = ("x", "y", "z", "intensity", "r", "g", "b")  # of a .pts without names
+NORMALS = ("nx", "ny", "nz")
 SUFFIXES = (*READERS, ".glb", ".gltf", ".npy", ".npz", *TABLES)
 
 
 def read_shape(path: Path) -> Shape:
     """A mesh (.glb .gltf .obj .off .ply .stl) or a cloud (.npy .npz .pcd .ply .pts .txt .xyz).
 
-    A file is held to what it declares (see `formats`). Tables have the columns x y z [nx ny nz]. An npz holds one such
+    A file is held to what it declares (see `formats`). Tables have the columns x y z [nx ny nz]; a .pts may have x y z
+    intensity [r g b] as well, and a text whose first line names its columns may have any others. An npz holds one such
     table, or `pos`, and perhaps `normal` and `face` (F, 3). Other formats are not read: archives, formats of XML (.3mf
     .dae .x3d) and of CAD have no reader that is safe with any file. Export them as .glb, .ply or .obj.
+
+    Points and normals are float32. They are float64 where float32 would lose the shape, because it lies far from the
+    origin for its size (half a meter in UTM coordinates): center it first, as `UnitSphere` and `Center` do.
 
     Raises FileNotFoundError, or ValueError for what cannot be read, is empty, or holds NaN or infinite numbers."""
     if not path.is_file():
@@ -38,7 +46,7 @@ def read_shape(path: Path) -> Shape:
             arrays = read_npz(content)
             shape = arrays if "pos" in arrays else _columns(*arrays.values())
         elif suffix in TABLES:
-            shape = _columns(_read_text(content))
+            shape = _text(content, suffix)
         elif suffix in (".glb", ".gltf"):
             shape = read_gltf(content, path.parent)
         else:
@@ -53,14 +61,18 @@ def check_shape(shape: Shape) -> Shape:
     for key, kinds in (("pos", "fiu"), ("normal", "fiu"), ("face", "iu")):
         if key in shape and np.asarray(shape[key]).dtype.kind not in kinds:
             raise ValueError(f"{key} is of {np.asarray(shape[key]).dtype}, which is not cast")
+    given = np.asarray(shape["pos"])
     with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
-        pos = shape["pos"] = np.array(shape["pos"], dtype=np.float32)
+        pos = given.astype(np.float32)
     if pos.ndim != 2 or pos.shape[1] != 3 or len(pos) == 0:
         raise ValueError(f"points of shape (N, 3) with N >= 1 were expected, not {pos.shape}")
     if not np.isfinite(pos).all():
         raise ValueError(f"{(~np.isfinite(pos)).any(1).sum()} of {len(pos)} points are NaN or infinite")
+    if not fits_float32(given):
+        pos = given.astype(np.float64)
+    shape["pos"] = pos
     if "normal" in shape:
-        normal = shape["normal"] = np.array(shape["normal"], dtype=np.float32)
+        normal = shape["normal"] = np.array(shape["normal"], dtype=pos.dtype)
         if normal.shape != pos.shape:
             raise ValueError(f"normals of shape {pos.shape} were expected, not {normal.shape}")
         length = np.linalg.norm(normal, axis=1, keepdims=True)
@@ -74,27 +86,42 @@ def check_shape(shape: Shape) -> Shape:
             raise ValueError(f"triangles (F, 3) with F >= 1 were expected, not {face.shape}")
         if face.min() < 0 or face.max() >= len(pos):
             raise ValueError(f"faces have corners {face.min()} to {face.max()}; the vertices are 0 to {len(pos) - 1}")
-        a, b, c = pos[face].transpose(1, 0, 2)
+        a, b, c = pos[face].transpose(1, 0, 2).astype(np.float64)
         if not np.cross(b - a, c - a).any():
             raise ValueError("the mesh has no area")
     return shape
 
 
-def _columns(*tables: np.ndarray) -> Shape:
+def fits_float32(pos: np.ndarray) -> bool:
+    """Whether float32 keeps the shape of finite points (N, 3): moves none by more than `ROUNDING` of its size."""
+    if pos.dtype == np.float32:
+        return True
+    size = np.ptp(pos.astype(np.float64), axis=0).max()
+    return not size or bool(np.abs(pos - pos.astype(np.float32)).max() <= ROUNDING * size)
+
+
+def _columns(*tables: np.ndarray, names: Sequence[str] = ()) -> Shape:
+    """The coordinates among the columns of one table, and the normals if there are some."""
     table = tables[0] if len(tables) == 1 else np.empty(0)
-    if table.ndim != 2 or table.shape[1] not in (3, 6):
+    if table.ndim != 2 or (table.shape[1] not in (3, 6) and not names):
         got = ", ".join(f"an array of shape {table.shape}" for table in tables) or "nothing"
         raise ValueError(f"columns x y z or x y z nx ny nz were expected, not {got}")
-    return {"pos": table[:, :3]} | ({"normal": table[:, 3:]} if table.shape[1] == 6 else {})
+    names = list(names or (*"xyz", *NORMALS)[: table.shape[1]])
+    normals = [names.index(name) for name in NORMALS if name in names]
+    shape = {"pos": table[:, [names.index(axis) for axis in "xyz"]]}
+    return shape | ({"normal": table[:, normals]} if len(normals) == 3 else {})
 
 
-def _read_text(content: bytes) -> np.ndarray:
-    lines = [line.decode() for line in content.splitlines()]
-    first = lines[0].strip()
-    count = int(first) if first.isdigit() else None  # .pts files often begin with the number of points
-    rows = lines if count is None else lines[1:]
-    delimiter = "," if "," in first else None
-    table = np.loadtxt(rows, np.float32, delimiter=delimiter, ndmin=2) if rows else np.empty((0, 3))
-    if count not in (None, len(table)):
-        raise ValueError(f"{count} points are declared, and {len(table)} were found")
-    return table
+def _text(content: bytes, suffix: str) -> Shape:
+    table, names = read_text(content)
+    if not len(table):
+        raise ValueError("there are no numbers in it")
+    width = table.shape[1]
+    if suffix == ".pts" and width in (4, 7):
+        names = names or list(LEICA[:width])
+    if not names and width not in (3, 6):
+        raise ValueError(
+            f"columns x y z or x y z nx ny nz were expected, not {width}; a first line such as `x y z intensity` would "
+            "name them"
+        )
+    return _columns(table, names=names)

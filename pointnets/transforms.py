@@ -5,6 +5,8 @@ config: `transforms=[dict(type='SamplePoints', num=1024, include_normals=True), 
 follow whatever happens to the points. PyG's `SamplePoints`, `Center`, `NormalizeScale` and `NormalizeRotation` go by
 their own names; those of its transforms that would leave normals behind (`RandomRotate`, `RandomFlip`, ...) do not.
 
+Points of float64 (see `read_shape`) stay float64 until `as_float32`, which every draw ends with.
+
 Random transforms draw from torch's global generator; `attlas.data.seeded` makes a draw a function of a few integers.
 """
 
@@ -20,6 +22,7 @@ from torch_geometric.transforms import BaseTransform
 from ..data import UP_AXES, one_of, positive
 from ..kernels import farthest_point_sample, local_reference_axis
 from ..registry import TRANSFORMS
+from .shapes import fits_float32
 
 GROUPS = ("none", "z", "SO3")
 
@@ -45,6 +48,22 @@ def rotate(data: Data, rotation: Tensor) -> Data:
     for key in ("pos", "normal"):
         if key in data:
             data[key] = (data[key].double() @ rotation.T).to(data[key].dtype)
+    return data
+
+
+def as_float32(data: Data) -> Data:
+    """`data` with points and normals as networks take them.
+
+    Raises ValueError where float32 would lose the shape, because it lies far from the origin for its size."""
+    if data.pos.dtype == torch.float64 and not fits_float32(data.pos.numpy()):
+        size = float((data.pos.amax(0) - data.pos.amin(0)).max())
+        raise ValueError(
+            f"its points lie around ({', '.join(f'{x:.7g}' for x in data.pos.mean(0).tolist())}), where float32 has too "
+            f"few digits for a shape of size {size:.3g}: center it, by dict(type='UnitSphere') or dict(type='Center') among the transforms"
+        )
+    for key in ("pos", "normal"):
+        if data.get(key) is not None:
+            data[key] = data[key].float()
     return data
 
 
@@ -146,9 +165,10 @@ class UnitSphere(BaseTransform):
     """Centers on the mean of the points and scales the farthest one to norm 1 (coincident points go to the origin)."""
 
     def forward(self, data: Data) -> Data:
-        centered = data.pos - data.pos.mean(dim=0)
+        centered = data.pos.double()  # whose squares are finite
+        centered = centered - centered.mean(dim=0)
         radius = centered.norm(dim=1).max()
-        data.pos = centered / radius if radius > 0 else centered
+        data.pos = (centered / radius if radius > 0 else centered).to(data.pos.dtype)
         return data
 
 

@@ -44,7 +44,7 @@ from .datasets import PointClouds, RotatedViews
 from .metrics import class_accuracy
 from .risurconv import Pyramid, RISurConv
 from .shapes import read_shape
-from .transforms import random_rotation
+from .transforms import as_float32, random_rotation
 
 Network = Callable[[Tensor, Tensor | None], Tensor]  # points, normals (B, N, 3) -> logits (B, classes)
 
@@ -105,7 +105,7 @@ def file_subject(file: str | Path, transform=None, after=None, classes: Sequence
             + [dict(type="UnitSphere"), dict(type="EstimateNormals", only_missing=True)]
         )
     after = after or build_transforms([])
-    cloud = drawn(lambda data: after(transform(data)), raw.clone(), f"shape {raw.name}", 0)
+    cloud = drawn(lambda data: as_float32(after(transform(data))), raw.clone(), f"shape {raw.name}", 0)
     _need_normals(cloud)
     return Subject(path.name, cloud, raw if "face" in arrays else None, None, tuple(classes), after)
 

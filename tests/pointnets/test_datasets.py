@@ -237,7 +237,7 @@ def test_modelnet40_errors_name_the_file(resampled):
         ("", "the file is empty"),
         ("1,2,3\n4,5", "airplane_0001.txt is not a readable shape"),
         ("1,2,x,0,0,1\n", "could not convert string 'x'"),
-        ("1,2,3,4\n", r"columns x y z or x y z nx ny nz were expected, not an array of shape \(1, 4\)"),
+        ("1,2,3,4\n", "columns x y z or x y z nx ny nz were expected, not 4; a first line such as"),
         ("1,2,nan,0,0,1\n1,2,3,0,0,1\n", "1 of 2 points are NaN or infinite"),
         ("1,2,3,0,0,0\n1,2,3,0,0,1\n", "must have length 1; 1 of 2 have not"),
         ("1,2,3,0,0,nan\n", "must have length 1; 1 of 1 have not"),
@@ -443,6 +443,53 @@ def test_shape_folder_reads_meshes_and_clouds(tmp_path):
     for suffix in ("obj", "off", "stl", "ply", "glb"):
         shape = read_shape(tmp_path / "mesh" / f"box.{suffix}")
         assert trimesh.Trimesh(shape["pos"], shape["face"]).volume == pytest.approx(6, rel=1e-4)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_small_shape_far_from_the_origin_keeps_its_digits(tmp_path, cache):
+    """Shared case 03: half a meter in UTM coordinates, where float32 counts in halves of a meter."""
+    table = unit_cloud(50).astype(np.float64)
+    table[:, :3] *= 0.1
+    far = table + np.array([500000, 4649776, 120, 0, 0, 0])
+    for name, content in (("near", table), ("far", far)):
+        folder = tmp_path / "clouds" / name
+        folder.mkdir(parents=True)
+        np.savetxt(folder / "a.txt", content, fmt="%.12f")
+        np.savez(folder / "b.npz", pos=content[:, :3], normal=content[:, 3:])
+        trimesh.Trimesh(content[:, :3], np.arange(48).reshape(-1, 3), process=False).export(folder / "c.obj", digits=12)
+    rotation = [dict(type="NormalizeRotation"), dict(type="Center")]  # whose products need one dtype
+    centered = dict(type="UnitSphere"), dict(type="Center"), dict(type="NormalizeScale")
+    options = dict(cache=tmp_path / "parsed" if cache else None)
+    for transform in centered:
+        dataset = D.ShapeFolder(tmp_path / "clouds", "all", [transform], **options)
+        for epoch in range(1 + cache):  # the second is read from the cache
+            far_draws, near_draws = ([dataset[3 * i + j + 6 * epoch] for j in range(3)] for i in range(2))
+            for there, here in zip(far_draws, near_draws):
+                assert there.pos.dtype == torch.float32
+                torch.testing.assert_close(there.pos, here.pos, atol=1e-6, rtol=0)
+                assert ("normal" in here) == ("normal" in there)
+    dataset = D.ShapeFolder(tmp_path / "clouds", "all", rotation, **options)
+    assert {dataset.get(item).pos.dtype for item in (0, 1, 2)} == {torch.float64}
+    assert {dataset.get(item).pos.dtype for item in (3, 4, 5)} == {torch.float32}
+    assert dataset[0].normal.dtype == torch.float32
+    dataset = D.ShapeFolder(tmp_path / "clouds", "all", **options)
+    assert dataset[3].pos.dtype == torch.float32
+    with pytest.raises(
+        ValueError, match=r"far/a: its points lie around \(.*, 4649776, 120.*\), where float32 has too few digits for a"
+    ):
+        dataset[0]
+
+
+def test_points_that_float32_holds_are_float32(tmp_path):
+    for pos in (
+        np.array([[0.1, 0.2, 0.3]]),
+        np.full((4, 3), 1e7 + 0.1),  # one place
+        np.array([[5e5, 4649776, 120], [5e5 + 0.5, 4649777, 121]]),
+        np.array([[500000, 4649776, 16777217], [0, 0, 0]]),
+        RNG.normal(size=(9, 3)) + 50,
+    ):
+        np.save(tmp_path / "a.npy", pos)
+        assert read_shape(tmp_path / "a.npy")["pos"].dtype == np.float32
 
 
 def test_shape_folder_splits(tmp_path):

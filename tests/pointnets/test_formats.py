@@ -2,6 +2,7 @@
 
 import base64
 import json
+import pickle
 import struct
 import zipfile
 
@@ -546,3 +547,78 @@ def test_text_tables_are_held_to_their_count(read):
     refused(read, "a.pts", "7\n", "7 points are declared, and 0 were found")
     refused(read, "a.xyz", rows.rpartition(" ")[0], "number of columns changed")
     refused(read, "a.txt", "1e39 0 0\n0 0 0\n", "1 of 2 points are NaN or infinite")
+
+
+def test_text_tables_as_they_are_written(read, tmp_path):
+    """Shared case 11, and what editors, spreadsheets and scanners make of a table."""
+    points = POINTS[:2]
+    normals = np.array([[0.6, 0, 0.8], [0, 1, 0]])
+    for name, options in (
+        ("plain", dict()),
+        ("commas", dict(delimiter=",", header="points of a chair")),
+        ("spaces", dict(delimiter=", ", header="x, y, z")),
+        ("tabs", dict(delimiter="\t", header="2 points, 3 columns", footer="the end")),
+        ("semicolons", dict(delimiter=";", comments="// ", header="X;Y;Z")),
+        ("names", dict(delimiter=",", comments="", header="X,Y,Z")),
+    ):
+        np.savetxt(tmp_path / f"{name}.txt", points, **options)
+        content = (tmp_path / f"{name}.txt").read_bytes()
+        for again in (
+            content,
+            b"\xef\xbb\xbf" + content,
+            content.decode().encode("utf-16"),
+            b"# caf\xe9\r\n\n" + content,
+        ):
+            np.testing.assert_allclose(read("a.xyz", again)["pos"], points, err_msg=name)
+
+    def rows(*columns):
+        return "\n".join(" ".join(map(str, row)) for row in np.hstack(columns)) + "\n"
+
+    ones = np.ones((2, 1))
+    for name, content, with_normals in (
+        ("a.pts", "2\n" + rows(points, -1200 * ones), False),
+        ("a.pts", "2\n" + rows(points, -1200 * ones, 255 * np.ones((2, 3))), False),
+        ("a.pts", "2\n" + rows(points, normals), True),
+        ("a.txt", "//X Y Z R G B Nx Ny Nz\n2\n" + rows(points, 255 * np.ones((2, 3)), normals), True),
+        ("a.txt", '"nz" "y" "x" "z" "nx" "ny"\n' + rows(normals[:, 2:], points[:, [1, 0, 2]], normals[:, :2]), True),
+        ("a.txt", "# x y z r g b\n" + rows(points, 255 * np.ones((2, 3))), False),
+        ("a.txt", "# 2\n1 # of x, y and z\n".replace("1", "2") + rows(points).replace("\n", " // a point\n"), False),
+    ):
+        shape = read(name, content)
+        np.testing.assert_allclose(shape["pos"], points, err_msg=content)
+        assert ("normal" in shape) == with_normals, content
+        if with_normals:
+            np.testing.assert_allclose(shape["normal"], normals, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1,5;2,5;3,5\n", "the line '1,5;2,5;3,5' has two kinds of separators; decimal commas are not read"),
+        ("1,5 2,5 3,5\n", "two kinds of separators"),
+        ("1,2,3\n4 5 6\n", "the lines are no table of numbers"),
+        ("1;2;3\n4;5\n", "the number of columns changed from 3 to 2 at row"),
+        ("x,y,z\n1,2,3,4\n", "the line 'x,y,z' has neither numbers nor the names of the columns, x y z among them"),
+        ("a b c\n1 2 3\n", "the line 'a b c' has neither"),
+        ("x y z\nl 2 3\n4 5 6\n", "the line 'l 2 3' has neither"),
+        ("l 2 3\n4 5 6\n", "the line 'l 2 3' has neither"),
+        ("1 2 3\nx y z\n", "could not convert string 'x'"),
+        ("x x y z\n1 2 3 4\n", "the line 'x x y z' has neither"),
+        ("# the x of y, z\n1 2 3 4\n", "x y z or x y z nx ny nz were expected, not 4; a first line such as"),
+        ("# nothing\n", "there are no numbers in it"),
+        ("<html>\n", "the line '<html>' has neither"),
+        ("1 2 nan\n1 2 3\n", "1 of 2 points are NaN or infinite"),
+        ("nan 2 1\n1 2 3\n", "1 of 2 points are NaN or infinite"),
+    ],
+)
+def test_text_tables_are_refused(read, content, message):
+    refused(read, "a.txt", content, message)
+
+
+def test_no_error_advises_to_unpickle(read):
+    for name in ("a.npz", "a.npy"):
+        for content in (b"no archive", pickle.dumps({"pos": 1}), npz(pos=npy(POINTS))[:-40]):
+            with pytest.raises(ValueError, match=f"{name} is not a readable shape") as error:
+                read(name, content)
+            assert "allow_pickle" not in str(error.value)
+            assert "pickle.load" not in str(error.value)

@@ -137,6 +137,8 @@ def test_unit_sphere_shift_and_jitter():
     assert unit.pos.mean(0).abs().max() < 1e-6
     assert unit.pos.norm(dim=1).max() == pytest.approx(1)
     assert torch.equal(T.UnitSphere()(Data(pos=torch.ones(4, 3))).pos, torch.zeros(4, 3))
+    huge = T.UnitSphere()(Data(pos=3e19 * data.pos[:20]))  # whose squares are infinite in float32
+    assert torch.allclose(huge.pos, T.UnitSphere()(Data(pos=data.pos[:20])).pos, atol=1e-6)
     shift = T.RandomShift(0.1)(data).pos - data.pos
     assert torch.allclose(shift, shift[:1], atol=1e-6)
     assert 0 < shift.abs().max() <= 0.1 + 1e-6
