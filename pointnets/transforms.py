@@ -57,9 +57,10 @@ def as_float32(data: Data) -> Data:
     Raises ValueError where float32 would lose the shape, because it lies far from the origin for its size."""
     if data.pos.dtype == torch.float64 and not fits_float32(data.pos.numpy()):
         size = float((data.pos.amax(0) - data.pos.amin(0)).max())
+        place = ", ".join(f"{coordinate:.7g}" for coordinate in data.pos.mean(0).tolist())
         raise ValueError(
-            f"its points lie around ({', '.join(f'{x:.7g}' for x in data.pos.mean(0).tolist())}), where float32 has too "
-            f"few digits for a shape of size {size:.3g}: center it, by dict(type='UnitSphere') or dict(type='Center') among the transforms"
+            f"its points lie around ({place}), where float32 has too few digits for a shape of size {size:.3g}: center "
+            "it, by dict(type='UnitSphere') or dict(type='Center') among the transforms"
         )
     for key in ("pos", "normal"):
         if data.get(key) is not None:
