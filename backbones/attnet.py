@@ -43,6 +43,8 @@ class ATConv(nn.Module):
 
     no_weight_decay = ("difference_control",)
 
+    map_kind = "kernel"  # what a map of `attention_maps` belongs to
+
     def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:

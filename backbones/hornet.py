@@ -83,6 +83,8 @@ class GnConv(nn.Module):
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
+    map_kind = "gate"  # what a map of `attention_maps` belongs to
+
     def __init__(
         self,
         dim: int,

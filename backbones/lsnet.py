@@ -55,6 +55,8 @@ class LSConv(nn.Module):
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
+    map_kind = "kernel"  # what a map of `attention_maps` belongs to
+
     def __init__(self, dim: int, groups: int = 8, large_kernel: int = 7, small_kernel: int = 3):
         super().__init__()
         for name, value in (("large_kernel", large_kernel), ("small_kernel", small_kernel)):

@@ -69,6 +69,8 @@ class ContMix(nn.Module):
     W))`: the first C channels of x are the query features, the others the context, and v is `value`.
     """
 
+    map_kind = "kernel"  # what a map of `attention_maps` belongs to
+
     def __init__(
         self, dim: int, heads: int | None = None, kernel_size: int = 13, small_kernel: int = 5, context_dim: int = 0
     ):

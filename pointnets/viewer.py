@@ -3,6 +3,7 @@
 The 3-D scenes are drawn by `render`, panels and text by Matplotlib.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -432,12 +433,16 @@ def read_results(path: str | Path) -> tuple[tuple[str, ...], dict[str, np.ndarra
     if not path.is_file():
         raise FileNotFoundError(f"The results {path} do not exist. {near_files(path)} tools/test.py --out makes them.")
     try:
+        if not zipfile.is_zipfile(path):  # what NumPy would call a pickle, and advise to load
+            raise ValueError("it is no npz archive")
         with np.load(path, allow_pickle=False) as file:
             names = [name for name in file.files if name.split("_")[0] == "confusion"]
             classes = tuple(map(str, file["classes"]))
             confusions = {name.removeprefix("confusion").removeprefix("_"): file[name] for name in names}
     except Exception as error:  # zipfile, zlib and NumPy have errors of their own, and few of them name the file
-        raise ValueError(f"{path} is not a file of results: {error}; tools/test.py --out makes them.") from error
+        pickled = "allow_pickle" in str(error)  # NumPy's own words say how to load it
+        reason = "it holds Python objects, and nothing is ever unpickled" if pickled else error
+        raise ValueError(f"{path} is not a file of results: {reason}; tools/test.py --out makes them.") from error
     if not confusions or any(c.shape != (len(classes), len(classes)) for c in confusions.values()):
         raise ValueError(
             f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them."
@@ -475,19 +480,26 @@ def draw_confusion(axes: Axes, confusion: np.ndarray, classes: Sequence[str], ti
 def draw_confusions(results: Mapping[str, str | Path]) -> Figure:
     """The confusion matrices of one file of results or several: a row for each file, a column for each protocol."""
     read = {name: read_results(path) for name, path in results.items()}
+    titles = {
+        (name, protocol): f"{name}{f' under {_group(protocol)}' if protocol else ''}\n"
+        f"overall {overall_accuracy(confusion):.1f} %, class {np.nanmean(class_accuracy(confusion)):.1f} %"
+        for name, (_, confusions) in read.items()
+        for protocol, confusion in confusions.items()
+    }
     columns = max(len(confusions) for _, confusions in read.values())
-    side = max(0.36 * len(classes) + 1.4 if len(classes) <= 20 else 8 for classes, _ in read.values())
-    canvas = Figure(figsize=(side * columns, (side + 0.2) * len(read)), layout="constrained")
+    # inches: of a matrix, which is at least as wide as its title, and of the names of the classes
+    side = max(0.36 * len(classes) if len(classes) <= 20 else 7 for classes, _ in read.values())
+    side = max(side, *(0.09 * len(line) for title in titles.values() for line in title.split("\n")))
+    names = max(len(name) * (0.08 if len(classes) <= 15 else 0.055) for classes, _ in read.values() for name in classes)
+    size = (side + names + 0.6) * columns, (side + 0.75 * names + 1.1) * len(read)
+    canvas = Figure(figsize=size, layout="constrained")
     grid = canvas.subplots(len(read), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for row, (name, (classes, confusions)) in zip(grid, read.items()):
         for axes, (protocol, confusion) in zip(row, confusions.items()):
             axes.set_axis_on()
-            under = f" under {_group(protocol)}" if protocol else ""
-            overall, by_class = overall_accuracy(confusion), np.nanmean(class_accuracy(confusion))
-            title = f"{name}{under}: overall {overall:.1f} %, class {by_class:.1f} %"
-            draw_confusion(axes, confusion, classes, title)
+            draw_confusion(axes, confusion, classes, titles[name, protocol])
     return canvas
 
 

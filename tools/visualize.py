@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
             source = sub.add_mutually_exclusive_group(required=True)
             source.add_argument("--item", type=int, help="number of a shape of the test data")
             source.add_argument("--file", type=Path, help="a mesh or a cloud")
-            sub.add_argument("--up", choices=("y", "z"), default="y")
+            sub.add_argument("--up", choices=("y", "z"), default="y", help="the axis that points up in the shape (y)")
             sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye (30)")
             sub.add_argument("--elevation", type=float, default=20, metavar="DEGREES", help="of the eye (20)")
         target = sub.add_mutually_exclusive_group(required=True)
@@ -63,7 +63,7 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("results", type=Path, nargs="+")
     sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
     sub.add_argument("network", help="a variant (attlas.backbones.list() names all), or a config with a backbone")
-    sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours")
+    sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours (random weights)")
     sub.add_argument("--image", type=Path, required=True)
     sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
@@ -82,9 +82,15 @@ def opponent(text: str) -> tuple[str, Path, Path]:
 def draw_attention(args: argparse.Namespace):
     from attlas.backbones.inspection.attention_maps import draw, look, read_image
     from attlas.backbones.zoo import find
+    from attlas.config import load_config
 
     pixels, image = read_image(args.image, args.size)
-    return draw(pixels, look(find(args.network, args.weights), image, tuple(args.place), args.mixers))
+    network, weights = find(args.network, args.weights), args.weights
+    if weights is None and args.network.endswith(".py"):
+        weights = load_config(args.network).model.backbone.get("pretrained")
+    source = "random weights" if weights is None else f"weights of {Path(weights).name}"
+    title = f"{Path(args.network).name}, {source}"
+    return draw(pixels, look(network, image, tuple(args.place), args.mixers), title)
 
 
 def draw_confusion(args: argparse.Namespace):

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ class Look:
 
     name: str  # of the module in the network
     mixer: str  # its class
-    maps: np.ndarray  # (M, H, W), float32, >= 0: a map for each head or gate
-    place: tuple[int, int]  # row and column in its map
-    kind: str  # "weights" (of the mixer itself) or "influence" (size of the gradient of the output at the place)
+    maps: np.ndarray  # (M, H, W), float32: a map for each head, gate or kernel
+    place: tuple[float, float]  # row and column, as fractions of the image
+    kind: str  # of the maps: "head", "gate" or "kernel", or "influence" (size of the output's gradient at the place)
 
 
 def mixers_of(network: nn.Module) -> dict[str, nn.Module]:
@@ -86,12 +88,12 @@ def _look(name: str, mixer: nn.Module, x: Tensor, *others: Tensor, place: tuple[
         with torch.no_grad():
             tokens = others if getattr(mixer, "takes_tokens", False) else ()
             maps = mixer.attention_maps(x, (row, column), *tokens)[0]  # type: ignore[operator]
-        return Look(name, type(mixer).__name__, maps.float().numpy(), (row, column), "weights")
+        return Look(name, type(mixer).__name__, maps.float().numpy(), place, getattr(mixer, "map_kind", "head"))
     x = x.clone().requires_grad_()
     with torch.enable_grad():
         (grad,) = torch.autograd.grad(mixer(x)[0, :, row, column].square().sum(), x)
     maps = grad[0].norm(dim=0, keepdim=True)
-    return Look(name, type(mixer).__name__, maps.float().numpy(), (row, column), "influence")
+    return Look(name, type(mixer).__name__, maps.float().numpy(), place, "influence")
 
 
 def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
@@ -106,44 +108,57 @@ def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
     return pixels, torch.from_numpy(normalized.astype(np.float32)).permute(2, 0, 1)[None]
 
 
-def draw(pixels: np.ndarray, looks: Sequence[Look], columns: int = 5) -> Figure:
+def draw(pixels: np.ndarray, looks: Sequence[Look], title: str = "", columns: int = 5) -> Figure:
     """A row for each look: the image with the place, the mean over all maps, and the first maps themselves.
 
-    Each map has its own scale, from nothing to its largest value; titles say how far that is above the map's mean (a
-    map that looks at everything alike has 1.0).
+    The maps of a row have one scale, from nothing to their largest value, in multiples of their mean (maps that look at
+    everything alike have 1.0 everywhere).
 
     Args:
+        pixels: image (H, W, 3), uint8.
+        title: text above all rows.
         columns: the most maps in a row, the mean among them.
     """
     columns = min(columns, max(len(seen.maps) + (len(seen.maps) > 1) for seen in looks))
     height, width = pixels.shape[:2]
     tile = 2.2
-    canvas = Figure((tile * (columns + 1) * width / height, (tile + 0.35) * len(looks)), layout="constrained", dpi=110)
+    size = tile * (columns + 1) * width / height + 0.9, (tile + 0.5) * len(looks) + 0.3 * bool(title)
+    canvas = Figure(size, layout="constrained", dpi=110)
+    if title:
+        canvas.suptitle(title, fontsize=10)
     grid = canvas.subplots(len(looks), columns + 1, squeeze=False)
     for row, seen in zip(grid, looks):
-        maps = [seen.maps.mean(0), *(seen.maps if len(seen.maps) > 1 else [])][:columns]
-        titles = [f"mean of {len(seen.maps)}" if len(seen.maps) > 1 else seen.kind]
-        titles += [f"{seen.kind} {i}" for i in range(len(seen.maps))]
+        count = len(seen.maps)
+        relative = seen.maps / max(float(np.abs(seen.maps).mean()), 1e-12)
+        maps = [relative.mean(0), *(relative if count > 1 else [])][:columns]
+        name = f"{seen.name}\n{seen.mixer}, {seen.maps.shape[1]} x {seen.maps.shape[2]}"
+        titles = [name, seen.kind]
+        if count > 1:
+            left_out = count + 1 - len(maps)
+            titles[0] += f"\n{count} {seen.kind}s" + (f", {left_out} left out" if left_out else "")
+            titles[1:] = [f"mean of {count}", *(f"{seen.kind} {i}" for i in range(count))]
         for axes in row:
             axes.set_axis_off()
-        row[0].imshow(pixels)
-        row[0].set_title(f"{seen.name}\n{seen.mixer}, {seen.maps.shape[1]} x {seen.maps.shape[2]}", fontsize=8)
-        y, x = ((at + 0.5) / n * size for at, n, size in zip(seen.place, seen.maps.shape[1:], (height, width)))
-        for axes, values, title in zip(row[1:], maps, titles):
-            axes.imshow(_overlay(pixels, values))
-            axes.set_title(f"{title}\nto {values.max() / max(values.mean(), 1e-12):.1f} times its mean", fontsize=8)
-        for axes in row[: len(maps) + 1]:
+        scale = Normalize(0, max(float(max(values.max() for values in maps)), 1e-12))
+        for axes, picture, text in zip(row, [pixels, *(_overlay(pixels, scale(values)) for values in maps)], titles):
+            axes.imshow(picture)
+            axes.set_title(text, fontsize=8)
+            y, x = (fraction * side - 0.5 for fraction, side in zip(seen.place, (height, width)))
             axes.plot(x, y, "+", color="white", markersize=9, markeredgewidth=2.5)
             axes.plot(x, y, "+", color="black", markersize=8, markeredgewidth=1)
+        bar = canvas.colorbar(ScalarMappable(scale, "inferno"), ax=list(row), pad=0.01, aspect=25)
+        bar.set_label("times the mean", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     return canvas
 
 
-def _overlay(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The image in gray, darkened, and the map in color over it."""
+def _overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """The image in gray, darkened, and a map of strengths up to 1 in color over it."""
     gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
     large = F.interpolate(
-        torch.from_numpy(values)[None, None], pixels.shape[:2], mode="bicubic" if values.size > 4 else "nearest"
-    )[0, 0].clamp(min=0)
-    strength = (large / large.max().clamp(min=1e-12)).numpy()
-    heat = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+        torch.from_numpy(np.asarray(strength, np.float32))[None, None],
+        pixels.shape[:2],
+        mode="bicubic" if strength.size > 4 else "nearest",
+    )[0, 0].clamp(0, 1)
+    heat = cv2.applyColorMap((255 * large.numpy()).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     return (0.45 * gray + 0.55 * heat).astype(np.uint8)

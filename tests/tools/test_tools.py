@@ -16,7 +16,7 @@ from attlas import backbones, checkpoint, rendering
 from attlas.backbones.inspection import attention_maps as viewer
 from attlas.backbones.zoo import Variant
 from attlas.config import load_config
-from attlas.registry import MODELS
+from attlas.registry import MIXERS, MODELS
 
 TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
 PARAMS = 88_349  # of TINY with five classes
@@ -196,6 +196,19 @@ def picture(tmp_path):
     return path
 
 
+def test_random_weights_are_called_random(load, config, picture, tmp_path):
+    tool = load("visualize")
+    drawn = ["attention", str(config), "--image", str(picture), "--out", "x.png", "--size", "32"]
+
+    def title(*more):
+        return tool.draw_attention(tool.arguments().parse_args([*drawn, *map(str, more)])).get_suptitle()
+
+    assert title() == "tiny.py, random weights"
+    network = MODELS.build(load_config(config).model.backbone)
+    checkpoint.save(tmp_path / "trained.safetensors", network.state_dict())
+    assert title("--weights", tmp_path / "trained.safetensors") == "tiny.py, weights of trained.safetensors"
+
+
 def test_visualize_attention(run, refusal, config, picture, tmp_path):
     out = tmp_path / "looks.png"
     attention = ["visualize", "attention", config, "--image", picture, "--out", out, "--size", 64]
@@ -219,16 +232,47 @@ def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
     network = backbones.davit.DaViT(dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), heads=(2, 2, 2, 2))
     looks = viewer.look(network.eval(), torch.zeros(1, 3, 64, 64), (0.5, 0.5))
     assert [seen.name for seen in looks[2:4]] == ["stages.1.blocks.2.mixer", "stages.1.blocks.3.mixer"]
-    assert [seen.kind for seen in looks] == ["weights", "influence"] * 4
+    assert [seen.kind for seen in looks] == ["head", "influence"] * 4
     assert [len(seen.maps) for seen in looks] == [2, 1] * 4
     pixels = np.zeros((64, 64, 3), np.uint8)
-    assert len(viewer.draw(pixels, looks).axes) == len(looks) * 4  # the image, the mean, two heads
-    assert len(viewer.draw(pixels, looks[1::2]).axes) == 4 * 2
-    flat = viewer.Look("mixer", "Attention", np.ones((9, 4, 4), np.float32), (0, 0), "weights")
-    titles = [axes.get_title() for axes in viewer.draw(pixels, [flat]).axes]
-    assert titles[0] == "mixer\nAttention, 4 x 4"
-    assert titles[1:3] == ["mean of 9\nto 1.0 times its mean", "weights 0\nto 1.0 times its mean"]
-    assert len(titles) == 6
+    assert len(viewer.draw(pixels, looks).axes) == len(looks) * 5  # the image, the mean, two heads, the scale
+    assert len(viewer.draw(pixels, looks[1::2]).axes) == 4 * 3
+
+
+def test_maps_of_a_row_have_one_scale_and_a_cross_where_it_was_asked_for():
+    maps = np.ones((9, 4, 4), np.float32)
+    maps[1] = np.linspace(0, 2, 16).reshape(4, 4)
+    maps[2, 0, 0] = 17
+    seen = viewer.Look("mixer", "Attention", maps, (0.3, 0.9), "head")
+    canvas = viewer.draw(np.full((50, 100, 3), 90, np.uint8), [seen], "random weights")
+    assert canvas.get_suptitle() == "random weights"
+    *row, bar = canvas.axes
+    assert [axes.get_title() for axes in row] == [
+        "mixer\nAttention, 4 x 4\n9 heads, 5 left out",
+        "mean of 9",
+        "head 0",
+        "head 1",
+        "head 2",
+        "head 3",
+    ]
+    assert bar.get_ylim() == pytest.approx((0, 17 / maps.mean()))
+    assert bar.get_ylabel() == "times the mean"
+    even, rising, peak = (np.asarray(row[i].images[0].get_array()).astype(int).sum(-1) for i in (2, 3, 4))
+    assert np.ptp(even) <= 6  # the rounding of colors
+    assert rising.max() < peak.max()
+    assert peak.argmax() == 0
+    for axes in row:
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines] == [pytest.approx((89.5, 14.5))] * 2
+
+
+@pytest.mark.parametrize(
+    ("mixer", "kind"),
+    [("GnConv", "gate"), ("ContMix", "kernel"), ("LSConv", "kernel"), ("ATConv", "kernel"), ("RALA", "head")],
+)
+def test_maps_are_called_what_they_are(mixer, kind):
+    network = torch.nn.Sequential(MIXERS.build(dict(type=mixer, dim=32))).eval()
+    (seen,) = viewer.look(network, torch.randn(1, 32, 14, 14), (0.31, 0.72))
+    assert (seen.kind, seen.place) == (kind, (0.31, 0.72))
 
 
 # --- atlas -----------------------------------------------------------------------------------------------------------
