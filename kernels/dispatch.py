@@ -8,6 +8,7 @@ TRITON_INTERPRET=1 before the import); "auto" is the default.
 """
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numba
 import torch
+from numba.core import event
 from torch import Tensor
 
 try:
@@ -40,6 +42,8 @@ except ImportError:  # Triton does not exist for every platform
     HAS_TRITON = False
 else:
     HAS_TRITON = True
+
+log = logging.getLogger(__name__)
 
 MODES = ("auto", "reference", "triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -123,7 +127,8 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable]:
 def compiled(function: Callable | None = None, **options):
     """Compile a function of NumPy arrays to machine code on its first call (Numba); it runs without the GIL.
 
-    The code is kept on disk, beside the module or in the user's cache folder. `options` are those of `numba.njit`.
+    The code is kept on disk, beside the module or in the user's cache folder. The first compilation in a process is
+    logged, since compiling all loops takes a minute. `options` are those of `numba.njit`.
     """
     if function is None:
         return functools.partial(compiled, **options)
@@ -132,6 +137,28 @@ def compiled(function: Callable | None = None, **options):
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder is writable: compile in every process
         return numba.njit(**options)(function)
+
+
+class _Compilation(event.Listener):
+    """Says once that a loop of ours is compiled, in place of a long silence; code from the disk is not compiled."""
+
+    said = False
+
+    def on_start(self, event):
+        name = event.data["dispatcher"].py_func.__module__
+        if not self.said and name.startswith("attlas."):
+            _Compilation.said = True
+            log.warning(
+                "Numba compiles the CPU's loops, first those of %s: up to a minute in all. The code is kept on disk if "
+                "a folder is writable.",
+                name,
+            )
+
+    def on_end(self, event):
+        pass
+
+
+event.register("numba:compile", _Compilation())
 
 
 # Seconds that one thread works alone. For about so long PyTorch's own threads spin, waiting for its next operator, and

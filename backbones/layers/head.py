@@ -25,6 +25,8 @@ class Head(nn.Module):
     `Backbone.levels`).
     """
 
+    pooling = "avg"  # timm's name for how the vector comes from the map: "avg" or "token"
+
     def __init__(
         self,
         dim: int,
@@ -96,6 +98,8 @@ class ClassHead(Head):
 
     Source: CaiT, arXiv 2103.17239.
     """
+
+    pooling = "token"
 
     def __init__(
         self,

@@ -258,10 +258,20 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         self._head()
         return self.get_submodule(self.classifier_names()[0])
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Give the head new last layers; 0 for none."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the head new last layers.
+
+        Args:
+            num_classes: number of classes; 0 for no last layers.
+            global_pool: how the head makes a vector of the map, by timm's names; None or what it is, "avg" or "token".
+        """
         if num_classes < 0:
             raise ValueError(f"num_classes={num_classes} must be at least 0")
+        if global_pool not in (None, self._head().pooling):
+            raise ValueError(
+                f"global_pool={global_pool!r}: the head of {type(self).__name__} pools by {self._head().pooling!r}, "
+                "as its weights were trained; pool what forward_features gives to do otherwise"
+            )
         self._head().reset(num_classes)
         self._head().to(next(self.parameters()))  # its device and dtype
         self.num_classes = num_classes

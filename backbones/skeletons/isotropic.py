@@ -49,6 +49,7 @@ class RowsHead(Head):
     def __init__(self, dim: int, num_classes: int, tokens: int | None):
         super().__init__(dim, num_classes)
         self.tokens = tokens
+        self.pooling = "token" if tokens is None else "avg"
 
     def vector(self, x: Tensor) -> Tensor:
         return x[:, 0] if self.tokens is None else x[:, self.tokens :].mean(1)

@@ -334,6 +334,22 @@ def test_odd_options():
         backbones.Pyramid((64,), (1,), mixers=dict(heads=2))
 
 
+def test_reset_classifier_as_timm_calls_it():
+    vit = dict(dim=16, depth=2, mixers="Attention", img_size=32)
+    for network, pooling in (
+        (build("HorNet", num_classes=5), "avg"),
+        (backbones.Isotropic(**vit, num_classes=5, class_token=None), "avg"),
+        (backbones.Isotropic(**vit, num_classes=5, class_token=0), "token"),
+        (backbones.Isotropic(**vit, num_classes=5, class_token=1), "token"),
+    ):
+        network.reset_classifier(7, global_pool=pooling)
+        network.reset_classifier(6, None)
+        assert network.eval()(image(32, 32)).shape == (2, 6)
+        with pytest.raises(ValueError, match=f"global_pool='max': the head of .* pools by {pooling!r}, as its weights"):
+            network.reset_classifier(8, "max")
+        assert network.num_classes == network.get_classifier().out_features == 6
+
+
 def test_a_head_keeps_the_dtype():
     network = build("HorNet", num_classes=5).bfloat16()
     network.reset_classifier(0)
