@@ -1,20 +1,26 @@
-"""What the data sets of every floor share: a base, repeatable draws, pipelines, splits, checks of arguments."""
+"""What the data sets of every floor share: a base, repeatable draws, pipelines, folders, checks of arguments."""
 
 import copy
 import difflib
 import hashlib
+import os
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.dataset import Compose, DefaultSampler
+from mmengine.logging import print_log
 from torch.utils.data import Dataset
 
+from .files import near_folders, printable
 from .registry import DATA_SAMPLERS, TRANSFORMS
 
 UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
@@ -81,7 +87,9 @@ def existing_root(dataset: str, root: str | Path, layout: str) -> Path:
     """`root` as a folder that exists, or an error that says what the data set looks for in it."""
     path = Path(root).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"{dataset}: root {str(root)!r} is not a folder. Expected there: {layout}")
+        raise FileNotFoundError(
+            f"{dataset}: root {printable(root)!r} is not a folder. Expected there: {layout} {near_folders(path)}"
+        )
     return path
 
 
@@ -93,6 +101,214 @@ def held_out(names: Sequence[str], share: float) -> set[str]:
     if share > 0 and len(names) > 1:
         count = max(count, 1)
     return set(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:count])
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+# What people call the folders of the splits, in any case.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+NOT_DATA = (".", "__MACOSX", "@eaDir")  # how the folders begin that editors, archives and file servers leave
+
+
+class Found(NamedTuple):
+    """Files of a data set of folders: `files` (paths) with their `labels`, which count in `classes`."""
+
+    classes: list[str]
+    files: list[str]
+    labels: list[int]
+
+
+def folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, and of links to folders, in order; without those that hold no data."""
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(NOT_DATA))
+
+
+def split_folders(root: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The folders 'train', 'val' and 'test' of `root`, by any name of `SPLITS`; {} where there are none.
+
+    Raises:
+        ValueError: two folders have names of one split, or other folders with data lie beside.
+    """
+    here = folders(root)
+    named: dict[str, list[str]] = {split: [n for n in here if n.lower() in known] for split, known in SPLITS.items()}
+    for split, names in named.items():
+        if len(names) > 1:
+            raise ValueError(f"{root} holds {_listed(names)}: which is the split {split!r}? Move the other elsewhere.")
+    found = {split: root / names[0] for split, names in named.items() if names}
+    others = [name for name in here if root / name not in found.values()]
+    beside = [name for name in others if any(_walk(root / name, suffixes, [root]))] if found else []
+    if beside:
+        raise ValueError(
+            f"{root} holds {_listed([path.name for path in found.values()])}, as splits are called, beside "
+            f"{_listed(beside)}: are these splits or classes? Rename the one or move the other elsewhere."
+        )
+    return found
+
+
+def find_files(
+    dataset: str, root: Path, split: str, suffixes: Sequence[str], layout: str, test_share: float | None = None
+) -> Found:
+    """The files of a folder tree, a folder for each class: `<split>/<class>/`, `<class>/<split>/`, or, where
+    `test_share` is given, `<class>/`, of which a share is held out. Files may lie in folders below these.
+
+    The names of splits are those of `SPLITS`. Links are followed. Folders of `NOT_DATA` and hidden files are left out;
+    what else is left out, one line of the log counts by suffix.
+
+    Args:
+        split: 'train', 'val', 'test', or 'all'. Where a share is held out, it is 'val' and 'test' alike.
+        suffixes: the endings of files that are read, in lower case.
+
+    Raises:
+        ValueError: it is not certain which folders are the classes.
+        FileNotFoundError: there is no such split, or no file in it.
+    """
+    parts = split_folders(root, suffixes)
+    if parts and split not in (*parts, "all"):
+        raise FileNotFoundError(f"{dataset}: {root} has no folder {split!r}; it has {_listed(list(parts.values()))}.")
+    if not parts:
+        _check_depth(dataset, root, suffixes)
+    tops = {part: path for part, path in (parts or {"": root}).items() if split in (part, "all") or not part}
+    of_part = {part: folders(path) for part, path in (parts or {"": root}).items()}
+    classes = sorted(set(chain.from_iterable(of_part.values())))
+    _check_spelling(root, classes, list(of_part.values()))
+
+    left_out: Counter[str] = Counter()
+    files: list[str] = []
+    labels: list[int] = []
+    for top in tops.values():
+        _count_loose(top, suffixes, left_out)
+    for label, name in enumerate(classes):
+        found: list[str] = []
+        for part, top in tops.items():
+            if not (top / name).is_dir():
+                continue
+            inside = {} if part else split_folders(top / name, suffixes)
+            if inside:
+                _count_loose(top / name, suffixes, left_out)
+            chosen = [path for p, path in inside.items() if split in (p, "all")] if inside else [top / name]
+            shared = not part and not inside
+            if shared and test_share is None:
+                continue
+            for folder in chosen:
+                found += sorted(_walk(folder, suffixes, [root, top, top / name], left_out))
+            if shared and test_share is not None and split != "all":
+                names = [Path(path).relative_to(root).as_posix() for path in found]
+                test = held_out(names, test_share)
+                found = [path for path, name in zip(found, names) if (name in test) == (split != "train")]
+        files += found
+        labels += [label] * len(found)
+    told = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items(), key=lambda item: (-item[1], item[0])))
+    if not files:
+        raise FileNotFoundError(
+            f"{dataset}: {root} holds no file of split {split!r} ({len(classes)} class folders; read are "
+            f"{' '.join(sorted(suffixes))}{f'; left out are {printable(told)}' if told else ''}). "
+            f"Expected there: {layout}"
+        )
+    if told:
+        _tell(f"{dataset} {root}, {split}: {len(files)} files in {len(classes)} classes; left out: {printable(told)}")
+    return Found(classes, files, labels)
+
+
+def first_split(dataset: Callable[[Any, str], Any], root: str | Path, splits: Sequence[str]) -> str:
+    """The first of some splits that a data set of folders has: for configs, which test on 'val' where there is no
+    'test'.
+
+    Raises:
+        FileNotFoundError: it has none of them.
+    """
+    for split in splits[:-1]:
+        try:
+            dataset(root, split)
+        except FileNotFoundError:
+            continue
+        return split
+    dataset(root, splits[-1])
+    return splits[-1]
+
+
+def _walk(
+    folder: Path, suffixes: Sequence[str], above: Sequence[Path], left_out: Counter[str] | None = None
+) -> Iterator[str]:
+    """Paths of the files below a folder that end in one of `suffixes`. Links to folders are followed, to none of them
+    twice and not to those `above`. Of a million files none is opened or asked for its status."""
+    left_out = Counter() if left_out is None else left_out
+    endings = tuple(suffixes)
+    seen = {_identity(path) for path in above if path != folder}
+    for top, inside, names in os.walk(folder, followlinks=True):
+        key = _identity(top)
+        if key in seen:
+            left_out["folders that were read already, by a link"] += 1
+            inside.clear()
+            continue
+        seen.add(key)
+        if hidden := sum(name.startswith(NOT_DATA) for name in inside):
+            left_out["hidden folders"] += hidden
+        inside[:] = sorted(name for name in inside if not name.startswith(NOT_DATA))
+        for name in names:
+            if name[0] == ".":
+                continue
+            if name.lower().endswith(endings):
+                yield f"{top}/{name}"
+            else:
+                left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _count_loose(folder: Path, suffixes: Sequence[str], left_out: Counter[str]) -> None:
+    """Count the files that would be read, but lie where only folders are expected."""
+    with os.scandir(folder) as entries:
+        loose = sum(e.name.lower().endswith(tuple(suffixes)) and e.name[0] != "." and not e.is_dir() for e in entries)
+    if loose:
+        left_out["in no folder of a class or split"] += loose
+
+
+def _check_depth(dataset: str, root: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a root that holds nothing but the folder of the data set, as an unpacked archive does."""
+    here = folders(root)
+    if len(here) != 1:
+        return
+    inner = root / here[0]
+    below = folders(inner)
+    parts = [name for name in below if any(name.lower() in known for known in SPLITS.values())]
+    loose: Counter[str] = Counter()
+    _count_loose(inner, suffixes, loose)
+    if any(folders(inner / name) for name in parts) or (len(below) > 1 and not parts and not loose):
+        raise ValueError(
+            f"{dataset}: {root} holds one folder, {here[0]!r}, and that holds {_listed(below)}. As one class? If not, "
+            f"root is one folder further down: {inner}"
+        )
+
+
+def _check_spelling(root: Path, classes: Sequence[str], of_part: Sequence[Sequence[str]]) -> None:
+    """Refuse classes that the splits spell in upper and lower case."""
+    spelled: dict[str, list[str]] = {}
+    for name in classes:
+        spelled.setdefault(name.casefold(), []).append(name)
+    for names in spelled.values():
+        if len(names) > 1 and not any(set(names) <= set(part) for part in of_part):
+            raise ValueError(f"{root}: the splits spell one class {_listed(names)}. Rename one of these folders.")
+
+
+def _listed(names: Sequence[Any], most: int = 6) -> str:
+    shown = [repr(printable(getattr(name, "name", name))) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@cache  # a config counts its classes with the data set that the training builds again
+def _tell(text: str) -> None:
+    print_log(text, logger="current")
+
+
+# --- the base --------------------------------------------------------------------------------------------------------
 
 
 class Items(ABC, Dataset):

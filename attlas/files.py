@@ -137,6 +137,22 @@ def near_files(path: Path, count: int = 5) -> str:
     return f"Near it: {', '.join(map(printable, shown))}."
 
 
+def near_folders(path: Path, count: int = 5) -> str:
+    """Name the folders that somebody who typed `path`, of a folder that does not exist, may have meant (for an error
+    message)."""
+    from difflib import get_close_matches
+
+    wanted = path.absolute()
+    while not wanted.parent.is_dir():
+        wanted = wanted.parent
+    with os.scandir(wanted.parent) as entries:
+        here = {entry.name.lower(): entry.name for entry in islice(entries, 5000) if entry.is_dir()}
+    near = get_close_matches(wanted.name.lower(), here, n=count, cutoff=0.6)
+    if not near:
+        return f"The nearest folder that exists is {printable(wanted.parent)}."
+    return f"Near it: {', '.join(printable(wanted.parent / here[name]) for name in near)}."
+
+
 def printable(text: object, most: int = 200) -> str:
     """What a file says, as text for a terminal: on one line, cut, and without the characters that a terminal obeys."""
     shown = str(text)

@@ -12,7 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 # From here on Pillow warns of a decompression bomb: decoded, this is a quarter of a gigabyte, for which a file of a few
 # kilobytes can ask.

@@ -18,14 +18,14 @@ import torch
 from torch_geometric.data import Data
 
 from .. import furniture
-from ..data import UP_AXES, Items, drawn, existing_root, held_out, one_of, positive, seeded
+from ..data import SPLITS, UP_AXES, Items, drawn, existing_root, find_files, one_of, positive, seeded
 from ..files import replacing
 from ..registry import DATASETS
 from .formats import DEFLATED
 from .shapes import SUFFIXES, Shape, check_shape, read_shape
 from .transforms import GROUPS, as_float32, random_rotation, rotate
 
-SPLITS = ("train", "test", "all")
+PARTS = ("train", "test", "all")
 
 
 class PointClouds(Items):
@@ -59,7 +59,7 @@ class Furniture14(PointClouds):
     """The built-in furniture: 408 real meshes in 14 classes, in meters, y up, normals outward (see FURNITURE14.md)."""
 
     def __init__(self, split: str = "train", transforms=(), seed: int = 0):
-        self.meshes = furniture.load(one_of("Furniture14.split", split, SPLITS))
+        self.meshes = furniture.load(one_of("Furniture14.split", split, PARTS))
         names, labels = [mesh.name for mesh in self.meshes], [mesh.label for mesh in self.meshes]
         super().__init__(split, furniture.CLASSES, names, labels, transforms, seed)
 
@@ -93,61 +93,33 @@ class ShapeFiles(PointClouds):
 
 
 def find_shapes(
-    root: Path, split: str, endings: set[str], layout: str, test_share: float | None = None
+    dataset: str, root: Path, split: str, endings: Sequence[str], layout: str, test_share: float | None = None
 ) -> tuple[list[str], list[tuple[Path, int]]]:
-    """Classes and (file, label) of a folder tree: `<train|test>/<class>/`, `<class>/<train|test>/`, or, where
-    `test_share` is given, `<class>/`, split by the order of the names' hashes. Files may lie in folders below these."""
-
-    def folders(path: Path) -> list[str]:
-        return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX")))
-
-    def shapes(path: Path) -> list[Path]:
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and p.is_file() and p.name[0] != ".")
-
-    parts = ("train", "test") if split == "all" else (split,)
-    split_first = bool({"train", "test"} & set(folders(root)))
-    tops = [root / part for part in ("train", "test") if (root / part).is_dir()] if split_first else [root]
-    classes = sorted({name for top in tops for name in folders(top)})
-    files: list[tuple[Path, int]] = []
-    for label, name in enumerate(classes):
-        found = []
-        if split_first:
-            found = [p for part in parts for p in shapes(root / part / name)]
-        elif {"train", "test"} & set(folders(root / name)):
-            found = [p for part in parts for p in shapes(root / name / part)]
-        elif test_share is not None:
-            found = shapes(root / name)
-            names = [p.relative_to(root).as_posix() for p in found]
-            test = held_out(names, test_share)
-            found = [p for p, n in zip(found, names) if split == "all" or (n in test) == (split == "test")]
-        files += [(path, label) for path in found]
-    if not files:
-        raise FileNotFoundError(
-            f"{root} holds no shape for split {split!r} ({len(classes)} class folders; suffixes "
-            f"{' '.join(sorted(endings))}). Expected there: {layout}"
-        )
-    return classes, files
+    """Classes and (file, label) of a folder tree (see `attlas.data.find_files`)."""
+    classes, files, labels = find_files(dataset, root, split, endings, layout, test_share)
+    return classes, [(Path(path), label) for path, label in zip(files, labels)]
 
 
 @DATASETS.register_module()
 class ShapeFolder(ShapeFiles):
-    """Your own shapes, a folder for each class: `<root>/<class>/*`, or already split as `<root>/<train|test>/<class>/*`
-    or `<root>/<class>/<train|test>/*`. Meshes and clouds as `read_shape` reads them, also mixed: `RandomPoints` samples
-    both, and `EstimateNormals(only_missing=True)` gives clouds the normals that they lack.
+    """Your own shapes, a folder for each class: `<root>/<class>/*`, or already split as
+    `<root>/<train|val|test>/<class>/*` or `<root>/<class>/<train|val|test>/*` (see `attlas.data.find_files`). Meshes
+    and clouds as `read_shape` reads them, also mixed: `RandomPoints` samples both, and
+    `EstimateNormals(only_missing=True)` gives clouds the normals that they lack.
 
     Args:
-        split: 'train', 'test' or 'all'.
+        split: 'train', 'val', 'test' or 'all'. Where a share is held out, it is 'val' and 'test' alike.
         test_share: the share of each class that is held out where the folders do not say; the choice depends only on
             the files' names.
         cache: a folder for what was parsed (see `ShapeFiles`).
     """
 
-    LAYOUT = "<class>/<file>, <train|test>/<class>/<file>, or <class>/<train|test>/<file>."
+    LAYOUT = "<class>/<file>, <train|val|test>/<class>/<file>, or <class>/<train|val|test>/<file>."
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_share: float = 0.2, cache=None):
-        one_of("ShapeFolder.split", split, SPLITS)
+        one_of("ShapeFolder.split", split, (*SPLITS, "all"))
         root = existing_root("ShapeFolder", root, self.LAYOUT)
-        classes, files = find_shapes(root, split, set(SUFFIXES), self.LAYOUT, test_share)
+        classes, files = find_shapes("ShapeFolder", root, split, SUFFIXES, self.LAYOUT, test_share)
         super().__init__(split, classes, files, transforms, seed, cache)
 
 
@@ -171,7 +143,7 @@ class ModelNet40(ShapeFiles):
     TEN = ("bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet")
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, names: str = "modelnet40", cache=None):
-        one_of("ModelNet40.split", split, SPLITS)
+        one_of("ModelNet40.split", split, PARTS)
         one_of("ModelNet40.names", names, ("modelnet40", "modelnet10"))
         root = existing_root("ModelNet40", root, self.LAYOUT)
         for folder in ("modelnet40_normal_resampled", "ModelNet40"):
@@ -179,7 +151,7 @@ class ModelNet40(ShapeFiles):
         if (root / f"{names}_shape_names.txt").exists():
             classes, files = self._resampled(root, split, names)
         else:
-            classes, files = find_shapes(root, split, {".off"}, self.LAYOUT)
+            classes, files = find_shapes("ModelNet40", root, split, (".off",), self.LAYOUT)
             if names == "modelnet10":
                 files = [(path, self.TEN.index(classes[label])) for path, label in files if classes[label] in self.TEN]
                 classes = list(self.TEN)
@@ -212,10 +184,10 @@ class FG3D(ShapeFiles):
     LAYOUT = "<category>/<train|test>/<class>/*.obj or <category>/<class>/<train|test>/*.obj (or .off)."
 
     def __init__(self, root, category: str, split: str = "train", transforms=(), seed: int = 0, cache=None):
-        one_of("FG3D.split", split, SPLITS)
+        one_of("FG3D.split", split, PARTS)
         one_of("FG3D.category", category, ("Airplane", "Car", "Chair"))
         root = existing_root("FG3D", Path(root).expanduser() / category, self.LAYOUT)
-        classes, files = find_shapes(root, split, {".obj", ".off"}, self.LAYOUT)
+        classes, files = find_shapes("FG3D", root, split, (".obj", ".off"), self.LAYOUT)
         super().__init__(split, classes, files, transforms, seed, cache)
 
 

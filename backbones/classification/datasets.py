@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...data import Items, existing_root, held_out, one_of, positive
+from ...data import SPLITS, Items, existing_root, find_files, one_of, positive
 from ...images import MAX_PIXELS, SUFFIXES, read_image
 from ...registry import DATASETS
 
@@ -57,26 +57,12 @@ def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
-PARTS = ("train", "val", "test")
-
-
-def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
-
-
-def _pictures(folder: Path) -> list[str]:
-    """Paths of the images below `folder`, sorted. Of a million files none is opened or asked for its status."""
-    found = []
-    for top, _, names in os.walk(folder):
-        found += [f"{top}/{name}" for name in names if name.lower().endswith(SUFFIXES) and name[0] != "."]
-    return sorted(found)
-
 
 @DATASETS.register_module()
 class ImageFolder(Images):
-    """Pictures, a folder for each class: `<root>/<train|val|test>/<class>/*` (ImageNet's layout), or `<root>/<class>/*`
-    (EuroSAT's), of which a share is held out. Classes are the folders' names in order; files may lie in folders below.
+    """Pictures, a folder for each class: `<root>/<train|val|test>/<class>/*` (ImageNet's layout),
+    `<root>/<class>/<train|val|test>/*`, or `<root>/<class>/*` (EuroSAT's), of which a share is held out. Classes
+    are the folders' names in order; files may lie in folders below (see `attlas.data.find_files`).
 
     Args:
         split: 'train', 'val', 'test' or 'all'. Where a share is held out, it is 'val' and 'test' alike.
@@ -86,7 +72,7 @@ class ImageFolder(Images):
         max_pixels: most pixels of a picture, of width times height; one that declares more is refused.
     """
 
-    LAYOUT = "<train|val|test>/<class>/<picture> or <class>/<picture>."
+    LAYOUT = "<train|val|test>/<class>/<picture>, <class>/<train|val|test>/<picture>, or <class>/<picture>."
 
     def __init__(
         self,
@@ -99,28 +85,9 @@ class ImageFolder(Images):
         max_pixels: int = MAX_PIXELS,
     ):
         self.max_pixels = positive("ImageFolder.max_pixels", max_pixels)
-        one_of("ImageFolder.split", split, (*PARTS, "all"))
+        one_of("ImageFolder.split", split, (*SPLITS, "all"))
         root = existing_root("ImageFolder", root, self.LAYOUT)
-        parts = [part for part in PARTS if (root / part).is_dir()]
-        if parts and split not in (*parts, "all"):
-            raise FileNotFoundError(f"ImageFolder: {root} has no folder {split!r}; it has {', '.join(parts)}.")
-        tops = [root / part for part in parts] or [root]
-        classes = sorted({name for top in tops for name in _folders(top)})
-        files: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(classes):
-            found = [path for top in tops if split in (top.name, "all") or not parts for path in _pictures(top / name)]
-            if not parts and split != "all":
-                names = [Path(path).relative_to(root).as_posix() for path in found]
-                test = held_out(names, test_share)
-                found = [path for path, name in zip(found, names) if (name in test) == (split != "train")]
-            files += found
-            labels += [label] * len(found)
-        if not files:
-            raise FileNotFoundError(
-                f"{root} holds no image for split {split!r} ({len(classes)} class folders; suffixes "
-                f"{' '.join(SUFFIXES)}). Expected there: {self.LAYOUT}"
-            )
+        classes, files, labels = find_files("ImageFolder", root, split, SUFFIXES, self.LAYOUT, test_share)
         # One array of bytes: a million Python strings would be copied into every worker, touched as they are counted
         self.files = np.array([os.fsencode(path) for path in files])
         super().__init__(split, classes, labels, transforms, seed)

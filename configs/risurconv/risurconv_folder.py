@@ -1,7 +1,7 @@
 # RISurConv on shapes of your own, a folder for each class:
 #   SHAPES=path/to/shapes python tools/train.py configs/risurconv/risurconv_folder.py
 # Meshes and clouds may be mixed. A fifth of each class is held out for testing, unless the folders are split already
-# (<class>/train, <class>/test). No need to align them: the answer does not depend on how a shape is turned.
+# (<class>/train and <class>/test, or train/<class> and test/<class>; "val" and "valid" will do for "test"). No need to align them: the answer does not depend on how a shape is turned.
 import importlib
 
 _base_ = "risurconv_furniture14.py"
@@ -10,7 +10,9 @@ root = "{{$SHAPES:data/shapes}}"
 shapes = importlib.import_module("attlas.pointnets.datasets").ShapeFolder
 num_classes = len(shapes(root, "all").classes)
 count = len(shapes(root, "train"))
-del shapes
+first_split = importlib.import_module("attlas.data").first_split
+val_split, test_split = first_split(shapes, root, ("val", "test")), first_split(shapes, root, ("test", "val"))
+del shapes, first_split
 
 batch_size = min(16, count)
 epochs = max(40, 700 // (count // batch_size))  # a small folder needs as many iterations as the furniture, not epochs
@@ -34,8 +36,9 @@ train_dataloader = dict(
     ),
 )
 sampling = [dict(type="RandomPoints", num=1024), dict(type="UnitSphere")]
-test_set = dict(type="ShapeFolder", root=root, split="test")
-val_dataloader = dict(dataset=dict(_delete_=True, **test_set, transforms=[*sampling, normals]))
+held_out = dict(type="ShapeFolder", root=root)
+val_set, test_set = dict(**held_out, split=val_split), dict(**held_out, split=test_split)
+val_dataloader = dict(dataset=dict(_delete_=True, **val_set, transforms=[*sampling, normals]))
 test_dataloader = dict(dataset=dict(dataset=dict(_delete_=True, **test_set, transforms=sampling), transforms=[normals]))
 model = dict(network=dict(num_classes=num_classes))
 param_scheduler = [

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.data import EpochSampler, Items, seeded
+from attlas import data
+from attlas.data import EpochSampler, Items, existing_root, find_files, first_split, seeded
 
 
 def test_seeded_is_pure_and_gives_the_generators_back():
@@ -93,3 +94,103 @@ def test_epoch_sampler_repeats_after_a_resumption():
         indices.append(list(sampler))
     assert sorted(indices[0]) == [35, 36, 37, 38, 39]
     assert indices[0] == indices[1]
+
+
+# --- folders
+
+
+def plant(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(root, split="all", test_share=0.5):
+    """{class: names of its files} of the suffixes .a and .b, relative to the root."""
+    classes, files, labels = find_files("Here", root, split, (".a", ".b"), "<class>/<file>.", test_share)
+    return {name: [f[len(f"{root}/") :] for f, y in zip(files, labels) if classes[y] == name] for name in classes}
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+@pytest.mark.parametrize("layout", ["{part}/{kind}/1.a", "{kind}/{part}/1.a", "{kind}/{part}/deep/1.a"])
+def test_splits_by_any_name(tmp_path, train, val, layout):
+    kinds = ["cat", "test"] if layout.startswith("{part}") else ["cat", "dog"]  # within a split any name is a class
+    plant(tmp_path, *(layout.format(part=part, kind=kind) for part in (train, val) for kind in kinds))
+    assert found(tmp_path, "train") == {kind: [layout.format(part=train, kind=kind)] for kind in kinds}
+    assert found(tmp_path, "val") == {kind: [layout.format(part=val, kind=kind)] for kind in kinds}
+    assert sum(map(len, found(tmp_path).values())) == 4
+    assert first_split(found, tmp_path, ("test", "val")) == "val"
+    with pytest.raises(FileNotFoundError, match=r"Here: .* (has no folder|holds no file of split) 'test'"):
+        found(tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train/cat/1.a", "Train/cat/1.a"], r"holds 'Train', 'train': which is the split 'train'\?"),
+        (["val/cat/1.a", "valid/cat/1.a", "train/cat/1.a"], r"holds 'val', 'valid': which is the split 'val'\?"),
+        (["train/1.a", "bus/1.a"], r"holds 'train', as splits are called, beside 'bus': are these splits or classes\?"),
+        (["bus/test/1.a", "bus/more/1.a", "car/1.a"], r"bus holds 'test', as splits are called, beside 'more'"),
+        (
+            ["set/train/cat/1.a", "set/val/cat/1.a"],
+            r"holds one folder, 'set', and that holds 'train', 'val'.*root is.*/set$",
+        ),
+        (["set/cat/1.a", "set/dog/1.a"], r"holds one folder, 'set', and that holds 'cat', 'dog'\. As one class\?"),
+        (["train/Cat/1.a", "val/cat/1.a"], r"the splits spell one class 'Cat', 'cat'\. Rename one"),
+    ],
+)
+def test_folders_that_may_be_classes_or_not_are_refused(tmp_path, names, words):
+    plant(tmp_path, *names)
+    with pytest.raises(ValueError, match=words):
+        found(tmp_path)
+
+
+def test_folders_beside_the_splits_without_data_do_not_matter(tmp_path):
+    plant(tmp_path, "train/cat/1.a", "notes/readme.txt", ".git/1.a", "__MACOSX/train/cat/1.a")
+    assert found(tmp_path) == {"cat": ["train/cat/1.a"]}
+    plant(tmp_path / "letters", "A/1.a", "a/1.a")  # a data set of letters
+    assert found(tmp_path / "letters") == {"A": ["A/1.a"], "a": ["a/1.a"]}
+
+
+def test_what_is_left_out_is_counted(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(data, "_tell", told.append)
+    plant(tmp_path, "cat/1.A", "cat/deep/2.b", "dog/1.a")
+    assert found(tmp_path) == {"cat": ["cat/1.A", "cat/deep/2.b"], "dog": ["dog/1.a"]}
+    assert told == []
+    plant(tmp_path, "cat/.ipynb_checkpoints/1.a", "cat/deep/@eaDir/1.a", "cat/3.gif", "cat/4.gif", "dog/\x1b", "5.a")
+    plant(tmp_path, "cat/.hidden.a")
+    assert found(tmp_path) == {"cat": ["cat/1.A", "cat/deep/2.b"], "dog": ["dog/1.a"]}
+    assert told == [
+        f"Here {tmp_path}, all: 3 files in 2 classes; left out: 2 .gif, 2 hidden folders, 1 in no folder of a class or "
+        "split, 1 without a suffix"
+    ]
+    with pytest.raises(FileNotFoundError, match=r"read are \.c; left out are 2 \.a, 2 \.gif, 2 hidden folders, 1 \.b"):
+        find_files("Here", tmp_path, "all", (".c",), "", 0.5)
+
+
+def test_links_are_followed_and_cycles_end(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(data, "_tell", told.append)
+    plant(tmp_path, "store/1.a", "store/2.a", "root/cat/0.a", "root/dog/0.a")
+    (tmp_path / "root/dog/session").symlink_to(tmp_path / "store")
+    (tmp_path / "root/fox").symlink_to(tmp_path / "store")
+    for place, target in (("cat/up", "root"), ("cat/self", "root/cat"), ("dog/twice", "store")):
+        (tmp_path / "root" / place).symlink_to(tmp_path / target)
+    assert found(tmp_path / "root") == {
+        "cat": ["cat/0.a"], "dog": ["dog/0.a", "dog/session/1.a", "dog/session/2.a"], "fox": ["fox/1.a", "fox/2.a"],
+    }  # fmt: skip
+    assert told[0].endswith("left out: 3 folders that were read already, by a link")
+
+
+def test_a_folder_that_does_not_exist_names_its_neighbors(tmp_path):
+    (tmp_path / "Pictures").mkdir()
+    for wrong in ("picures", "picures/train"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"Here: root .*{wrong}' is not .* It has x\. Near it: .*/Pictures\."
+        ):
+            existing_root("Here", tmp_path / wrong, "It has x.")
+    with pytest.raises(FileNotFoundError, match=rf"The nearest folder that exists is {tmp_path}\."):
+        existing_root("Here", tmp_path / "xyz" / "zyx", "")

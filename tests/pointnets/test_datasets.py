@@ -515,7 +515,7 @@ def test_shape_folder_bad_input(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder. Expected there: <class>/<file>"):
         D.ShapeFolder(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no shape for split 'train' \(1 class folders; suffixes"):
+    with pytest.raises(FileNotFoundError, match=r"holds no file of split 'train' \(1 class folders; read are"):
         D.ShapeFolder(tmp_path)
     with pytest.raises(ValueError, match=r"split is 'tests'.* Did you mean 'test'"):
         D.ShapeFolder(tmp_path, "tests")

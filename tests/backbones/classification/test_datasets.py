@@ -162,11 +162,11 @@ def test_imagenet_layout(imagenet):
     val = D.ImageFolder(root, "val")
     assert np.array_equal(val[1]["image"], images["val/n02/deep/v.png"])
     assert len(D.ImageFolder(root, "all")) == 5
-    with pytest.raises(FileNotFoundError, match=r"holds no image for split 'test' \(2 class folders; suffixes \.bmp"):
+    with pytest.raises(FileNotFoundError, match=r"holds no file of split 'test' \(2 class folders; read are \.bmp"):
         D.ImageFolder(root, "test")
     (root / "test" / "t.JPEG").unlink()
     (root / "test").rmdir()
-    with pytest.raises(FileNotFoundError, match="has no folder 'test'; it has train, val"):
+    with pytest.raises(FileNotFoundError, match="has no folder 'test'; it has 'train', 'val'"):
         D.ImageFolder(root, "test")
 
 
