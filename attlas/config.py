@@ -6,7 +6,7 @@ a base copies the list, so a `train_pipeline` in the child config, or on the com
 
 A variable that others depend on can be written so that it may be chosen: `name = "{{$BACKBONE:davit_tiny}}"` is
 MMEngine's way to take it from the environment, and here --cfg-options name=davit_base does the same, before the config
-is computed.
+is computed. It may be part of an expression, such as int("{{$EPOCHS:30}}").
 """
 
 import ast
@@ -23,8 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.config import config as mmengine_config
 
 from .files import near_files, printable
+
+
+def _open(file: Any, mode: str = "r", encoding: str | None = None) -> Any:
+    """`open` for MMEngine's configs. Some editors begin a file with a byte order mark; Python runs such files."""
+    return open(file, mode, encoding="utf-8-sig" if (mode, encoding) == ("r", "utf-8") else encoding)
+
+
+vars(mmengine_config)["open"] = _open
 
 
 @cache
@@ -63,7 +72,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     places = environment_variables(path)
     chosen = {places[key]: str(value) for key, value in (overrides or {}).items() if key in places}
     overrides = {key: value for key, value in (overrides or {}).items() if key not in places}
-    with environment(chosen):
+    with environment(_quoted(path, chosen)):
         config = _run(path)
     known = read_keys() | set(config.keys())
     for key, value in overrides.items():
@@ -127,10 +136,21 @@ def environment_variables(path: str | Path) -> dict[str, str]:
     found = {}
     for source in reversed(_chain(Path(path))):
         for name, value in _assignments(source.tree):
-            match = isinstance(value, ast.Constant) and re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", str(value.value))
-            if match:
-                found[name] = match[1]
+            texts = [str(node.value) for node in ast.walk(value) if isinstance(node, ast.Constant)]
+            matches = [match for text in texts if (match := re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", text))]
+            if len(matches) == 1:
+                found[name] = matches[0][1]
     return found
+
+
+def _quoted(path: Path, chosen: Mapping[str, str]) -> dict[str, str]:
+    """What to set in the environment so that a config gets the variables of the environment, and those `chosen`, as
+    they are: MMEngine puts them into the text, through a template of `re.sub`, where quotes and backslashes count."""
+    names = {name for source in _chain(path) for name in re.findall(r"\{\{\s*\$(\w+)\s*:", source.text)}
+    values = {name: os.environ[name] for name in names if name in os.environ} | dict(chosen)
+    written = {name: re.sub(r"""(['"\\])""", r"\\\1", value).replace("\n", "\\n") for name, value in values.items()}
+    changed = {name: text.replace("\\", "\\\\") for name, text in written.items() if text != values[name]}
+    return {**chosen, **changed}
 
 
 def first_process() -> bool:
@@ -187,7 +207,7 @@ def _chain(path: Path, above: tuple[Path, ...] = ()) -> list[_Source]:
     if path.suffix != ".py":
         return []
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         # {{_base_.x}} and {{fileDirname}} are no Python; what they stand for does not matter here but for the name
         tree = ast.parse(re.sub(r"\{\{\s*([\w.:]+)\s*\}\}", lambda m: re.sub(r"\W", ".", m[1]), text))
     except UnicodeDecodeError as error:

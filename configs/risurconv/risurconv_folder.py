@@ -1,7 +1,8 @@
 # RISurConv on shapes of your own, a folder for each class:
 #   SHAPES=path/to/shapes python tools/train.py configs/risurconv/risurconv_folder.py
 # Meshes and clouds may be mixed. A fifth of each class is held out for testing, unless the folders are split already
-# (<class>/train and <class>/test, or train/<class> and test/<class>; "val" and "valid" will do for "test"). No need to align them: the answer does not depend on how a shape is turned.
+# (<class>/train and <class>/test, or train/<class> and test/<class>; "val" will do for "test"). No need to align them:
+# the answer does not depend on how a shape is turned.
 import importlib
 
 _base_ = "risurconv_furniture14.py"

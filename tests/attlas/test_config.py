@@ -164,6 +164,26 @@ def test_an_error_in_a_config_names_file_and_line(tmp_path, text, words):
         load_config(tmp_path / "child.py")
 
 
+@pytest.mark.parametrize("value", ["a\\new", "it's", 'a "b" c', "\\", "C:\\1\\g<0>", "plain/path", "two\nlines"])
+def test_a_variable_of_the_environment_arrives_as_it_is(tmp_path, monkeypatch, value):
+    (tmp_path / "base.py").write_text("root = '{{$IMAGES:data}}'\nfar = dict(root=\"{{$IMAGES:data}}/x\")")
+    path = tmp_path / "child.py"
+    path.write_text("_base_ = 'base.py'\nnumber = int('{{$NUMBER:3}}')\nplain = {{'$NUMBER:3'}}")
+    monkeypatch.setenv("IMAGES", value)
+    config = load_config(path)
+    assert (config.root, config.far.root, config.number, config.plain) == (value, f"{value}/x", 3, 3)
+    assert os.environ["IMAGES"] == value
+    config = load_config(path, {"root": f"{value}!", "number": 5})
+    assert (config.root, config.far.root, config.number, config.plain) == (f"{value}!", f"{value}!/x", 5, 5)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    (tmp_path / "base.py").write_text("a = dict(b=1)", encoding="utf-8-sig")
+    (tmp_path / "child.py").write_text("_base_ = 'base.py'\na = dict(c={{_base_.a.b}})", encoding="utf-8-sig")
+    assert load_config(tmp_path / "child.py").a == dict(b=1, c=1)
+    assert Config.fromfile(tmp_path / "child.py").a == dict(b=1, c=1)
+
+
 def load_mutated(seeds: list[int]) -> list[int]:
     """[accepted, refused] of shipped configs, or bases of theirs, with some bytes changed."""
     counts = [0, 0]
