@@ -41,6 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import checkpoint, download
 from .config import resolved
 from .files import replacing, sweep
+from .preflight import check_batches, check_training, without_workers
 from .registry import HOOKS, RUNNERS
 from .resumption import CannotResume, CheckpointHook, check_resumed, checkpoints, newest_whole
 
@@ -110,6 +111,7 @@ class Runner(runner.Runner):
       the last layer as it is (`classifier_names` of the model).
     - Checkpoints and the resolved config are written whole or not at all.
     - Without a GPU, `launcher='pytorch'` uses gloo.
+    - What would fail late, or run for nothing, is refused before the first step (`attlas.preflight`).
     """
 
     _resume: bool
@@ -180,6 +182,16 @@ class Runner(runner.Runner):
             return []
         return [rf"^{re.escape(name)}\." for name in model.classifier_names()]
 
+    @staticmethod
+    def build_dataloader(dataloader, seed=None, diff_rank_seed=False):
+        config = without_workers(dataloader) if isinstance(dataloader, dict) else dataloader
+        return runner.Runner.build_dataloader(config, seed, diff_rank_seed)
+
+    def build_train_loop(self, loop):
+        built = super().build_train_loop(loop)
+        check_batches(built.dataloader, self.model)  # before the schedules, which cannot be built without a batch
+        return built
+
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None and not self._has_loaded:
             self._load_from = self._newest_whole()
@@ -187,6 +199,8 @@ class Runner(runner.Runner):
                 self.logger.info(f"There is nothing to resume in {self.work_dir}: training begins from the start.")
                 self._resume = False
         super().load_or_resume()
+        if isinstance(self._train_loop, BaseLoop):  # else this is a test
+            check_training(self)  # now, for a resumed schedule ends where it did
 
     def _newest_whole(self) -> str | None:
         """The checkpoint to go on from, as the first process finds it: all have to begin with the same one."""

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from . import checkpoint
 from .files import printable, replacing
+from .preflight import CannotTrain, schedulers
 from .registry import HOOKS
 
 
-class CannotResume(ValueError):
+class CannotResume(CannotTrain):
     """A training cannot go on from a checkpoint. Its text is for the user."""
 
 
@@ -134,6 +135,38 @@ def check_resumed(found: dict, runner, source: str | Path) -> None:
             f"Training cannot be resumed from {printable(source)}, which may be another training's: it holds "
             f"{printable(error)}."
         ) from None
+    _check_batches(found.get("batches"), runner, source)
+
+
+def batches(runner) -> dict[str, int]:
+    """What a checkpoint keeps of a training's data: `items`, `batch_size`, `processes` and, in a training by epochs,
+    `iterations` of one of them; without what is not known."""
+    loop = runner.train_loop
+    found = dict(batch_size=loop.dataloader.batch_size, processes=dist.get_world_size())
+    if hasattr(loop.dataloader.dataset, "__len__"):
+        found["items"] = len(loop.dataloader.dataset)
+    if isinstance(loop, EpochBasedTrainLoop):
+        found["iterations"] = len(loop.dataloader)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_batches(saved: Any, runner, source: str | Path) -> None:
+    """Compare the data of a training with what its checkpoint kept of them, if anything."""
+    if not isinstance(saved, dict):
+        return
+    now = batches(runner)
+    changed = {name for name in now if _is_int(saved.get(name)) and saved[name] != now[name]}
+    if not changed:
+        return
+    words = [f"{name} {saved[name]} -> {now[name]}" for name in now if name in changed]
+    if "iterations" in changed and not all(scheduler.by_epoch for scheduler in schedulers(runner)):
+        raise CannotResume(
+            f"Training cannot be resumed from {printable(source)} with other epochs ({', '.join(words)}): the schedule "
+            "of the learning rate counts iterations, and would end too early or too late. Restore what changed, until "
+            f"an epoch has {saved['iterations']} iterations; to begin a new training with these weights: --cfg-options "
+            "load_from=..."
+        )
+    _warn(f"The data of the resumed training changed ({', '.join(words)}): it goes on, but not as it would have.")
 
 
 def _check_counters(meta: dict, loop: Any) -> None:
@@ -306,6 +339,7 @@ class CheckpointHook(hooks.CheckpointHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         if "optimizer" in checkpoint:  # the best have none: nobody goes on from them
+            checkpoint["batches"] = batches(runner)
             checkpoint["outdated"] = sorted({Path(path).name for path in self._outdated})
 
     def _save_checkpoint(self, runner) -> None:

@@ -89,6 +89,7 @@ class Head(nn.Module):
     def __init__(self, in_channels: int, hidden: list[int], num_classes: int, dropout: float, activation=F.relu):
         super().__init__()
         self.depth, self.activation, self.dropout = len(hidden), activation, nn.Dropout(dropout)
+        self.num_classes = num_classes
         widths = [in_channels, *hidden]
         for i, (before, after) in enumerate(zip(widths, hidden), start=1):
             self.add_module(f"linear{i}", nn.Linear(before, after))

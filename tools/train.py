@@ -97,7 +97,8 @@ def prepare(args: argparse.Namespace) -> Config:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    from attlas.engine import CannotResume, Runner, end_processes  # not for --help
+    from attlas.engine import Runner, end_processes  # not for --help
+    from attlas.preflight import CannotTrain
 
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
@@ -109,7 +110,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, stop)
     try:
         Runner.from_cfg(cfg).train()
-    except CannotResume as error:
+    except CannotTrain as error:
         sys.exit(str(error))
     except OSError as error:
         if isinstance(error, NoRoom):

@@ -1,0 +1,190 @@
+"""What is checked before the first step of a training: it shall neither fail late nor run for nothing.
+
+The Runner calls `check_batches` as soon as it has the training's data, and `check_training` when all is built. (That a
+training which goes on has the same data is `resumption.check_resumed`.) All of it holds for any floor: a model says how
+many classes it has by `num_classes`, its own or that of its heads; a data set by `metainfo["classes"]`, and, where an
+item has one label, by `labels`.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from mmengine import dist
+from mmengine.dataset import InfiniteSampler
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .data import Items
+from .files import printable
+from .optim import topmost
+
+
+class CannotTrain(ValueError):
+    """A training would fail or be in vain as it is configured. Its text is for the user."""
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def without_workers(loader: Mapping) -> dict:
+    """The config of a loader, without what PyTorch refuses where there are no workers."""
+    kept = dict(loader)
+    if not loader.get("num_workers"):
+        dropped = [key for key in ("persistent_workers", "prefetch_factor") if kept.pop(key, None)]
+        if dropped:
+            print_log(f"num_workers is 0: {' and '.join(dropped)} has no meaning, and is left out.", logger="current")
+    return kept
+
+
+def check_batches(loader: Any, model: Any) -> None:
+    """Hold the data of a training to its batches and to its model.
+
+    Args:
+        loader: the DataLoader of the training.
+        model: the module that is trained, wrapped or not.
+
+    Raises:
+        CannotTrain: there is no batch; or one of a single item, of which batch norm cannot take statistics; or the
+            model has more or fewer classes than the data; or there is one class alone.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    check_classes(loader.dataset, model)
+    labels = _labels(loader.dataset)
+    if labels is not None:
+        classes = loader.dataset.metainfo["classes"]
+        if len(classes) == 1:
+            raise CannotTrain(
+                f"The training data have one class, {printable(classes[0])!r}: there is nothing to tell apart. Each "
+                "class needs a folder of its own, directly in root or in root/train."
+            )
+        empty = [name for name, count in zip(classes, np.bincount(labels, minlength=len(classes))) if not count]
+        if empty:
+            _warn(f"No training item is of the class {_some(empty)}: it will not be learned.")
+    if loader.batch_size is None or isinstance(loader.sampler, InfiniteSampler):
+        return
+    items, size = len(loader.sampler), loader.batch_size  # of this process
+    share = f" for each of {dist.get_world_size()} processes" if dist.get_world_size() > 1 else ""
+    if items < size and loader.drop_last:
+        raise CannotTrain(
+            f"train_dataloader: of {items} items{share}, in batches of {size}, drop_last=True leaves no batch; "
+            f"batch_size may be at most {items}."
+        )
+    if items % size == 1 < size and not loader.drop_last and (norm := _batch_norm(model)):
+        other = next((number for number in range(size + 1, items + 1) if items % number != 1), None)
+        advice = f"Take batch_size={other} or drop_last=True." if other else "More items are needed."
+        raise CannotTrain(
+            f"train_dataloader: of {items} items{share}, in batches of {size}, the last batch is one item, of which "
+            f"batch norm ({norm}) cannot take statistics. {advice}"
+        )
+
+
+def check_classes(dataset: Any, model: nn.Module) -> None:
+    """Compare the number of classes of a data set with `num_classes` of a model, or of its parts.
+
+    Raises:
+        CannotTrain: names the part.
+    """
+    classes = _classes(dataset)
+    if classes is None:
+        return
+    for name, part in topmost(model, lambda module: type(getattr(module, "num_classes", None)) is int).items():
+        if part.num_classes and part.num_classes != len(classes):
+            raise CannotTrain(
+                f"num_classes of {name or type(model).__name__} is {part.num_classes}, and the data set has "
+                f"{len(classes)} classes ({_some(classes)})."
+            )
+
+
+def _classes(dataset: Any) -> tuple[str, ...] | None:
+    found = (getattr(dataset, "metainfo", None) or {}).get("classes")
+    return tuple(found) if found else None
+
+
+def _labels(dataset: Any) -> np.ndarray | None:
+    """The labels (N,) of the items of a data set that has one for each item."""
+    labels = getattr(dataset, "labels", None)
+    if not isinstance(dataset, Items) or not isinstance(labels, np.ndarray) or not dataset.classes:
+        return None
+    return labels[dataset.items]
+
+
+def _batch_norm(model: nn.Module) -> str | None:
+    """The name of a batch norm that takes the statistics of the batches of one process, if there is one."""
+    model.train()  # as every epoch begins; what is frozen stays so
+    several = dist.get_world_size() > 1
+    for name, module in model.named_modules():
+        shared = several and isinstance(module, nn.SyncBatchNorm)
+        if isinstance(module, _BatchNorm) and module.training and not shared:
+            return name
+    return None
+
+
+def _some(names: Iterable[str], most: int = 5) -> str:
+    names = [printable(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- the schedule ----------------------------------------------------------------------------------------------------
+
+# Schedules that come down to an end. The others (steps, restarts, exponentials, warm-ups) may go on as they are.
+FALLING = ("CosineAnnealing", "Poly", "OneCycle", "Linear")
+
+
+def check_training(runner: Any) -> None:
+    """Compare the classes of training and validation, and warn of a schedule that does not end with the training.
+
+    A learning rate that stays at its smallest for up to a tenth of the training is taken to be meant.
+
+    Raises:
+        CannotTrain: the data sets have other classes.
+    """
+    trained = _classes(runner.train_dataloader.dataset)
+    if runner.val_loop is not None:
+        validated = _classes(runner.val_loop.dataloader.dataset)
+        if trained and validated and trained != validated:
+            raise CannotTrain(
+                f"The training data have the classes {_some(trained)}; those of val_dataloader are {_some(validated)}."
+            )
+    ends = [found for scheduler in schedulers(runner) if (found := _end(scheduler, runner))]
+    if not ends:
+        return
+    end, total, name = max(ends)
+    unit = "epoch" if isinstance(runner.train_loop, EpochBasedTrainLoop) else "iteration"
+    if end > total or end < 0.9 * total:
+        then = "stays at its smallest from there on" if end < total else "does not come down to its smallest"
+        _warn(
+            f"The learning rate {then}: {name} ends at {unit} {end:g}, and training at {total}. Where the config has a "
+            "variable max_epochs, that sets both (--cfg-options max_epochs=...); else set end and T_max as well."
+        )
+
+
+def schedulers(runner: Any) -> list[Any]:
+    """The schedules of a training, also where there are several optimizers."""
+    found = runner.param_schedulers
+    return list(chain.from_iterable(found.values()) if isinstance(found, dict) else found or ())
+
+
+def _end(scheduler: Any, runner: Any) -> tuple[float, int, str] | None:
+    """Where a falling schedule of the learning rate ends, and where training does, both in the unit of the training."""
+    name, loop = type(scheduler).__name__, runner.train_loop
+    if scheduler.param_name != "lr" or not name.startswith(FALLING) or "Restart" in name:
+        return None
+    if name.startswith("Linear") and scheduler.end_factor >= scheduler.start_factor:
+        return None
+    length = getattr(scheduler, "total_steps", None) or getattr(scheduler, "T_max", None)
+    end = min(scheduler.end, scheduler.begin + length) if length else scheduler.end
+    if isinstance(loop, EpochBasedTrainLoop):
+        return (end if scheduler.by_epoch else end / len(loop.dataloader)), loop.max_epochs, name
+    if isinstance(loop, IterBasedTrainLoop) and not scheduler.by_epoch:
+        return end, loop.max_iters, name
+    return None
