@@ -137,9 +137,10 @@ def environment_variables(path: str | Path) -> dict[str, str]:
     for source in reversed(_chain(Path(path))):
         for name, value in _assignments(source.tree):
             texts = [str(node.value) for node in ast.walk(value) if isinstance(node, ast.Constant)]
-            matches = [match for text in texts if (match := re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", text))]
-            if len(matches) == 1:
-                found[name] = matches[0][1]
+            matches = [re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", text) for text in texts]
+            names = {match[1] for match in matches if match}
+            if len(names) == 1:
+                found[name] = names.pop()
     return found
 
 

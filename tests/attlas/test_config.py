@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -35,11 +36,29 @@ def shapes(tmp_path, monkeypatch):
     monkeypatch.setenv("SHAPES", str(tmp_path / "shapes"))
 
 
-RECIPES = [path for path in CONFIGS if "{{$BACKBONE:" in (ROOT / path).read_text()]
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of own pictures: three classes of ten."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(30):
+        path = root / ("cat", "dog", "fox")[number % 3] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), np.random.default_rng(number).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return root
+
+
+@pytest.fixture
+def images(pictures, monkeypatch):
+    """The pictures are those that the configs `*_folder.py` of backbones read."""
+    monkeypatch.setenv("IMAGES", str(pictures))
+
+
+RECIPES = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
+FOLDERS = [path for path in CONFIGS if path.stem.endswith("_folder") and path.stem != "risurconv_folder"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_builds(path, shapes):
+def test_builds(path, shapes, images):
     config = load_config(ROOT / path)
     with torch.device("meta"):  # some have a billion parameters
         model = MODELS.build(config.model)
@@ -55,6 +74,40 @@ def test_builds(path, shapes):
 
 def test_folder_of_own_shapes(shapes):
     assert load_config(ROOT / "configs/risurconv/risurconv_folder.py").model.network.num_classes == 3
+
+
+def test_every_system_has_a_config_for_own_pictures(images):
+    assert {path.parent.name for path in FOLDERS} == {path.parent.name for path in RECIPES}
+    for path in FOLDERS:
+        config = load_config(ROOT / path)
+        assert config.model.backbone.num_classes == 3
+        assert config.work_dir == f"work_dirs/{config.model.backbone.name}_folder"
+        assert "--cfg-options name=" in (ROOT / path).read_text()
+
+
+def test_a_folder_of_own_pictures(images, pictures, tmp_path):
+    """The recipe follows the number of pictures, the variant, and the options."""
+    path = ROOT / "configs/shvit/shvit_folder.py"
+    config = load_config(path)
+    train, val = config.train_dataloader, config.val_dataloader
+    assert (train.batch_size, train.num_workers, train.persistent_workers, val.dataset.split) == (8, 0, False, "val")
+    assert config.train_cfg.max_epochs == 200
+    assert config.optim_wrapper.paramwise_cfg.layer_decay is None
+    options = {"name": "shvit_s4", "max_epochs": 7, "pretrained": "weights.pth"}
+    config = load_config(path, options)
+    assert (config.model.backbone.name, config.model.backbone.pretrained) == ("shvit_s4", "weights.pth")
+    assert config.train_dataloader.dataset.transforms[0].size == config.val_dataloader.dataset.transforms[1].size == 256
+    assert {config.train_cfg.max_epochs, *(s.end for s in config.param_scheduler)} == {7, 0.7}
+    assert config.optim_wrapper.paramwise_cfg.layer_decay == 0.8
+    many = tmp_path / "many" / "train"
+    for number in range(700):
+        (many / ("a", "b")[number % 2] / f"{number}.jpg").parent.mkdir(parents=True, exist_ok=True)
+        (many / ("a", "b")[number % 2] / f"{number}.jpg").touch()
+    (many.parent / "Testing").symlink_to(many)
+    config = load_config(path, {"root": many.parent})
+    assert (config.train_dataloader.batch_size, config.val_dataloader.dataset.split) == (64, "test")
+    assert config.train_dataloader.num_workers > 0
+    assert config.train_cfg.max_epochs == 200
 
 
 def variants(path):

@@ -1,0 +1,27 @@
+# RAVLT on pictures of your own, a folder for each class:
+#   IMAGES=path/to/pictures python tools/train.py configs/rala/rala_folder.py
+# Trains ravlt_t unless told otherwise: --cfg-options name=ravlt_s max_epochs=30 pretrained=weights.pth
+import importlib
+
+_base_ = ["../_base_/default_runtime.py", "../_base_/image_folder.py"]
+
+name = "{{$BACKBONE:ravlt_t}}"
+work_dir = f"work_dirs/{name}_folder"
+size = importlib.import_module("attlas.backbones").variant(name)[1].size
+
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(
+        type="NamedBackbone",
+        name=name,
+        num_classes=_base_.num_classes,
+        pretrained=_base_.pretrained,
+        drop_path_rate=0.1,
+    ),
+    label_smoothing=0.1,
+)
+transforms, views = _base_.train_dataloader.dataset.transforms, _base_.views
+transforms[0].size, views[0].size, views[1].size = size, int(size / 0.875), size
+train_dataloader = dict(dataset=dict(transforms=transforms))
+val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
+default_hooks = dict(checkpoint=dict(interval=_base_.interval))
