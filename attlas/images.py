@@ -45,14 +45,34 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ValueError(f"{width} x {height} pixels are declared")
         if height * width > max_pixels:
             raise ValueError(f"{width} x {height} pixels are declared, more than max_pixels = {max_pixels:,}")
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if image is None:
-            raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+        image = _decoded(content)
+        if header is _jpeg and _ends_early(content, image):
+            raise ValueError("the JPEG ends before its last row; a decoder makes the rest grey")
         if sorted(image.shape[:2]) != sorted((height, width)):
             raise ValueError(f"{width} x {height} pixels are declared, and {image.shape[1]} x {image.shape[0]} decoded")
     except (cv2.error, ValueError, struct.error) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error
     return image
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+    return image
+
+
+def _ends_early(content: bytes, image: np.ndarray) -> bool:
+    """Whether a JPEG was closed before its last block, of which a decoder says nothing: it makes the rest mid-grey.
+
+    Only an image with such a corner is looked at again, with more data before its end. A whole image does not take
+    them. (Of a progressive JPEG that lacks its last scans the blocks are all there, and coarse: it is read.)
+    """
+    if not (image[:: max(len(image) - 1, 1), :: max(image.shape[1] - 1, 1)] == 128).all(-1).any():
+        return False
+    end = content.rindex(b"\xff\xd9")
+    more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
+    return not np.array_equal(image, _decoded(content[:end] + more + content[end:]))
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------
@@ -77,7 +97,8 @@ def _bmp(content: bytes) -> Header:
 
 
 def _jpeg(content: bytes) -> Header:
-    size = None
+    size, frame = None, 0
+    first_symbols: list[int] = []  # of the Huffman tables for the coefficients behind the first
     at = 2
     while True:
         at = content.find(b"\xff", at)
@@ -90,17 +111,34 @@ def _jpeg(content: bytes) -> Header:
             at += 2
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and size is None:
-            size = struct.unpack_from(">HH", content, at + 5)
+            size, frame = struct.unpack_from(">HH", content, at + 5), marker
+        if marker == 0xC4:
+            first_symbols += _first_symbols(content[at + 4 : at + 2 + length])
         if marker == 0xDA:  # the first scan
             break
         at += 2 + length
-    if b"\xff\xd9" not in content[at:]:
+    end = content.find(b"\xff\xd9", at)
+    if end < 0:
         raise ValueError(f"the JPEG breaks off after {len(content)} bytes")
+    # Of a download into a file of the final size, the rest is zeros. The shortest code is all zeros. If it does not
+    # mean "the rest of this block is 0", then so many zeros are blocks of -1 throughout, which no image has.
+    if frame in (0xC0, 0xC1) and any(first_symbols) and (zeros := content.find(bytes(1024), at, end)) >= 0:
+        raise ValueError(f"the JPEG has zeros in place of data from byte {zeros} on")
     if size is None:
         raise ValueError("the JPEG declares no size")
     if (scans := content.count(b"\xff\xda", at)) > 100:  # each goes over the whole image
         raise ValueError(f"the JPEG has {scans} scans; over 100 are not read")
     return *size, content
+
+
+def _first_symbols(segment: bytes) -> list[int]:
+    """What the shortest codes mean, of the tables of a DHT segment that are for AC coefficients."""
+    found, at = [], 0
+    while at + 17 < len(segment):
+        if segment[at] >> 4:
+            found.append(segment[at + 17])
+        at += 17 + sum(segment[at + 1 : at + 17])
+    return found
 
 
 # What OpenCV has a use for. Texts and profiles can be bombs of their own, and further frames are not asked for.

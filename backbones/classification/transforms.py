@@ -87,9 +87,15 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str) -> np.n
 
 @register
 class Resize(ImageTransform):
-    """To a pair (height, width) exactly; to a number so that the short side has it, and the proportions stay."""
+    """To a pair (height, width) exactly; to a number so that the short side has it, and the proportions stay.
 
-    def __init__(self, size, interpolation: str = "bicubic"):
+    Args:
+        max_ratio: greatest ratio of the sides where `size` is a number. Of a longer image the middle is taken first,
+            for a strip of 2 x 8,000 pixels would have a million of them on its long side.
+    """
+
+    def __init__(self, size, interpolation: str = "bicubic", max_ratio: int = 16):
+        self.max_ratio = positive("Resize.max_ratio", max_ratio)
         self.size = positive("Resize.size", size) if isinstance(size, int) else pair("Resize.size", size)
         self.interpolation = one_of("Resize.interpolation", interpolation, INTERPOLATIONS)
 
@@ -97,6 +103,10 @@ class Resize(ImageTransform):
         if not isinstance(self.size, int):
             return resize(image, self.size, self.interpolation)
         short = min(image.shape[:2])
+        longest = self.max_ratio * short
+        # as many pixels are cut off on one side as on the other
+        parts = [max(0, -(-(side - longest) // 2)) for side in image.shape[:2]]
+        image = image[parts[0] : image.shape[0] - parts[0], parts[1] : image.shape[1] - parts[1]]
         height, width = (round(side * self.size / short) for side in image.shape[:2])
         return resize(image, (height, width), self.interpolation)
 

@@ -138,3 +138,45 @@ def test_no_image_reads_when_cut(tmp_path, suffix):
         path.write_bytes(content[:end])
         with pytest.raises(ValueError, match=rf"a\.{suffix} is not a readable image: ."):
             read_image(path)
+
+
+JPEGS = [dict(), dict(IMWRITE_JPEG_OPTIMIZE=1), dict(IMWRITE_JPEG_PROGRESSIVE=1), dict(IMWRITE_JPEG_RST_INTERVAL=4)]
+
+
+def jpeg(image: np.ndarray, **options) -> bytes:
+    flags = [flag for name, value in options.items() for flag in (getattr(cv2, name), value)]
+    return cv2.imencode(".jpg", image, flags)[1].tobytes()
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return cv2.resize(np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8), (width, height))
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_a_jpeg_that_was_closed_early_or_filled_with_zeros_is_refused(tmp_path, options):
+    whole, path = jpeg(noise(300, 400), **options), tmp_path / "a.jpg"
+    path.write_bytes(whole)
+    assert read_image(path).shape == (300, 400, 3)
+    half = whole[: len(whole) // 2]
+    progressive = "IMWRITE_JPEG_PROGRESSIVE" in options
+    path.write_bytes(half + b"\xff\xd9")
+    if progressive:
+        assert read_image(path).shape == (300, 400, 3)  # coarse, but with all of its blocks
+    else:
+        with pytest.raises(ValueError, match=r"a\.jpg is not .*: the JPEG ends before its last row"):
+            read_image(path)
+    path.write_bytes(half + bytes(len(whole) - len(half) - 2) + whole[-2:])
+    if not options:  # the standard tables, as most cameras write them
+        with pytest.raises(ValueError, match=rf"the JPEG has zeros in place of data from byte {len(half)} on"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_grey_corners_and_flat_images_are_whole(tmp_path, options):
+    framed = noise(120, 160)
+    framed[-40:] = framed[:, -40:] = 128
+    flat = np.full((2000, 3000, 3), 255, np.uint8)
+    for image in (framed, np.full((33, 50, 3), 128, np.uint8), flat):
+        (tmp_path / "a.jpg").write_bytes(jpeg(image, **options))
+        assert np.abs(read_image(tmp_path / "a.jpg")[-8:].astype(int) - image[-8:]).max() < 20
+    assert ("IMWRITE_JPEG_OPTIMIZE" in options) <= (bytes(1024) in jpeg(flat, **options))

@@ -407,3 +407,21 @@ def test_random_erasing(mode):
     assert 0.17 < np.mean(erased) < 0.33
     tiny = torch.ones(3, 1, 1)  # nothing fits
     assert torch.equal(transform(dict(image=tiny))["image"], tiny)
+
+
+@pytest.mark.parametrize("shape", [(2, 200), (2, 201), (201, 2), (3, 50)])
+def test_a_long_image_is_cut_before_it_is_enlarged(shape):
+    """The middle is the same, where the factor is a whole number."""
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    short = min(shape)
+    for size in (2 * short, 6 * short):
+        cut, whole = T.Resize(size).apply(image), T.Resize(size, max_ratio=1000).apply(image)
+        assert 15 * size < max(cut.shape) <= 16 * size
+        assert min(cut.shape[:2]) == size
+        ends = [T.CenterCrop(size).apply(found) for found in (cut, whole)]
+        assert np.array_equal(*ends)
+
+
+def test_an_image_of_ordinary_proportions_is_not_cut():
+    image = np.random.default_rng(0).integers(0, 255, (10, 160, 3), dtype=np.uint8)
+    assert T.Resize(20).apply(image).shape == (20, 320, 3)
