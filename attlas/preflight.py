@@ -42,7 +42,7 @@ def without_workers(loader: Mapping) -> dict:
     if not loader.get("num_workers"):
         dropped = [key for key in ("persistent_workers", "prefetch_factor") if kept.pop(key, None)]
         if dropped:
-            print_log(f"num_workers is 0: {' and '.join(dropped)} has no meaning, and is left out.", logger="current")
+            print_log(f"num_workers is 0, so {' and '.join(dropped)} is left out.", logger="current")
     return kept
 
 
@@ -64,8 +64,8 @@ def check_batches(loader: Any, model: Any) -> None:
         classes = loader.dataset.metainfo["classes"]
         if len(classes) == 1:
             raise CannotTrain(
-                f"The training data have one class, {printable(classes[0])!r}: there is nothing to tell apart. Each "
-                "class needs a folder of its own, directly in root or in root/train."
+                f"The training data have one class, {printable(classes[0])!r}: there is nothing to tell apart. In "
+                "data of folders each class is a folder of its own, in root or in root/train."
             )
         empty = [name for name, count in zip(classes, np.bincount(labels, minlength=len(classes))) if not count]
         if empty:
@@ -97,10 +97,13 @@ def check_classes(dataset: Any, model: nn.Module) -> None:
     classes = _classes(dataset)
     if classes is None:
         return
-    for name, part in topmost(model, lambda module: type(getattr(module, "num_classes", None)) is int).items():
-        if part.num_classes and part.num_classes != len(classes):
+    parts = topmost(model, lambda module: type(getattr(module, "num_classes", None)) is int)
+    counts = {name: part.num_classes for name, part in parts.items() if part.num_classes}
+    agnostic = max(counts.values(), default=0) > 1  # then a part with one class, as proposals have, tells none apart
+    for name, count in counts.items():
+        if count != len(classes) and not (agnostic and count == 1):
             raise CannotTrain(
-                f"num_classes of {name or type(model).__name__} is {part.num_classes}, and the data set has "
+                f"num_classes of {name or type(model).__name__} is {count}, and the data set has "
                 f"{len(classes)} classes ({_some(classes)})."
             )
 

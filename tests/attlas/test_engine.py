@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, initialize
 from mmengine.runner import load_checkpoint
 from torch import nn
 
-from attlas import backbones, checkpoint, config, download, engine, resumption
+from attlas import backbones, checkpoint, config, download, engine, preflight, resumption
 from attlas.registry import MODELS
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
@@ -147,6 +147,28 @@ def test_a_checkpoint_that_fails_midway_leaves_the_last_good_one(cfg, monkeypatc
     assert {p.name: p.read_bytes() for p in work.glob("*.pth")} == before
     assert not list(work.glob(".*"))
     assert resumption.latest_checkpoint(work) == work / "epoch_4.pth"
+
+
+def test_a_resumption_with_other_batches_is_refused_or_told(cfg, monkeypatch):
+    cfg.train_cfg.max_epochs = 1
+    engine.Runner.from_cfg(cfg).train()
+    kept = checkpoint.read(Path(cfg.work_dir) / "epoch_1.pth")["batches"]
+    assert kept == dict(batch_size=4, processes=1, items=19, iterations=5)
+    cfg.resume, cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size = True, 2, 8
+    words = r"epoch_1\.pth with other epochs \(batch_size 4 -> 8, iterations 5 -> 3\).* until an epoch has 5 iterations"
+    with pytest.raises(resumption.CannotResume, match=words):
+        engine.Runner.from_cfg(cfg).train()
+    told = []
+    monkeypatch.setattr(resumption, "_warn", told.append)
+    cfg.train_dataloader.batch_size, cfg.train_dataloader.dataset.length = 4, 20
+    engine.Runner.from_cfg(cfg).train()
+    assert told == ["The data of the resumed training changed (items 19 -> 20): it goes on, but not as it would have."]
+
+
+def test_what_cannot_train_is_refused_before_the_schedules_are_built(cfg):
+    cfg.train_dataloader.update(batch_size=64, drop_last=True, persistent_workers=True)
+    with pytest.raises(preflight.CannotTrain, match=r"of 19 items, in batches of 64, drop_last=True leaves no batch"):
+        engine.Runner.from_cfg(cfg).train()
 
 
 # --- hooks
