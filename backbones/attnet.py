@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import Block, ByChannels, ConvGlu, Head
+from .layers import Block, ByChannels, ConvGlu, Head, Pointwise
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -53,8 +53,8 @@ class ATConv(nn.Module):
         self.kernel_proj = nn.Linear(dim, dim, bias)
         self.kernel_gen = nn.Linear(taps, taps, bias)
         self.difference_control = nn.Parameter(torch.zeros(dim))
-        self.x_proj = nn.Conv2d(dim, dim, 1, bias=bias)
-        self.proj = nn.Conv2d(dim, dim, 1, bias=bias)
+        self.x_proj = Pointwise(dim, dim, bias=bias)
+        self.proj = Pointwise(dim, dim, bias=bias)
 
     def kernels(self, x: Tensor) -> Tensor:
         """The kernels that images x (B, C, H, W) make: (B, C, k, k)."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..kernels.dispatch import without_autocast
 from ..kernels.routed_attention import routed_attention
 from ..registry import MIXERS
-from .layers import Attention, Block, ConvNorm, Head, Mlp, depthwise, fill, heads_of
+from .layers import Attention, Block, ConvNorm, Head, Linear, Mlp, Pointwise, depthwise, fill, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -84,9 +84,9 @@ class BiLevelRouting(nn.Module):
         self.regions, self.topk, self.form = regions, topk, form
         self.scale = key_dim**-0.5 if scale is None else scale
         self.widths = [key_dim, key_dim, dim]
-        self.qkv = nn.Linear(dim, sum(self.widths))
+        self.qkv = Linear(dim, sum(self.widths))
         self.lepe = _lepe("BiLevelRouting", dim, lepe_kernel)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _region(self, size: int) -> int:
         """The side of a region along an axis."""
@@ -238,7 +238,7 @@ class BiFormer(Pyramid):
             regions = self.regions[stage]
             return BiLevelRouting(dim, heads, regions, topk, self.scale, self.form, key_dim, kernel)
         if topk == 0:
-            return nn.Sequential(nn.Conv2d(dim, dim, 1), depthwise(dim, 5), nn.Conv2d(dim, dim, 1))
+            return nn.Sequential(Pointwise(dim, dim), depthwise(dim, 5), Pointwise(dim, dim))
         if topk == -1 and self.form == "legacy":
             return Attention(dim, 8, qkv_bias=False)
         return AttentionLePE(dim, lepe_of="value" if topk == -1 else "input", lepe_kernel=kernel)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import heads_of
+from .layers import Linear, heads_of
 from .skeletons.isotropic import Isotropic
 from .zoo import Rules, Variant, register
 
@@ -52,11 +52,11 @@ class GPSA(nn.Module):
         super().__init__()
         self.heads = heads_of("GPSA", dim, heads)
         self.locality_strength = locality_strength
-        self.qk = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.qk = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.v = Linear(dim, dim, bias=qkv_bias)
         self.pos_proj = nn.Linear(3, self.heads)  # w and b; the softmax cancels b
         self.gating_param = nn.Parameter(torch.empty(self.heads))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.reset_weights()
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import DropPath, Head, LayerNorm2d, Mlp, Patches, Residual, depthwise, fill, heads_of
+from .layers import DropPath, Head, LayerNorm2d, Linear, Mlp, Patches, Residual, depthwise, fill, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -44,8 +44,8 @@ class SpatialWindowAttention(nn.Module):
         super().__init__()
         self.heads = heads_of("SpatialWindowAttention", dim, heads)
         self.window = window
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v, each (B, rows of windows, columns of windows, heads, w², d)."""
@@ -102,8 +102,8 @@ class ChannelGroupAttention(nn.Module):
         super().__init__()
         self.groups = heads_of("ChannelGroupAttention", dim, groups)
         self.channel_attn_v2 = channel_attn_v2
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def _map(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """rows (B, N, C) -> A (B, groups, d, d), and what it averages, (B, groups, N, d)."""
@@ -117,7 +117,7 @@ class ChannelGroupAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attention, q = self._map(x.flatten(2).transpose(1, 2))
-        y = q @ attention.transpose(-1, -2)
+        y = (attention @ q.mT).mT  # several times as fast as q @ attention.mT, whose rows are strided
         return self.proj(y.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[-2:])
 
 

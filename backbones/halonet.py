@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
-from .layers import ConvNorm, DropPath, Head, SqueezeExcite, fill, heads_of, make_divisible
+from .layers import ConvNorm, DropPath, Head, Pointwise, SqueezeExcite, fill, heads_of, make_divisible
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -81,8 +81,8 @@ class HaloAttention(nn.Module):
         self.pool = stride == 2 and (avg_down or block_size % 2 == 1)
         self.avg_down = avg_down
         self.stride = 1 if self.pool else stride  # of the queries
-        self.q = nn.Conv2d(dim, heads * self.key_dim, 1, stride=self.stride, bias=qkv_bias)
-        self.kv = nn.Conv2d(dim, heads * self.key_dim + dim_out, 1, bias=qkv_bias)  # of each head k, then v
+        self.q = Pointwise(dim, heads * self.key_dim, self.stride, bias=qkv_bias)
+        self.kv = Pointwise(dim, heads * self.key_dim + dim_out, bias=qkv_bias)  # of each head k, then v
         self.height_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
         self.width_rel = nn.Parameter(torch.empty(2 * self.window - 1, self.key_dim))
         self.reset_weights()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import LayerNorm2d, depthwise
+from .layers import LayerNorm2d, Pointwise, depthwise
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -100,11 +100,11 @@ class GnConv(nn.Module):
             raise ValueError(f"GnConv: kernel_size={kernel_size} must be odd, so that a kernel has a center")
         self.dims = [dim // 2 ** (order - 1 - k) for k in range(order)]
         self.scale = scale
-        self.proj_in = nn.Conv2d(dim, 2 * dim, 1)
+        self.proj_in = Pointwise(dim, 2 * dim)
         total = sum(self.dims)
         self.dwconv = depthwise(total, kernel_size) if filter_size is None else GlobalLocalFilter(total, filter_size)
-        self.pws = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(self.dims, self.dims[1:]))
-        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.pws = nn.ModuleList(Pointwise(a, b) for a, b in zip(self.dims, self.dims[1:]))
+        self.proj_out = Pointwise(dim, dim)
 
     def _branches(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """p and q_0 .. q_(n-1)."""

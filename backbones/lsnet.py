@@ -31,6 +31,7 @@ from .layers import (
     ConvNorm,
     DistilledHead,
     Head,
+    Pointwise,
     Residual,
     SqueezeExcite,
     depthwise_norm,
@@ -71,7 +72,7 @@ class LSConv(nn.Module):
             depthwise_norm(half, large_kernel),
             ConvNorm(half, half),
             nn.ReLU(),
-            nn.Conv2d(half, taps * self.kernels, 1),
+            Pointwise(half, taps * self.kernels),
             nn.GroupNorm(self.kernels, taps * self.kernels),
         )
         self.norm = nn.BatchNorm2d(dim)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..kernels.neighborhood_attention import axis_windows, neighborhood_attention
 from ..registry import MIXERS
-from .layers import Block, Head, LayerNorm2d, Linear2d, Mlp, Patches, fill, heads_of
+from .layers import Block, Head, LayerNorm2d, Linear, Linear2d, Mlp, Patches, fill, heads_of
 from .skeletons.isotropic import Isotropic
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
@@ -70,11 +70,11 @@ class NeighborhoodAttention(nn.Module):
         self.heads = heads_of("NeighborhoodAttention", dim, heads)
         self.kernel_size, self.dilation = kernel_size, dilation
         self.scale = (dim // self.heads) ** -0.5 if scale is None else scale
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.rpb = nn.Parameter(torch.empty(self.heads, *[2 * kernel_size - 1] * 2)) if bias else None
         if self.rpb is not None:
             nn.init.trunc_normal_(self.rpb, std=0.02)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> q, k, v (B, H, W, heads, d), H and W at least κδ."""

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import Block, ConvGlu, Head, LayerNorm2d, heads_of
+from .layers import Block, ConvGlu, Head, LayerNorm2d, Linear, Pointwise, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -122,7 +122,7 @@ class CosineAttention(nn.Module):
         self.query_embedding = nn.Parameter(torch.empty(self.heads, 1, dim // self.heads))
         nn.init.trunc_normal_(self.query_embedding, std=0.02)
         self.cpb = PositionBias(self.heads, **position)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def _scaled(self, q: Tensor, log_length: Tensor | float) -> Tensor:
         """s of unit queries q (B, h, N, d); log_length is a number or (N, 1)."""
@@ -176,9 +176,9 @@ class AggregatedAttention(CosineAttention):
         position = dict(sr_ratio=sr_ratio, pool_size=pool_size, pretrain_size=pretrain_size, grid_size=grid_size)
         super().__init__(dim, heads, **position)
         self.window = window
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.sr = nn.Conv2d(dim, dim, 1)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.sr = Pointwise(dim, dim)
         self.norm = nn.LayerNorm(dim)
         self.relative_pos_bias_local = nn.Parameter(torch.empty(self.heads, window**2))
         self.learnable_tokens = nn.Parameter(torch.empty(self.heads, dim // self.heads, window**2))
@@ -261,7 +261,7 @@ class LengthScaledCosineAttention(CosineAttention):
         qkv_bias: bool = True,
     ):
         super().__init__(dim, heads, sr_ratio=1, pool_size=None, pretrain_size=pretrain_size, grid_size=grid_size)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
 
     def _logit_parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """s, k̂, v (B, h, N, d), and B (h, N, N)."""

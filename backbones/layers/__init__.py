@@ -3,6 +3,7 @@
 from .attention import Attention, ClassAttention, heads_of
 from .blocks import Blocks
 from .head import ClassHead, DistilledHead, Head
+from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
 from .patches import Patches, fill
@@ -25,9 +26,11 @@ __all__ = [
     "Head",
     "LayerNorm2d",
     "LayerScale",
+    "Linear",
     "Linear2d",
     "Mlp",
     "Patches",
+    "Pointwise",
     "PositionTable",
     "Residual",
     "SqueezeExcite",
@@ -38,5 +41,6 @@ __all__ = [
     "fuse",
     "fuse_norm",
     "heads_of",
+    "linear",
     "make_divisible",
 ]

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MIXERS
+from .linear import Linear
 
 
 def heads_of(mixer: str, dim: int, heads: int | None, head_dim: int = 32, multiple: int = 1) -> int:
@@ -48,8 +49,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int | None = None, qkv_bias: bool = True):
         super().__init__()
         self.heads = heads_of("Attention", dim, heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v (B, heads, N, d)."""
@@ -94,9 +95,9 @@ class ClassAttention(nn.Module):
     def __init__(self, dim: int, heads: int | None = None, qkv_bias: bool = True):
         super().__init__()
         self.heads = heads_of("ClassAttention", dim, heads)
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def _split(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, heads, T, d), k and v (B, heads, T + N, d)."""

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .linear import Linear
 from .norm import ByChannels, ConvNorm
 from .residual import depthwise
 
 
-class Linear2d(ByChannels, nn.Linear):
+class Linear2d(ByChannels, Linear):
     """A linear layer over the channels of a map (B, C, H, W), or of rows (B, N, C)."""
 
 

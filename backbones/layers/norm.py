@@ -1,9 +1,12 @@
 """Normalization of maps, and convolutions that can swallow the normalization behind them."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .linear import Pointwise
 
 
 class ByChannels:
@@ -45,8 +48,12 @@ class ConvNorm(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias)
+        self.conv: nn.Conv2d
+        if kernel_size == 1 and (groups == 1 or groups == in_dim == dim):
+            self.conv = Pointwise(in_dim, dim, stride, groups, bias)
+        else:
+            padding = dilation * (kernel_size - 1) // 2
+            self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias)
         self.norm = nn.BatchNorm2d(dim)
         nn.init.constant_(self.norm.weight, weight)
 
@@ -65,19 +72,9 @@ def fuse_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = conv.bias if conv.bias is not None else torch.zeros_like(scale)
-    fused = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    fused.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
-    fused.bias.copy_(norm.bias + (bias - norm.running_mean) * scale)  # type: ignore[union-attr]
+    fused = copy.deepcopy(conv)
+    fused.weight.mul_(scale.view(-1, 1, 1, 1))
+    fused.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * scale)
     return fused
 
 
