@@ -15,6 +15,7 @@ projection; with a stride the places of queries count 0, 1, ..., without the str
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -194,7 +195,7 @@ class Bottleneck(nn.Module):
         return self.last(y if self.shortcut is None else y + self.shortcut(x))
 
 
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}  # behind norms, which keep their input alone
 
 
 class HaloNet(Pyramid):

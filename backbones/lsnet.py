@@ -68,10 +68,10 @@ class LSConv(nn.Module):
         self.kernels, half, taps = dim // groups, dim // 2, small_kernel**2
         self.lkp = nn.Sequential(
             ConvNorm(dim, half),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             depthwise_norm(half, large_kernel),
             ConvNorm(half, half),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             Pointwise(half, taps * self.kernels),
             nn.GroupNorm(self.kernels, taps * self.kernels),
         )
@@ -224,9 +224,9 @@ class LSNet(Pyramid):
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(
             ConvNorm(in_channels, dim // 4, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dim // 4, dim // 2, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dim // 2, dim, 3, stride=2),
         )
 

@@ -59,7 +59,7 @@ class SHSA(nn.Module):
         attending, rest = x.split(self.split, dim=1)
         rows = F.scaled_dot_product_attention(*self._rows(attending))
         attended = rows.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
-        return self.proj(F.relu(torch.cat([attended, rest], dim=1)))
+        return self.proj(F.relu(torch.cat([attended, rest], dim=1), inplace=True))
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
         """How the pixel (row, column) `place` looks at every pixel: (B, 1, H, W), sum of 1."""
@@ -84,7 +84,7 @@ class PatchMerging(nn.Module):
         self.conv3 = ConvNorm(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.se(F.relu(self.conv2(F.relu(self.conv1(x))))))
+        return self.conv3(self.se(F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)))
 
 
 def local_mixing(dim: int) -> nn.Sequential:
@@ -137,11 +137,11 @@ class SHViT(Pyramid):
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         return nn.Sequential(
             ConvNorm(in_channels, dim // 8, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dim // 8, dim // 4, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dim // 4, dim // 2, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ConvNorm(dim // 2, dim, 3, stride=2),
         )
 

@@ -66,7 +66,7 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, ratio: float = 2.0):
         super().__init__()
         self.fc1 = ConvNorm(dim, int(dim * ratio))
-        self.activation = nn.ReLU()
+        self.activation = nn.ReLU(inplace=True)  # of a norm, whose backward reads its input alone
         self.fc2 = ConvNorm(int(dim * ratio), dim, weight=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
