@@ -51,9 +51,7 @@ class SpatialWindowAttention(nn.Module):
         """q, k, v, each (B, rows of windows, columns of windows, heads, w², d)."""
         w = self.window
         pixels = fill(x, w).permute(0, 2, 3, 1).unflatten(2, (-1, w)).unflatten(1, (-1, w))
-        windows = pixels.transpose(2, 3).flatten(
-            3, 4
-        )  # copied before the projection makes three of them
+        windows = pixels.transpose(2, 3).flatten(3, 4)  # copied before the projection makes three of them
         qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1))
         # (B, rows, columns, w², 3, heads, d) -> (3, B, rows, columns, heads, w², d)
         return qkv.permute(4, 0, 1, 2, 5, 3, 6).unbind(0)

@@ -14,7 +14,7 @@ projection; with a stride the places of queries count 0, 1, ..., without the str
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -176,7 +176,7 @@ class Bottleneck(nn.Module):
         norm: nn.Module,
         shortcut: nn.Module | None,
         gate: nn.Module,
-        activation: type[nn.Module],
+        activation: Callable[[], nn.Module],
         linear: bool,
         drop_path: float,
     ):
@@ -195,7 +195,10 @@ class Bottleneck(nn.Module):
         return self.last(y if self.shortcut is None else y + self.shortcut(x))
 
 
-ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "silu": nn.SiLU}  # behind norms, which keep their input alone
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {  # behind norms, whose backward reads their input alone
+    "relu": partial(nn.ReLU, inplace=True),
+    "silu": nn.SiLU,
+}
 
 
 class HaloNet(Pyramid):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark import backbones as benchmark_backbones
 from benchmark import cases as benchmark_cases
 from benchmark import command, measure, network
 from benchmark import images as benchmark_images
@@ -91,6 +92,22 @@ def test_the_naive_twin_computes_what_ours_does():
     naive.head.linear3.weight.data *= 1.01
     cloud = benchmark_cases.surface(2, 128, CPU, torch.float64)
     assert not torch.allclose(ours.eval()(*cloud), naive.eval()(*cloud))
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_backbone_beside_its_plain_operators(mode, monkeypatch):
+    by_onednn, asked = benchmark_backbones.LINEAR.by_onednn, []
+    monkeypatch.setattr(benchmark_backbones.LINEAR, "by_onednn", lambda *x: asked.append(by_onednn(*x)) or asked[-1])
+    case = benchmark_backbones.measure_backbone(benchmark_cases.Run(CPU, 1, {}), "DaViT", 2, 64, mode, quick=True)
+    assert any(asked)
+    assert 0 <= case["logits_differ"] < 1e-4
+    assert benchmark_page.fastest_other(case) == "naive"
+    name = case["sizes"]["network"]
+    (_, header, rows), *_ = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
+    assert rows[0][0] == f"{name}, B 2, side 64"
+    assert len(rows[0]) == len(header)
+    with benchmark_backbones.plain():
+        assert not benchmark_backbones.LINEAR.by_onednn(torch.ones(1, 400, 64), torch.ones(64, 64))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Measure the operators of `attlas.kernels` and the RISurConv classifier against what else PyPI has.
+"""Measure the operators of `attlas.kernels`, the RISurConv classifier and backbones against what else PyPI has.
 
     python tools/benchmark                            everything, about 12 minutes: work_dirs/benchmark/cpu.json
     python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
@@ -25,13 +25,14 @@ from rich.table import Table
 
 from attlas.files import replacing
 
+from .backbones import measure_backbones
 from .cases import OPERATORS, Run, all_cases
 from .images import IMAGE_OPERATORS, image_cases
 from .measure import Forecast, find_peers, machine, measure, use_threads
 from .network import TWINS, measure_network
 from .page import figure, joined, tables, write_page
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "network"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "network", "backbones"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -112,6 +113,9 @@ def main() -> None:
             names.remove("naive, memory kept")
         for num_points in (64,) if args.quick else (512, 1024):  # ScanObjectNN's variant, and ModelNet40's
             keep(*measure_network(run, names, num_points, args.quick))
+    if "backbones" in chosen:
+        for found in measure_backbones(run, args.quick):
+            keep(found)
     for title, header, rows in tables(record):
         table = Table(*header, title=title, title_justify="left")
         for row in rows:

@@ -6,7 +6,7 @@ Several may be joined into one, which keeps the records that it was made of as i
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from attlas.files import replacing
@@ -82,8 +82,8 @@ def memory(result: dict) -> str:
     return f"{result['extra_mib']:,.0f} of {result['total_mib']:,.0f} MiB"
 
 
-def at(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+def at(sizes: Mapping[str, int | str]) -> str:
+    return ", ".join(f"{name} {size:,}" if isinstance(size, int) else size for name, size in sizes.items())
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
