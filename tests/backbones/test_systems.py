@@ -1,5 +1,8 @@
 """What every backbone and every mixer must do, driven by name: a new system is tested by being registered."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from agreement import assert_agree
@@ -112,6 +115,17 @@ def test_compiles_in_one_graph(system):
     network, x = build(system, num_classes=5), image(64, 96)
     # whether there is one graph is the tracer's to say; what backends make of it is theirs
     close(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+def test_inductor(tmp_path, monkeypatch):
+    """What PyTorch's own compiler makes of a network gives the same logits."""
+    torch.compiler.reset()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    network, x = build("SHViT", num_classes=5, depths=(1, 1, 1)), image(64, 96)
+    with torch.no_grad():
+        close(torch.compile(network, fullgraph=True)(x), network(x))
 
 
 @pytest.mark.parametrize(
