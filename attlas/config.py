@@ -95,6 +95,63 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
+PLAIN_LENGTH = 1_000_000  # most characters of a config in a checkpoint; those of trainings have thousands
+
+
+def parse_plain(text: str) -> dict[str, Any]:
+    """The variables of a config that is nothing but data, as MMEngine writes it into checkpoints. Nothing is executed.
+
+    Raises:
+        ValueError: the text is no config, or is more than assignments of numbers (of at most 64 bits), texts, booleans,
+            None, lists, tuples, dicts with texts as keys and `dict(...)`. Bases, references ("{{") and names that
+            begin with "__" are refused, and over a million characters.
+    """
+    if len(text) > PLAIN_LENGTH:
+        raise ValueError(f"it has {len(text):,} characters; {PLAIN_LENGTH:,} are the most")
+    if "{{" in text:
+        raise ValueError("it refers to something outside of it by '{{'")
+    found: dict[str, Any] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's, of a text that it would read otherwise some day
+            lines = ast.parse(text).body
+        for line in lines:
+            match line:
+                case ast.Assign(targets=[ast.Name(id=name)]) if _plain_name(name):
+                    found[name] = _plain(line.value)
+                case _:
+                    raise ValueError(f"line {line.lineno} is more than data")
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"it is no config ({type(error).__name__})") from None
+    return found
+
+
+def _plain_name(name: Any) -> bool:
+    return isinstance(name, str) and not name.startswith("__") and name != "_base_"
+
+
+def _plain(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=bool() | str() | float() | None as value):
+            return value
+        case ast.Constant(value=int() as value) if value < 2**64:
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)) if number <= 2**63:
+            return -number
+        case ast.List(elts=items):
+            return [_plain(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_plain(item) for item in items)
+        case ast.Dict(keys=keys, values=values):
+            names = [_plain(key) if key else None for key in keys]  # None where it is **something
+            if all(map(_plain_name, names)):
+                return dict(zip(names, map(_plain, values)))
+        case ast.Call(func=ast.Name(id="dict"), args=[], keywords=words):
+            if all(_plain_name(word.arg) for word in words):
+                return {str(word.arg): _plain(word.value) for word in words}
+    raise ValueError(f"line {node.lineno} is more than data")
+
+
 def _run(path: Path) -> Config:
     try:
         return Config.fromfile(path)

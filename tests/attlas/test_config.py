@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from attlas import backbones
-from attlas.config import load_config, unread_variables
+from attlas.config import load_config, parse_plain, unread_variables
 from attlas.data import build_transforms
 from attlas.registry import HOOKS, METRICS, MODELS
 
@@ -181,6 +181,58 @@ def test_weights_beside_the_configs_load(network, protocol):
     model = MODELS.build(Config.fromfile(path.with_suffix(".py")).model)
     assert checkpoint.load(model, path).complete
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_config_that_is_data_is_parsed_without_running_it():
+    text = "model = dict(type='A', scale=-0.5, sizes=(1, [2, None]), names={'a b': True})\nname = 'x'\n"
+    found = parse_plain(text)
+    assert found["model"] == dict(type="A", scale=-0.5, sizes=(1, [2, None]), names={"a b": True})
+    shipped = load_config(ROOT / "configs/shvit/shvit_furniture_views.py")
+    assert Config(parse_plain(shipped.pretty_text)).to_dict() == shipped.to_dict()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os",
+        "x = open('a')",
+        "x = dict(**y)",
+        "x = {**y}",
+        "x = y",
+        "x = [n for n in 'ab']",
+        "x = f'{1}'",
+        "x = 1 + 1",
+        "x.y = 1",
+        "x = dict([1])",
+        "x = dict.fromkeys(a=1)",
+        "_base_ = 'a.py'",
+        "x = lambda: 0",
+        "x: int = 1",
+        "x = {[]: 1}",
+        "x = (",
+        "x = " + "[" * 5000 + "]" * 5000,
+        "x = \0",
+        "x = {1: 2}",
+        "x = {1, 2}",
+        "x = dict(__class__=1)",
+        "x = {'_base_': 1}",
+        "__builtins__ = 1",
+        "x = y = 1",
+        "x = 18446744073709551616",
+        "x = -9223372036854775809",
+        "x = 1j",
+        "x = b'1'",
+        "x = ...",
+        "x = '{{$HOME:}}'",
+        "x = 1" + " " * 1_000_000,
+    ],
+)
+def test_a_config_that_is_more_than_data_is_refused(text):
+    with pytest.raises(
+        ValueError,
+        match=r"line 1 is more than data|it is no config|refers to something|000,000 are the most|null bytes",
+    ):
+        parse_plain(text)
 
 
 # --- errors
