@@ -60,10 +60,19 @@ class Registry(root.Registry):
             if name not in self.parent.module_dict:
                 self.parent._register_module(module, name)
 
+    def has(self, name: str) -> bool:
+        """Whether a name, without its scope, is registered here; those of other scopes do not count."""
+        self._import_until(name)
+        return name in self.module_dict
+
     def get(self, key: str):
         scope, name = self.split_scope_key(key)
-        if scope in (None, self.scope):
-            self._import_until(name)
+        if scope in (None, self.scope) and not self.has(name) and "." not in name:
+            parent = self.parent if scope is None else None
+            while parent is not None and name not in parent.module_dict:
+                parent = parent.parent
+            if parent is None:  # MMEngine would import any module of this name
+                raise UnknownName(self._unknown(key))
         try:
             found = super().get(key)
         except RuntimeError:  # MMEngine's answer to a dotted name that does not import

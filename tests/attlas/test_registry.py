@@ -109,3 +109,13 @@ def test_who_trains_has_the_engine_from_the_first_look_up_on(monkeypatch):
     monkeypatch.delitem(sys.modules, "mmengine.runner")
     registry.MIXERS.get("Attention")
     assert imported == []
+
+
+@pytest.mark.parametrize("name", ["evil", "attlas.evil", "attlas.load"])
+def test_a_bare_name_imports_no_module(tmp_path, monkeypatch, name):
+    (tmp_path / "evil.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for known in (MODELS, registry.MIXERS):
+        with pytest.raises(registry.UnknownName, match="is not a registered"):
+            known.build(dict(type=name))
+    assert "evil" not in sys.modules
