@@ -8,6 +8,7 @@ from torch_geometric.data import Data
 
 from .. import checkpoint  # noqa: F401  by which `init_cfg` loads weights
 from ..registry import MODELS
+from .inference import PointClassification
 from .transforms import as_float32
 
 
@@ -50,6 +51,8 @@ class PointClassifier(BaseModel):
     `mode="loss"` gives {"loss", "accuracy"}, `mode="tensor"` the logits, and `mode="predict"` for each cloud
     {"log_probs", "label", "cloud", "protocol"}.
     """
+
+    task = PointClassification
 
     def __init__(self, network: dict, label_smoothing: float = 0.0, data_preprocessor=None, init_cfg=None):
         super().__init__(data_preprocessor or dict(type="PointPreprocessor"), init_cfg)

@@ -28,6 +28,14 @@ from .transforms import GROUPS, as_float32, random_rotation, rotate
 PARTS = ("train", "test", "all")
 
 
+def as_data(shape: Shape, name: str, label: int = 0, item: int = 0) -> Data:
+    """A shape as the transforms take it; its arrays are copied."""
+    data = Data(y=torch.tensor(label), cloud=item, name=name)
+    for key, array in shape.items():
+        data[key] = torch.from_numpy(array.T.copy() if key == "face" else array.copy())
+    return data
+
+
 class PointClouds(Items):
     """Base of the data sets (see `Items`): the `names` and `labels` of the items, and the `load(item) -> Shape` that
     every data set brings."""
@@ -42,10 +50,7 @@ class PointClouds(Items):
         return f"shape {self.names[item]}"
 
     def get(self, item: int) -> Data:
-        data = Data(y=torch.tensor(self.labels[item]), cloud=item, name=self.names[item])
-        for key, array in self.load(item).items():
-            data[key] = torch.from_numpy(array.T.copy() if key == "face" else array.copy())
-        return data
+        return as_data(self.load(item), self.names[item], int(self.labels[item]), item)
 
     def draw(self, epoch: int, item: int) -> Data:
         def transform(data: Data) -> Data:
@@ -58,10 +63,12 @@ class PointClouds(Items):
 class Furniture14(PointClouds):
     """The built-in furniture: 408 real meshes in 14 classes, in meters, y up, normals outward (see FURNITURE14.md)."""
 
+    CLASSES = furniture.CLASSES
+
     def __init__(self, split: str = "train", transforms=(), seed: int = 0):
         self.meshes = furniture.load(one_of("Furniture14.split", split, PARTS))
         names, labels = [mesh.name for mesh in self.meshes], [mesh.label for mesh in self.meshes]
-        super().__init__(split, furniture.CLASSES, names, labels, transforms, seed)
+        super().__init__(split, self.CLASSES, names, labels, transforms, seed)
 
     def load(self, item: int) -> Shape:
         mesh = self.meshes[item]

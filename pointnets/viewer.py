@@ -41,7 +41,7 @@ from ..rendering import (
     tubes,
     view_direction,
 )
-from .datasets import PointClouds, RotatedViews
+from .datasets import PointClouds, RotatedViews, as_data
 from .metrics import class_accuracy
 from .risurconv import Pyramid, RISurConv
 from .shapes import read_shape
@@ -95,12 +95,9 @@ def file_subject(file: str | Path, transform=None, after=None, classes: Sequence
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"The shape {path} does not exist. {near_files(path)}")
-    arrays = {key: torch.from_numpy(np.array(array)) for key, array in read_shape(path).items()}
-    if "face" in arrays:
-        arrays["face"] = arrays["face"].T.contiguous()
-    raw = Data(**arrays, y=torch.tensor(0), cloud=0, name=path.name)
+    raw = as_data(read_shape(path), path.name)
     if transform is None:
-        names = ["RandomPoints"] if "face" in arrays else []
+        names = ["RandomPoints"] if raw.face is not None else []
         transform = build_transforms(
             [dict(type=name, num=2048) for name in names]
             + [dict(type="UnitSphere"), dict(type="EstimateNormals", only_missing=True)]
@@ -108,7 +105,7 @@ def file_subject(file: str | Path, transform=None, after=None, classes: Sequence
     after = after or build_transforms([])
     cloud = drawn(lambda data: as_float32(after(transform(data))), raw.clone(), f"shape {raw.name}", 0)
     _need_normals(cloud)
-    return Subject(path.name, cloud, raw if "face" in arrays else None, None, tuple(classes), after)
+    return Subject(path.name, cloud, raw if raw.face is not None else None, None, tuple(classes), after)
 
 
 def _need_normals(cloud: Data) -> None:

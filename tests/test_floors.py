@@ -19,10 +19,10 @@ FLOORS = {
     "kernels": (set(), {"torch", "numpy", "numba", "triton"}),
     "attlas": (
         set(),
-        # the last is of rendering.py alone, which loads when asked for
-        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "open3d"},
+        # cv2 and matplotlib come with MMEngine; open3d is of rendering.py alone, which loads when asked for
+        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "matplotlib", "open3d"},
     ),
-    "backbones": ({"kernels", "attlas"}, {"matplotlib"}),  # which MMEngine brings
+    "backbones": ({"kernels", "attlas"}, set()),
     "pointnets": (
         {"kernels", "attlas", "backbones"},
         {"torch_geometric", "h5py", "scipy"},
@@ -117,6 +117,7 @@ SHARED = {
         "classifier",
         "datasets",
         "formats",
+        "inference",
         "layers",
         "metrics",
         "shapes",

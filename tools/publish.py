@@ -1,9 +1,11 @@
-"""Turn a checkpoint of a training into a small file for others: weights alone, in half precision, as safetensors.
+"""Turn a checkpoint of a training into a small file for others: weights in half precision, as safetensors, with the
+names of the classes.
 
 python tools/publish.py work_dirs/NAME/epoch_30.pth NAME.safetensors
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from attlas.files import check_out, printable
@@ -25,19 +27,21 @@ def main() -> None:
     import torch  # not for --help
 
     from attlas import checkpoint
+    from attlas.inference import class_names
 
     try:
         out = check_out(args.out, (".safetensors",), args.overwrite)
         left_out: set[str] | None = set() if args.leave_out else None
         found = checkpoint.read(args.checkpoint, left_out=left_out)
-        weights = checkpoint.weights(found, args.container)
+        weights, meta = checkpoint.weights(found, args.container), found.get("meta")
         for name, count in checkpoint.besides(found, args.container).items():
             print(f"The file holds {name} besides, with {count} tensors. To take that: --container {name}")
+        classes = class_names(meta) if isinstance(meta, dict) else ()
         if left_out:
             print(f"Left out: {', '.join(map(printable, sorted(left_out)))}")
         if not args.float32:
             weights = {n: w.to(torch.float16) if w.dtype == torch.float32 else w for n, w in weights.items()}
-        checkpoint.save(out, weights)
+        checkpoint.save(out, weights, {"dataset_meta": json.dumps(dict(classes=classes))} if classes else {})
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{out}: {len(weights)} tensors, {out.stat().st_size / 2**20:.1f} MiB")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...data import one_of
 from ...files import replacing
 from ...registry import METRICS, MODELS
+from .inference import ImageClassification
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
 
@@ -170,6 +171,8 @@ class ImageClassifier(BaseModel):
     `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The log-probabilities are of the
     softmax, or with 'bce' of each class by itself.
     """
+
+    task = ImageClassification
 
     def __init__(
         self,

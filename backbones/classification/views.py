@@ -40,6 +40,8 @@ class FurnitureViews(ImageArrays):
         cache: the folder of the rendered files; `cache_folder()` unless given.
     """
 
+    CLASSES = furniture.CLASSES
+
     def __init__(self, split: str = "train", transforms=(), seed: int = 0, views: int = 16, size: int = 96, cache=None):
         one_of("FurnitureViews.split", split, SPLITS)
         self.views = positive("FurnitureViews.views", views)
@@ -48,7 +50,7 @@ class FurnitureViews(ImageArrays):
         folder = Path(cache).expanduser() if cache else cache_folder()
         images = rendered(self.meshes, split, check_seed(seed), self.views, size, folder)
         labels = np.repeat([mesh.label for mesh in self.meshes], self.views)
-        super().__init__(split, furniture.CLASSES, images, labels, transforms, seed)
+        super().__init__(split, self.CLASSES, images, labels, transforms, seed)
 
     def name(self, item: int) -> str:
         mesh, view = divmod(item, self.views)

@@ -1,0 +1,429 @@
+"""What a trained network answers about files, folders and arrays.
+
+    from attlas.inference import Inferencer
+
+    results = Inferencer("work_dirs/shvit_furniture_views/epoch_20.pth")(["chair.jpg", "photos", array])
+
+`load` makes a ready model of a checkpoint, `Inferencer` walks inputs, batches them and gathers what fails. What an
+input is and what becomes of an answer, the class of the model says by its `task`, a `Task`.
+
+A checkpoint may be a stranger's, and with it the config that it holds. That is read as data and never run. Of it only
+the model and the transforms are built, and only of classes that Attlas registers.
+"""
+
+import copy
+import glob
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from torch import nn
+
+from . import checkpoint as checkpoints
+from .config import load_config, parse_plain
+from .data import build_transforms, drawn, positive
+from .files import near_files, printable
+from .registry import DATASETS, MIXERS, MODELS, TRANSFORMS, Registry
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+class Task(ABC):
+    """What an inferencer has to know of a kind of model. The class of a model names its own as `task`.
+
+    Attributes:
+        suffixes: endings of the files that are taken from folders, in lower case.
+    """
+
+    suffixes: Sequence[str]
+
+    @abstractmethod
+    def read(self, path: Path) -> Any:
+        """The input in a file, as transforms take it. Any error is one of this file."""
+
+    @abstractmethod
+    def take(self, source: Any) -> Any:
+        """An input that was given as an array, as transforms take it. Any error is one of this input."""
+
+    def prepare(self, transforms: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The transforms of a test data set, made fit for all that `read` and `take` give."""
+        return transforms
+
+    @abstractmethod
+    def form(self, item: Any) -> Hashable:
+        """What the items of a batch must have in common, of an item behind the transforms."""
+
+    @abstractmethod
+    def result(self, prediction: Any, classes: Sequence[str], top: int) -> dict[str, Any]:
+        """The entries of a result (of JSON's types), of what the model predicts for one item."""
+
+    @abstractmethod
+    def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
+        """A Matplotlib figure of an input, as it was read, with its result."""
+
+
+class Classification(Task):
+    """The task of models that predict `log_probs` (C,). A result has the `classes`, a list of dict(label, name,
+    probability), the likeliest first."""
+
+    @abstractmethod
+    def picture(self, source: Any) -> Any:
+        """An input as a picture (H, W, 3 or 4), of bytes or of floats in [0, 1]."""
+
+    def result(self, prediction, classes, top):
+        probabilities = prediction["log_probs"].double().exp().cpu()
+        if not torch.isfinite(probabilities).all():
+            raise ValueError("the network gives NaN or infinite numbers for it")
+        if classes and len(classes) != len(probabilities):
+            raise RuntimeError(f"There are names of {len(classes)} classes, and the network has {len(probabilities)}.")
+        best = probabilities.argsort(descending=True, stable=True)[:top].tolist()
+        return dict(
+            classes=[
+                dict(label=i, name=classes[i] if classes else f"class {i}", probability=float(probabilities[i]))
+                for i in best
+            ]
+        )
+
+    def draw(self, source, result):
+        from matplotlib.figure import Figure  # here, because only pictures need it
+
+        found = result["classes"]
+        canvas = Figure(figsize=(7.5, 3.4), layout="constrained", dpi=120)
+        left, right = canvas.subplots(1, 2, width_ratios=[1, 1.1])
+        left.imshow(self.picture(source), interpolation="antialiased")
+        left.set_axis_off()
+        shares = [100 * entry["probability"] for entry in found]
+        bars = right.barh(range(len(found)), shares, color=["#2f5d8a"] + ["#b9cbe0"] * (len(found) - 1), height=0.7)
+        right.bar_label(bars, [f"{share:.1f} %" for share in shares], padding=3, fontsize=9)
+        # a name is no formula, whatever dollars it holds
+        names = [printable(entry["name"], 40) for entry in found]
+        right.set_yticks(range(len(found)), names, fontsize=10, parse_math=False)
+        right.set(xlim=(0, 118), xticks=())
+        right.set_ylim(max(len(found), 5) - 0.4, -0.6)
+        right.tick_params(length=0)
+        right.spines[:].set_visible(False)
+        canvas.suptitle(printable(result["input"], 90), fontsize=9, color="0.4", parse_math=False)
+        return canvas
+
+
+# --- a model from a checkpoint ---------------------------------------------------------------------------------------
+
+
+def load(
+    checkpoint: str | Path,
+    config: str | Path | Config | None = None,
+    device: str | torch.device | None = None,
+    container: str | None = None,
+) -> nn.Module:
+    """A ready model of a checkpoint, in inference mode.
+
+    Args:
+        checkpoint: file of a training of ours, or of weights that fit the model of `config`.
+        config: file of a config, or what `load_config` made of it; by default the config that the checkpoint holds.
+            That is read as data: one that imports modules, or names classes that Attlas does not register, is refused.
+            `init_cfg` and `pretrained` are left out of either, because all weights come from the checkpoint.
+        device: where the model goes; by default the GPU if there is one.
+        container: name under which the file has the wanted weights, where it has several; see `checkpoint.load`.
+
+    Returns:
+        The model, with `classes` (names, from the checkpoint, or those of the config's data set where it is a published
+        one; () if neither has them) and `transforms` (those of the config's test data, from an input as it was read to
+        an item of a batch).
+
+    Raises:
+        FileNotFoundError: no such checkpoint or config; names the files near.
+        ValueError: the checkpoint holds no config, one that is not built, or not all weights of the model.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: PyTorch finds no GPU here.")
+    found = checkpoints.read(checkpoint)
+    meta = found["meta"] if isinstance(found.get("meta"), Mapping) else {}
+    given: Any = load_config(config) if isinstance(config, (str, Path)) else config
+    if given is None:
+        if not isinstance(meta.get("cfg"), str):
+            raise ValueError(f"{printable(checkpoint)} holds no config. {GIVE}")
+        source = f"the config inside {printable(checkpoint)}"
+        size = sum(tensor.numel() for tensor in checkpoints.weights(found, container).values())
+        model, transforms = _within(meta["cfg"], source, size)
+    else:
+        source = printable(given.filename or "the given config")
+        model, transforms = _parts(given, source)
+    try:
+        built = MODELS.build(model)
+        built_transforms = build_transforms(transforms)
+    except TypeError as error:  # of arguments that a class does not take
+        raise ValueError(f"{source} does not build: {printable(error, 1000)}") from error
+    task = getattr(built, "task", None)
+    if task is None:
+        raise ValueError(f"{source}: the model is a {type(built).__name__}, and no task says how it is to be asked.")
+    account = checkpoints.load(built, found, container=container)
+    account.source = printable(checkpoint)
+    if account.missing or account.mismatched:
+        raise ValueError(f"{account}\nThe network would be partly untrained.")
+    checkpoints.log(account)
+    built.classes = class_names(meta) or _published_classes(given or {})
+    built.transforms = task().prepare(built_transforms)
+    return built.eval().to(place)
+
+
+def _parts(config: Mapping | Config, source: str) -> tuple[dict, list]:
+    """The configs of the model, without what would load other weights, and of the transforms of the test data."""
+    model, loader = config.get("model"), config.get("test_dataloader") or config.get("val_dataloader")
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{source} has no model.")
+    if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
+        raise ValueError(f"{source} has no test_dataloader, whose transforms say how an input is prepared.")
+    return _without_weights(model), _transforms(loader["dataset"], source)
+
+
+def _without_weights(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {k: _without_weights(value) for k, value in node.items() if k not in ("init_cfg", "pretrained")}
+    return type(node)(map(_without_weights, node)) if isinstance(node, (list, tuple)) else node
+
+
+def _transforms(dataset: Mapping, source: str) -> list:
+    """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own."""
+    if isinstance(inner := dataset.get("dataset"), Mapping):
+        return [*_transforms(inner, source), *dataset.get("transforms", ())]
+    if not isinstance(dataset.get("transforms"), (list, tuple)):
+        raise ValueError(f"{source}: the test data ({dataset.get('type')}) have no transforms.")
+    return list(dataset["transforms"])
+
+
+SMALL = 10_000  # numbers up to here ask for little, whatever they count
+GIVE = "Give the config before the checkpoint: tools/infer.py CONFIG CHECKPOINT INPUT, or config=."
+
+
+def _within(text: str, source: str, size: int) -> tuple[dict, list]:
+    """`_parts` of a config that nobody vouches for, with which nothing can be done but to build what Attlas registers.
+
+    Args:
+        text: the config.
+        size: count of numbers in the file that it came with, which bounds the network and what it costs to build.
+    """
+    try:
+        config = parse_plain(text)
+        if config.get("custom_imports"):
+            raise ValueError("it imports modules (custom_imports)")
+        model, transforms = _parts(config, "it")
+        _check(model, (MODELS, MIXERS), max(size, SMALL), "model")
+        _check(transforms, (TRANSFORMS,), max(size, SMALL), "transforms")
+        build_transforms(transforms)
+        with torch.device("meta"):
+            needed = sum(map(torch.numel, MODELS.build(model).state_dict().values()))
+        if needed > 2 * size:  # some files leave buffers out
+            raise ValueError(f"its model has {needed:,} numbers, and the file {size:,}")
+    except Exception as error:  # with arguments that make no sense, a class may fail in any way
+        said = printable(error, 1000).removesuffix(".")
+        raise ValueError(f"{source} is not used: {said}. {GIVE}") from None
+    return model, transforms
+
+
+def _check(node: Any, registries: Sequence[Registry], largest: int, place: str) -> None:
+    """Refuse what a config could reach other code, or files, by (MMEngine imports whatever a dotted `type` names), and
+    integers that would keep a machine busy, such as a depth above `largest`."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key.startswith("_"):
+                raise ValueError(f"{place} has a key {printable(key)}")
+            if key == "type":
+                name = value.removeprefix("attlas.") if isinstance(value, str) else ""
+                if not any(registry.has(name) for registry in registries):
+                    raise ValueError(f"{place}.type is {printable(value)}, which Attlas does not register")
+            _check(value, registries, largest, f"{place}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for number, value in enumerate(node):
+            _check(value, registries, largest, f"{place}[{number}]")
+    elif isinstance(node, int) and node > largest:
+        raise ValueError(f"{place} is {node:,}, more than the file has numbers ({largest:,})")
+    elif isinstance(node, str) and not re.fullmatch(r"(attlas\.)?[\w-]*", node):
+        raise ValueError(f"{place} is {printable(node)!r}, which is no plain name")
+
+
+def class_names(meta: Mapping) -> tuple[str, ...]:
+    """The names that a training, or tools/publish.py, wrote into the `meta` of a checkpoint; () if there are none."""
+    names: Any = meta.get("dataset_meta")
+    if isinstance(names, str):  # safetensors hold texts
+        try:
+            names = json.loads(names)
+        except ValueError:
+            names = None
+    names = names.get("classes") if isinstance(names, Mapping) else None
+    known = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names or ()) if known else ()
+
+
+def _published_classes(config: Mapping | Config) -> tuple[str, ...]:
+    """The names of a data set whose classes are always the same."""
+    dataset = (config.get("test_dataloader") or config.get("val_dataloader") or {}).get("dataset", {})
+    while isinstance(dataset.get("dataset"), Mapping):
+        dataset = dataset["dataset"]
+    kind = dataset.get("type")
+    return tuple(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, "CLASSES", ()))
+
+
+# --- asking it -------------------------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """An input by its name: a file, an array, or the error that stands for it."""
+
+    name: str
+    value: Any
+
+
+class _Item(NamedTuple):
+    name: str
+    source: Any = None  # as it was read
+    data: Any = None  # behind the transforms
+    form: Hashable = None
+    error: str | None = None
+
+
+class Inferencer:
+    """Predictions for files, folders, globs and arrays.
+
+    Args:
+        model: file of a checkpoint, or what `load` made of one.
+        config: config of the checkpoint; see `load`.
+        device: where the model goes; see `load`.
+        container: name of the wanted weights; see `load`.
+
+    Attributes:
+        left_out: files in folders that the last `find` passed over, for their endings.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        config: str | Path | Config | None = None,
+        device: str | torch.device | None = None,
+        container: str | None = None,
+    ):
+        if not isinstance(model, nn.Module):
+            model = load(model, config, device, container)
+        elif (config, device, container) != (None, None, None):
+            raise ValueError(
+                "config, device and container belong to a checkpoint; the model that was given is built already."
+            )
+        if lacking := [name for name in ("task", "classes", "transforms") if not hasattr(model, name)]:
+            raise ValueError(f"The {type(model).__name__} has no {' and no '.join(lacking)}: attlas.load makes models.")
+        self.model: Any = model
+        self.left_out: list[Path] = []
+        self.task: Task = type(model).task()  # type: ignore[attr-defined]
+
+    def __call__(self, inputs: Any, batch_size: int = 32, top: int = 5) -> list[dict[str, Any]]:
+        """A result for each input, and for each file of a folder.
+
+        Args:
+            inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); points (N, 3), with
+                normals (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3) and face (F, 3)); one, or a sequence.
+            batch_size: most items at a time. Those of different sizes do not share a batch.
+            top: how many classes a result lists.
+
+        Returns:
+            Dicts with "input" (the path; of arrays "input 0", ...) and what the task says: of classification "classes",
+            a list of dict(label, name, probability), the likeliest first. Where an input cannot be read, "error" says
+            why instead. A result does not depend on the inputs beside it.
+        """
+        return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
+
+    def find(self, inputs: Any) -> list[Source]:
+        """What `inputs` mean, in their order; the files of a folder, and of the folders in it, by name."""
+        if isinstance(inputs, (str, os.PathLike, Mapping)) or hasattr(inputs, "shape"):
+            inputs = [inputs]
+        self.left_out = []
+        found: list[Source] = []
+        for number, given in enumerate(inputs):
+            if isinstance(given, (str, os.PathLike)):
+                found += self._files(Path(given).expanduser())
+            else:
+                found.append(Source(f"input {number}", given))
+        return found
+
+    def _files(self, path: Path) -> list[Source]:
+        matches = [path] if os.path.lexists(path) else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            return [Source(str(path), FileNotFoundError(f"it does not exist. {near_files(path)}"))]
+        found: list[Source] = []
+        for match in matches:
+            files = list(self._in_folder(match)) if match.is_dir() else [match]
+            nothing = ValueError(f"the folder holds no file that ends in {' '.join(sorted(self.task.suffixes))}")
+            found += [Source(str(file), file) for file in files] or [Source(str(match), nothing)]
+        return found
+
+    def _in_folder(self, folder: Path) -> Iterator[Path]:
+        seen = set()
+        for top, folders, names in os.walk(folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if name[0] != ".")
+            if (real := os.path.realpath(top)) in seen:  # a link to a folder above
+                folders.clear()
+                continue
+            seen.add(real)
+            for path in (Path(top, name) for name in sorted(names) if name[0] != "."):
+                if path.suffix.lower() in self.task.suffixes:
+                    yield path
+                else:
+                    self.left_out.append(path)
+
+    def stream(
+        self, sources: Iterable[Source], batch_size: int = 32, top: int = 5
+    ) -> Iterator[tuple[dict[str, Any], Any]]:
+        """(result, input as it was read) for each of what `find` gave, in that order, read as they are needed."""
+        positive("batch_size", batch_size)
+        positive("top", top)
+        waiting: list[_Item] = []
+        for item in map(self._read, sources):
+            if len(waiting) == batch_size or len({i.form for i in (*waiting, item) if i.error is None}) > 1:
+                yield from self._results(waiting, top)
+                waiting = []
+            waiting.append(item)
+        yield from self._results(waiting, top)
+
+    def _read(self, source: Source) -> _Item:
+        name, value = source
+        try:
+            if isinstance(value, Exception):
+                raise value
+            value = self.task.read(value) if isinstance(value, Path) else self.task.take(value)
+            # one seed for all, so that a result depends on nothing but its input
+            data = drawn(self.model.transforms, copy.deepcopy(value), name, 0)
+            return _Item(name, value, data, self.task.form(data))
+        except Exception as error:  # transforms and readers of users have errors of any kind
+            return _Item(name, error=_said(error, name))
+
+    def _results(self, items: Sequence[_Item], top: int) -> Iterator[tuple[dict[str, Any], Any]]:
+        answers = iter(self._answers([item for item in items if item.error is None], top))
+        for item in items:
+            answer = next(answers) if item.error is None else dict(error=item.error)
+            yield dict(input=item.name, **answer), item.source
+
+    def _answers(self, items: Sequence[_Item], top: int) -> list[dict[str, Any]]:
+        if not items:
+            return []
+        try:
+            with torch.inference_mode():
+                predictions = self.model.test_step(pseudo_collate([item.data for item in items]))
+            return [self.task.result(prediction, self.model.classes, top) for prediction in predictions]
+        except ValueError as error:
+            if len(items) > 1:  # which of them it is shows one by one
+                return [answer for item in items for answer in self._answers([item], top)]
+            return [dict(error=_said(error, items[0].name))]
+
+
+def _said(error: Exception, name: str) -> str:
+    """An error in one line, without the name of its input, which stands before it."""
+    text = str(error)
+    for begin in (f"{name}: ", f"{name} is ", f"{name} "):
+        text = text.removeprefix(begin)
+    kind = "" if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: "
+    return printable(kind + text, 1000)

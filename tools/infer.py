@@ -1,0 +1,112 @@
+"""Ask a trained network about files of your own: pictures, meshes or clouds, whatever it was trained on.
+
+    python tools/infer.py work_dirs/shvit_furniture_views/epoch_20.pth chair.jpg photos 'more/*.png' --out answers
+    python tools/infer.py CONFIG WEIGHTS chair.obj
+
+A checkpoint of a training of ours holds its config, which is read as data and never run; other weights need CONFIG.
+--out takes a folder for results.json and a picture for each input. A file that cannot be read is reported, and the
+others are not: the exit status is 1 then.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.progress import Progress
+
+from attlas.config import load_config
+from attlas.files import check_out, printable, replacing, save_figure
+
+CONFIGS = (".json", ".py", ".yaml", ".yml")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options] [CONFIG] CHECKPOINT INPUT [INPUT ...]",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="[CONFIG] CHECKPOINT INPUT ...: files, folders, globs")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and the pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing results.json")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are listed (5)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs at a time (32)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (the GPU if there is one)")
+    parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override the config")
+    return parser
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Print an answer for each input, write what --out asks for, and give the number of inputs without an answer."""
+    config, rest = (args.paths[0], args.paths[1:]) if args.paths[0].endswith(CONFIGS) else (None, args.paths)
+    if len(rest) < 2:
+        raise ValueError(f"a checkpoint and at least one input were expected, and got {' '.join(rest) or 'neither'}")
+    if config is None and args.cfg_options:
+        raise ValueError("--cfg-options override a config: name it before the checkpoint")
+    results_file = args.out and check_out(args.out / "results.json", (".json",), args.overwrite)  # before the work
+    from attlas.backbones.channels import fill_channels  # not for --help
+    from attlas.inference import Inferencer
+
+    cfg = config and load_config(config, args.cfg_options)
+    if cfg and cfg.get("model"):
+        fill_channels(cfg.model)
+    inferencer = Inferencer(rest[0], cfg, args.device, args.container)
+    sources = inferencer.find(rest[1:])
+    results = []
+    bar = Progress(
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        redirect_stdout=sys.stdout.isatty(),
+        transient=True,
+    )
+    try:
+        with bar:
+            job = bar.add_task("inputs", total=len(sources))
+            for result, source in inferencer.stream(sources, args.batch_size, args.top):
+                results.append(result)
+                print(f"{printable(result['input'])}: {said(result)}", flush=True)
+                if args.out and "error" not in result:
+                    result["picture"] = f"{len(results):04d}_{safe(Path(result['input']).stem)}.png"
+                    save_figure(inferencer.task.draw(source, result), args.out / result["picture"])
+                bar.advance(job)
+    finally:
+        if results_file and results:  # whatever ended it: hours of answers are not thrown away
+            found = dict(checkpoint=rest[0], classes=inferencer.model.classes, results=results)
+            with replacing(results_file) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
+    if inferencer.left_out:
+        endings = sorted({path.suffix.lower() or "without a suffix" for path in inferencer.left_out})
+        print(f"Left out of folders for their endings: {len(inferencer.left_out)} ({printable(' '.join(endings))}).")
+    failed = sum("error" in result for result in results)
+    where = f" Results: {results_file}" if results_file else ""
+    print(f"{len(results) - failed} of {len(results)} inputs answered.{where}")
+    return failed
+
+
+def said(result: dict) -> str:
+    if "error" in result:
+        return f"no answer: {result['error']}"
+    return ", ".join(f"{printable(c['name'])} {100 * c['probability']:.1f} %" for c in result["classes"])
+
+
+def safe(stem: str) -> str:
+    """The name of a file as a part of another's, on any system."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in stem)[:100]
+
+
+def main() -> None:
+    parser = arguments()
+    args = parser.parse_args()
+    try:
+        failed = infer(args)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        parser.error(str(error))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
