@@ -3,7 +3,8 @@
 # From the environment, or by --cfg-options:
 #   root        IMAGES       the folder
 #   max_epochs  MAX_EPOCHS   epochs, with warm-up and cosine; 2,000 iterations if not given, in 20 to 200 epochs
-#   pretrained  PRETRAINED   weights to begin with; then the learning rate falls with the distance from the head
+#   pretrained  PRETRAINED   weights to begin with: a file, or "auto" for those published; then the learning rate falls
+#                            with the distance from the head
 import importlib
 
 root = "{{$IMAGES:data/images}}"

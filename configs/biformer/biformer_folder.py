@@ -7,7 +7,7 @@ _base_ = ["../_base_/default_runtime.py", "../_base_/image_folder.py"]
 
 name = "{{$BACKBONE:biformer_tiny}}"
 work_dir = f"work_dirs/{name}_folder"
-size = importlib.import_module("attlas.backbones").variant(name)[1].size
+variant = importlib.import_module("attlas.backbones").variant(name)[1]
 
 model = dict(
     type="ImageClassifier",
@@ -21,7 +21,11 @@ model = dict(
     label_smoothing=0.1,
 )
 transforms, views = _base_.train_dataloader.dataset.transforms, _base_.views
-transforms[0].size, views[0].size, views[1].size = size, int(size / 0.875), size
+size, pack = variant.size, dict(mean=variant.mean, std=variant.std)  # of the published weights
+transforms[0].size, views[0].size, views[1].size = size, int(size / variant.crop), size
+transforms[-1].update(pack)
+views[-1].update(pack)
 train_dataloader = dict(dataset=dict(transforms=transforms))
 val_dataloader = test_dataloader = dict(dataset=dict(transforms=views))
 default_hooks = dict(checkpoint=dict(interval=_base_.interval))
+del variant
