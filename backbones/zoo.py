@@ -104,6 +104,8 @@ def create(
     pretrained: str | Path | Mapping | bool | None = None,
     container: str | None = None,
     fit_channels: bool = False,
+    *,
+    features_only: bool = False,
     **options,
 ) -> Backbone:
     """Build a published network.
@@ -118,7 +120,8 @@ def create(
             channels of the image (see `attlas.checkpoint.load`).
         **options: keyword arguments of the class, over those of the variant. `num_classes` is 1000 by default (None if
             `out_indices` is given): a classifier of images (B, 3, H, W). `out_indices=(0, 1, 2, 3)` makes a backbone
-            that gives maps. `attlas.backbones.systems()[class].options()` lists all.
+            that gives maps; `features_only=True`, as timm has it, one that gives those of all levels, or of
+            `out_indices`. `attlas.backbones.systems()[class].options()` lists all.
 
     Returns:
         The network in training mode. Its `variant` is the entry of `variant(name)`, which says how images are prepared.
@@ -129,6 +132,12 @@ def create(
     """
     system, found = variant(name)
     options = {**found.options, **options}
+    if features_only:
+        if options.get("num_classes") is not None:
+            raise ValueError(
+                f"features_only=True gives maps, num_classes={options['num_classes']} a classifier: give one of them"
+            )
+        options.setdefault("out_indices", None)  # all
     if "out_indices" not in options:
         options.setdefault("num_classes", found.classes)
     by_name = pretrained is True or (isinstance(pretrained, str) and pretrained == "auto")
