@@ -112,6 +112,14 @@ class AttNet(Pyramid):
         conv_bias: whether the layers of ATConv have a bias.
     """
 
+    fixed_sizes = {
+        ".onnx": dict(
+            batch="a convolution whose kernels differ between images has groups for each image, and ONNX fixes groups",
+            height="ONNX has no pooling of a map of free size to the cells of a kernel",
+            width="ONNX has no pooling of a map of free size to the cells of a kernel",
+        )
+    }
+
     def __init__(
         self,
         dims=(32, 64, 128, 240),

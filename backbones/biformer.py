@@ -185,6 +185,11 @@ class BiFormer(Pyramid):
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
+    fixed_sizes = dict.fromkeys(
+        (".pt2", ".onnx"),
+        dict.fromkeys(("height", "width"), "the number of regions is given, so their side changes with the size"),
+    )
+
     def __init__(
         self,
         dims=(64, 128, 256, 512),

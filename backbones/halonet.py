@@ -229,6 +229,13 @@ class HaloNet(Pyramid):
 
     unused = ("mlp_ratio", "layer_scale")
 
+    fixed_sizes = dict.fromkeys(
+        (".pt2", ".onnx"),
+        dict.fromkeys(
+            ("height", "width"), "torch.export takes many minutes over free maps that are filled up to whole blocks"
+        ),
+    )
+
     def __init__(
         self,
         dims=(64, 128, 256, 512),

@@ -34,6 +34,7 @@ from .layers import (
     Pointwise,
     Residual,
     SqueezeExcite,
+    any_free,
     depthwise_norm,
     heads_of,
     make_divisible,
@@ -147,10 +148,11 @@ class LSNetAttention(nn.Module):
         """What is added to the logits: (heads, N, N). Never kept: weights may be loaded at any time."""
         side = self.resolution
         table = self.attention_biases.to(torch.promote_types(self.attention_biases.dtype, torch.float32))
-        if (height, width) != (side, side) and not self.resize_matrix:
+        fits = not any_free((height, width)) and (height, width) == (side, side)
+        if not fits and not self.resize_matrix:
             return expand_offsets(resize_offsets(table, (height, width)), height, width)
         matrix = expand_offsets(table, side, side)
-        if (height, width) == (side, side):
+        if fits:
             return matrix
         return F.interpolate(matrix[None], (height * width, height * width), mode="bicubic")[0]
 

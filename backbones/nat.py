@@ -133,6 +133,12 @@ class NAT(Pyramid):
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
+    fixed_sizes = {
+        ".onnx": dict.fromkeys(
+            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
+        )
+    }
+
     def __init__(
         self,
         dims=(64, 128, 256, 512),
@@ -227,6 +233,12 @@ class NATIsotropic(Isotropic):
 
     unused = ("img_size", "position", "registers")
     eps = 1e-5
+
+    fixed_sizes = {
+        ".onnx": dict.fromkeys(
+            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
+        )
+    }
 
     def __init__(self, dim=384, depth=12, heads=12, kernel_size=7, dilations=(1,), **common):
         mixers = [

@@ -111,7 +111,7 @@ class ContMix(nn.Module):
         taps = F.linear(keys * (self.dim // self.heads) ** -0.5, self.taps.weight)  # (B, g, C/2g, s² + k²)
         query = self.query(x[:, : self.dim]).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
         logits = torch.baddbmm(self.taps.bias, query.flatten(0, 1), taps.flatten(0, 1))
-        return logits.unflatten(1, x.shape[-2:]).unflatten(0, (len(x), -1)).permute(0, 2, 3, 1, 4)
+        return logits.unflatten(1, x.shape[-2:]).unflatten(0, (x.shape[0], -1)).permute(0, 2, 3, 1, 4)
 
     def aggregate(self, x: Tensor, value: Tensor) -> Tensor:
         """Both AV, of values (B, 2g n, H, W) for any n: the same shape."""
@@ -477,6 +477,12 @@ class OverLoCK(Pyramid):
 
     unused = ("mlp_ratio", "layer_scale")
     norms_on_path = (1,)
+
+    fixed_sizes = {
+        ".onnx": dict.fromkeys(
+            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
+        )
+    }
 
     def __init__(
         self,

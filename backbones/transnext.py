@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import Block, ConvGlu, Head, LayerNorm2d, Linear, Pointwise, heads_of
+from .layers import Block, ConvGlu, Head, LayerNorm2d, Linear, Pointwise, any_free, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -93,7 +93,7 @@ class PositionBias(nn.Module):
 
     def forward(self, height: int, width: int) -> Tensor:
         size = (height, width)
-        if self.grid_size is None or size == (self.grid_size, self.grid_size):
+        if self.grid_size is None or (not any_free(size) and size == (self.grid_size, self.grid_size)):
             return self._exact(height, width)
         grid = (self.grid_size, self.grid_size)
         bias = self._exact(*grid).unflatten(2, self.cells(*grid))
@@ -106,7 +106,7 @@ class PositionBias(nn.Module):
         x, index_x = _log_differences(width, columns, self.pretrain_size, self.fc1.weight)
         hidden = F.relu(self.fc1(torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1)), inplace=True)
         table = self.fc2(hidden)
-        index = index_y[:, None, :, None] * len(x) + index_x[:, None, :]  # (height, width, rows, columns)
+        index = index_y[:, None, :, None] * x.shape[0] + index_x[:, None, :]  # (height, width, rows, columns)
         return table.flatten(0, 1).t().index_select(1, index.flatten()).unflatten(1, (height * width, rows * columns))
 
 
@@ -317,6 +317,11 @@ class TransNeXt(Pyramid):
     """
 
     unused = ("layer_scale",)
+
+    fixed_sizes = dict.fromkeys(
+        (".pt2", ".onnx"),
+        dict.fromkeys(("height", "width"), "its biases of positions are laid out for one size of the map"),
+    )
 
     def __init__(
         self,

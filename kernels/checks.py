@@ -167,8 +167,10 @@ def check_index(index: Tensor, like: Tensor, of: str) -> None:
     check_tensors(index=index)
     if index.dtype != torch.int64:
         raise TypeError(f"index must be int64, got {index.dtype}")
-    if index.ndim not in (2, 3) or len(index) != len(like):
-        raise ValueError(f"index must have shape (B, S) or (B, S, K) with B = {len(like)}, got {tuple(index.shape)}")
+    if index.ndim not in (2, 3) or index.shape[0] != like.shape[0]:
+        raise ValueError(
+            f"index must have shape (B, S) or (B, S, K) with B = {like.shape[0]}, got {tuple(index.shape)}"
+        )
     if index.device != like.device:
         raise ValueError(f"index must be on the device of the {of}, {like.device}, got {index.device}")
 

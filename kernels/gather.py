@@ -70,7 +70,7 @@ def scatter_neighbors(values: Tensor, index: Tensor, num_points: int) -> Tensor:
 def check_features(features: Tensor, index: Tensor) -> None:
     """Raise unless features are (B, N, C), and index (B, S) or (B, S, K) int64 into them on the same device."""
     check_tensors(features=features, index=index)
-    if features.ndim != 3 or index.ndim not in (2, 3) or len(features) != len(index):
+    if features.ndim != 3 or index.ndim not in (2, 3) or features.shape[0] != index.shape[0]:
         raise ValueError(
             "features must have shape (B, N, C) and index (B, S) or (B, S, K) with the same B, got "
             f"{tuple(features.shape)} and {tuple(index.shape)}"
@@ -95,7 +95,7 @@ def scatter_neighbors_reference(values_BRC: Tensor, index_BR: Tensor, size: int)
 
 def flat_rows(index_BR: Tensor, size: int) -> Tensor:
     """Index (B, R) into clouds of `size` points -> index (B R,) into all their points in a row."""
-    return (index_BR + size * torch.arange(len(index_BR), device=index_BR.device).unsqueeze(1)).flatten()
+    return (index_BR + size * torch.arange(index_BR.shape[0], device=index_BR.device).unsqueeze(1)).flatten()
 
 
 def _scatter_neighbors_cpu(values_BRC: Tensor, index_BR: Tensor, size: int) -> Tensor:

@@ -102,7 +102,9 @@ def neighborhood_attention(
         check_number(scale, "scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
 
-    if kernel_size == lengths and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
+    # a size that is free in an export is not compared, which would fix it
+    whole = not any(isinstance(length, torch.SymInt) for length in lengths) and kernel_size == lengths
+    if whole and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
         query, key, value = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
         with without_autocast(q):
             out = F.scaled_dot_product_attention(query, key, value, scale=scale)

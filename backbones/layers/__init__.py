@@ -6,7 +6,7 @@ from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
-from .patches import Patches, fill
+from .patches import Patches, any_free, fill
 from .position import PositionTable, Tokens
 from .residual import Block, ClassBlock, DropPath, LayerScale, Residual, depthwise, depthwise_norm
 
@@ -35,6 +35,7 @@ __all__ = [
     "Residual",
     "SqueezeExcite",
     "Tokens",
+    "any_free",
     "depthwise",
     "depthwise_norm",
     "fill",

@@ -114,7 +114,7 @@ class ClassHead(Head):
         self.blocks = Blocks(blocks)
 
     def vector(self, x: Tensor) -> Tensor:
-        token = self.cls_token(len(x))
+        token = self.cls_token(x.shape[0])
         for block in self.blocks:
             token = self.blocks.run(block, x, token)
         return self.after(token[:, 0])

@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def any_free(sizes: Sequence[int]) -> bool:
+    """Whether a size is left free in an export that is being traced. A branch that asks for it would fix it."""
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def fill(x: Tensor, multiple: int | Sequence[int] = 1, least: int = 1) -> Tensor:
@@ -15,6 +21,9 @@ def fill(x: Tensor, multiple: int | Sequence[int] = 1, least: int = 1) -> Tensor
         least: lower bound of the new height and width, itself such a multiple.
     """
     multiples = (multiple, multiple) if isinstance(multiple, int) else multiple
+    if any_free(x.shape[-2:]):
+        missing = [torch.sym_max(least, (size + n - 1) // n * n) - size for size, n in zip(x.shape[-2:], multiples)]
+        return F.pad(x, (0, missing[1], 0, missing[0]))
     bottom, right = (max(least - size, -size % n) for size, n in zip(x.shape[-2:], multiples))
     return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .patches import any_free
+
 
 def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
     """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w); as it is where it cannot be that."""
@@ -24,7 +26,7 @@ def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
 
 def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
     """A map (1, C, h, w), bicubically resized to (1, C, *size)."""
-    if tuple(table.shape[-2:]) == tuple(size):
+    if not any_free(size) and tuple(table.shape[-2:]) == tuple(size):
         return table
     wide = torch.promote_types(table.dtype, torch.float32)
     return F.interpolate(table.to(wide), tuple(size), mode="bicubic", antialias=True).to(table.dtype)

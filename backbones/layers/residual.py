@@ -24,7 +24,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor, *others: Tensor):
         if not self.training or self.rate == 0:
             return (x, *others) if others else x
-        keep = torch.empty(len(x), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate) / (1 - self.rate)
+        keep = torch.empty(x.shape[0], dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate) / (1 - self.rate)
         kept = [y * keep.view(-1, *[1] * (y.ndim - 1)) for y in (x, *others)]
         return tuple(kept) if others else kept[0]
 

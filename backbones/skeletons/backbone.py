@@ -18,6 +18,23 @@ from .options import CheckedOptions
 Notes = dict[str, Any]  # what a network notes about a batch on its way from the stem to the head
 
 
+class FeatureInfo(list):
+    """Facts about the maps of a network, as timm has them: for each a dict of `num_chs`, `reduction` (the stride) and
+    `module` (its name)."""
+
+    def channels(self) -> list[int]:
+        """Channels of every map."""
+        return [level["num_chs"] for level in self]
+
+    def reduction(self) -> list[int]:
+        """Stride of every map."""
+        return [level["reduction"] for level in self]
+
+    def module_name(self) -> list[str]:
+        """Name of the module that gives each map, before the norm of the output."""
+        return [level["module"] for level in self]
+
+
 class Backbone(BaseModule, metaclass=CheckedOptions):
     """Base of all networks of images. Two forms, by `num_classes`:
 
@@ -52,6 +69,8 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
     checkpoint_rules: Sequence = ()  # renaming rules of attlas.checkpoint
     dense_names: Sequence[str] = (r"^norms\.",)  # expressions for parameters that the dense form alone has
     min_size = 1  # smaller images are padded with zeros, below and on the right
+    level_modules = ""  # name of the list whose entry i gives the map of level i
+    fixed_sizes: Mapping[str, Mapping[str, str]] = {}  # suffix of an export -> size that it fixes -> why
     rounds_up = True  # whether the strides round the size of a map up, or down
     trunc_normal: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)  # layers with such initial weights (std 0.02)
 
@@ -107,6 +126,14 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         final = [] if self.num_classes else self.classifier_names()
         left_out = [r"^head\.auxiliary\."] if getattr(self.head, "auxiliary", None) is None else []
         return [*(rf"^{name}\." for name in final), *left_out]
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Facts about the maps at `out_indices`; of a classifier, those of all levels."""
+        return FeatureInfo(
+            dict(num_chs=channels, reduction=stride, module=f"{self.level_modules}.{i}")
+            for i, channels, stride in zip(self.out_indices, self.out_channels, self.out_strides)
+        )
 
     def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Heights and widths of the maps that the dense form gives for images of height x width."""

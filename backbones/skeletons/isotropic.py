@@ -74,6 +74,7 @@ class Isotropic(Backbone):
         **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
     """
 
+    level_modules = "blocks"
     dense_names = (r"^rescale\.",)
     eps = 1e-6  # of the norms
 
@@ -156,7 +157,7 @@ class Isotropic(Backbone):
             x = self.position(x)
         for i, block in enumerate(self.blocks):
             if i == self.joins:
-                learned = [part(len(x)) for part in (self.cls_token, self.register_tokens) if part is not None]
+                learned = [part(x.shape[0]) for part in (self.cls_token, self.register_tokens) if part is not None]
                 tokens = torch.cat(learned, dim=1) if learned else None
             if tokens is None:
                 x = self.blocks.run(block, x)

@@ -51,6 +51,7 @@ class Pyramid(Backbone):
         ratios: stride of each stage over that of the stage before (of the first one: of the stem).
     """
 
+    level_modules = "stages"
     stem_stride = 4
     norms_on_path: Sequence[int] = ()  # levels that the next stage reads behind the norm of their output (dense form)
     blocks_per_depth = 1
