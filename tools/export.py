@@ -1,17 +1,28 @@
 """Export a network: by torch.export (.pt2), which keeps the operators of Attlas, or to ONNX (.onnx), which needs none.
 
 python tools/export.py biformer_tiny biformer_tiny.onnx --weights biformer_tiny_best.pth
-python tools/export.py configs/hornet/hornet_furniture_views.py hornet.pt2 --size 64
+python tools/export.py configs/hornet/hornet_furniture_views.py hornet.pt2 --size 64 --dynamic batch,height,width
+
+The file holds metadata: names of the outputs, sizes, normalization and, where the checkpoint has them, classes. They
+are the metadata_props of an ONNX file, and the extra file "metadata.json" of a .pt2. docs/exports.md says which sizes
+each system can leave free.
 """
 
 import argparse
+import json
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.fx.experimental._config
 
 from attlas.files import check_out, replacing
+
+SIZES = dict(batch=0, height=2, width=3)  # what may be free, and its axis in an image (B, C, H, W)
+FORMATS = (".onnx", ".pt2")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -20,9 +31,14 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT.onnx|OUT.pt2")
     parser.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours")
     parser.add_argument(
-        "--size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the image, fixed (224)"
+        "--size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the image to trace with (224)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images at a time, fixed (1)")
+    parser.add_argument("--batch", type=int, default=1, help="images to trace with; all that a fixed batch takes (1)")
+    parser.add_argument(
+        "--dynamic",
+        metavar="SIZES",
+        help=f"sizes that are free, of {','.join(SIZES)}; none for none (batch, where the network can)",
+    )
     parser.add_argument("--num-classes", type=int, help="of the head")
     parser.add_argument("--dense", action="store_true", help="without a head: maps of all levels")
     parser.add_argument("--fuse", action="store_true", help="merge batch norms into convolutions first")
@@ -30,37 +46,207 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+# --- what is free ----------------------------------------------------------------------------------------------------
+
+
+def free_sizes(network: Any, asked: str | None, suffix: str) -> tuple[list[str], str]:
+    """The sizes that the file leaves free, and a sentence about what was not asked for but stays fixed.
+
+    Raises:
+        ValueError: a size that there is not, or that this network cannot leave free in this format; says why.
+    """
+    fixed = network.fixed_sizes.get(suffix, {})
+    if asked is None:
+        why = fixed.get("batch", "")
+        return ([], f"The batch is fixed: {why}.") if why else (["batch"], "")
+    names = [] if asked == "none" else [name.strip() for name in asked.split(",")]
+    if unknown := [name for name in names if name not in SIZES]:
+        raise ValueError(f"--dynamic={asked}: {unknown[0]!r} must be one of {', '.join(SIZES)}; or none, alone")
+    if refused := [name for name in names if name in fixed]:
+        free = ",".join(name for name in SIZES if name not in fixed) or "none"
+        raise ValueError(
+            f"{type(network).__name__} needs a fixed {refused[0]} in {suffix}: {fixed[refused[0]]}. "
+            f"What can be free: --dynamic {free}"
+        )
+    return [name for name in SIZES if name in names], ""
+
+
+def table() -> str:
+    """What exports with which free sizes, of all systems, as a table in Markdown."""
+    from attlas import backbones
+
+    rows = [f"| System | {' | '.join(f'{suffix} {size}' for suffix in FORMATS for size in SIZES)} |"]
+    rows.append("|---|" + ":-:|" * (len(FORMATS) * len(SIZES)))
+    notes: list[str] = []
+    for name, system in sorted(backbones.systems().items()):
+        cells = []
+        for suffix in FORMATS:
+            for size in SIZES:
+                why = system.fixed_sizes.get(suffix, {}).get(size)
+                if why and why not in notes:
+                    notes.append(why)
+                cells.append(f"fixed ({notes.index(why) + 1})" if why else "free")
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", *(f"{i}. {why[0].upper()}{why[1:]}." for i, why in enumerate(notes, 1))])
+
+
+# --- the export ------------------------------------------------------------------------------------------------------
+
+
 def largest_difference(outputs, expected) -> float:
     """Relative to the largest value of each output."""
-    pairs = zip(outputs, expected if isinstance(expected, tuple) else (expected,))
+    pairs = zip(outputs, expected)
     return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]).max())  # or NaN
 
 
-def export(network: torch.nn.Module, image: torch.Tensor, out: Path) -> float:
-    """Write the file, run it, and return how much it differs from the network."""
+def several(outputs) -> tuple:
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def output_names(network: torch.nn.Module) -> list[str]:
+    if network.num_classes is None:
+        return [f"level{i}" for i in network.out_indices]
+    return ["logits" if network.num_classes else "features"]
+
+
+def trace(network: torch.nn.Module, image: torch.Tensor, free: Sequence[str]) -> torch.export.ExportedProgram:
+    """The program, in which exactly the sizes named are free.
+
+    Raises:
+        RuntimeError: a size that was to be free is not.
+    """
+    sizes = {SIZES[name]: torch.export.Dim.AUTO for name in free}
+    # where height and width are free, without guards that forbid maps of one row or column for their memory layout
+    config: Any = torch.fx.experimental._config
+    with config.patch(backed_size_oblivious=not {"height", "width"}.isdisjoint(free)):
+        program = torch.export.export(network, (image,), dynamic_shapes=(sizes,) if sizes else None)
+    (name,) = program.graph_signature.user_inputs
+    (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == name)
+    if fixed := [name for name in free if not isinstance(shape[SIZES[name]], torch.SymInt)]:
+        raise RuntimeError(f"{', '.join(fixed)} did not stay free: some operation needs the size of the trace")
+    return program
+
+
+def save_pt2(program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str]):
+    """Write the file; returns what runs it: images -> tuple of outputs."""
+    torch.export.save(program, out, extra_files={"metadata.json": json.dumps(metadata)})
+    module = torch.export.load(out).module()
+    return lambda image: several(module(image))
+
+
+def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str], image: torch.Tensor, free):
+    """Write the file; returns what runs it: images -> tuple of outputs."""
+    import onnxruntime
+
+    from attlas.kernels.dispatch import decompositions
+
+    axes = {SIZES[name]: name for name in free}
+    written = torch.onnx.export(
+        program.run_decompositions(decompositions()),
+        (image,),
+        input_names=["image"],
+        output_names=metadata["outputs"].split(","),
+        dynamic_shapes=(axes,) if axes else None,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    assert written is not None
+    written.model.metadata_props.update(metadata)
+    written.save(out, external_data=False)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return lambda image: tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
+
+
+def export(
+    network: torch.nn.Module, image: torch.Tensor, out: Path, free: Sequence[str] = (), about: Mapping[str, str] = {}
+) -> tuple[float, dict[str, str], str]:
+    """Write the file and run it, where a size is free at a second size, too.
+
+    Args:
+        network: network in inference mode.
+        image: images (B, C, H, W) to trace with.
+        out: path of the file, .onnx or .pt2.
+        free: names of SIZES that the file leaves free.
+        about: further metadata.
+
+    Returns:
+        How much it differs from the network, the metadata, and a sentence on what the file refuses, or "".
+
+    Raises:
+        RuntimeError: it differs too much, or does not run at the second size; no file is written then.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)  # of PyTorch, about itself
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we do without
+    if "batch" in free and len(image) == 1:
+        image = image.expand(2, -1, -1, -1).contiguous()  # a trace takes one image for a fixed size
+    images = [image]
+    if free:
+        more = [size + 1 + (size // 3 if axis else 0) for axis, size in enumerate(image.shape)]
+        images.append(torch.randn([more[i] if i in map(SIZES.get, free) else n for i, n in enumerate(image.shape)]))
     with torch.no_grad(), replacing(out) as temporary:
-        expected = network(image)
-        program = torch.export.export(network, (image,))
+        program = trace(network, image, free)
+        operators = {getattr(node.target, "namespace", "") for node in program.graph.nodes if node.op != "placeholder"}
+        metadata = dict(
+            about,
+            input=",".join(
+                next((name for name in free if SIZES[name] == axis), str(size)) for axis, size in enumerate(image.shape)
+            ),
+            size=",".join(map(str, image.shape[-2:])),
+            outputs=",".join(output_names(network)),
+            imports="attlas.kernels" if out.suffix == ".pt2" and "attlas" in operators else "",
+        )
         if out.suffix == ".pt2":
-            torch.export.save(program, temporary)
-            outputs = torch.export.load(temporary).module()(image)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            run = save_pt2(program, temporary, metadata)
         else:
-            import onnxruntime
+            run = save_onnx(program, temporary, metadata, image, free)
+        difference = 0.0
+        for tried in images:
+            try:
+                outputs = run(tried)
+            except Exception as error:  # of whatever runs the file
+                raise RuntimeError(
+                    f"what was exported for {tuple(image.shape)} does not run for {tuple(tried.shape)}, nothing was "
+                    f"written: {str(error).strip().splitlines()[0]}"
+                ) from error
+            now = largest_difference(outputs, several(network(tried)))
+            difference = now if not now <= difference else difference  # or NaN
+            if not difference < 1e-2:
+                raise RuntimeError(
+                    f"what was exported differs from the network by {difference:.1e} for {tuple(tried.shape)}: "
+                    "nothing was written"
+                )
+        remark = ""
+        if "batch" in free:
+            try:
+                run(image[:1])
+            except Exception:  # a guard of the trace about memory layout, where height and width are free, too
+                remark = "It refuses a batch of one; for single images: --dynamic height,width."
+    return difference, metadata, remark
 
-            from attlas.kernels.dispatch import decompositions
 
-            written_out = program.run_decompositions(decompositions())
-            torch.onnx.export(written_out, (image,), temporary, dynamo=True, external_data=False, verbose=False)
-            session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-            arrays = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-            outputs = tuple(map(torch.from_numpy, arrays))
-        difference = largest_difference(outputs, expected)
-        if not difference < 1e-2:
-            raise RuntimeError(f"what was exported differs from the network by {difference:.1e}: nothing was written")
-    return difference
+def facts(what: str, weights: Path | None, classes: int | None) -> dict[str, str]:
+    """What a user of the file must know of its images, and the names of the classes where the checkpoint holds them."""
+    from attlas import checkpoint
+    from attlas.backbones.classification.transforms import MEAN, STD
+    from attlas.config import load_config
+
+    mean, std = MEAN, STD
+    if what.endswith(".py"):
+        dataset = (load_config(what).get("test_dataloader") or {}).get("dataset") or {}
+        packs = [step for step in dataset.get("transforms") or () if step.get("type") == "PackImage"]
+        mean, std = (packs[-1].get(name, of) for name, of in (("mean", MEAN), ("std", STD))) if packs else (MEAN, STD)
+    found = dict(
+        layout="RGB, (image - mean) / std, levels of 0 to 255",
+        mean=",".join(map(str, mean)),
+        std=",".join(map(str, std)),
+    )
+    meta = checkpoint.read(weights).get("meta") if weights is not None else None
+    dataset_meta = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    names = dataset_meta.get("classes") if isinstance(dataset_meta, Mapping) else None
+    if classes and isinstance(names, Sequence) and len(names) == classes:
+        found["classes"] = json.dumps([str(name) for name in names], ensure_ascii=False)
+    return found
 
 
 def main() -> None:
@@ -69,23 +255,29 @@ def main() -> None:
     from attlas.backbones.zoo import find  # not for --help
 
     try:
-        out = check_out(args.out, (".onnx", ".pt2"), args.overwrite)
+        out = check_out(args.out, FORMATS, args.overwrite)
         if len(args.size) > 2 or min(*args.size, args.batch) < 1:
             raise ValueError("--size takes one number, or height and width; these and --batch must be positive")
         options = dict(num_classes=None, out_indices=None) if args.dense else {}
         if args.num_classes is not None:
             options["num_classes"] = args.num_classes
         network = find(args.network, args.weights, **options)
+        free, fixed = free_sizes(network, args.dynamic, out.suffix)
         if args.fuse:
             network.fuse()
         image = torch.randn(args.batch, network.in_channels, args.size[0], args.size[-1])
-        difference = export(network, image, out)
+        about = facts(args.network, args.weights, network.num_classes)
+        difference, metadata, refused = export(network, image, out, free, about)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     print(
-        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, for {tuple(image.shape)}; "
-        f"differs from the network by {difference:.1e} of the largest value"
+        f"{out}: {out.stat().st_size / 2**20:.1f} MiB, for ({metadata['input'].replace(',', ', ')}), gives "
+        f"{metadata['outputs'].replace(',', ', ')}; differs from the network by {difference:.1e} of the largest value"
     )
+    for remark in filter(None, (fixed, refused)):
+        print(remark)
+    if metadata["imports"]:
+        print(f"Before torch.export.load: import {metadata['imports']}, which brings its operators.")
 
 
 if __name__ == "__main__":

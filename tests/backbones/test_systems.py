@@ -71,6 +71,35 @@ def test_features(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+def test_feature_info(system):
+    """It says of every map what it is, and names a module that gives the map before the norm of the output."""
+    network = build(system)
+    info, given = network.feature_info, {}
+    for name in info.module_name():
+        network.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: given.update({name: y}))
+    maps = network(image(64, 96))
+    assert info.channels() == [x.shape[1] for x in maps] == [level["num_chs"] for level in info]
+    assert info.reduction() == list(network.out_strides)
+    for name, x in zip(info.module_name(), maps):
+        y = given[name][0] if isinstance(given[name], tuple) else given[name]
+        assert y.shape == x.shape
+    assert build(system, num_classes=5).feature_info.channels() == list(network.channels)
+
+
+def test_features_only():
+    """As timm's users know it."""
+    with torch.device("meta"):
+        network = backbones.create("shvit_s1", features_only=True)
+        assert network.out_indices == (0, 1, 2)
+        assert network.feature_info.reduction() == [16, 32, 64]
+        network = backbones.create("shvit_s1", features_only=True, out_indices=(1,))
+        assert network.feature_info == [dict(num_chs=224, reduction=32, module="stages.1")]
+        assert backbones.create("shvit_s1", features_only=False).num_classes == 1000
+    with pytest.raises(ValueError, match="features_only=True gives maps, num_classes=5 a classifier"):
+        backbones.create("shvit_s1", features_only=True, num_classes=5)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_checkpointing_changes_nothing(system):
     results = []
     for enable in (False, True):
@@ -128,11 +157,9 @@ def test_inductor(tmp_path, monkeypatch):
         close(torch.compile(network, fullgraph=True)(x), network(x))
 
 
-@pytest.mark.parametrize(
-    "system", [pytest.param(s, marks=() if s in ("AttNet", "SHViT") else pytest.mark.slow) for s in SYSTEMS]
-)
+@pytest.mark.parametrize("system", ["AttNet", "SHViT"])
 def test_exports(system, tmp_path):
-    """torch.export, and ONNX in onnxruntime, give the same logits."""
+    """torch.export, and ONNX in onnxruntime, give the same logits; tests/tools/test_export.py has all systems."""
     onnxruntime = pytest.importorskip("onnxruntime")
     network, x = build(system, num_classes=5), image(64, 64)
     expected = network(x)

@@ -143,16 +143,19 @@ def test_export_to_onnx(run, refusal, config, tmp_path):
     assert not out.exists()
     printed = run("export", config, out, "--size", 32, 64, "--fuse")
     assert f"{out}: " in printed
-    assert "for (1, 3, 32, 64); differs from the network by " in printed
+    assert "for (batch, 3, 32, 64), gives logits; differs from the network by " in printed
     session = onnxruntime.InferenceSession(out)
-    (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 32, 64), np.float32)})
-    assert logits.shape == (1, 5)
+    (logits,) = session.run(["logits"], {"image": np.zeros((5, 3, 32, 64), np.float32)})
+    assert logits.shape == (5, 5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["input"], metadata["size"]) == ("batch,3,32,64", "32,64")
+    assert "'depth' must be one of" in refusal("export", config, tmp_path / "x.onnx", "--dynamic", "depth")
     assert "exists. To replace it: --overwrite" in refusal("export", config, out)
 
 
 def test_export_of_maps(run, config, tmp_path):
     out = tmp_path / "tiny.pt2"
-    run("export", config, out, "--size", 32, "--batch", 2, "--dense")
+    run("export", config, out, "--size", 32, "--batch", 2, "--dense", "--dynamic", "none")
     maps = torch.export.load(out).module()(torch.zeros(2, 3, 32, 32))
     assert [tuple(x.shape) for x in maps] == [(2, 8 << i, 8 >> i, 8 >> i) for i in range(4)]
 

@@ -1,0 +1,150 @@
+"""Which sizes an export leaves free, by system; the tool as a user calls it is in test_tools.py."""
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from networks import SYSTEMS, build, close, image
+
+from attlas import backbones, checkpoint
+
+PAGE = Path(__file__).parents[2] / "docs" / "exports.md"
+
+
+@pytest.fixture
+def tool(load):
+    return load("export")
+
+
+def test_the_page_has_the_table(tool):
+    assert tool.table() in PAGE.read_text(encoding="utf-8")
+
+
+def test_reasons_are_of_formats_and_sizes_that_there_are(tool):
+    for system in backbones.systems().values():
+        assert system.fixed_sizes.keys() <= set(tool.FORMATS)
+        for reasons in system.fixed_sizes.values():
+            assert reasons.keys() <= tool.SIZES.keys()
+            assert all(why and not why.endswith(".") for why in reasons.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_what_the_table_says(system, suffix, tool, tmp_path):
+    """What is free runs at a second size, which `export` tries."""
+    network, x = build(system, num_classes=5), image(224, 256)
+    fixed = network.fixed_sizes.get(suffix, {})
+    free = [name for name in tool.SIZES if name not in fixed]
+    out = tmp_path / f"network{suffix}"
+    difference, metadata, _ = tool.export(network, x, out, free)
+    assert difference < 1e-2
+    assert metadata["input"] == ",".join(
+        name if name in free else str(size) for name, size in zip(("batch", "channels", "height", "width"), x.shape)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "suffix", "free"), [("AttNet", ".onnx", ["batch"]), ("BiFormer", ".pt2", ["height"])]
+)
+def test_what_is_fixed_cannot_be_free(system, suffix, free, tool, tmp_path):
+    assert tool.free_sizes(build(system), "none", suffix) == ([], "")
+    assert set(free) <= backbones.systems()[system].fixed_sizes[suffix].keys()
+    with pytest.raises((RuntimeError, TypeError, torch.onnx.OnnxExporterError)):
+        tool.export(build(system, num_classes=5), image(64, 64), tmp_path / f"x{suffix}", free)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("system", ["ConViT", "OverLoCK"])  # whose tokens and kernels are made for a batch
+def test_free_batch(system, tool):
+    network = build(system, num_classes=5)
+    module = tool.trace(network, image(64, 64), ["batch"]).module()
+    for batch in (1, 3):
+        x = image(64, 64, batch=batch)
+        close(module(x), network(x), 1e-5)
+
+
+@pytest.mark.slow
+def test_free_sizes_and_metadata(tool, tmp_path):
+    """A size that is no multiple of the stride runs; the metadata comes back with the program."""
+    network = build("ConViT", num_classes=5)
+    out = tmp_path / "convit.pt2"
+    _, metadata, _ = tool.export(network, image(64, 96), out, ["height", "width"], dict(layout="RGB"))
+    assert metadata == dict(layout="RGB", input="2,3,height,width", size="64,96", outputs="logits", imports="")
+    extra = {"metadata.json": ""}
+    module = torch.export.load(out, extra_files=extra).module()
+    assert json.loads(extra["metadata.json"]) == metadata
+    for size in ((51, 113), (224, 224)):  # of the table of positions, too
+        close(module(image(*size)), network(image(*size)), 1e-5)
+
+
+def test_an_operator_of_ours_is_named_as_an_import(tool, tmp_path):
+    _, metadata, _ = tool.export(build("NATIsotropic"), image(32, 32), tmp_path / "nat.pt2", ["batch"])
+    assert metadata["imports"] == "attlas.kernels"
+    assert metadata["outputs"] == "level0,level1"
+
+
+def test_a_size_that_did_not_stay_free_is_refused(tool, tmp_path):
+    class OfOneBatch(torch.nn.Module):
+        num_classes = 5
+
+        def forward(self, x):
+            return x.new_ones(int(x.shape[0]), 5)
+
+    with pytest.raises(RuntimeError, match="batch did not stay free"):
+        tool.export(OfOneBatch(), image(8, 8), tmp_path / "x.pt2", ["batch"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_difference_is_refused(tool, tmp_path):
+    class Random(torch.nn.Module):
+        num_classes = 5
+
+        def forward(self, x):
+            return torch.rand(x.shape[0], 5)
+
+    with pytest.raises(RuntimeError, match=r"differs from the network by .*: nothing was written"):
+        tool.export(Random(), image(8, 8), tmp_path / "x.pt2", ["batch"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_which_sizes_are_free(tool, monkeypatch):
+    network = build("SHViT", num_classes=5)
+    assert tool.free_sizes(network, None, ".onnx") == (["batch"], "")
+    assert tool.free_sizes(network, "none", ".onnx") == ([], "")
+    assert tool.free_sizes(network, "width,batch", ".onnx")[0] == ["batch", "width"]
+    with pytest.raises(ValueError, match="'depth' must be one of batch, height, width"):
+        tool.free_sizes(network, "batch,depth", ".onnx")
+    monkeypatch.setattr(type(network), "fixed_sizes", {".onnx": dict(batch="it is so")})
+    assert tool.free_sizes(network, None, ".onnx") == ([], "The batch is fixed: it is so.")
+    assert tool.free_sizes(network, None, ".pt2") == (["batch"], "")
+    with pytest.raises(ValueError, match=r"needs a fixed batch in \.onnx: it is so\. .*--dynamic height,width"):
+        tool.free_sizes(network, "batch", ".onnx")
+
+
+def test_facts(tool, tmp_path):
+    config, weights = tmp_path / "config.py", tmp_path / "weights.pth"
+    config.write_text(
+        "test_dataloader = dict(dataset=dict(transforms=[dict(type='PackImage', mean=[1, 2, 3], std=[4, 5, 6])]))\n"
+    )
+    torch.save({"state_dict": {}, "meta": {"dataset_meta": {"classes": ["cat", "dög"]}}}, weights)
+    found = tool.facts(str(config), weights, 2)
+    assert (found["mean"], found["std"]) == ("1,2,3", "4,5,6")
+    assert json.loads(found["classes"]) == ["cat", "dög"]
+    assert "classes" not in tool.facts("shvit_s1", weights, 3)  # of another head
+    checkpoint.save(tmp_path / "weights.safetensors", {"x": torch.zeros(1)})
+    found = tool.facts("shvit_s1", tmp_path / "weights.safetensors", 2)
+    assert "classes" not in found
+    assert found["mean"].startswith("123.675")
+
+
+def test_names_in_onnx(tool, tmp_path):
+    network = build("SHViT")
+    tool.export(network, image(64, 64), tmp_path / "x.onnx", ["batch"])
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    assert [(x.name, x.shape) for x in session.get_inputs()] == [("image", ["batch", 3, 64, 64])]
+    assert [x.name for x in session.get_outputs()] == ["level0", "level1", "level2"]
+    assert session.get_modelmeta().custom_metadata_map["outputs"] == "level0,level1,level2"
