@@ -1,7 +1,7 @@
 """Downloads from a server on this machine: whole, broken off, changed, and what is no file."""
 
 import hashlib
-import os
+import random
 import threading
 
 import pytest
@@ -10,7 +10,7 @@ from web import served
 
 from attlas import download
 
-FILE = os.urandom(1 << 20)
+FILE = random.Random(0).randbytes(1 << 20)
 SHA256 = hashlib.sha256(FILE).hexdigest()
 
 
