@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from attlas.files import check_out, replacing
 
@@ -122,7 +123,7 @@ def trace(network: torch.nn.Module, image: torch.Tensor, free: Sequence[str]) ->
         program = torch.export.export(network, (image,), dynamic_shapes=(sizes,) if sizes else None)
     (name,) = program.graph_signature.user_inputs
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == name)
-    if fixed := [name for name in free if not isinstance(shape[SIZES[name]], torch.SymInt)]:
+    if fixed := [name for name in free if is_concrete_int(shape[SIZES[name]])]:
         raise RuntimeError(f"{', '.join(fixed)} did not stay free: some operation needs the size of the trace")
     return program
 
