@@ -9,7 +9,6 @@ from torch_geometric.data import Data
 from .. import checkpoint  # noqa: F401  by which `init_cfg` loads weights
 from ..registry import MODELS
 from .inference import PointClassification
-from .transforms import as_float32
 
 
 @MODELS.register_module()
@@ -17,7 +16,6 @@ class PointPreprocessor(BaseDataPreprocessor):
     """A list of clouds of one size -> the arguments of `PointClassifier.forward`, on the model's device."""
 
     def forward(self, data: list[Data], training: bool = False) -> dict:
-        data = [as_float32(cloud) for cloud in data]
         sizes = {len(cloud.pos) for cloud in data}
         if len(sizes) != 1:
             raise ValueError(

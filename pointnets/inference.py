@@ -11,7 +11,7 @@ from ..data import build_transforms, seeded
 from ..inference import Classification
 from .datasets import as_data
 from .shapes import SUFFIXES, check_shape, read_shape
-from .transforms import EstimateNormals, FarthestPoints, PoissonPoints, RandomPoints, SamplePoints
+from .transforms import EstimateNormals, FarthestPoints, PoissonPoints, RandomPoints, SamplePoints, as_float32
 
 DENSE = 10_000  # points of a mesh for transforms that choose from a dense cloud, as modelnet40_normal_resampled has
 SHOWN_POINTS, SHOWN_FACES = 4096, 100_000  # most in a picture
@@ -40,7 +40,7 @@ class AnyShape(BaseTransform):
         return [RandomPoints(step.num), *normals]
 
     def forward(self, data: Data) -> Data:
-        return self.of_clouds(data) if data.face is None else self.of_meshes(data)
+        return as_float32(self.of_clouds(data) if data.face is None else self.of_meshes(data))
 
 
 class PointClassification(Classification):

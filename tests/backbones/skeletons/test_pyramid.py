@@ -152,7 +152,7 @@ def test_where_a_class_token_looks():
     network = late(num_classes=3).eval()
     seen = {found.name: found for found in look(network, image(48, 64, batch=1), (0.5, 0.5))}
     last = seen["head.blocks.1.mixer"]
-    assert (last.mixer, last.kind, last.maps.shape) == ("ClassAttention", "weights", (2, 3, 4))
+    assert (last.mixer, last.kind, last.maps.shape) == ("ClassAttention", "head", (2, 3, 4))
     assert (last.maps.sum((1, 2)) < 1).all()
 
 
