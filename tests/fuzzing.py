@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 MEMORY = 2 << 30  # bytes that a child may allocate; torch, trimesh and Open3D take a fifth
@@ -50,7 +49,7 @@ def fuzz(function: Callable, inputs: Sequence, seconds: float = 60, memory: int 
 
 def _one_child(function: Callable, inputs: Sequence, seconds: float, memory: int) -> list[Outcome]:
     reading, writing = os.pipe()
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)  # where this process finds things
     found: list[Outcome] = []
     with os.fdopen(reading, "rb", buffering=0) as answers, tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
