@@ -306,14 +306,17 @@ def saved(tmp_path_factory) -> Path:
     found.train_cfg.max_epochs = 2
     found.optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="Adam", lr=0.01))
     found.param_scheduler = [dict(type="MultiStepLR", milestones=[1, 5], gamma=0.5, by_epoch=True)]
-    engine.Runner.from_cfg(found).train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where the toy writes its losses
+        engine.Runner.from_cfg(found).train()
     found.dump(folder / "config.py")
     return folder
 
 
-def test_another_trainings_checkpoint_is_refused(saved, tmp_path):
+def test_another_trainings_checkpoint_is_refused(saved, tmp_path, monkeypatch):
     """What torch or MMEngine would believe: kernels that compare no sizes, numbers that take for ever, names that a
     terminal obeys."""
+    monkeypatch.chdir(tmp_path)
     huge = Counter(dict.fromkeys(range(1, 9), 10**11))
     changes = {
         "no count as epoch": lambda c: c["meta"].update(epoch="3"),
@@ -341,8 +344,9 @@ def test_another_trainings_checkpoint_is_refused(saved, tmp_path):
 
 
 @pytest.mark.parametrize("fused", [True, None])
-def test_the_training_says_which_kernel_runs(saved, tmp_path, fused):
+def test_the_training_says_which_kernel_runs(saved, tmp_path, monkeypatch, fused):
     """torch's fused optimizers write outside of a state that is too small."""
+    monkeypatch.chdir(tmp_path)
     found = checkpoint.read(saved / "epoch_2.pth")
     found["optimizer"]["param_groups"][0].update(fused=True, foreach=False)
     for state in found["optimizer"]["state"].values():
