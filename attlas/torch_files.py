@@ -56,10 +56,9 @@ class _Name:
 
 @dataclass
 class _Foreign:
-    """What stands for an object of a class that is not known: the arguments and the state that the file gives it."""
+    """What stands for an object of a class that is not known: the state and contents that the file gives it."""
 
     name: str
-    arguments: tuple
     state: Any = None
     entries: dict = field(default_factory=dict)
     items: list = field(default_factory=list)
@@ -521,15 +520,15 @@ class _Machine:
             except Refused:
                 if self.left_out is None or text.startswith("torch."):
                     raise
-                self.leave_out(text, arguments)
+                self.leave_out(text)
         elif self.left_out is not None and text not in STORAGES:
-            self.leave_out(text, arguments)
+            self.leave_out(text)
         else:
             raise Refused("a storage that is called")
 
-    def leave_out(self, name: str, arguments: tuple) -> None:
+    def leave_out(self, name: str) -> None:
         self.left_out.add(name)  # type: ignore[union-attr]
-        self.stack.append(_Foreign(name, arguments))
+        self.stack.append(_Foreign(name))
 
     def build(self, state: Any) -> None:
         owner = self.stack[-1]
@@ -543,7 +542,7 @@ class _Machine:
                 if self.left_out is None:
                     raise
                 self.stack.pop()
-                self.leave_out("numpy.ndarray", ())
+                self.leave_out("numpy.ndarray")
             for place in owner.places:
                 self.memo[place] = self.stack[-1]
         elif isinstance(owner, HistoryBuffer):
