@@ -1,8 +1,8 @@
 """What mmcv.ops asks of mmcv's compiled extension, `mmcv._ext`, computed by the operators of this package.
 
 `import attlas` offers this module under that name where no compiled one exists, so that mmdet and mmseg work with
-nothing compiled. Functions have the names, the arguments and the order of arguments of the extension; an output argument
-is written in place. Any other name can be imported, as `mmcv.ops` imports all of the extension's; it raises when called.
+nothing compiled. Functions have the names, the arguments and the order of arguments of the extension; an argument for
+output is written in place. Any other name can be imported, as `mmcv.ops` imports all; it raises when called.
 
 Source of the conventions: `mmcv/ops/*.py` of onedl-mmcv 2.3.6, which calls them.
 """
