@@ -6,7 +6,8 @@ a base copies the list, so a `train_pipeline` in the child config, or on the com
 
 A variable that others depend on can be written so that it may be chosen: `name = "{{$BACKBONE:davit_tiny}}"` is
 MMEngine's way to take it from the environment, and here --cfg-options name=davit_base does the same, before the config
-is computed. It may be part of an expression, such as int("{{$EPOCHS:30}}").
+is computed. It may be part of an expression, such as int("{{$EPOCHS:30}}"). A base that has no default,
+`name = "{{$BACKBONE:}}"`, takes that of the config that names it as a base.
 """
 
 import ast
@@ -70,7 +71,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if not path.is_file():
         raise FileNotFoundError(f"The config {printable(path)} does not exist. {near_files(path)}")
     places = environment_variables(path)
-    chosen = {places[key]: str(value) for key, value in (overrides or {}).items() if key in places}
+    chosen = {name: value for name, value in _lent(path).items() if name not in os.environ}
+    chosen |= {places[key]: str(value) for key, value in (overrides or {}).items() if key in places}
     overrides = {key: value for key, value in (overrides or {}).items() if key not in places}
     with environment(_quoted(path, chosen)):
         config = _run(path)
@@ -156,12 +158,22 @@ def _run(path: Path) -> Config:
     try:
         return Config.fromfile(path)
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {printable(error)}"
+        said = f"{type(error).__name__}: {printable(error)}{_origin(path, str(error))}"
         files = [source.path.absolute() for source in _chain(path)]
         lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
         if lines:
             raise ValueError(f"{printable(lines[-1].filename)}, line {lines[-1].lineno}: {said}") from error
         raise ValueError(f"{printable(next(filter(_fails, reversed(files)), path))}: {said}") from error
+
+
+def _origin(path: Path, said: str) -> str:
+    """Where the user says what an error in a config speaks of, if the value of one of its variables is in it."""
+    for variable, name in environment_variables(path).items():
+        defaults = [default for source in _chain(path) for _, n, default in _of_environment(source) if n == name]
+        value = os.environ.get(name) or next(filter(None, defaults), "")
+        if value and repr(printable(value)) in said:
+            return f" This is {variable}, to be given as {name}=... in the environment or --cfg-options {variable}=..."
+    return ""
 
 
 def _fails(path: Path) -> bool:
@@ -190,15 +202,27 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def environment_variables(path: str | Path) -> dict[str, str]:
     """The variables of a config that are written as `"{{$NAME:default}}"`, with the names in the environment."""
-    found = {}
-    for source in reversed(_chain(Path(path))):
-        for name, value in _assignments(source.tree):
-            texts = [str(node.value) for node in ast.walk(value) if isinstance(node, ast.Constant)]
-            matches = [re.fullmatch(r"\{\{\s*\$(\w+)\s*:.*\}\}", text) for text in texts]
-            names = {match[1] for match in matches if match}
-            if len(names) == 1:
-                found[name] = names.pop()
-    return found
+    return {variable: name for source in reversed(_chain(Path(path))) for variable, name, _ in _of_environment(source)}
+
+
+def _of_environment(source: "_Source") -> Iterator[tuple[str, str, str]]:
+    """The variables of one file, the names that they have in the environment, and their defaults."""
+    for variable, value in _assignments(source.tree):
+        texts = [str(node.value) for node in ast.walk(value) if isinstance(node, ast.Constant)]
+        matches = [re.fullmatch(r"\{\{\s*\$(\w+)\s*:\s*(.*?)\s*\}\}", text) for text in texts]
+        names = {match[1]: match[2] for match in matches if match}
+        if len(names) == 1:
+            yield variable, *names.popitem()
+
+
+def _lent(path: Path) -> dict[str, str]:
+    """The defaults that configs lend to their bases: of variables of the environment that have none in a base."""
+    found: dict[str, str] = {}
+    for source in _chain(path):
+        for _, name, default in _of_environment(source):
+            found[name] = found.get(name) or default
+    empty = {name for source in _chain(path) for _, name, default in _of_environment(source) if not default}
+    return {name: default for name, default in found.items() if default and name in empty}
 
 
 def _quoted(path: Path, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -237,6 +261,7 @@ def unread_variables(path: str | Path, overrides: Mapping[str, Any] | None = Non
         bases = [base.tree for base in chain[index + 1 :]]
         below = [name for base in bases for name in _assigned(base)]
         read = {name for other in chain[: index + 1] for name in _used(other.tree, other.text)}
+        read |= {name for base in chain[index + 1 :] for name, _, default in _of_environment(base) if not default}
         for name in _assigned(source.tree):
             if name in below and name not in read_keys() and name not in read:
                 found[name] = sorted(set(_copies(name, bases)))
