@@ -1,5 +1,6 @@
 # RISurConv on shapes of your own, a folder for each class:
 #   SHAPES=path/to/shapes python tools/train.py configs/risurconv/risurconv_folder.py
+# Trains for some 700 iterations and at least 40 epochs unless told otherwise: --cfg-options max_epochs=30
 # Meshes and clouds may be mixed. A fifth of each class is held out for testing, unless the folders are split already
 # (<class>/train and <class>/test, or train/<class> and test/<class>; "val" will do for "test"). No need to align them:
 # the answer does not depend on how a shape is turned.
@@ -16,7 +17,8 @@ val_split, test_split = first_split(shapes, root, ("val", "test")), first_split(
 del shapes, first_split
 
 batch_size = min(16, count)
-epochs = max(40, 700 // (count // batch_size))  # a small folder needs as many iterations as the furniture, not epochs
+# a small folder needs as many iterations as the furniture, not epochs
+max_epochs = int("{{$MAX_EPOCHS:0}}") or max(40, 700 // (count // batch_size))
 
 normals = dict(type="EstimateNormals", only_missing=True)  # of clouds without, and after every rotation
 train_dataloader = dict(
@@ -42,16 +44,12 @@ val_set, test_set = dict(**held_out, split=val_split), dict(**held_out, split=te
 val_dataloader = dict(dataset=dict(_delete_=True, **val_set, transforms=[*sampling, normals]))
 test_dataloader = dict(dataset=dict(dataset=dict(_delete_=True, **test_set, transforms=sampling), transforms=[normals]))
 model = dict(network=dict(num_classes=num_classes))
+warmup = max_epochs / 8 if max_epochs * (count // batch_size) >= 20 else 0
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.1, begin=0, end=epochs // 8, convert_to_iter_based=True),
-    dict(
-        type="CosineAnnealingLR",
-        begin=epochs // 8,
-        end=epochs,
-        T_max=epochs - epochs // 8,
-        eta_min=1e-5,
-        convert_to_iter_based=True,
-    ),
+    dict(type="CosineAnnealingLR", begin=warmup, end=max_epochs, eta_min=1e-5, convert_to_iter_based=True)
 ]
-train_cfg = dict(max_epochs=epochs, val_interval=epochs // 4)
-default_hooks = dict(checkpoint=dict(interval=epochs // 4))
+if warmup:
+    param_scheduler += [dict(type="LinearLR", start_factor=0.1, begin=0, end=warmup, convert_to_iter_based=True)]
+interval = max(1, max_epochs // 4)
+train_cfg = dict(max_epochs=max_epochs, val_interval=interval)
+default_hooks = dict(checkpoint=dict(interval=interval))

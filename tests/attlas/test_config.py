@@ -73,7 +73,13 @@ def test_builds(path, shapes, images):
 
 
 def test_folder_of_own_shapes(shapes):
-    assert load_config(ROOT / "configs/risurconv/risurconv_folder.py").model.network.num_classes == 3
+    path = ROOT / "configs/risurconv/risurconv_folder.py"
+    config = load_config(path)
+    assert config.model.network.num_classes == 3
+    assert config.train_cfg.max_epochs == 700
+    for epochs in (1, 30):
+        config = load_config(path, {"max_epochs": epochs})
+        assert config.train_cfg.max_epochs == max(s.end for s in config.param_scheduler) == epochs
 
 
 def test_every_system_has_a_config_for_own_pictures(images):
@@ -83,6 +89,30 @@ def test_every_system_has_a_config_for_own_pictures(images):
         assert config.model.backbone.num_classes == 3
         assert config.work_dir == f"work_dirs/{config.model.backbone.name}_folder"
         assert "--cfg-options name=" in (ROOT / path).read_text()
+
+
+def test_a_base_without_a_default_takes_that_of_its_config(tmp_path, monkeypatch):
+    (tmp_path / "base.py").write_text("name = '{{$BACKBONE:}}'\nfolder = f'work_dirs/{name}'")
+    path = tmp_path / "child.py"
+    path.write_text("_base_ = 'base.py'\nname = '{{$BACKBONE:nat_mini}}'")
+    assert load_config(path).folder == "work_dirs/nat_mini"
+    assert unread_variables(path) == {}
+    assert "BACKBONE" not in os.environ
+    assert load_config(path, {"name": "nat_tiny"}).folder == "work_dirs/nat_tiny"
+    monkeypatch.setenv("BACKBONE", "nat_base")
+    assert load_config(path).folder == "work_dirs/nat_base"
+    monkeypatch.delenv("BACKBONE")
+    with pytest.raises(ValueError, match=r"base\.py: KeyError: .*BACKBONE"):
+        load_config(tmp_path / "base.py")
+
+
+def test_an_error_says_where_a_value_comes_from(tmp_path, monkeypatch):
+    """Of a folder that does not exist, say."""
+    words = r"root 'data/images' is not a folder.* This is root, to be given as IMAGES=.* or --cfg-options root="
+    monkeypatch.delenv("IMAGES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        load_config(ROOT / "configs/shvit/shvit_folder.py")
 
 
 def test_a_folder_of_own_pictures(images, pictures, tmp_path):
