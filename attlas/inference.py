@@ -148,11 +148,8 @@ def load(
     meta = found["meta"] if isinstance(found.get("meta"), Mapping) else {}
     given: Any = load_config(config) if isinstance(config, (str, Path)) else config
     if given is None:
-        if not isinstance(meta.get("cfg"), str):
-            raise ValueError(f"{printable(checkpoint)} holds no config. {GIVE}")
         source = f"the config inside {printable(checkpoint)}"
-        size = sum(tensor.numel() for tensor in checkpoints.weights(found, container).values())
-        model, transforms = _within(meta["cfg"], source, size)
+        model, transforms = config_within(found, checkpoint, container)
     else:
         source = printable(given.filename or "the given config")
         model, transforms = _parts(given, source)
@@ -172,6 +169,26 @@ def load(
     built.classes = class_names(meta) or _published_classes(given or {})
     built.transforms = task().prepare(built_transforms)
     return built.eval().to(place)
+
+
+def config_within(
+    found: Mapping, checkpoint: str | Path, container: str | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The configs of the model, and of the transforms of the test data, that a checkpoint holds.
+
+    Args:
+        found: content of the checkpoint, as `checkpoint.read` gives it.
+        checkpoint: name of its file, for errors.
+        container: name under which the file has the weights, where it has several.
+
+    Raises:
+        ValueError: the checkpoint holds no config, or one that `load` does not use either.
+    """
+    meta = found["meta"] if isinstance(found.get("meta"), Mapping) else {}
+    if not isinstance(meta.get("cfg"), str):
+        raise ValueError(f"{printable(checkpoint)} holds no config. {GIVE}")
+    size = sum(tensor.numel() for tensor in checkpoints.weights(found, container).values())
+    return _within(meta["cfg"], f"the config inside {printable(checkpoint)}", size)
 
 
 def _parts(config: Mapping | Config, source: str) -> tuple[dict, list]:

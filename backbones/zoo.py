@@ -13,6 +13,7 @@ import torch
 from .. import checkpoint, download
 from ..checkpoint import Rules
 from ..config import load_config
+from ..inference import config_within
 from ..registry import MODELS
 from . import published
 from .skeletons.backbone import Backbone
@@ -156,18 +157,23 @@ MODELS.register_module(name="NamedBackbone", module=create)
 
 
 def find(what: str | Path, weights: str | Path | None = None, **options) -> Backbone:
-    """A network for a tool: the variant of that name, or the backbone of the model of a config, in inference mode.
+    """A network for a tool: the variant of that name, or the backbone of the model of a config or of a checkpoint of a
+    training, in inference mode.
 
     Args:
-        what: name of a variant, or path of a config (it ends in .py).
+        what: name of a variant, or path of a config (it ends in .py) or of a checkpoint that holds its config, with its
+            weights.
         weights: checkpoint to load, of the network alone or of a training.
         **options: keyword arguments over those of the variant or the config.
 
     Raises:
-        ValueError: `weights` do not fill the whole network.
+        ValueError: `weights` do not fill the whole network; the checkpoint holds no config.
     """
-    if str(what).endswith(".py"):
-        model = load_config(what).get("model") or {}
+    if Path(what).suffix:
+        if str(what).endswith(".py"):
+            model = load_config(what).get("model") or {}
+        else:
+            model, weights = config_within(checkpoint.read(what), what)[0], weights or what
         if "backbone" not in model:
             raise ValueError(f"{what} has no model with a backbone")
         network = MODELS.build({**model["backbone"], **options})

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a variant (attlas.backbones.list() names all), or a config with a backbone")
+    parser.add_argument(
+        "network",
+        help="a checkpoint of a training, a config with a backbone, or a variant (attlas.backbones.list() names all)",
+    )
     parser.add_argument("--size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the image (224)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dense", action="store_true", help="without a head: maps of all levels")

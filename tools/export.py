@@ -1,5 +1,7 @@
-"""Export a network: by torch.export (.pt2), which keeps the operators of Attlas, or to ONNX (.onnx), which needs none.
+"""Export a network of images or points: by torch.export (.pt2), which keeps the operators of Attlas, or, of images, to
+ONNX (.onnx), which needs none.
 
+python tools/export.py work_dirs/shvit_s1_folder/epoch_200.pth shvit.onnx
 python tools/export.py biformer_tiny biformer_tiny.onnx --weights biformer_tiny_best.pth
 python tools/export.py configs/hornet/hornet_furniture_views.py hornet.pt2 --size 64 --dynamic batch,height,width
 
@@ -28,13 +30,22 @@ FORMATS = (".onnx", ".pt2")
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="a variant (attlas.backbones.list() names all), or a config with a backbone")
+    parser.add_argument(
+        "network",
+        help="a checkpoint of a training, a config with a backbone, or a variant (attlas.backbones.list() names all)",
+    )
     parser.add_argument("out", type=Path, metavar="OUT.onnx|OUT.pt2")
     parser.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours")
     parser.add_argument(
-        "--size", type=int, nargs="+", default=[224], metavar="PIXELS", help="of the image to trace with (224)"
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="of the image to trace with, or number of points (that of the test data; 224 where none is known)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images to trace with; all that a fixed batch takes (1)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images or clouds to trace with; all that a fixed batch takes (1)"
+    )
     parser.add_argument(
         "--dynamic",
         metavar="SIZES",
@@ -104,13 +115,17 @@ def several(outputs) -> tuple:
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
-def output_names(network: torch.nn.Module) -> list[str]:
+def output_names(network: Any) -> list[str]:
+    if not hasattr(network, "num_classes"):  # a network of points, which always classifies
+        return ["logits"]
     if network.num_classes is None:
         return [f"level{i}" for i in network.out_indices]
     return ["logits" if network.num_classes else "features"]
 
 
-def trace(network: torch.nn.Module, image: torch.Tensor, free: Sequence[str]) -> torch.export.ExportedProgram:
+def trace(
+    network: torch.nn.Module, inputs: Sequence[torch.Tensor], free: Sequence[str]
+) -> torch.export.ExportedProgram:
     """The program, in which exactly the sizes named are free.
 
     Raises:
@@ -120,8 +135,9 @@ def trace(network: torch.nn.Module, image: torch.Tensor, free: Sequence[str]) ->
     # where height and width are free, without guards that forbid maps of one row or column for their memory layout
     config: Any = torch.fx.experimental._config
     with config.patch(backed_size_oblivious=not {"height", "width"}.isdisjoint(free)):
-        program = torch.export.export(network, (image,), dynamic_shapes=(sizes,) if sizes else None)
-    (name,) = program.graph_signature.user_inputs
+        shapes = tuple(sizes for _ in inputs) if sizes else None
+        program = torch.export.export(network, tuple(inputs), dynamic_shapes=shapes)
+    name = program.graph_signature.user_inputs[0]
     (shape,) = (node.meta["val"].shape for node in program.graph.nodes if node.name == name)
     if fixed := [name for name in free if is_concrete_int(shape[SIZES[name]])]:
         raise RuntimeError(f"{', '.join(fixed)} did not stay free: some operation needs the size of the trace")
@@ -129,10 +145,10 @@ def trace(network: torch.nn.Module, image: torch.Tensor, free: Sequence[str]) ->
 
 
 def save_pt2(program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str]):
-    """Write the file; returns what runs it: images -> tuple of outputs."""
+    """Write the file; returns what runs it: inputs -> tuple of outputs."""
     torch.export.save(program, out, extra_files={"metadata.json": json.dumps(metadata)})
     module = torch.export.load(out).module()
-    return lambda image: several(module(image))
+    return lambda *inputs: several(module(*inputs))
 
 
 def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mapping[str, str], image: torch.Tensor, free):
@@ -160,13 +176,13 @@ def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mappin
 
 
 def export(
-    network: torch.nn.Module, image: torch.Tensor, out: Path, free: Sequence[str] = (), about: Mapping[str, str] = {}
+    network: torch.nn.Module, *inputs: torch.Tensor, out: Path, free: Sequence[str] = (), about: Mapping[str, str] = {}
 ) -> tuple[float, dict[str, str], str]:
     """Write the file and run it, where a size is free at a second size, too.
 
     Args:
         network: network in inference mode.
-        image: images (B, C, H, W) to trace with.
+        *inputs: images (B, C, H, W) to trace with; for a .pt2 of a network of points (B, N, 3) these and their normals.
         out: path of the file, .onnx or .pt2.
         free: names of SIZES that the file leaves free.
         about: further metadata.
@@ -179,75 +195,136 @@ def export(
     """
     warnings.filterwarnings("ignore", category=FutureWarning)  # of PyTorch, about itself
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which we do without
-    if "batch" in free and len(image) == 1:
-        image = image.expand(2, -1, -1, -1).contiguous()  # a trace takes one image for a fixed size
-    images = [image]
-    if free:
-        more = [size + 1 + (size // 3 if axis else 0) for axis, size in enumerate(image.shape)]
-        images.append(torch.randn([more[i] if i in map(SIZES.get, free) else n for i, n in enumerate(image.shape)]))
+    if "batch" in free and len(inputs[0]) == 1:  # a trace takes a batch of one for a fixed size
+        inputs = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in inputs)
+    axes = {SIZES[name]: name for name in free}
+    tries = [inputs]
+    if list(free) == ["batch"]:
+        tries.append(tuple(torch.cat([x, x[:1].flip(1)]) for x in inputs))
+    elif free:
+        more = [n + 1 + (n // 3 if i else 0) if i in axes else n for i, n in enumerate(inputs[0].shape)]
+        tries.append((torch.randn(more),))
     with torch.no_grad(), replacing(out) as temporary:
-        program = trace(network, image, free)
+        program = trace(network, inputs, free)
         operators = {getattr(node.target, "namespace", "") for node in program.graph.nodes if node.op != "placeholder"}
         metadata = dict(
             about,
-            input=",".join(
-                next((name for name in free if SIZES[name] == axis), str(size)) for axis, size in enumerate(image.shape)
-            ),
-            size=",".join(map(str, image.shape[-2:])),
+            input=",".join(axes.get(axis, str(size)) for axis, size in enumerate(inputs[0].shape)),
+            size=",".join(map(str, inputs[0].shape[2:] if inputs[0].dim() == 4 else inputs[0].shape[1:2])),
             outputs=",".join(output_names(network)),
             imports="attlas.kernels" if out.suffix == ".pt2" and "attlas" in operators else "",
         )
         if out.suffix == ".pt2":
             run = save_pt2(program, temporary, metadata)
         else:
-            run = save_onnx(program, temporary, metadata, image, free)
+            run = save_onnx(program, temporary, metadata, inputs[0], free)
         difference = 0.0
-        for tried in images:
+        for tried in tries:
             try:
-                outputs = run(tried)
+                outputs = run(*tried)
             except Exception as error:  # of whatever runs the file
                 raise RuntimeError(
-                    f"what was exported for {tuple(image.shape)} does not run for {tuple(tried.shape)}, nothing was "
-                    f"written: {str(error).strip().splitlines()[0]}"
+                    f"what was exported for {tuple(inputs[0].shape)} does not run for {tuple(tried[0].shape)}, "
+                    f"nothing was written: {str(error).strip().splitlines()[0]}"
                 ) from error
-            now = largest_difference(outputs, several(network(tried)))
+            now = largest_difference(outputs, several(network(*tried)))
             difference = now if not now <= difference else difference  # or NaN
             if not difference < 1e-2:
                 raise RuntimeError(
-                    f"what was exported differs from the network by {difference:.1e} for {tuple(tried.shape)}: "
+                    f"what was exported differs from the network by {difference:.1e} for {tuple(tried[0].shape)}: "
                     "nothing was written"
                 )
         remark = ""
         if "batch" in free:
             try:
-                run(image[:1])
+                run(*(x[:1] for x in inputs))
             except Exception:  # a guard of the trace about memory layout, where height and width are free, too
                 remark = "It refuses a batch of one; for single images: --dynamic height,width."
     return difference, metadata, remark
 
 
-def facts(what: str, weights: Path | None, classes: int | None) -> dict[str, str]:
-    """What a user of the file must know of its images, and the names of the classes where the checkpoint holds them."""
-    from attlas import checkpoint
-    from attlas.backbones.classification.transforms import MEAN, STD
+def settings(what: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """The model and the transforms of the test data of a config, or of a checkpoint that holds one; of a variant, what
+    its weights were published for."""
+    from attlas import backbones, checkpoint
     from attlas.config import load_config
+    from attlas.inference import config_within
 
-    mean, std = MEAN, STD
-    if what.endswith(".py"):
-        dataset = (load_config(what).get("test_dataloader") or {}).get("dataset") or {}
-        packs = [step for step in dataset.get("transforms") or () if step.get("type") == "PackImage"]
-        mean, std = (packs[-1].get(name, of) for name, of in (("mean", MEAN), ("std", STD))) if packs else (MEAN, STD)
-    found = dict(
+    if not Path(what).suffix:
+        variant = backbones.variant(what)[1]
+        pack = dict(type="PackImage", mean=variant.mean, std=variant.std)
+        return {}, [dict(type="CenterCrop", size=variant.size), pack]
+    if not what.endswith(".py"):
+        return config_within(checkpoint.read(what), what)
+    config = load_config(what)
+    dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
+    inner = dataset.get("dataset") or {}
+    return config.get("model") or {}, [*inner.get("transforms", ()), *dataset.get("transforms", ())]
+
+
+def last(steps: Sequence[Mapping[str, Any]], *types: str) -> Mapping[str, Any]:
+    """The last transform of one of these types; {} if there is none."""
+    found = (step for step in reversed(steps) if str(step.get("type")).removeprefix("attlas.") in types)
+    return next(found, {})
+
+
+def image_size(steps: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+    """Height and width, or the side, of the test images; 224 where the transforms leave it open."""
+    size = last(steps, "CenterCrop").get("size") or last(steps, "Resize").get("size")
+    if isinstance(size, int):  # of `Resize` alone it is the shorter side
+        return [size] if last(steps, "CenterCrop") else [224]
+    return size or [224]
+
+
+def of_images(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What a user of the file must know of its images."""
+    from attlas.backbones.classification.transforms import MEAN, STD
+
+    pack = last(steps, "PackImage")
+    return dict(
         layout="RGB, (image - mean) / std, levels of 0 to 255",
-        mean=",".join(map(str, mean)),
-        std=",".join(map(str, std)),
+        mean=",".join(map(str, pack.get("mean", MEAN))),
+        std=",".join(map(str, pack.get("std", STD))),
     )
+
+
+def of_classes(weights: str | Path | None, classes: int | None) -> dict[str, str]:
+    """The names of the classes where the checkpoint holds those of so many."""
+    from attlas import checkpoint
+    from attlas.inference import class_names
+
     meta = checkpoint.read(weights).get("meta") if weights is not None else None
-    dataset_meta = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
-    names = dataset_meta.get("classes") if isinstance(dataset_meta, Mapping) else None
-    if classes and isinstance(names, Sequence) and len(names) == classes:
-        found["classes"] = json.dumps([str(name) for name in names], ensure_ascii=False)
-    return found
+    names = class_names(meta) if isinstance(meta, Mapping) else ()
+    return dict(classes=json.dumps(names, ensure_ascii=False)) if classes and len(names) == classes else {}
+
+
+def of_points(args: argparse.Namespace, out: Path, steps: Sequence[Mapping[str, Any]]):
+    """A network of points, points and normals to trace with, the free sizes, and what its user must know.
+
+    Raises:
+        ValueError: it cannot be exported like this; says why.
+    """
+    from attlas.inference import load
+
+    if out.suffix != ".pt2":
+        raise ValueError(f"{args.network} is a network of points, which {out.suffix} has no operators for: take .pt2")
+    if args.dynamic not in (None, "batch", "none"):
+        raise ValueError(f"--dynamic={args.dynamic}: of a network of points the batch can be free, or none")
+    if args.dense or args.fuse or args.num_classes is not None:
+        raise ValueError("--dense, --fuse and --num-classes are for backbones, and this is a network of points")
+    if args.network.endswith(".py") and args.weights is None:
+        raise ValueError("a config of a network of points needs --weights; a checkpoint of a training suffices alone")
+    size = args.size or [last(steps, "RandomPoints", "FarthestPoints").get("num", 1024)]
+    if len(size) != 1:
+        raise ValueError("--size takes one number of points")
+    from_config = args.network.endswith(".py")
+    model = load(args.weights or args.network, args.network if from_config else None, device="cpu")
+    normals = torch.nn.functional.normalize(torch.randn(args.batch, size[0], 3), dim=-1)
+    about = dict(layout="points (B, N, 3), their unit normals (B, N, 3)", transforms=json.dumps(list(map(dict, steps))))
+    if model.classes:
+        about["classes"] = json.dumps(model.classes, ensure_ascii=False)
+    inputs = normals * torch.rand(args.batch, size[0], 1), normals
+    return model.network, inputs, [] if args.dynamic == "none" else ["batch"], about
 
 
 def main() -> None:
@@ -257,18 +334,25 @@ def main() -> None:
 
     try:
         out = check_out(args.out, FORMATS, args.overwrite)
-        if len(args.size) > 2 or min(*args.size, args.batch) < 1:
+        if len(args.size or ()) > 2 or min([args.batch, *(args.size or ())]) < 1:
             raise ValueError("--size takes one number, or height and width; these and --batch must be positive")
-        options = dict(num_classes=None, out_indices=None) if args.dense else {}
-        if args.num_classes is not None:
-            options["num_classes"] = args.num_classes
-        network = find(args.network, args.weights, **options)
-        free, fixed = free_sizes(network, args.dynamic, out.suffix)
-        if args.fuse:
-            network.fuse()
-        image = torch.randn(args.batch, network.in_channels, args.size[0], args.size[-1])
-        about = facts(args.network, args.weights, network.num_classes)
-        difference, metadata, refused = export(network, image, out, free, about)
+        model, steps = settings(args.network)
+        fixed = ""
+        if "network" in model:
+            network, inputs, free, about = of_points(args, out, steps)
+        else:
+            options = dict(num_classes=None, out_indices=None) if args.dense else {}
+            if args.num_classes is not None:
+                options["num_classes"] = args.num_classes
+            network = find(args.network, args.weights, **options)
+            free, fixed = free_sizes(network, args.dynamic, out.suffix)
+            if args.fuse:
+                network.fuse()
+            size = args.size or image_size(steps)
+            inputs = (torch.randn(args.batch, network.in_channels, size[0], size[-1]),)
+            source = args.weights or (args.network if model and not args.network.endswith(".py") else None)
+            about = of_images(steps) | of_classes(source, network.num_classes)
+        difference, metadata, refused = export(network, *inputs, out=out, free=free, about=about)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     print(

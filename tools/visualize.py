@@ -62,7 +62,10 @@ def arguments() -> argparse.ArgumentParser:
     sub = command("confusion", "confusion matrices of tools/test.py --out", None, None, False)
     sub.add_argument("results", type=Path, nargs="+")
     sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
-    sub.add_argument("network", help="a variant (attlas.backbones.list() names all), or a config with a backbone")
+    sub.add_argument(
+        "network",
+        help="a checkpoint of a training, a config with a backbone, or a variant (attlas.backbones.list() names all)",
+    )
     sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours (random weights)")
     sub.add_argument("--image", type=Path, required=True)
     sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
@@ -88,8 +91,10 @@ def draw_attention(args: argparse.Namespace):
     network, weights = find(args.network, args.weights), args.weights
     if weights is None and args.network.endswith(".py"):
         weights = load_config(args.network).model.backbone.get("pretrained")
+    elif weights is None and Path(args.network).suffix:
+        weights = args.network
     source = "random weights" if weights is None else f"weights of {Path(weights).name}"
-    title = f"{Path(args.network).name}, {source}"
+    title = source if weights == args.network else f"{Path(args.network).name}, {source}"
     return draw(pixels, look(network, image, tuple(args.place), args.mixers), title)
 
 

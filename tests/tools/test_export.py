@@ -9,6 +9,7 @@ import torch
 from networks import SYSTEMS, build, close, image
 
 from attlas import backbones, checkpoint
+from attlas.pointnets import risurconv
 
 PAGE = Path(__file__).parents[2] / "docs" / "exports.md"
 
@@ -39,7 +40,7 @@ def test_what_the_table_says(system, suffix, tool, tmp_path):
     fixed = network.fixed_sizes.get(suffix, {})
     free = [name for name in tool.SIZES if name not in fixed]
     out = tmp_path / f"network{suffix}"
-    difference, metadata, _ = tool.export(network, x, out, free)
+    difference, metadata, _ = tool.export(network, x, out=out, free=free)
     assert difference < 1e-2
     assert metadata["input"] == ",".join(
         name if name in free else str(size) for name, size in zip(("batch", "channels", "height", "width"), x.shape)
@@ -54,14 +55,14 @@ def test_what_is_fixed_cannot_be_free(system, suffix, free, tool, tmp_path):
     assert tool.free_sizes(build(system), "none", suffix) == ([], "")
     assert set(free) <= backbones.systems()[system].fixed_sizes[suffix].keys()
     with pytest.raises((RuntimeError, TypeError, torch.onnx.OnnxExporterError)):
-        tool.export(build(system, num_classes=5), image(64, 64), tmp_path / f"x{suffix}", free)
+        tool.export(build(system, num_classes=5), image(64, 64), out=tmp_path / f"x{suffix}", free=free)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("system", ["ConViT", "OverLoCK"])  # whose tokens and kernels are made for a batch
 def test_free_batch(system, tool):
     network = build(system, num_classes=5)
-    module = tool.trace(network, image(64, 64), ["batch"]).module()
+    module = tool.trace(network, [image(64, 64)], ["batch"]).module()
     for batch in (1, 3):
         x = image(64, 64, batch=batch)
         close(module(x), network(x), 1e-5)
@@ -72,7 +73,7 @@ def test_free_sizes_and_metadata(tool, tmp_path):
     """A size that is no multiple of the stride runs; the metadata comes back with the program."""
     network = build("ConViT", num_classes=5)
     out = tmp_path / "convit.pt2"
-    _, metadata, _ = tool.export(network, image(64, 96), out, ["height", "width"], dict(layout="RGB"))
+    _, metadata, _ = tool.export(network, image(64, 96), out=out, free=["height", "width"], about=dict(layout="RGB"))
     assert metadata == dict(layout="RGB", input="2,3,height,width", size="64,96", outputs="logits", imports="")
     extra = {"metadata.json": ""}
     module = torch.export.load(out, extra_files=extra).module()
@@ -82,7 +83,7 @@ def test_free_sizes_and_metadata(tool, tmp_path):
 
 
 def test_an_operator_of_ours_is_named_as_an_import(tool, tmp_path):
-    _, metadata, _ = tool.export(build("NATIsotropic"), image(32, 32), tmp_path / "nat.pt2", ["batch"])
+    _, metadata, _ = tool.export(build("NATIsotropic"), image(32, 32), out=tmp_path / "nat.pt2", free=["batch"])
     assert metadata["imports"] == "attlas.kernels"
     assert metadata["outputs"] == "level0,level1"
 
@@ -95,7 +96,7 @@ def test_a_size_that_did_not_stay_free_is_refused(tool, tmp_path):
             return x.new_ones(int(x.shape[0]), 5)
 
     with pytest.raises(RuntimeError, match="batch did not stay free"):
-        tool.export(OfOneBatch(), image(8, 8), tmp_path / "x.pt2", ["batch"])
+        tool.export(OfOneBatch(), image(8, 8), out=tmp_path / "x.pt2", free=["batch"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +108,7 @@ def test_a_difference_is_refused(tool, tmp_path):
             return torch.rand(x.shape[0], 5)
 
     with pytest.raises(RuntimeError, match=r"differs from the network by .*: nothing was written"):
-        tool.export(Random(), image(8, 8), tmp_path / "x.pt2", ["batch"])
+        tool.export(Random(), image(8, 8), out=tmp_path / "x.pt2", free=["batch"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,26 +126,46 @@ def test_which_sizes_are_free(tool, monkeypatch):
         tool.free_sizes(network, "batch", ".onnx")
 
 
-def test_facts(tool, tmp_path):
+def test_of_images_and_classes(tool, tmp_path):
     config, weights = tmp_path / "config.py", tmp_path / "weights.pth"
     config.write_text(
-        "test_dataloader = dict(dataset=dict(transforms=[dict(type='PackImage', mean=[1, 2, 3], std=[4, 5, 6])]))\n"
+        "test_dataloader = dict(dataset=dict(transforms=[dict(type='Resize', size=(40, 56)),"
+        " dict(type='attlas.PackImage', mean=[1, 2, 3], std=[4, 5, 6])]))\n"
     )
     torch.save({"state_dict": {}, "meta": {"dataset_meta": {"classes": ["cat", "dög"]}}}, weights)
-    found = tool.facts(str(config), weights, 2)
+    steps = tool.settings(str(config))[1]
+    assert list(tool.image_size(steps)) == [40, 56]
+    found = tool.of_images(steps)
     assert (found["mean"], found["std"]) == ("1,2,3", "4,5,6")
-    assert json.loads(found["classes"]) == ["cat", "dög"]
-    assert "classes" not in tool.facts("shvit_s1", weights, 3)  # of another head
+    assert json.loads(tool.of_classes(weights, 2)["classes"]) == ["cat", "dög"]
+    assert tool.of_classes(weights, 3) == {}  # of another head
     checkpoint.save(tmp_path / "weights.safetensors", {"x": torch.zeros(1)})
-    found = tool.facts("shvit_s1", tmp_path / "weights.safetensors", 2)
-    assert "classes" not in found
-    assert found["mean"].startswith("123.675")
+    assert tool.of_classes(tmp_path / "weights.safetensors", 2) == {}
+    variant = backbones.variant("shvit_s4")[1]
+    steps = tool.settings("shvit_s4")[1]
+    assert tool.image_size(steps) == [variant.size] == [256]
+    assert tool.of_images(steps)["mean"].startswith("123.675")
+    assert tool.image_size([dict(type="Resize", size=256)]) == [224]  # the shorter side of whatever comes
 
 
 def test_names_in_onnx(tool, tmp_path):
     network = build("SHViT")
-    tool.export(network, image(64, 64), tmp_path / "x.onnx", ["batch"])
+    tool.export(network, image(64, 64), out=tmp_path / "x.onnx", free=["batch"])
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     assert [(x.name, x.shape) for x in session.get_inputs()] == [("image", ["batch", 3, 64, 64])]
     assert [x.name for x in session.get_outputs()] == ["level0", "level1", "level2"]
     assert session.get_modelmeta().custom_metadata_map["outputs"] == "level0,level1,level2"
+
+
+@pytest.mark.slow
+def test_a_network_of_points(tool, tmp_path):
+    """For any number of clouds, one included."""
+    network = risurconv.create("modelnet40").eval()
+    normals = torch.nn.functional.normalize(torch.randn(1, 1024, 3), dim=-1)
+    points = normals * torch.rand(1, 1024, 1)
+    out = tmp_path / "network.pt2"
+    difference, metadata, remark = tool.export(network, points, normals, out=out, free=["batch"])
+    assert (difference, remark) == (0, "")
+    assert (metadata["input"], metadata["size"], metadata["outputs"]) == ("batch,1024,3", "1024", "logits")
+    assert metadata["imports"] == "attlas.kernels"
+    close(torch.export.load(out).module()(points, normals), network(points, normals), 1e-6)

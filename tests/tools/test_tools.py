@@ -5,18 +5,23 @@ import functools
 import json
 import math
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mmengine.config import Config
+from networks import close
 
-from attlas import backbones, checkpoint, rendering
+from attlas import backbones, checkpoint, inference, rendering
 from attlas.backbones.inspection import attention_maps as viewer
 from attlas.backbones.zoo import Variant
 from attlas.config import load_config
 from attlas.registry import MIXERS, MODELS
+
+ROOT = Path(__file__).parents[2]
 
 TINY = dict(dims=(8, 16, 32, 64), depths=(1, 1, 1, 1))
 PARAMS = 88_349  # of TINY with five classes
@@ -151,6 +156,40 @@ def test_export_to_onnx(run, refusal, config, tmp_path):
     assert (metadata["input"], metadata["size"]) == ("batch,3,32,64", "32,64")
     assert "'depth' must be one of" in refusal("export", config, tmp_path / "x.onnx", "--dynamic", "depth")
     assert "exists. To replace it: --overwrite" in refusal("export", config, out)
+
+
+@pytest.fixture
+def trained(config, tmp_path):
+    """A checkpoint that holds its config, as trainings write it: of two classes, and images of 32 x 64 pixels."""
+    steps = [dict(type="Resize", size=(32, 64)), dict(type="PackImage", mean=[1.0, 2.0, 3.0])]
+    backbone = load_config(config).model.backbone.to_dict() | dict(num_classes=2)
+    model = dict(type="ImageClassifier", backbone=backbone)
+    held = Config(dict(model=model, test_dataloader=dict(dataset=dict(type="ImageFolder", transforms=steps))))
+    meta = dict(cfg=held.pretty_text, dataset_meta=dict(classes=["cat", "dog"]))
+    path = tmp_path / "epoch_3.pth"
+    torch.save(dict(meta=meta, state_dict=MODELS.build(model).state_dict()), path)
+    return path
+
+
+def test_export_of_a_checkpoint_alone(run, refusal, trained, tmp_path):
+    out = tmp_path / "own.onnx"
+    assert "for (batch, 3, 32, 64), gives logits" in run("export", trained, out)
+    session = onnxruntime.InferenceSession(out)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["cat", "dog"]
+    assert (metadata["mean"], metadata["size"]) == ("1.0,2.0,3.0", "32,64")
+    image = torch.randn(3, 3, 32, 64)
+    (logits,) = session.run(["logits"], {"image": image.numpy()})
+    close(torch.from_numpy(logits), inference.load(trained, device="cpu").backbone(image), 1e-5)
+    assert "epoch_4.pth does not exist" in refusal("export", tmp_path / "epoch_4.pth", out, "--overwrite")
+
+
+def test_export_refuses_what_is_not_for_points(refusal, tmp_path):
+    config = ROOT / "configs/risurconv/risurconv_furniture14.py"
+    assert "has no operators for: take .pt2" in refusal("export", config, tmp_path / "x.onnx")
+    assert "needs --weights" in refusal("export", config, tmp_path / "x.pt2")
+    assert "the batch can be free" in refusal("export", config, tmp_path / "x.pt2", "--dynamic", "height")
+    assert "are for backbones" in refusal("export", config, tmp_path / "x.pt2", "--dense")
 
 
 def test_export_of_maps(run, config, tmp_path):
