@@ -115,8 +115,10 @@ class AttNet(Pyramid):
     fixed_sizes = {
         ".onnx": dict(
             batch="a convolution whose kernels differ between images has groups for each image, and ONNX fixes groups",
-            height="ONNX has no pooling of a map of free size to the cells of a kernel",
-            width="ONNX has no pooling of a map of free size to the cells of a kernel",
+            **dict.fromkeys(
+                ("height", "width"),
+                "ONNX has no pooling of a free map to the cells of a kernel, and what is converted gives other values",
+            ),
         )
     }
 
