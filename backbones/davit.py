@@ -15,12 +15,11 @@ and values make the map and the queries are averaged by it; windows have no rela
 last windows take part in their softmax.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import DropPath, Head, LayerNorm2d, Linear, Mlp, Patches, Residual, any_free, depthwise, fill, heads_of
+from .layers import DropPath, Head, LayerNorm2d, Linear, Mlp, Patches, Residual, depthwise, fill, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -62,12 +61,10 @@ class SpatialWindowAttention(nn.Module):
         parts = self._split(x)
         q, k, v = (part.flatten(0, 2) for part in parts)
         y = F.scaled_dot_product_attention(q, k, v)  # (windows, heads, w², d)
-        y = y.unflatten(2, (self.window, self.window)).unflatten(0, parts[0].shape[:3])
-        y = y.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4).flatten(1, 2)  # (B, rows · w, columns · w, C)
-        y = y[:, :height, :width]
-        if any_free((height, width)):  # not for the linear layer to ask whether anything was cut off
-            y = y.clone(memory_format=torch.contiguous_format)
-        return self.proj(y).permute(0, 3, 1, 2)
+        y = self.proj(y.transpose(1, 2).flatten(2))  # before the windows are joined, which would copy what it keeps
+        y = y.unflatten(1, (self.window, self.window)).unflatten(0, parts[0].shape[:3])
+        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, rows · w, columns · w, C)
+        return y[:, :height, :width].permute(0, 3, 1, 2)
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
         """How the pixel (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero outside its window;
