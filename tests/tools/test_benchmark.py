@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from benchmark import cases as benchmark_cases
 from benchmark import command, measure, network
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
+
+from attlas import backbones
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -98,16 +101,29 @@ def test_the_naive_twin_computes_what_ours_does():
 def test_a_backbone_beside_its_plain_operators(mode, monkeypatch):
     by_onednn, asked = benchmark_backbones.LINEAR.by_onednn, []
     monkeypatch.setattr(benchmark_backbones.LINEAR, "by_onednn", lambda *x: asked.append(by_onednn(*x)) or asked[-1])
-    case = benchmark_backbones.measure_backbone(benchmark_cases.Run(CPU, 1, {}), "DaViT", 2, 64, mode, quick=True)
+    run = benchmark_cases.Run(CPU, 1, {})
+    case = benchmark_backbones.measure_backbone(run, "davit_tiny", 2, 64, 64, mode, quick=True)
     assert any(asked)
     assert 0 <= case["logits_differ"] < 1e-4
     assert benchmark_page.fastest_other(case) == "naive"
     name = case["sizes"]["network"]
     (_, header, rows), *_ = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
-    assert rows[0][0] == f"{name}, B 2, side 64"
+    assert rows[0][0] == f"{name}, B 2, H 64, W 64"
     assert len(rows[0]) == len(header)
     with benchmark_backbones.plain():
         assert not benchmark_backbones.LINEAR.by_onednn(torch.ones(1, 400, 64), torch.ones(64, 64))
+
+
+def test_a_backbone_beside_timm():
+    """timm is not installed: a module with its `create_model` stands for it, which knows ours."""
+    timm = SimpleNamespace(__version__="0", create_model=backbones.create)
+    run = benchmark_cases.Run(CPU, 1, {"timm": timm})
+    case = benchmark_backbones.measure_backbone(run, "shvit_s1", 1, 64, 64, "inference", quick=True, naive=False)
+    assert case["results"].keys() == {"attlas", "timm"}
+    assert case["logits_differ"] < 1e-5
+    timm.create_model = lambda name: backbones.create("shvit_s1", num_classes=10)
+    with pytest.raises(ValueError, match="head"):
+        benchmark_backbones.measure_backbone(run, "shvit_s1", 1, 64, 64, "inference", quick=True)
 
 
 @pytest.mark.parametrize(

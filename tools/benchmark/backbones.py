@@ -1,7 +1,8 @@
-"""The smallest backbone of every system beside itself by PyTorch's plain operators, in turns step by step.
+"""The smallest backbone of every system beside itself by PyTorch's plain operators, and beside timm's network of the
+same weights where timm has one and can be imported; in turns step by step.
 
 *naive* is the same network with the same weights. Its kernels run as their PyTorch references, and its products go
-where PyTorch sends them. It shows what kernels and routes are worth, not how we stand beside others' networks.
+where PyTorch sends them. It shows what kernels and routes are worth. *timm* shows how we stand beside others.
 """
 
 import importlib
@@ -15,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attlas import backbones
+from attlas import backbones, checkpoint
 
 from .cases import OURS, Run
 from .measure import PeakMemory, summary, take_turns, timed
 
+PORTS = {"ConViT": "convit_tiny", "DaViT": "davit_tiny", "HaloNet": "halonet26t", "SHViT": "shvit_s1"}  # which timm has
+LARGE = ((512, 512), (768, 1024))  # H, W; for the networks that timm has
 LINEAR = importlib.import_module("attlas.backbones.layers.linear")  # the package has a function of that name
 
 
@@ -55,13 +58,27 @@ def naive_step(network: torch.nn.Module, image: Tensor, mode: str) -> Tensor:
         return step(network, image, mode)
 
 
-def measure_backbone(run: Run, system: str, batch: int, side: int, mode: str, quick: bool) -> dict:
-    """Time and memory of one network, and the largest difference of its results over the largest result."""
+def measure_backbone(
+    run: Run, name: str, batch: int, height: int, width: int, mode: str, quick: bool, naive: bool = True
+) -> dict:
+    """Time and memory of one network, and the largest difference of the others' results over their largest result."""
     torch.manual_seed(0)
-    name = smallest(system)
-    network = backbones.create(name, num_classes=1000, drop_path_rate=0.0).to(run.device)
-    image = torch.randn(batch, 3, side, side, device=run.device)
-    calls = {who: partial(call, network, image, mode) for who, call in ((OURS, step), ("naive", naive_step))}
+    square = dict(img_size=height) if name.startswith("convit") else {}  # its positions are a map of weights
+    network = backbones.create(name, num_classes=1000, drop_path_rate=0.0, **square).to(run.device)
+    image = torch.randn(batch, 3, height, width, device=run.device)
+    calls = {OURS: partial(step, network, image, mode)}
+    if naive:
+        calls["naive"] = partial(naive_step, network, image, mode)
+    if (timm := run.peers.get("timm")) and name in PORTS.values():
+        other = timm.create_model(name, **square).to(run.device)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                if parameter.dim() == 1:  # norms that begin at zero would hide the branches before them
+                    parameter += 0.1 * torch.randn_like(parameter)
+        account = checkpoint.load(network, other.state_dict())
+        if account.missing or account.mismatched:
+            raise ValueError(f"{name} of timm {timm.__version__} has other weights: {account}")
+        calls["timm"] = partial(step, other, image, mode)
     outputs, peak = {}, {}
     for who, call in calls.items():
         call()  # compiles
@@ -70,18 +87,27 @@ def measure_backbone(run: Run, system: str, batch: int, side: int, mode: str, qu
         peak[who] = memory.mib()
     turns = {who: (lambda call=call: timed(call, run.device)[0]) for who, call in calls.items()}
     times = take_turns(turns, budget=0 if quick else 3, least=lambda _: 3, most=15)
-    ours, naive = outputs[OURS], outputs["naive"]
+    ours = outputs.pop(OURS)
+    differ = [((ours - theirs).abs().max() / theirs.abs().max()).item() for theirs in outputs.values()]
     return {
         "operator": f"network of images, {mode}",
-        "sizes": {"network": name, "B": batch, "side": side},
+        "sizes": {"network": name, "B": batch, "H": height, "W": width},
         "results": {who: {**summary(seconds), **peak[who]} for who, seconds in times.items()},
-        "logits_differ": ((ours - naive).abs().max() / naive.abs().max()).item(),
+        "logits_differ": max(differ),
     }
 
 
 def measure_backbones(run: Run, quick: bool) -> Iterator[dict]:
-    """Inference and training of every system, for one image and for eight."""
-    for mode in ("inference", "training"):
+    """Inference and training of every system, for one image (two in training, for norms of batches) and for eight."""
+    for mode, least in (("inference", 1), ("training", 2)):
         for system in sorted(backbones.systems()):
-            for batch in (1,) if quick else (1, 8):
-                yield measure_backbone(run, system, batch, 64 if quick else 224, mode, quick)
+            name = PORTS.get(system) or smallest(system)
+            side = 64 if quick else 224
+            if system == "HaloNet":
+                side = 256  # timm's takes whole blocks at all levels
+            for batch in (least,) if quick else (least, 8):
+                yield measure_backbone(run, name, batch, side, side, mode, quick)
+            if "timm" in run.peers and system in PORTS and not quick:
+                for height, width in LARGE:
+                    if height == width or system != "ConViT":  # timm's has positions for squares
+                        yield measure_backbone(run, name, least, height, width, mode, quick, naive=False)

@@ -41,6 +41,7 @@ PEERS = {  # distribution -> module
     "pykdtree": "pykdtree.kdtree",
     "open3d-cpu": "open3d",
     "onedl-mmcv": "mmcv.ops",
+    "timm": "timm",
 }
 CPU_ONLY, GPU_ONLY = {"fpsample", "scipy", "pykdtree", "open3d-cpu"}, {"onedl-mmcv"}
 OURS, EAGER = "attlas", ("reference", "naive", "masked sdpa")

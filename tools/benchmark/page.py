@@ -113,7 +113,7 @@ def row(case: dict, names: list[str]) -> list[str]:
     cells = [at(case["sizes"])]
     ratio = f"{figure(over_fastest(case))} ({other})" if other else "-"
     if is_network(case):
-        times = [f"{time(results[name])}; {memory(results[name])}" for name in names]
+        times = [f"{time(results[name])}; {memory(results[name])}" if name in results else "-" for name in names]
         return [*cells, *times, ratio, f"{case['logits_differ']:.1g}"]
     taken = " / ".join(figure(results[name]["extra_mib"]) for name in (OURS, other) if name)
     differs = max(result["differs"] for result in results.values())
