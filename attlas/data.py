@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from mmengine.dataset import Compose, DefaultSampler
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from torch.utils.data import Dataset
 
 from .files import near_folders, printable
-from .registry import DATA_SAMPLERS, TRANSFORMS
+from .registry import DATA_SAMPLERS, DATASETS, TRANSFORMS
 
 UP_AXES = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
 
@@ -81,6 +82,40 @@ def build_transforms(transforms: Sequence[dict | Callable[[Any], Any]]) -> Compo
         if not isinstance(entry, Mapping) and not callable(entry):
             raise TypeError(f"transforms holds {entry!r}; its entries may be dict(type=...) or callables.")
     return Compose([TRANSFORMS.build(t) if isinstance(t, Mapping) else t for t in transforms])
+
+
+AUTO = "auto"
+
+
+def fill_classes(model: Any, count: Callable[[], int]) -> None:
+    """Write the number of classes into every `num_classes='auto'` of the config of a model; changed in place.
+
+    Args:
+        count: gives the number; called where one is wanted.
+    """
+    if isinstance(model, dict):
+        if model.get("num_classes") == AUTO:
+            model["num_classes"] = count()
+        model = list(model.values())
+    for part in model if isinstance(model, (list, tuple)) else ():
+        fill_classes(part, count)
+
+
+def count_classes(dataset: Mapping, scope: str | None = None) -> int:
+    """The number of classes of the data set that a config describes.
+
+    Args:
+        dataset: config of the data set.
+        scope: library whose classes bare names mean (`default_scope` of the config).
+
+    Raises:
+        ValueError: the data set names no classes.
+    """
+    with DefaultScope.overwrite_default_scope(scope):
+        classes = (getattr(DATASETS.build(dict(dataset)), "metainfo", None) or {}).get("classes")
+    if not classes:
+        raise ValueError(f"num_classes={AUTO!r}, but the data set ({dataset.get('type')}) names no classes.")
+    return len(classes)
 
 
 def existing_root(dataset: str, root: str | Path, layout: str) -> Path:

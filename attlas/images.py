@@ -21,12 +21,13 @@ SUFFIXES = (
 MAX_PIXELS = 89_478_485
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
     """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
     times, opacity is dropped; of several pages or frames the first is read.
 
     Args:
         max_pixels: most pixels of an image, of width times height.
+        upright: whether EXIF turns the image; its pixels are else in the order in which they are stored.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -45,8 +46,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ValueError(f"{width} x {height} pixels are declared")
         if height * width > max_pixels:
             raise ValueError(f"{width} x {height} pixels are declared, more than max_pixels = {max_pixels:,}")
-        image = _decoded(content)
-        if header is _jpeg and _ends_early(content, image):
+        image = _decoded(content, upright)
+        if header is _jpeg and _ends_early(content, image, upright):
             raise ValueError("the JPEG ends before its last row; a decoder makes the rest grey")
         if sorted(image.shape[:2]) != sorted((height, width)):
             raise ValueError(f"{width} x {height} pixels are declared, and {image.shape[1]} x {image.shape[0]} decoded")
@@ -55,14 +56,15 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return image
 
 
-def _decoded(content: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+def _decoded(content: bytes, upright: bool) -> np.ndarray:
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
         raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
     return image
 
 
-def _ends_early(content: bytes, image: np.ndarray) -> bool:
+def _ends_early(content: bytes, image: np.ndarray, upright: bool) -> bool:
     """Whether a JPEG was closed before its last block, of which a decoder says nothing: it makes the rest mid-grey.
 
     Only an image with such a corner is looked at again, with more data before its end. A whole image does not take
@@ -72,7 +74,7 @@ def _ends_early(content: bytes, image: np.ndarray) -> bool:
         return False
     end = content.rindex(b"\xff\xd9")
     more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
-    return not np.array_equal(image, _decoded(content[:end] + more + content[end:]))
+    return not np.array_equal(image, _decoded(content[:end] + more + content[end:], upright))
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------

@@ -13,24 +13,27 @@ the model and the transforms are built, and only of classes that Attlas register
 
 import copy
 import glob
+import importlib
 import json
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from . import checkpoint as checkpoints
 from .config import load_config, parse_plain
-from .data import build_transforms, drawn, positive
+from .data import build_transforms, drawn, fill_classes, positive
 from .files import near_files, printable
-from .registry import DATASETS, MIXERS, MODELS, TRANSFORMS, Registry
+from .registry import DATASETS, MIXERS, MODELS, TASK_UTILS, TRANSFORMS, Registry
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
@@ -40,9 +43,11 @@ class Task(ABC):
 
     Attributes:
         suffixes: endings of the files that are taken from folders, in lower case.
+        top: most entries of a result, unless told otherwise.
     """
 
     suffixes: Sequence[str]
+    top: int
 
     @abstractmethod
     def read(self, path: Path) -> Any:
@@ -65,13 +70,37 @@ class Task(ABC):
         """The entries of a result (of JSON's types), of what the model predicts for one item."""
 
     @abstractmethod
+    def said(self, result: Mapping[str, Any]) -> str:
+        """A result in a line."""
+
+    @abstractmethod
     def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
         """A Matplotlib figure of an input, as it was read, with its result."""
+
+
+# Tasks of models of other libraries, by the name of a class that they derive from.
+OTHERS = {"mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection"}
+
+
+def task_of(model: nn.Module) -> type[Task] | None:
+    """The task of a model, if its class, or a class that it derives from, has one."""
+    if hasattr(model, "task"):
+        return model.task  # type: ignore[return-value]
+    for base in type(model).__mro__:
+        module, _, name = OTHERS.get(f"{base.__module__}.{base.__qualname__}", "").rpartition(".")
+        if name:
+            return getattr(importlib.import_module(module), name)
+    return None
 
 
 class Classification(Task):
     """The task of models that predict `log_probs` (C,). A result has the `classes`, a list of dict(label, name,
     probability), the likeliest first."""
+
+    top = 5
+
+    def said(self, result):
+        return ", ".join(f"{printable(c['name'])} {100 * c['probability']:.1f} %" for c in result["classes"])
 
     @abstractmethod
     def picture(self, source: Any) -> Any:
@@ -149,16 +178,20 @@ def load(
     given: Any = load_config(config) if isinstance(config, (str, Path)) else config
     if given is None:
         source = f"the config inside {printable(checkpoint)}"
-        model, transforms = config_within(found, checkpoint, container)
+        model, transforms, scope = config_within(found, checkpoint, container)
     else:
         source = printable(given.filename or "the given config")
-        model, transforms = _parts(given, source)
+        model, transforms, scope = _parts(given, source)
+    names = class_names(meta) or _published_classes(given or {})
+    if names:
+        fill_classes(model, lambda: len(names))
     try:
-        built = MODELS.build(model)
-        built_transforms = build_transforms(transforms)
+        with _scoped(scope):
+            built = MODELS.build(model)
+            built_transforms = build_transforms(transforms)
     except TypeError as error:  # of arguments that a class does not take
         raise ValueError(f"{source} does not build: {printable(error, 1000)}") from error
-    task = getattr(built, "task", None)
+    task = task_of(built)
     if task is None:
         raise ValueError(f"{source}: the model is a {type(built).__name__}, and no task says how it is to be asked.")
     account = checkpoints.load(built, found, container=container)
@@ -166,15 +199,16 @@ def load(
     if account.missing or account.mismatched:
         raise ValueError(f"{account}\nThe network would be partly untrained.")
     checkpoints.log(account)
-    built.classes = class_names(meta) or _published_classes(given or {})
+    built.classes = names
     built.transforms = task().prepare(built_transforms)
     return built.eval().to(place)
 
 
 def config_within(
     found: Mapping, checkpoint: str | Path, container: str | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The configs of the model, and of the transforms of the test data, that a checkpoint holds.
+) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """The configs of the model, and of the transforms of the test data, that a checkpoint holds; and the scope of their
+    names.
 
     Args:
         found: content of the checkpoint, as `checkpoint.read` gives it.
@@ -191,14 +225,27 @@ def config_within(
     return _within(meta["cfg"], f"the config inside {printable(checkpoint)}", size)
 
 
-def _parts(config: Mapping | Config, source: str) -> tuple[dict, list]:
-    """The configs of the model, without what would load other weights, and of the transforms of the test data."""
+def _parts(config: Mapping | Config, source: str) -> tuple[dict, list, str]:
+    """The configs of the model, without what would load other weights, and of the transforms of the test data; and the
+    scope of their names."""
+    scope = config.get("default_scope") or "attlas"
+    if scope not in LIBRARIES:
+        raise ValueError(f"{source}: default_scope is {printable(scope)!r}, and may be {', '.join(LIBRARIES)}.")
     model, loader = config.get("model"), config.get("test_dataloader") or config.get("val_dataloader")
     if not isinstance(model, Mapping):
         raise ValueError(f"{source} has no model.")
     if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
         raise ValueError(f"{source} has no test_dataloader, whose transforms say how an input is prepared.")
-    return _without_weights(model), _transforms(loader["dataset"], source)
+    return _without_weights(model), _transforms(loader["dataset"], source), scope
+
+
+@contextmanager
+def _scoped(scope: str) -> Iterator[None]:
+    """Bare names mean the classes of a library, which is imported."""
+    for module in LIBRARIES[scope]:
+        importlib.import_module(module)
+    with DefaultScope.overwrite_default_scope(scope):
+        yield
 
 
 def _without_weights(node: Any) -> Any:
@@ -208,19 +255,22 @@ def _without_weights(node: Any) -> Any:
 
 
 def _transforms(dataset: Mapping, source: str) -> list:
-    """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own."""
+    """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own; of mmdet its `pipeline`."""
+    own = dataset.get("transforms") or dataset.get("pipeline")
     if isinstance(inner := dataset.get("dataset"), Mapping):
-        return [*_transforms(inner, source), *dataset.get("transforms", ())]
-    if not isinstance(dataset.get("transforms"), (list, tuple)):
+        return [*_transforms(inner, source), *(own or ())]
+    if not isinstance(own, (list, tuple)):
         raise ValueError(f"{source}: the test data ({dataset.get('type')}) have no transforms.")
-    return list(dataset["transforms"])
+    return list(own)
 
 
+# Scopes of configs, and what has to be imported before their classes are known.
+LIBRARIES = {"attlas": (), "mmdet": ("mmdet.models", "mmdet.datasets.transforms")}
 SMALL = 10_000  # numbers up to here ask for little, whatever they count
 GIVE = "Give the config before the checkpoint: tools/infer.py CONFIG CHECKPOINT INPUT, or config=."
 
 
-def _within(text: str, source: str, size: int) -> tuple[dict, list]:
+def _within(text: str, source: str, size: int) -> tuple[dict, list, str]:
     """`_parts` of a config that nobody vouches for, with which nothing can be done but to build what Attlas registers.
 
     Args:
@@ -231,39 +281,49 @@ def _within(text: str, source: str, size: int) -> tuple[dict, list]:
         config = parse_plain(text)
         if config.get("custom_imports"):
             raise ValueError("it imports modules (custom_imports)")
-        model, transforms = _parts(config, "it")
-        _check(model, (MODELS, MIXERS), max(size, SMALL), "model")
-        _check(transforms, (TRANSFORMS,), max(size, SMALL), "transforms")
-        build_transforms(transforms)
-        with torch.device("meta"):
-            needed = sum(map(torch.numel, MODELS.build(model).state_dict().values()))
+        model, transforms, scope = _parts(config, "it")
+        with _scoped(scope):
+            _check(model, (MODELS, MIXERS, TASK_UTILS), scope, max(size, SMALL), "model")
+            _check(transforms, (TRANSFORMS,), scope, max(size, SMALL), "transforms")
+            build_transforms(transforms)
+            with torch.device("meta"):
+                needed = sum(map(torch.numel, MODELS.build(model).state_dict().values()))
         if needed > 2 * size:  # some files leave buffers out
             raise ValueError(f"its model has {needed:,} numbers, and the file {size:,}")
     except Exception as error:  # with arguments that make no sense, a class may fail in any way
         said = printable(error, 1000).removesuffix(".")
         raise ValueError(f"{source} is not used: {said}. {GIVE}") from None
-    return model, transforms
+    return model, transforms, scope
 
 
-def _check(node: Any, registries: Sequence[Registry], largest: int, place: str) -> None:
+def _check(node: Any, registries: Sequence[Registry], scope: str, largest: int, place: str) -> None:
     """Refuse what a config could reach other code, or files, by (MMEngine imports whatever a dotted `type` names), and
     integers that would keep a machine busy, such as a depth above `largest`."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             if key.startswith("_"):
                 raise ValueError(f"{place} has a key {printable(key)}")
-            if key == "type":
-                name = value.removeprefix("attlas.") if isinstance(value, str) else ""
-                if not any(registry.has(name) for registry in registries):
-                    raise ValueError(f"{place}.type is {printable(value)}, which Attlas does not register")
-            _check(value, registries, largest, f"{place}.{key}")
+            known = isinstance(value, str) and any(_known(value, registry, scope) for registry in registries)
+            if key == "type" and not known:
+                raise ValueError(f"{place}.type is {printable(value)}, which Attlas does not register")
+            _check(value, registries, scope, largest, f"{place}.{key}")
     elif isinstance(node, (list, tuple)):
         for number, value in enumerate(node):
-            _check(value, registries, largest, f"{place}[{number}]")
+            _check(value, registries, scope, largest, f"{place}[{number}]")
     elif isinstance(node, int) and node > largest:
         raise ValueError(f"{place} is {node:,}, more than the file has numbers ({largest:,})")
-    elif isinstance(node, str) and not re.fullmatch(r"(attlas\.)?[\w-]*", node):
+    elif isinstance(node, str) and not re.fullmatch(rf"(({'|'.join(LIBRARIES)})\.)?[\w-]*", node):
         raise ValueError(f"{place} is {printable(node)!r}, which is no plain name")
+
+
+def _known(name: str, registry: Registry, scope: str) -> bool:
+    """Whether a class is one of ours or, in the scope of another library, one of that or of mmcv's layers."""
+    own = name.removeprefix("attlas.")
+    if scope == "attlas" or own != name:
+        return registry.has(own)
+    theirs: Any = registry.parent
+    libraries = [theirs, *(child for child in theirs.children.values() if child.scope == scope)]
+    return registry.has(name) or any(name.removeprefix(f"{scope}.") in library.module_dict for library in libraries)
 
 
 def class_names(meta: Mapping) -> tuple[str, ...]:
@@ -332,24 +392,28 @@ class Inferencer:
             raise ValueError(
                 "config, device and container belong to a checkpoint; the model that was given is built already."
             )
-        if lacking := [name for name in ("task", "classes", "transforms") if not hasattr(model, name)]:
+        lacking = [name for name in ("classes", "transforms") if not hasattr(model, name)]
+        if (task := task_of(model)) is None:
+            lacking.insert(0, "task")
+        if task is None or lacking:
             raise ValueError(f"The {type(model).__name__} has no {' and no '.join(lacking)}: attlas.load makes models.")
         self.model: Any = model
         self.left_out: list[Path] = []
-        self.task: Task = type(model).task()  # type: ignore[attr-defined]
+        self.task = task()
 
-    def __call__(self, inputs: Any, batch_size: int = 32, top: int = 5) -> list[dict[str, Any]]:
+    def __call__(self, inputs: Any, batch_size: int = 32, top: int | None = None) -> list[dict[str, Any]]:
         """A result for each input, and for each file of a folder.
 
         Args:
             inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); points (N, 3), with
                 normals (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3) and face (F, 3)); one, or a sequence.
             batch_size: most items at a time. Those of different sizes do not share a batch.
-            top: how many classes a result lists.
+            top: most classes, or objects, that a result lists; by default the task's number.
 
         Returns:
             Dicts with "input" (the path; of arrays "input 0", ...) and what the task says: of classification "classes",
-            a list of dict(label, name, probability), the likeliest first. Where an input cannot be read, "error" says
+            a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
+            name, score, box), the best first. Where an input cannot be read, "error" says
             why instead. A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
@@ -393,9 +457,10 @@ class Inferencer:
                     self.left_out.append(path)
 
     def stream(
-        self, sources: Iterable[Source], batch_size: int = 32, top: int = 5
+        self, sources: Iterable[Source], batch_size: int = 32, top: int | None = None
     ) -> Iterator[tuple[dict[str, Any], Any]]:
         """(result, input as it was read) for each of what `find` gave, in that order, read as they are needed."""
+        top = self.task.top if top is None else top
         positive("batch_size", batch_size)
         positive("top", top)
         waiting: list[_Item] = []

@@ -27,7 +27,7 @@ FLOORS = {
         {"kernels", "attlas", "backbones"},
         {"torch_geometric", "h5py", "scipy"},
     ),
-    "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg"}),
+    "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg", "pycocotools"}),
 }
 
 

@@ -255,7 +255,7 @@ def settings(what: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
         pack = dict(type="PackImage", mean=variant.mean, std=variant.std)
         return {}, [dict(type="CenterCrop", size=variant.size), pack]
     if not what.endswith(".py"):
-        return config_within(checkpoint.read(what), what)
+        return config_within(checkpoint.read(what), what)[:2]
     config = load_config(what)
     dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
     inner = dataset.get("dataset") or {}

@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="[CONFIG] CHECKPOINT INPUT ...: files, folders, globs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and the pictures")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing results.json")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are listed (5)")
+    parser.add_argument("--top", type=int, metavar="N", help="most classes (5) or objects (100) that are listed")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs at a time (32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (the GPU if there is one)")
     parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
@@ -68,7 +68,8 @@ def infer(args: argparse.Namespace) -> int:
             job = bar.add_task("inputs", total=len(sources))
             for result, source in inferencer.stream(sources, args.batch_size, args.top):
                 results.append(result)
-                print(f"{printable(result['input'])}: {said(result)}", flush=True)
+                answer = inferencer.task.said(result) if "error" not in result else f"no answer: {result['error']}"
+                print(f"{printable(result['input'])}: {answer}", flush=True)
                 if args.out and "error" not in result:
                     result["picture"] = f"{len(results):04d}_{safe(Path(result['input']).stem)}.png"
                     save_figure(inferencer.task.draw(source, result), args.out / result["picture"])
@@ -85,12 +86,6 @@ def infer(args: argparse.Namespace) -> int:
     where = f" Results: {results_file}" if results_file else ""
     print(f"{len(results) - failed} of {len(results)} inputs answered.{where}")
     return failed
-
-
-def said(result: dict) -> str:
-    if "error" in result:
-        return f"no answer: {result['error']}"
-    return ", ".join(f"{printable(c['name'])} {100 * c['probability']:.1f} %" for c in result["classes"])
 
 
 def safe(stem: str) -> str:

@@ -9,6 +9,7 @@ all rotations (SO3).
 
 import argparse
 import os
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -66,6 +67,7 @@ def outs(args: argparse.Namespace) -> list[Path]:
 
 def prepare(args: argparse.Namespace) -> Config:
     from attlas.backbones.channels import fill_channels
+    from attlas.data import count_classes, fill_classes
 
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -75,6 +77,7 @@ def prepare(args: argparse.Namespace) -> Config:
         raise ValueError(f"{args.config} has no test_dataloader (with test_cfg and test_evaluator): nothing to test.")
     if cfg.get("model"):
         fill_channels(cfg.model)
+        fill_classes(cfg.model, cache(lambda: count_classes(cfg.test_dataloader.dataset, cfg.get("default_scope"))))
     for stage in ("train", "val"):  # their data need not be on this machine
         for name in ("dataloader", "cfg", "evaluator"):
             cfg[f"{stage}_{name}"] = None

@@ -1,0 +1,78 @@
+"""How a detector is asked (see `attlas.inference`)."""
+
+from collections import Counter
+
+import numpy as np
+import torch
+from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+from mmengine.dataset import Compose
+
+from ...backbones.classification.inference import ImageClassification
+from ...files import printable
+from ...inference import Task
+from .drawing import draw_objects
+from .transforms import ReadImage
+
+SHOWN = 0.3  # score from which an object is drawn and counted
+
+
+class Detection(Task):
+    """Image files, and arrays uint8 (H, W, 3), red, green, blue, or grey (H, W). A result has the `objects`, a list of
+    dict(label, name, score, box [x1, y1, x2, y2] in pixels of the image), with a `mask` (RLE of COCO) where the model
+    gives one, the best first."""
+
+    suffixes = ImageClassification.suffixes
+    top = 100
+
+    def read(self, path):
+        return self._as_results(ReadImage().transform(dict(img_path=str(path))))
+
+    def take(self, source):
+        image = ImageClassification().take(source)["image"]
+        size = image.shape[:2]
+        return self._as_results(dict(img=image[..., ::-1].copy(), img_path=None, img_shape=size, ori_shape=size))
+
+    @staticmethod
+    def _as_results(results: dict) -> dict:
+        return results | dict(img_id=0, height=results["ori_shape"][0], width=results["ori_shape"][1])
+
+    def prepare(self, transforms):
+        loading = (LoadImageFromFile, LoadAnnotations, ReadImage)
+        return Compose([step for step in transforms.transforms if not isinstance(step, loading)])
+
+    def form(self, item):
+        return tuple(item["inputs"].shape)
+
+    def result(self, prediction, classes, top):
+        found = prediction.pred_instances
+        if not all(torch.isfinite(found[key]).all() for key in ("scores", "bboxes")):
+            raise ValueError("the network gives NaN or infinite numbers for it")
+        best = found[found.scores.argsort(descending=True, stable=True)[:top]].cpu()
+        if classes and len(best) and int(best.labels.max()) >= len(classes):
+            raise RuntimeError(f"There are names of {len(classes)} classes, and an object is of {best.labels.max()}.")
+        objects = [
+            dict(label=label, name=classes[label] if classes else f"class {label}", score=score, box=box)
+            for label, score, box in zip(best.labels.tolist(), best.scores.tolist(), best.bboxes.tolist())
+        ]
+        if "masks" in best:
+            for entry, mask in zip(objects, best.masks):
+                entry["mask"] = encoded(mask.numpy())
+        return dict(objects=objects)
+
+    def said(self, result):
+        seen = Counter(printable(entry["name"]) for entry in result["objects"] if entry["score"] >= SHOWN)
+        best = max((entry["score"] for entry in result["objects"]), default=0)
+        counts = ", ".join(f"{count} {name}" for name, count in seen.most_common())
+        return counts or f"no object with a score of {SHOWN:g}" + (f" (the best has {best:.2f})" if best else "")
+
+    def draw(self, source, result):
+        objects = [entry for entry in result["objects"] if entry["score"] >= SHOWN]
+        return draw_objects(source["img"][..., ::-1], objects, printable(result["input"], 90))
+
+
+def encoded(mask: np.ndarray) -> dict:
+    """A mask (H, W) as COCO's run lengths, of JSON's types."""
+    from pycocotools import mask as runs
+
+    found = runs.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return dict(size=list(found["size"]), counts=found["counts"].decode())
