@@ -1,0 +1,5 @@
+"""What several dense predictors share."""
+
+from .upsampled_fpn import UpsampledFPN
+
+__all__ = ["UpsampledFPN"]
