@@ -53,10 +53,16 @@ class CocoFile(COCO):
         self.dataset = _read(Path(path))
         sizes = {image["id"]: (image.get("width"), image.get("height")) for image in self.dataset["images"]}
         known = {category["id"] for category in self.dataset["categories"]}
-        found = self.dataset["annotations"]
-        self.dataset["annotations"] = [
-            kept for number, entry in enumerate(found) if (kept := self._checked(number, entry, sizes, known))
-        ]
+        kept = []
+        for number, entry in enumerate(self.dataset["annotations"]):
+            if reason := self._unusable(f"{self.path}: annotations[{number}]", entry, sizes, known):
+                self.left_out[reason] += 1
+                self.first.setdefault(reason, f"annotations[{number}]")
+            else:
+                entry.setdefault("iscrowd", 0)
+                entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
+                kept.append(entry)
+        self.dataset["annotations"] = kept
         ids = [entry.get("id") for entry in self.dataset["annotations"]]
         if len({*ids}) != len(ids) or not all(type(number) is int and number > 0 for number in ids):
             for number, entry in enumerate(self.dataset["annotations"], 1):
@@ -65,43 +71,36 @@ class CocoFile(COCO):
             self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
-    def _checked(self, number: int, entry: Any, sizes: dict, known: set) -> dict | None:
-        """An annotation with what it lacks, or None if it cannot be used."""
-        place = f"{self.path}: annotations[{number}]"
+    @staticmethod
+    def _unusable(place: str, entry: Any, sizes: dict, known: set) -> str:
+        """Why an annotation cannot be used, or "". Of its polygons only those that enclose something are kept."""
         if not isinstance(entry, dict):
             raise ValueError(f"{place} must be an object, not {printable(entry, 60)}")
-        for key, values in (("image_id", sizes), ("category_id", known)):
+        for key, values, of in (("image_id", sizes, "images"), ("category_id", known, "categories")):
             if key not in entry:
                 raise ValueError(f"{place} has no {key}")
             if not isinstance(entry[key], (int, str)) or entry[key] not in values:
-                of = "images" if key == "image_id" else "categories"
                 raise ValueError(f"{place}.{key} is {printable(repr(entry[key]), 60)}, the id of none of the {of}")
         box = entry.get("bbox")
         if not box:
-            return self._leave_out("without a box", number)
+            return "without a box"
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)):
             raise ValueError(f"{place}.bbox must be [x, y, width, height], not {printable(box, 60)}")
         if not all(map(math.isfinite, box)):
-            return self._leave_out("with a box that is not finite", number)
+            return "with a box that is not finite"
         x, y, width, height = box
         if width <= 0 or height <= 0:
-            return self._leave_out("with a box without width or height", number)
+            return "with a box without width or height"
         if width < 1 or height < 1:
-            return self._leave_out("with a box smaller than a pixel", number)
+            return "with a box smaller than a pixel"
         across, down = sizes[entry["image_id"]]
         if across and (x >= across or y >= down or x + width <= 0 or y + height <= 0):
-            return self._leave_out("with a box outside of the image", number)
-        entry.setdefault("iscrowd", 0)
-        entry.setdefault("area", width * height)
-        if isinstance(parts := entry.get("segmentation"), list):  # polygons of fewer than three corners enclose nothing
+            return "with a box outside of the image"
+        if isinstance(parts := entry.get("segmentation"), list):
             entry["segmentation"] = [part for part in parts if isinstance(part, list) and len(part) >= 6]
             if parts and not entry["segmentation"]:
-                return self._leave_out("with polygons of fewer than three corners", number)
-        return entry
-
-    def _leave_out(self, reason: str, number: int) -> None:
-        self.left_out[reason] += 1
-        self.first.setdefault(reason, f"annotations[{number}]")
+                return "with polygons of fewer than three corners"
+        return ""
 
     def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence = ()) -> list:
         """Ids of categories; of `cat_names` in the order of the names.

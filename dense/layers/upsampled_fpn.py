@@ -49,9 +49,10 @@ class UpsampledFPN(FPN):
             raise ValueError(f"kernel must be 2 or 3, got {kernel!r}")
         drawn = dict(type="Xavier", layer=["Conv2d", "ConvTranspose2d"], distribution="uniform")
         super().__init__(list(in_channels), out_channels, num_outs - upsample, norm_cfg=norm_cfg, init_cfg=drawn)
-        options = dict(stride=2) if kernel == 2 else dict(stride=2, padding=1, output_padding=1)
+        margin = kernel - 2  # so that a map of kernel 3 has twice the pixels, too
         self.upsamples = nn.ModuleList(
-            nn.ConvTranspose2d(out_channels, out_channels, kernel, **options) for _ in range(upsample)
+            nn.ConvTranspose2d(out_channels, out_channels, kernel, 2, padding=margin, output_padding=margin)
+            for _ in range(upsample)
         )
         self.finer_convs = nn.ModuleList(
             ConvModule(out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None)
