@@ -1,0 +1,120 @@
+# Mask R-CNN (He et al., arXiv 1703.06870), mmdet's, on COCO or data like it, 12 epochs ("1x"), with a backbone of the
+# atlas: boxes and masks. From the environment, or by --cfg-options:
+#   data_root   DATA         the folder of the data (see coco_detection.py)
+#   name        BACKBONE     the variant; each config that has this one as a base says which if nobody does
+#   pretrained  PRETRAINED   weights of the backbone to begin with: a file, None, or "auto" for those published
+_base_ = ["detection_runtime.py", "coco_detection.py", "schedule_detection_1x.py"]
+
+name = "{{$BACKBONE:}}"
+pretrained = {"None": None}.get("{{$PRETRAINED:auto}}", "{{$PRETRAINED:auto}}")
+work_dir = f"work_dirs/mask_rcnn_{name}_coco"
+
+loss = dict(type="CrossEntropyLoss", loss_weight=1.0)
+nms = dict(type="nms", iou_threshold=0.7)
+assigner = dict(type="MaxIoUAssigner", match_low_quality=True, ignore_iof_thr=-1)
+model = dict(
+    type="MaskRCNN",
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_mask=True,
+        pad_size_divisor=32,
+    ),
+    # all of its maps; statistics of batch norms stay what they are, as two images have none worth taking
+    backbone=dict(type="attlas.NamedBackbone", name=name, out_indices=None, norm_eval=True, pretrained=pretrained),
+    neck=dict(type="FPN", in_channels="auto", out_channels=256, num_outs=5),
+    rpn_head=dict(
+        type="RPNHead",
+        in_channels=256,
+        feat_channels=256,
+        anchor_generator=dict(type="AnchorGenerator", scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
+        loss_cls=dict(**loss, use_sigmoid=True),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+    ),
+    roi_head=dict(
+        type="StandardRoIHead",
+        bbox_roi_extractor=dict(
+            type="SingleRoIExtractor",
+            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
+            out_channels=256,
+            featmap_strides=[4, 8, 16, 32],
+        ),
+        bbox_head=dict(
+            type="Shared2FCBBoxHead",
+            in_channels=256,
+            fc_out_channels=1024,
+            roi_feat_size=7,
+            num_classes="auto",
+            bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
+            reg_class_agnostic=False,
+            loss_cls=dict(**loss, use_sigmoid=False),
+            loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+        ),
+        mask_roi_extractor=dict(
+            type="SingleRoIExtractor",
+            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
+            out_channels=256,
+            featmap_strides=[4, 8, 16, 32],
+        ),
+        mask_head=dict(
+            type="FCNMaskHead",
+            num_convs=4,
+            in_channels=256,
+            conv_out_channels=256,
+            num_classes="auto",
+            loss_mask=dict(**loss, use_mask=True),
+        ),
+    ),
+    train_cfg=dict(
+        rpn=dict(
+            assigner=dict(**assigner, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+            sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False,
+        ),
+        rpn_proposal=dict(nms_pre=2000, max_per_img=1000, nms=nms, min_bbox_size=0),
+        rcnn=dict(
+            assigner=dict(**assigner, pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+            sampler=dict(type="RandomSampler", num=512, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+            mask_size=28,
+            pos_weight=-1,
+            debug=False,
+        ),
+    ),
+    test_cfg=dict(
+        rpn=dict(nms_pre=1000, max_per_img=1000, nms=nms, min_bbox_size=0),
+        rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5),
+    ),
+)
+resize = dict(type="Resize", scale=(1333, 800), keep_ratio=True)
+objects = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
+train_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type="attlas.ReadImage"),
+            objects,
+            resize,
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PackDetInputs"),
+        ]
+    )
+)
+val_dataloader = test_dataloader = dict(
+    dataset=dict(
+        pipeline=[
+            dict(type="attlas.ReadImage"),
+            resize,
+            objects,
+            dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+        ]
+    )
+)
+val_evaluator = test_evaluator = dict(metric=["bbox", "segm"])
+optim_wrapper = dict(
+    constructor="attlas.LayerDecayConstructor",  # for what must not decay; there is one learning rate
+    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
+)

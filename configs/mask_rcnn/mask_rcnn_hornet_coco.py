@@ -1,0 +1,5 @@
+# HorNet in Mask R-CNN on COCO. Published for Cascade Mask R-CNN alone.
+_base_ = "../_base_/mask_rcnn.py"
+
+name = "{{$BACKBONE:hornet_tiny_7x7}}"
+model = dict(backbone=dict(drop_path_rate=0.4))

@@ -1,0 +1,8 @@
+# ConViT in RetinaNet on COCO. The last map of a plain ViT makes the pyramid. Nothing was published for it.
+_base_ = "../_base_/retinanet.py"
+
+name = "{{$BACKBONE:convit_tiny}}"
+model = dict(
+    backbone=dict(out_indices=(11,)),
+    neck=dict(_delete_=True, type="attlas.UpsampledFPN", in_channels="auto", out_channels=256, num_outs=5, upsample=1),
+)

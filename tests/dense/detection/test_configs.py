@@ -1,0 +1,47 @@
+"""Every detection config builds, with maps of the strides that its heads expect, and one of each detector learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+from attlas import backbones
+from attlas.backbones.channels import fill_channels
+from attlas.config import load_config
+from attlas.data import fill_classes
+from attlas.registry import MODELS
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+STRIDES = dict(retinanet=(8, 16, 32, 64, 128), mask_rcnn=(4, 8, 16, 32, 64))
+
+
+def read(path, **overrides):
+    config = load_config(path, dict(pretrained="None") | overrides)
+    fill_channels(config.model)
+    fill_classes(config.model, lambda: 3)
+    return config
+
+
+def built(config):
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return MODELS.build(config.model)
+
+
+@pytest.mark.parametrize("detector", STRIDES)
+def test_there_is_one_for_every_system(detector):
+    files = {Path(system.__module__.replace(".", "/")).name for system in backbones.systems().values()}
+    assert {path.stem for path in (CONFIGS / detector).iterdir()} == {f"{detector}_{name}_coco" for name in files}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for name in STRIDES for path in (CONFIGS / name).iterdir()), ids=lambda path: path.stem
+)
+def test_maps_have_the_strides_of_the_heads(path):
+    detector, size = path.parent.name, (256, 384)
+    with torch.device("meta"):
+        model = built(read(path))
+        maps = model.extract_feat(torch.empty(1, 3, *size))
+    expected = [tuple(-(-side // stride) for side in size) for stride in STRIDES[detector]]
+    assert [tuple(x.shape[2:]) for x in maps] == expected
+    assert {x.shape[1] for x in maps} == {256}
