@@ -73,6 +73,14 @@ class Task(ABC):
     def said(self, result: Mapping[str, Any]) -> str:
         """A result in a line."""
 
+    def examine(self, dataset: Any, model: nn.Module, out: Path | None) -> Iterator[Any]:
+        """What `attlas.doctor` says of the data of a training, besides; `out` is for a picture of the targets."""
+        yield from ()
+
+    def examine_fit(self, model: nn.Module, batch: Any) -> Iterator[Any]:
+        """What it says of a model that learned a batch by heart."""
+        yield from ()
+
     @abstractmethod
     def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
         """A Matplotlib figure of an input, as it was read, with its result."""

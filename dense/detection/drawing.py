@@ -26,17 +26,18 @@ def draw_objects(image: np.ndarray, objects: Sequence[Mapping[str, Any]], title:
     from matplotlib.figure import Figure  # here, because only pictures need it
     from matplotlib.patches import Rectangle
 
+    height, width = image.shape[:2]
+    edges = (0, width, height, 0)  # boxes count from the edges of pixels
     if axes is None:
-        height, width = image.shape[:2]
         inches = 7.5
         axes = Figure(figsize=(inches, inches * height / width + 0.3), layout="constrained", dpi=120).subplots()
-    axes.imshow(image)
+    axes.imshow(image, extent=edges)
     axes.set_axis_off()
     for entry in objects:
         color = COLORS[entry["label"] % len(COLORS)]
         x1, y1, x2, y2 = entry["box"]
         if entry.get("mask") is not None:
-            axes.imshow(_tinted(_decoded(entry["mask"]), color))
+            axes.imshow(_tinted(_decoded(entry["mask"]), color), extent=edges)
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.4))
         score = f" {entry['score']:.2f}" if "score" in entry else ""
         axes.text(

@@ -10,6 +10,7 @@ from mmengine.dataset import Compose
 from ...backbones.classification.inference import ImageClassification
 from ...files import printable
 from ...inference import Task
+from . import doctor
 from .drawing import draw_objects
 from .transforms import ReadImage
 
@@ -64,6 +65,12 @@ class Detection(Task):
         best = max((entry["score"] for entry in result["objects"]), default=0)
         counts = ", ".join(f"{count} {name}" for name, count in seen.most_common())
         return counts or f"no object with a score of {SHOWN:g}" + (f" (the best has {best:.2f})" if best else "")
+
+    def examine(self, dataset, model, out):
+        yield from doctor.examine_data(dataset, model, out)
+
+    def examine_fit(self, model, batch):
+        yield from doctor.examine_fit(model, batch)
 
     def draw(self, source, result):
         objects = [entry for entry in result["objects"] if entry["score"] >= SHOWN]
