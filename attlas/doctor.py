@@ -56,7 +56,8 @@ def examine(config: Config, steps: int = 60, out: Path | None = None) -> Iterato
 
 def _schedule(runner: Any, loop: Any) -> Iterator[Finding]:
     updates = loop.max_iters
-    told = f"{updates:,} updates of {loop.dataloader.batch_size} items"
+    sampler = loop.dataloader.batch_sampler  # which has the size where a config gives one
+    told = f"{updates:,} updates of {getattr(sampler, 'batch_size', loop.dataloader.batch_size)} items"
     if isinstance(loop, EpochBasedTrainLoop):
         told = f"{loop.max_epochs} epochs of {len(loop.dataloader):,} updates, {told}"
     yield Finding("schedule", told)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -244,7 +244,7 @@ def _parts(config: Mapping | Config, source: str) -> tuple[dict, list, str]:
         raise ValueError(f"{source} has no model.")
     if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
         raise ValueError(f"{source} has no test_dataloader, whose transforms say how an input is prepared.")
-    return _without_weights(model), _transforms(loader["dataset"], source), scope
+    return ConfigDict(_without_weights(model)), _transforms(loader["dataset"], source), scope
 
 
 @contextmanager
@@ -274,6 +274,9 @@ def _transforms(dataset: Mapping, source: str) -> list:
 
 # Scopes of configs, and what has to be imported before their classes are known.
 LIBRARIES = {"attlas": (), "mmdet": ("mmdet.models", "mmdet.datasets.transforms")}
+# What a `type` may be that no registry has: mmcv looks RoI layers up in its operators, and evaluates the type of an nms
+# as Python.
+OPERATORS = ("nms", "soft_nms", "RoIAlign", "RoIPool")
 SMALL = 10_000  # numbers up to here ask for little, whatever they count
 GIVE = "Give the config before the checkpoint: tools/infer.py CONFIG CHECKPOINT INPUT, or config=."
 
@@ -329,6 +332,8 @@ def _known(name: str, registry: Registry, scope: str) -> bool:
     own = name.removeprefix("attlas.")
     if scope == "attlas" or own != name:
         return registry.has(own)
+    if name in OPERATORS:
+        return True
     theirs: Any = registry.parent
     libraries = [theirs, *(child for child in theirs.children.values() if child.scope == scope)]
     return registry.has(name) or any(name.removeprefix(f"{scope}.") in library.module_dict for library in libraries)

@@ -9,6 +9,8 @@ import line.
 
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 from mmengine import registry as root
@@ -52,6 +54,15 @@ class Registry(root.Registry):
                 if missing == "attlas":  # a mistake of ours, not a dependency
                     raise
                 self._missing[module] = missing
+
+    @contextmanager
+    def switch_scope_and_registry(self, scope: str | None) -> Iterator[root.Registry]:
+        """As MMEngine's, which warns where no other library has such a registry, as of mixers."""
+        if self._get_root_registry() not in vars(root).values():
+            yield self
+        else:
+            with super().switch_scope_and_registry(scope) as registry:
+                yield registry
 
     def _register_module(self, module, module_name=None, force=False):
         super()._register_module(module, module_name, force)
