@@ -18,6 +18,7 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
   index wins. `local_reference_axis` and `principal_axis` scale first, and have no such limit.
 """
 
+from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
 from .gather import gather_neighbors, scatter_neighbors
 from .gather_max import gather_max
@@ -36,6 +37,7 @@ from .three_interpolate import three_interpolate, three_nn
 
 __all__ = [
     "ball_query",
+    "deformable_convolution",
     "farthest_point_sample",
     "gather_max",
     "gather_neighbors",

@@ -9,7 +9,23 @@ Source of the conventions: `mmcv/ops/*.py` of onedl-mmcv 2.3.6, which calls them
 
 from collections.abc import Callable
 
-__all__ = ["get_compiler_version", "get_compiling_cuda_version"]
+from torch import Tensor
+
+from .deformable_convolution import (
+    deformable_convolution,
+    deformable_convolution_backward_op,
+    deformable_convolution_weight_backward_op,
+)
+
+__all__ = [
+    "deform_conv_backward_input",
+    "deform_conv_backward_parameters",
+    "deform_conv_forward",
+    "get_compiler_version",
+    "get_compiling_cuda_version",
+    "modulated_deform_conv_backward",
+    "modulated_deform_conv_forward",
+]
 
 
 def missing(name: str) -> Callable:
@@ -37,3 +53,76 @@ def get_compiler_version() -> str:
 
 def get_compiling_cuda_version() -> str:
     return "none: attlas.kernels.mmcv_ext"
+
+
+# --- deformable_convolution ------------------------------------------------------------------------------------------
+
+# `columns` and `ones` are room that the extension works in, and `im2col_step` the images that it takes at a time: the
+# operator needs none of them. The first function has weight before offset, the next two have it behind.
+
+
+def _check_offset_groups(offset: Tensor, kernel: tuple[int, int], deformable_group: int) -> None:
+    """Raise unless offset has the channels of as many groups, as the operator counts them by its channels."""
+    expected = 2 * deformable_group * kernel[0] * kernel[1]
+    if offset.shape[1] != expected:
+        raise ValueError(
+            f"offset must have {expected} channels, for {deformable_group} deformable groups and a kernel of "
+            f"{kernel[0]} x {kernel[1]}, got {offset.shape[1]}"
+        )
+
+
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
+    kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
+    group: int, deformable_group: int, im2col_step: int,
+) -> None:  # fmt: skip
+    _check_offset_groups(offset, (kH, kW), deformable_group)
+    steps = (dH, dW), (padH, padW), (dilationH, dilationW)
+    output.copy_(deformable_convolution(input, offset, weight, None, None, *steps, group))
+
+
+def deform_conv_backward_input(
+    input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor, grad_offset: Tensor, weight: Tensor,
+    columns: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
+    group: int, deformable_group: int, im2col_step: int,
+) -> None:  # fmt: skip
+    steps = (dH, dW), (padH, padW), (dilationH, dilationW)
+    of_input, of_offset, _ = deformable_convolution_backward_op(grad_output, input, offset, weight, None, *steps, group)
+    grad_input.copy_(of_input)
+    grad_offset.copy_(of_offset)
+
+
+def deform_conv_backward_parameters(
+    input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, columns: Tensor, ones: Tensor,
+    kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
+    group: int, deformable_group: int, scale: float, im2col_step: int,
+) -> None:  # fmt: skip
+    """Adds `scale` times the gradient to grad_weight, as the extension does."""
+    steps = (dH, dW), (padH, padW), (dilationH, dilationW)
+    of_weight = deformable_convolution_weight_backward_op(grad_output, input, offset, grad_weight, None, *steps, group)
+    grad_weight.add_(of_weight, alpha=scale)
+
+
+def modulated_deform_conv_forward(
+    input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, output: Tensor,
+    columns: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dilation_h: int, dilation_w: int, group: int, deformable_group: int, with_bias: bool,
+) -> None:  # fmt: skip
+    _check_offset_groups(offset, (kernel_h, kernel_w), deformable_group)
+    steps = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    output.copy_(deformable_convolution(input, offset, weight, bias if with_bias else None, mask, *steps, group))
+
+
+def modulated_deform_conv_backward(
+    input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, columns: Tensor,
+    grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor,
+    grad_output: Tensor, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+    dilation_h: int, dilation_w: int, group: int, deformable_group: int, with_bias: bool,
+) -> None:  # fmt: skip
+    steps = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    arguments = grad_output, input, offset, weight, mask, *steps, group
+    for gradient, value in zip((grad_input, grad_offset, grad_mask), deformable_convolution_backward_op(*arguments)):
+        gradient.copy_(value)
+    grad_weight.copy_(deformable_convolution_weight_backward_op(*arguments))
+    if with_bias:
+        grad_bias.copy_(grad_output.sum((0, 2, 3)))

@@ -271,6 +271,28 @@ def _small_kernel_aggregate(draw: Draw) -> dict:
     )
 
 
+def _deformable_convolution(draw: Draw) -> dict:
+    batch, size = draw.batch(), (draw.size(9, 1), draw.size(9, 1))
+    kernel = draw.choice(((1, 1), (3, 3), (2, 3), (3, 1)))
+    groups, offset_groups = draw.choice((1, 1, 2, 3)), draw.choice((1, 1, 2))
+    depth = offset_groups * draw.choice((1, 1, 2, 3))
+    stride, padding, dilation = (tuple(draw.choice(few) for _ in "yx") for few in ((1, 1, 2), (0, 1, 2, 4), (1, 1, 2)))
+    padding = [max(p, d * (k - 1)) for p, d, k in zip(padding, dilation, kernel)]  # the map may be of one pixel
+    outputs = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(size, padding, dilation, kernel, stride)]
+    taps, out = offset_groups * kernel[0] * kernel[1], groups * draw.choice((1, 2, 3))
+    return dict(
+        x=draw.tensor(batch, groups * depth, *size, dtype=draw.dtype()),
+        offset=draw.tensor(batch, 2 * taps, *outputs, dtype=draw.dtype()),
+        weight=draw.tensor(out, depth, *kernel, dtype=draw.dtype()),
+        bias=draw.maybe(lambda: draw.tensor(out, dtype=draw.dtype())),
+        mask=draw.maybe(lambda: draw.tensor(batch, taps, *outputs, dtype=draw.dtype())),
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+
 def _neighborhood_aggregate(draw: Draw) -> dict:
     k, heads = draw.choice((1, 3, 3, 5)), draw.choice((1, 2, 3))
     shape = draw.batch(), draw.size(9, k), draw.size(9, k), heads

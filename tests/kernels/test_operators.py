@@ -72,6 +72,7 @@ def test_a_few_random_calls(name):
 # what makes even small tensors be computed in several blocks, or by the trees
 BLOCKS = {
     "ball_query": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
+    "deformable_convolution": {"deformable_convolution.ROWS": 2, "deformable_convolution.CHANNELS": 2},
     "gather_max": {"gather_max.BUFFER": 8},
     "halo_attention": {"halo_attention.BLOCK": 64},
     "knn": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
@@ -120,6 +121,13 @@ def _small_kernel_aggregate(k, height, width):
     return dict(x=torch.randn(1, 4, height, width), weight=torch.randn(1, 2, k * k, height, width)), True
 
 
+def _deformable_convolution(k, height, width):
+    """With padding, so that every map fits."""
+    offset, mask = torch.randn(1, 4 * k * k, height, width) * k, torch.rand(1, 2 * k * k, height, width)
+    maps = dict(x=torch.randn(1, 4, height, width), offset=offset, mask=mask)
+    return dict(**maps, weight=torch.randn(2, 4, k, k), padding=k // 2), True
+
+
 def _neighborhood_aggregate(k, height, width):
     maps = dict(logits=torch.randn(1, height, width, 2, k * k), v=torch.randn(1, height, width, 2, 3))
     bias = torch.randn(2, 2 * k - 1, 2 * k - 1)
@@ -149,6 +157,7 @@ def _routed_attention(k, height, width):
 
 
 WINDOWS = {
+    "deformable_convolution": (_deformable_convolution, (1, 3, 5)),
     "small_kernel_aggregate": (_small_kernel_aggregate, (1, 3, 5, 7, 9, 11)),
     "neighborhood_aggregate": (_neighborhood_aggregate, (1, 3, 5, 7, 9)),
     "neighborhood_attention": (_neighborhood_attention, (2, 3, 4, 5, 7)),
@@ -183,9 +192,9 @@ def test_maps_of_every_size_up_to_two_windows(name, k):
 
 # those whose floating-point arguments are not coordinates
 VALUES = [
-    "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments", "neighborhood_aggregate",
-    "neighborhood_attention", "residual_norm", "routed_attention", "scatter_neighbors", "small_kernel_aggregate",
-    "surface_attention", "three_interpolate",
+    "deformable_convolution", "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments",
+    "neighborhood_aggregate", "neighborhood_attention", "residual_norm", "routed_attention", "scatter_neighbors",
+    "small_kernel_aggregate", "surface_attention", "three_interpolate",
 ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attlas.kernels import (
+    deformable_convolution,
     halo_attention,
     neighborhood_aggregate,
     neighborhood_attention,
@@ -106,6 +107,22 @@ def routed_attention_functions(device: torch.device, B: int, regions: int, topk:
     }
 
 
+def deformable_convolution_functions(device: torch.device, kernel: int, **_) -> Functions:
+    def channels_first(function):
+        def call(x, offset, weight, mask):
+            x, offset, mask = (tensor.permute(0, 3, 1, 2) for tensor in (x, offset, mask))
+            return function(x, offset, weight, mask).permute(0, 2, 3, 1)
+
+        return call
+
+    return {
+        OURS: channels_first(
+            lambda x, offset, weight, mask: deformable_convolution(x, offset, weight, None, mask, 1, kernel // 2)
+        ),
+        "naive": channels_first(naive.deformable_convolution),
+    }
+
+
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +142,12 @@ def aggregate_shapes(B: int, side: int, heads: int, D: int, kernel: int) -> Shap
 
 def small_kernel_shapes(B: int, side: int, C: int, Cw: int, kernel: int) -> Shapes:
     return {"x": (B, side, side, C), "weight": (B, side, side, Cw, kernel**2)}
+
+
+def deformable_shapes(B: int, side: int, C: int, kernel: int) -> Shapes:
+    maps = {"x": C, "offset": 2 * kernel**2, "mask": kernel**2}
+    shapes = {name: (B, side, side, channels) for name, channels in maps.items()} | {"weight": (C, C, kernel, kernel)}
+    return {name: shapes[name] for name in ("x", "offset", "weight", "mask")}
 
 
 def kernel_taps(kernel: int, **_) -> int:
@@ -166,6 +189,13 @@ IMAGE_OPERATORS = {
         lambda side, regions, topk, **_: topk * (side // regions) ** 2,
         products=2,
         sizes=[dict(B=batch, side=56, heads=4, D=32, regions=7, topk=4) for batch in (1, 8)],
+    ),
+    "deformable_convolution": Operator(
+        deformable_shapes,
+        deformable_convolution_functions,
+        lambda C, kernel, **_: C * kernel**2,
+        products=1,
+        sizes=[dict(B=batch, side=56, C=128, kernel=3) for batch in (1, 8)],
     ),
 }
 

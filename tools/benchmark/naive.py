@@ -245,6 +245,20 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     return (copies * weight.unsqueeze(1)).sum(3).view(x.shape)
 
 
+def deformable_convolution(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+    """(B, C, H, W), (B, 2 k², H, W), (O, C, k, k), (B, k², H, W) -> (B, O, H, W): a grid_sample for each tap."""
+    batch, _, height, width = x.shape
+    kernel, columns = weight.shape[2], []
+    rows, cols = (torch.arange(length, device=x.device, dtype=x.dtype) for length in (height, width))
+    for tap in range(kernel**2):
+        y = rows[:, None] + tap // kernel - kernel // 2 + offset[:, 2 * tap]
+        z = cols + tap % kernel - kernel // 2 + offset[:, 2 * tap + 1]
+        place = torch.stack([2 * z / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)
+        columns.append(F.grid_sample(x, place, align_corners=True) * mask[:, tap : tap + 1])
+    out = weight.flatten(1) @ torch.stack(columns, 2).view(batch, -1, height * width)
+    return out.view(batch, -1, height, width)
+
+
 def halo_attention(
     q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, width_rel: Tensor, block: int, halo: int
 ) -> Tensor:
