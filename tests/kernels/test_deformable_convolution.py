@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from agreement import assert_agree, assert_gradients_agree
+from golden_records import Record
 
 from attlas.kernels.deformable_convolution import (
     deformable_convolution,
@@ -243,6 +244,27 @@ def test_memory_of_one_block_of_columns(device):
             held += event.nbytes()
             most = max(most, held)
     assert 0 < most < 3 * inputs[0].nbytes
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "deform_conv",
+        "deform_conv_groups",
+        "modulated_deform_conv",
+        "modulated_deform_conv_groups",
+        "modulated_deform_conv_outside",
+    ],
+)
+def test_equals_the_compiled_extension(path, device, case):
+    record = Record(f"mmcv/{case}")
+    inputs = {name: tensor.to(device) for name, tensor in record.inputs.items()}
+    inputs["offset"] *= record.config["offset_scale"]
+    grad, names = inputs.pop("grad"), record.config["gradients"]
+    out = deformable_convolution(**{n: x.requires_grad_() for n, x in inputs.items()}, **record.config["steps"])
+    gradients = torch.autograd.grad(out, [inputs[name] for name in names], grad)
+    for number, (name, got) in enumerate(zip(("out", *names), (out.detach(), *gradients))):
+        assert_agree(name, got, record.output(number).to(got), torch.float32)
 
 
 def test_bad_arguments():
