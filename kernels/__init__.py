@@ -18,6 +18,7 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
   index wins. `local_reference_axis` and `principal_axis` scale first, and have no such limit.
 """
 
+from .carafe import carafe
 from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
 from .gather import gather_neighbors, scatter_neighbors
@@ -28,6 +29,7 @@ from .neighbor_moments import neighbor_moments
 from .neighborhood_aggregate import neighborhood_aggregate
 from .neighborhood_attention import neighborhood_attention
 from .neighbors import ball_query, knn
+from .psa_mask import psa_mask
 from .residual_norm import residual_norm
 from .routed_attention import routed_attention
 from .small_kernel_aggregate import small_kernel_aggregate
@@ -37,6 +39,7 @@ from .three_interpolate import three_interpolate, three_nn
 
 __all__ = [
     "ball_query",
+    "carafe",
     "deformable_convolution",
     "farthest_point_sample",
     "gather_max",
@@ -48,6 +51,7 @@ __all__ = [
     "neighborhood_aggregate",
     "neighborhood_attention",
     "principal_axis",
+    "psa_mask",
     "residual_norm",
     "routed_attention",
     "scatter_neighbors",

@@ -11,13 +11,19 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .carafe import carafe, carafe_gradients
 from .deformable_convolution import (
     deformable_convolution,
     deformable_convolution_backward_op,
     deformable_convolution_weight_backward_op,
 )
+from .psa_mask import psa_mask_backward_op, psa_mask_op
 
 __all__ = [
+    "carafe_backward",
+    "carafe_forward",
+    "carafe_naive_backward",
+    "carafe_naive_forward",
     "deform_conv_backward_input",
     "deform_conv_backward_parameters",
     "deform_conv_forward",
@@ -25,6 +31,8 @@ __all__ = [
     "get_compiling_cuda_version",
     "modulated_deform_conv_backward",
     "modulated_deform_conv_forward",
+    "psamask_backward",
+    "psamask_forward",
 ]
 
 
@@ -53,6 +61,49 @@ def get_compiler_version() -> str:
 
 def get_compiling_cuda_version() -> str:
     return "none: attlas.kernels.mmcv_ext"
+
+
+# --- carafe ----------------------------------------------------------------------------------------------------------
+
+
+def _check_carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """Raise unless masks have the groups and the scale that were named, as the operator takes both from its shape."""
+    expected = len(features), group_size * kernel_size**2, *(scale_factor * length for length in features.shape[2:])
+    if masks.shape != expected:
+        raise ValueError(f"masks must have shape {expected}, got {tuple(masks.shape)}")
+
+
+def carafe_forward(
+    features: Tensor, masks: Tensor, rfeatures: Tensor, routput: Tensor, rmasks: Tensor, output: Tensor,
+    kernel_size: int, group_size: int, scale_factor: int,
+) -> None:  # fmt: skip
+    """Of the room that the extension works in, rfeatures alone is used again: by `carafe_backward`."""
+    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+    rfeatures.copy_(features)
+
+
+def carafe_backward(
+    top_grad: Tensor, rfeatures: Tensor, masks: Tensor, rtop_grad: Tensor, rbottom_grad_hs: Tensor,
+    rbottom_grad: Tensor, rmask_grad: Tensor, bottom_grad: Tensor, mask_grad: Tensor,
+    kernel_size: int, group_size: int, scale_factor: int,
+) -> None:  # fmt: skip
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)
+
+
+def carafe_naive_forward(
+    features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int, scale_factor: int
+) -> None:
+    _check_carafe(features, masks, kernel_size, group_size, scale_factor)
+    output.copy_(carafe(features, masks, kernel_size))
+
+
+def carafe_naive_backward(
+    top_grad: Tensor, features: Tensor, masks: Tensor, bottom_grad: Tensor, mask_grad: Tensor,
+    kernel_size: int, group_size: int, scale_factor: int,
+) -> None:  # fmt: skip
+    of_features, of_masks = carafe_gradients(top_grad, features, masks, kernel_size)
+    bottom_grad.copy_(of_features)
+    mask_grad.copy_(of_masks)
 
 
 # --- deformable_convolution ------------------------------------------------------------------------------------------
@@ -126,3 +177,21 @@ def modulated_deform_conv_backward(
     grad_weight.copy_(deformable_convolution_weight_backward_op(*arguments))
     if with_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
+
+
+# --- psa_mask --------------------------------------------------------------------------------------------------------
+
+
+def psamask_forward(
+    input: Tensor, output: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int,
+    h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int,
+) -> None:  # fmt: skip
+    """psa_type is 0 for "collect", 1 for "distribute"."""
+    output.copy_(psa_mask_op(input, h_mask, w_mask, psa_type == 0))
+
+
+def psamask_backward(
+    grad_output: Tensor, grad_input: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int,
+    h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int,
+) -> None:  # fmt: skip
+    grad_input.copy_(psa_mask_backward_op(grad_output, h_mask, w_mask, psa_type == 0))

@@ -293,6 +293,22 @@ def _deformable_convolution(draw: Draw) -> dict:
     )
 
 
+def _carafe(draw: Draw) -> dict:
+    batch, size, scale = draw.batch(), (draw.size(9, 1), draw.size(9, 1)), draw.choice((1, 2, 2, 3))
+    groups, kernel = draw.choice((1, 1, 2)), draw.choice((1, 3, 5))
+    return dict(
+        features=draw.tensor(batch, groups * draw.choice((1, 2, 3)), *size, dtype=draw.dtype()),
+        masks=draw.tensor(batch, groups * kernel**2, *(scale * length for length in size), dtype=draw.dtype()),
+        kernel_size=kernel,
+    )
+
+
+def _psa_mask(draw: Draw) -> dict:
+    kernel = draw.choice((1, 2, 3, 5, 9)), draw.choice((1, 2, 3, 5, 9))
+    x = draw.tensor(draw.batch(), kernel[0] * kernel[1], draw.size(9, 1), draw.size(9, 1), dtype=draw.dtype())
+    return dict(x=x, kernel_size=kernel, mode=draw.choice(("collect", "distribute")))
+
+
 def _neighborhood_aggregate(draw: Draw) -> dict:
     k, heads = draw.choice((1, 3, 3, 5)), draw.choice((1, 2, 3))
     shape = draw.batch(), draw.size(9, k), draw.size(9, k), heads

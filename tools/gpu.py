@@ -46,6 +46,8 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
     "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
     "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
+    "carafe": [{"B": 16, "side": 64, "C": 256, "kernel": 5, "scale": 2}],
+    "psa_mask": [{"B": 16, "side": 60}],
     "deformable_convolution": [{"B": 16, "side": 64, "C": 256, "kernel": 3}],
 }
 SMALL = {  # for --compile-only: sizes that the CPU prepares at once
@@ -62,6 +64,8 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
     "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
     "routed_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "regions": 7, "topk": 4}],
+    "carafe": [{"B": 1, "side": 14, "C": 64, "kernel": 5, "scale": 2}],
+    "psa_mask": [{"B": 1, "side": 9}],
     "deformable_convolution": [{"B": 1, "side": 14, "C": 64, "kernel": 3}],
 }
 

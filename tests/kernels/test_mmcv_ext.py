@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from golden_records import Record
 
 import attlas  # noqa: F401  before mmcv
 from attlas.kernels import mmcv_ext
@@ -44,3 +46,84 @@ def test_a_compiled_extension_comes_first(tmp_path):
 
 def test_importing_attlas_imports_nothing_else():
     assert run("import attlas, sys; print({'torch', 'numpy', 'mmcv', 'mmengine'} & set(sys.modules))") == "set()"
+
+
+# --- carafe ----------------------------------------------------------------------------------------------------------
+
+
+def test_carafe_of_mmcv():
+    ops = importlib.import_module("mmcv.ops")
+    features = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    masks = torch.randn(2, 18, 6, 10, dtype=torch.float64, requires_grad=True)
+    settings = 3, 2, 2  # kernel size, groups, scale
+    assert torch.autograd.gradcheck(lambda *x: ops.carafe(*x, *settings), (features, masks))
+    naive, out = ops.carafe_naive(features, masks, *settings), ops.carafe(features, masks, *settings)
+    assert torch.equal(naive, out)
+    expected = torch.autograd.grad(out.sum(), [features, masks])
+    given = torch.ones_like(out), features, masks
+    got = [torch.zeros_like(features), torch.zeros_like(masks)]
+    mmcv_ext.carafe_naive_backward(*given, *got, *settings)  # mmcv's own function wants a GPU here
+    torch.testing.assert_close(got, [*expected])
+    with pytest.raises(ValueError, match=r"masks must have shape \(2, 9, 6, 10\), got \(2, 18, 6, 10\)"):
+        mmcv_ext.carafe_naive_forward(features, masks, out, 3, 1, 2)
+
+
+# --- deformable_convolution ------------------------------------------------------------------------------------------
+
+
+def convolution_of_mmcv(record):
+    """mmcv's function, and its differentiable arguments in order."""
+    ops, inputs = importlib.import_module("mmcv.ops"), record.inputs
+    inputs["offset"] *= record.config["offset_scale"]
+    steps = tuple(record.config["steps"].values())
+    kernel = inputs["weight"].shape[2:]
+    offset_groups = inputs["offset"].shape[1] // (2 * kernel.numel())
+    names = ("x", "offset", "mask", "weight", "bias") if "mask" in inputs else ("x", "offset", "weight")
+    function = ops.modulated_deform_conv2d if "mask" in inputs else ops.deform_conv2d
+    leaves = {name: inputs[name].requires_grad_() for name in names}
+    return lambda *tensors: function(*tensors, *steps, offset_groups), leaves, inputs["grad"]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("case", ["deform_conv", "deform_conv_groups", "modulated_deform_conv_groups"])
+def test_deformable_convolutions_of_mmcv(case, traced):
+    """They equal the compiled extension, and go through torch.compile in one graph."""
+    record = Record(f"mmcv/{case}")
+    function, leaves, grad = convolution_of_mmcv(record)
+    out = (torch.compile(function, fullgraph=True, backend="aot_eager") if traced else function)(*leaves.values())
+    names = record.config["gradients"]
+    gradients = torch.autograd.grad(out, [leaves[name] for name in names], grad)
+    for number, got in enumerate((out, *gradients)):
+        torch.testing.assert_close(got.float(), record.output(number), rtol=1e-5, atol=1e-5)
+
+
+def test_a_deformable_convolution_of_several_steps_and_none_of_a_bias():
+    """mmcv's `im2col_step`, the images at a time, changes nothing; without a bias it passes an empty one."""
+    ops = importlib.import_module("mmcv.ops")
+    x, offset = torch.randn(4, 2, 5, 6), torch.randn(4, 18, 5, 6)
+    weight, ones = torch.randn(3, 2, 3, 3, requires_grad=True), torch.ones(4, 9, 5, 6)
+    whole, by_one = (ops.deform_conv2d(x, offset, weight, 1, 1, 1, 1, 1, False, step) for step in (32, 1))
+    assert torch.equal(whole, by_one)
+    out = ops.modulated_deform_conv2d(x, offset, ones, weight, None, 1, 1)
+    torch.testing.assert_close(out, whole)
+    (grad,) = torch.autograd.grad(out.sum(), weight)
+    torch.testing.assert_close(grad, torch.autograd.grad(whole.sum(), weight)[0])
+
+
+def test_offsets_of_other_groups_than_named_are_refused():
+    ops = importlib.import_module("mmcv.ops")
+    x, offset, weight = torch.randn(1, 4, 5, 6), torch.randn(1, 36, 5, 6), torch.randn(3, 4, 3, 3)
+    with pytest.raises(ValueError, match=r"offset must have 18 channels, for 1 deformable groups .* got 36"):
+        ops.deform_conv2d(x, offset, weight, 1, 1)
+
+
+# --- psa_mask --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["collect", "distribute"])
+def test_psa_mask_of_mmcv(mode):
+    ops, record = importlib.import_module("mmcv.ops"), Record(f"mmcv/psamask_{mode}")
+    x, grad = (record.input(f"psamask_{mode}.{name}", torch.float32) for name in ("x", "grad"))
+    out = ops.PSAMask(mode, tuple(record.config["kernel_size"]))(x.requires_grad_())
+    assert torch.equal(out, record.output(0))
+    assert torch.equal(torch.autograd.grad(out, x, grad)[0], record.output(1))

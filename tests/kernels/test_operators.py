@@ -192,9 +192,9 @@ def test_maps_of_every_size_up_to_two_windows(name, k):
 
 # those whose floating-point arguments are not coordinates
 VALUES = [
-    "deformable_convolution", "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments",
-    "neighborhood_aggregate", "neighborhood_attention", "residual_norm", "routed_attention", "scatter_neighbors",
-    "small_kernel_aggregate", "surface_attention", "three_interpolate",
+    "carafe", "deformable_convolution", "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments",
+    "neighborhood_aggregate", "neighborhood_attention", "psa_mask", "residual_norm", "routed_attention",
+    "scatter_neighbors", "small_kernel_aggregate", "surface_attention", "three_interpolate",
 ]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ SMALL_IMAGES = {
     "small_kernel_aggregate": {"B": 2, "side": 5, "C": 8, "Cw": 4, "kernel": 3},
     "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
     "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},
+    "carafe": {"B": 2, "side": 5, "C": 8, "kernel": 3, "scale": 2},
+    "psa_mask": {"B": 2, "side": 5},
     "deformable_convolution": {"B": 2, "side": 5, "C": 8, "kernel": 3},
 }
 SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbors": (4, 4, 4, 4)}

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attlas.kernels import (
+    carafe,
     deformable_convolution,
     halo_attention,
     neighborhood_aggregate,
     neighborhood_attention,
+    psa_mask,
     routed_attention,
     small_kernel_aggregate,
 )
@@ -35,11 +37,13 @@ class Operator:
     """An operator and its sizes, which its functions take as keywords.
 
     Args:
-        shapes: of its differentiable inputs by name; the output has the shape of the last map, "v" or "x".
+        shapes: of its differentiable inputs by name; the output has the shape of the last map, "v" or "x", unless
+            `growth` is given.
         functions: implementations, of these inputs.
         taps: how many pixels each pixel reads.
         products: how many products with all taps the forward has: q·k and weight·v, or only the latter.
         sizes: of the cases; batches of 8 where the naive form takes less than a second on one core.
+        growth: how many numbers of the output there are for one of x.
     """
 
     shapes: Callable[..., Shapes]
@@ -47,12 +51,13 @@ class Operator:
     taps: Callable[..., int]
     products: int
     sizes: list[dict[str, int]]
+    growth: Callable[..., float] = lambda **_: 1
 
     def needs(self, mode: str, sizes: dict[str, int]) -> tuple[float, float]:
         """Bytes and operations of the lower bound: inputs read and the output written once, in float32. A backward
         reads the gradient of the output, writes those of the inputs, and has two products for each of the forward."""
         shapes = self.shapes(**sizes)
-        values = math.prod(shapes.get("v") or shapes["x"])
+        values = round(math.prod(shapes.get("v") or shapes["x"]) * self.growth(**sizes))
         moved = sum(map(math.prod, shapes.values())) + values
         passes, rounds = (1, 1) if mode == "forward" else (2, 3)
         operations = 2 * rounds * self.products * self.taps(**sizes) * values
@@ -107,20 +112,31 @@ def routed_attention_functions(device: torch.device, B: int, regions: int, topk:
     }
 
 
-def deformable_convolution_functions(device: torch.device, kernel: int, **_) -> Functions:
-    def channels_first(function):
-        def call(x, offset, weight, mask):
-            x, offset, mask = (tensor.permute(0, 3, 1, 2) for tensor in (x, offset, mask))
-            return function(x, offset, weight, mask).permute(0, 2, 3, 1)
+def channels_first(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function of maps (B, C, H, W) as one of maps (B, H, W, C), by their names, in this order."""
+    return lambda **maps: function(*(x.permute(0, 3, 1, 2) for x in maps.values())).permute(0, 2, 3, 1)
 
-        return call
 
+def carafe_functions(device: torch.device, kernel: int, **_) -> Functions:
     return {
-        OURS: channels_first(
-            lambda x, offset, weight, mask: deformable_convolution(x, offset, weight, None, mask, 1, kernel // 2)
-        ),
-        "naive": channels_first(naive.deformable_convolution),
+        OURS: channels_first(lambda x, masks: carafe(x, masks, kernel)),
+        "naive": channels_first(lambda x, masks: naive.carafe(x, masks, kernel)),
     }
+
+
+def psa_mask_functions(device: torch.device, side: int, **_) -> Functions:
+    kernel = 2 * side - 1
+    return {
+        OURS: channels_first(lambda x: psa_mask(x, (kernel, kernel), "collect")),
+        "naive": channels_first(lambda x: naive.psa_mask(x, kernel)),
+    }
+
+
+def deformable_convolution_functions(device: torch.device, kernel: int, **_) -> Functions:
+    def ours(x, offset, weight, mask):
+        return deformable_convolution(x, offset, weight, None, mask, 1, kernel // 2)
+
+    return {OURS: channels_first(ours), "naive": channels_first(naive.deformable_convolution)}
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -144,10 +160,17 @@ def small_kernel_shapes(B: int, side: int, C: int, Cw: int, kernel: int) -> Shap
     return {"x": (B, side, side, C), "weight": (B, side, side, Cw, kernel**2)}
 
 
+def carafe_shapes(B: int, side: int, C: int, kernel: int, scale: int) -> Shapes:
+    return {"x": (B, side, side, C), "masks": (B, scale * side, scale * side, kernel**2)}
+
+
+def psa_mask_shapes(B: int, side: int) -> Shapes:
+    return {"x": (B, side, side, (2 * side - 1) ** 2)}
+
+
 def deformable_shapes(B: int, side: int, C: int, kernel: int) -> Shapes:
-    maps = {"x": C, "offset": 2 * kernel**2, "mask": kernel**2}
-    shapes = {name: (B, side, side, channels) for name, channels in maps.items()} | {"weight": (C, C, kernel, kernel)}
-    return {name: shapes[name] for name in ("x", "offset", "weight", "mask")}
+    moves, factors = (B, side, side, 2 * kernel**2), (B, side, side, kernel**2)
+    return {"x": (B, side, side, C), "offset": moves, "weight": (C, kernel, kernel, C), "mask": factors}
 
 
 def kernel_taps(kernel: int, **_) -> int:
@@ -189,6 +212,22 @@ IMAGE_OPERATORS = {
         lambda side, regions, topk, **_: topk * (side // regions) ** 2,
         products=2,
         sizes=[dict(B=batch, side=56, heads=4, D=32, regions=7, topk=4) for batch in (1, 8)],
+    ),
+    "carafe": Operator(
+        carafe_shapes,
+        carafe_functions,
+        kernel_taps,
+        products=1,
+        sizes=[dict(B=1, side=50, C=256, kernel=5, scale=2)],
+        growth=lambda scale, **_: scale**2,
+    ),
+    "psa_mask": Operator(
+        psa_mask_shapes,
+        psa_mask_functions,
+        lambda **_: 0,
+        products=0,
+        sizes=[dict(B=1, side=48)],
+        growth=lambda side, **_: side**2 / (2 * side - 1) ** 2,
     ),
     "deformable_convolution": Operator(
         deformable_shapes,

@@ -245,6 +245,25 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     return (copies * weight.unsqueeze(1)).sum(3).view(x.shape)
 
 
+def carafe(features: Tensor, masks: Tensor, kernel: int) -> Tensor:
+    """(B, C, H, W), (B, k², s H, s W) -> (B, C, s H, s W): k² copies of the map, enlarged by repetition."""
+    scale = masks.shape[2] // features.shape[2]
+    copies = F.unfold(features, kernel, padding=kernel // 2).unflatten(2, features.shape[2:])
+    copies = F.interpolate(copies, scale_factor=scale).unflatten(1, (-1, kernel**2))
+    return (copies * masks.unsqueeze(1)).sum(2)
+
+
+def psa_mask(x: Tensor, kernel: int) -> Tensor:
+    """(B, k², H, W) -> (B, H W, H, W), collected: an index of the size of the result."""
+    height, width = x.shape[2:]
+    rows, columns = (
+        torch.arange(length, device=x.device).unsqueeze(1) - torch.arange(length, device=x.device) + kernel // 2
+        for length in (height, width)
+    )
+    tap = rows[:, None, :, None] * kernel + columns[None, :, None, :]
+    return x.gather(1, tap.flatten(0, 1).expand(len(x), -1, -1, -1))
+
+
 def deformable_convolution(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     """(B, C, H, W), (B, 2 k², H, W), (O, C, k, k), (B, k², H, W) -> (B, O, H, W): a grid_sample for each tap."""
     batch, _, height, width = x.shape
