@@ -9,6 +9,8 @@ Source of the conventions: `mmcv/ops/*.py` of onedl-mmcv 2.3.6, which calls them
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .carafe import carafe, carafe_gradients
@@ -29,6 +31,8 @@ __all__ = [
     "deform_conv_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "masked_col2im_forward",
+    "masked_im2col_forward",
     "modulated_deform_conv_backward",
     "modulated_deform_conv_forward",
     "psamask_backward",
@@ -177,6 +181,30 @@ def modulated_deform_conv_backward(
     grad_weight.copy_(deformable_convolution_weight_backward_op(*arguments))
     if with_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
+
+
+# --- masked_conv -----------------------------------------------------------------------------------------------------
+
+# A convolution at a few pixels only, of inference with Guided Anchoring (arXiv 1901.03278). PyTorch gathers and
+# scatters as fast as loops would, so there is no operator behind it.
+
+
+def masked_im2col_forward(
+    im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, col: Tensor,
+    kernel_h: int, kernel_w: int, pad_h: int, pad_w: int,
+) -> None:  # fmt: skip
+    """im (1, C, H, W), rows and columns (N) of pixels of the result, and col (C kh kw, N)."""
+    padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None, None]
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
+    col.copy_(padded[:, rows, columns].flatten(0, 2))  # of (C, kh, kw, N)
+
+
+def masked_col2im_forward(
+    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
+) -> None:
+    """col (C, N), rows and columns (N) of pixels of im (1, C, height, width); all others keep their numbers."""
+    im[0][:, mask_h_idx, mask_w_idx] = col
 
 
 # --- psa_mask --------------------------------------------------------------------------------------------------------

@@ -117,6 +117,19 @@ def test_offsets_of_other_groups_than_named_are_refused():
         ops.deform_conv2d(x, offset, weight, 1, 1)
 
 
+# --- masked_conv -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0, 0.4, 1])
+def test_masked_convolution_of_mmcv(share):
+    """It is the convolution where the mask is positive, and zero elsewhere."""
+    layer = importlib.import_module("mmcv.ops").MaskedConv2d(3, 4, (3, 5), padding=(1, 2))
+    x, mask = torch.randn(1, 3, 6, 7), torch.rand(1, 6, 7) - 1 + share
+    with torch.no_grad():
+        got, expected = layer(x, mask), layer(x).where(mask > 0, 0)
+    torch.testing.assert_close(got, expected)
+
+
 # --- psa_mask --------------------------------------------------------------------------------------------------------
 
 
