@@ -126,6 +126,29 @@ def _check_offset_groups(offset: Tensor, kernel: tuple[int, int], deformable_gro
         )
 
 
+def _as_read(x: Tensor, like: Tensor) -> Tensor:
+    """Offsets or masks with the rows and columns of the result, `like`.
+
+    The extension reads the numbers of an image in order as if they had these rows and columns, and no more of them than
+    it needs. mmdet's DyHead relies on it: its offsets are those of a larger map.
+    """
+    if x.shape[2:] == like.shape[2:]:
+        return x
+    needed = x.shape[1] * like.shape[2:].numel()
+    if x.shape[1:].numel() < needed:
+        raise ValueError(
+            f"offset and mask must have at least the {like.shape[2]} x {like.shape[3]} pixels of the result, got "
+            f"{x.shape[2]} x {x.shape[3]}"
+        )
+    return x.flatten(1)[:, :needed].unflatten(1, (-1, *like.shape[2:]))
+
+
+def _as_written(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of `like`, of that of `_as_read(like, ...)`: zero for the numbers that were not read."""
+    unread = like.shape[1:].numel() - gradient.shape[1:].numel()
+    return F.pad(gradient.flatten(1), (0, unread)).view(like.shape)
+
+
 def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
     kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
@@ -165,6 +188,7 @@ def modulated_deform_conv_forward(
 ) -> None:  # fmt: skip
     _check_offset_groups(offset, (kernel_h, kernel_w), deformable_group)
     steps = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    offset, mask = _as_read(offset, output), _as_read(mask, output)
     output.copy_(deformable_convolution(input, offset, weight, bias if with_bias else None, mask, *steps, group))
 
 
@@ -175,9 +199,12 @@ def modulated_deform_conv_backward(
     dilation_h: int, dilation_w: int, group: int, deformable_group: int, with_bias: bool,
 ) -> None:  # fmt: skip
     steps = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    offset, mask = _as_read(offset, grad_output), _as_read(mask, grad_output)
     arguments = grad_output, input, offset, weight, mask, *steps, group
-    for gradient, value in zip((grad_input, grad_offset, grad_mask), deformable_convolution_backward_op(*arguments)):
-        gradient.copy_(value)
+    of_input, of_offset, of_mask = deformable_convolution_backward_op(*arguments)
+    grad_input.copy_(of_input)
+    grad_offset.copy_(_as_written(of_offset, grad_offset))
+    grad_mask.copy_(_as_written(of_mask, grad_mask))
     grad_weight.copy_(deformable_convolution_weight_backward_op(*arguments))
     if with_bias:
         grad_bias.copy_(grad_output.sum((0, 2, 3)))

@@ -85,9 +85,12 @@ def convolution_of_mmcv(record):
 
 
 @pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("case", ["deform_conv", "deform_conv_groups", "modulated_deform_conv_groups"])
+@pytest.mark.parametrize(
+    "case", ["deform_conv", "deform_conv_groups", "modulated_deform_conv_groups", "modulated_deform_conv_larger"]
+)
 def test_deformable_convolutions_of_mmcv(case, traced):
-    """They equal the compiled extension, and go through torch.compile in one graph."""
+    """They equal the compiled extension, and go through torch.compile in one graph. In the last case offsets and masks
+    are of a larger map, as mmdet's DyHead passes them."""
     record = Record(f"mmcv/{case}")
     function, leaves, grad = convolution_of_mmcv(record)
     out = (torch.compile(function, fullgraph=True, backend="aot_eager") if traced else function)(*leaves.values())
@@ -108,6 +111,18 @@ def test_a_deformable_convolution_of_several_steps_and_none_of_a_bias():
     torch.testing.assert_close(out, whole)
     (grad,) = torch.autograd.grad(out.sum(), weight)
     torch.testing.assert_close(grad, torch.autograd.grad(whole.sum(), weight)[0])
+
+
+def test_offsets_of_a_smaller_map_are_refused():
+    ops = importlib.import_module("mmcv.ops")
+    x, offset, mask, weight = (
+        torch.randn(1, 4, 5, 6),
+        torch.randn(1, 18, 5, 5),
+        torch.ones(1, 9, 5, 6),
+        torch.randn(3, 4, 3, 3),
+    )
+    with pytest.raises(ValueError, match=r"offset and mask must have at least the 5 x 6 pixels .* got 5 x 5"):
+        ops.modulated_deform_conv2d(x, offset, mask, weight, None, 1, 1)
 
 
 def test_offsets_of_other_groups_than_named_are_refused():
