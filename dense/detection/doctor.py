@@ -123,7 +123,7 @@ def _sheet(items: list, classes: Any) -> Any:
 
 
 @torch.no_grad()
-def examine_fit(model: nn.Module, batch: dict) -> Iterator[Finding]:
+def examine_fit(model: Any, batch: dict) -> Iterator[Finding]:
     """Of the objects of a batch that was learned by heart, how many are found."""
     model.eval()
     data = model.data_preprocessor(batch, False)
