@@ -18,6 +18,7 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
   index wins. `local_reference_axis` and `principal_axis` scale first, and have no such limit.
 """
 
+from .box_overlaps import bbox_overlaps, box_iou_rotated
 from .carafe import carafe
 from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
@@ -29,6 +30,7 @@ from .neighbor_moments import neighbor_moments
 from .neighborhood_aggregate import neighborhood_aggregate
 from .neighborhood_attention import neighborhood_attention
 from .neighbors import ball_query, knn
+from .nms import nms, nms_match, nms_rotated, soft_nms
 from .psa_mask import psa_mask
 from .residual_norm import residual_norm
 from .routed_attention import routed_attention
@@ -39,6 +41,8 @@ from .three_interpolate import three_interpolate, three_nn
 
 __all__ = [
     "ball_query",
+    "bbox_overlaps",
+    "box_iou_rotated",
     "carafe",
     "deformable_convolution",
     "farthest_point_sample",
@@ -50,12 +54,16 @@ __all__ = [
     "neighbor_moments",
     "neighborhood_aggregate",
     "neighborhood_attention",
+    "nms",
+    "nms_match",
+    "nms_rotated",
     "principal_axis",
     "psa_mask",
     "residual_norm",
     "routed_attention",
     "scatter_neighbors",
     "small_kernel_aggregate",
+    "soft_nms",
     "surface_attention",
     "surface_properties",
     "three_interpolate",

@@ -386,6 +386,66 @@ def _routed_attention(draw: Draw) -> dict:
     )
 
 
+def boxes(draw: Draw, count: int, dtype: torch.dtype, rotated: bool = False) -> Tensor:
+    """Boxes (count, 4), or (count, 5) in any orientation; some equal, some without an area."""
+    corner = torch.randn(count, 2, generator=draw.generator, dtype=torch.float64) * draw.choice((0, 1, 1, 3))
+    size = torch.randn(count, 2, generator=draw.generator, dtype=torch.float64).abs() - draw.choice((0, 0, 0.3))
+    x = torch.cat([corner, size] if rotated else [corner, corner + size], 1)
+    if rotated:
+        x = torch.cat([x, torch.randn(count, 1, generator=draw.generator, dtype=torch.float64)], 1)
+    if draw.random() < 0.3:
+        x = (x * 2).round() / 2
+    if not rotated:
+        x = x * draw.choice((1, 1, 100, 1e4))
+    return draw.strided(x.to(dtype)).requires_grad_(draw.random() < 0.2)
+
+
+def _bbox_overlaps(draw: Draw, rotated: bool = False) -> dict:
+    dtype, count, aligned = draw.dtype(), draw.size(), draw.random() < 0.5
+    return dict(
+        boxes=boxes(draw, count, dtype, rotated),
+        others=boxes(draw, count if aligned else draw.size(), dtype, rotated),
+        mode=draw.choice(("iou", "iof")),
+        aligned=aligned,
+        **({} if rotated else dict(offset=draw.choice((0, 1)))),
+    )
+
+
+def _box_iou_rotated(draw: Draw) -> dict:
+    return _bbox_overlaps(draw, rotated=True)
+
+
+def _nms_match(draw: Draw, rotated: bool = False) -> dict:
+    count = draw.choice((draw.size(), draw.size(), 100))
+    scores = torch.rand(count, generator=draw.generator, dtype=torch.float64)
+    scores = scores if draw.random() < 0.5 else scores.mul(3).round().div(3)
+    return dict(
+        boxes=boxes(draw, count, draw.dtype(), rotated),
+        scores=draw.strided(scores.to(draw.dtype())),
+        iou_threshold=draw.choice((0, 0.1, 0.3, 0.5, 0.7, 1.0, 2)),
+        **({} if rotated else dict(offset=draw.choice((0, 1)))),
+    )
+
+
+def _nms(draw: Draw, rotated: bool = False) -> dict:
+    keywords = _nms_match(draw, rotated)
+    groups = draw.maybe(lambda: draw.index(len(keywords["scores"]), below=3) - draw.choice((0, 0, 2**60)))
+    return dict(**keywords, groups=groups)
+
+
+def _nms_rotated(draw: Draw) -> dict:
+    return _nms(draw, rotated=True)
+
+
+def _soft_nms(draw: Draw) -> dict:
+    return dict(
+        **_nms_match(draw),
+        sigma=draw.choice((0.1, 0.5, 3)),
+        min_score=draw.choice((0, 1e-3, 0.3)),
+        method=draw.choice(("naive", "linear", "gaussian")),
+    )
+
+
 def _flat(draw: Draw, most: int = 3) -> dict:
     """x and y with their batches, under the names of `ragged.knn`."""
     dtype, dimensions = draw.coordinates(), draw.choice((1, 2, 3, 3, most))
