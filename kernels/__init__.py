@@ -22,6 +22,7 @@ from .box_overlaps import bbox_overlaps, box_iou_rotated
 from .carafe import carafe
 from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
+from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .gather import gather_neighbors, scatter_neighbors
 from .gather_max import gather_max
 from .halo_attention import halo_attention
@@ -62,8 +63,10 @@ __all__ = [
     "residual_norm",
     "routed_attention",
     "scatter_neighbors",
+    "sigmoid_focal_loss",
     "small_kernel_aggregate",
     "soft_nms",
+    "softmax_focal_loss",
     "surface_attention",
     "surface_properties",
     "three_interpolate",

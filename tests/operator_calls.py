@@ -446,6 +446,22 @@ def _soft_nms(draw: Draw) -> dict:
     )
 
 
+def _sigmoid_focal_loss(draw: Draw) -> dict:
+    rows, classes = draw.size(), draw.size(least=1)
+    return dict(
+        logits=draw.tensor(rows, classes, dtype=draw.dtype()),
+        target=draw.index(rows, below=classes + 1),
+        weight=draw.maybe(lambda: draw.tensor(classes, dtype=draw.dtype()).detach()),
+        gamma=draw.choice((0, 1, 1.5, 2.0)),
+        alpha=draw.choice((0, 0.25, 0.5, 1)),
+    )
+
+
+def _softmax_focal_loss(draw: Draw) -> dict:
+    keywords = _sigmoid_focal_loss(draw)
+    return {**keywords, "target": keywords["target"] - 1}
+
+
 def _flat(draw: Draw, most: int = 3) -> dict:
     """x and y with their batches, under the names of `ragged.knn`."""
     dtype, dimensions = draw.coordinates(), draw.choice((1, 2, 3, 3, most))
