@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from agreement import TOLERANCE, assert_agree
+from golden_records import Record
 
 from attlas.kernels import bbox_overlaps, box_iou_rotated
 from attlas.kernels.box_overlaps import bbox_overlaps_op, box_iou_rotated_op
@@ -166,3 +167,17 @@ def test_bad_arguments():
         bbox_overlaps(a, b, aligned=True)
     with pytest.raises(ValueError, match=r"offset must lie in 0..1, got 2"):
         bbox_overlaps(a, b, offset=2)
+
+
+@pytest.mark.parametrize("name", ["upright_boxes", "rotated_boxes"])
+def test_equals_the_compiled_extension(path, name):
+    record, tried = Record(f"mmcv/{name}"), 0
+    boxes, others = record.arrays["boxes"][40:80], record.arrays["others"]
+    for number, (function, *options) in enumerate(record.config["cases"]):
+        expected = record.output(number)
+        if function == "bbox_overlaps":
+            assert torch.equal(bbox_overlaps(boxes, others, *options).nan_to_num(-1), expected.nan_to_num(-1)), options
+        elif function == "box_iou_rotated":
+            assert (box_iou_rotated(boxes, others, *options) - expected).abs().max() < 1e-5, options
+        tried += function in ("bbox_overlaps", "box_iou_rotated")
+    assert tried >= 4

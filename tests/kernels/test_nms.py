@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from golden_records import Record
 from operator_calls import Draw, boxes
 
 from attlas.kernels import bbox_overlaps, nms, nms_match, nms_rotated, soft_nms
@@ -227,3 +228,34 @@ def test_bad_arguments():
         soft_nms(x, scores, method="cubic")
     with pytest.raises(ValueError, match="sigma must be positive"):
         soft_nms(x, scores, sigma=0)
+
+
+def test_equals_the_compiled_extension(path):
+    record = Record("mmcv/upright_boxes")
+    x, scores, order = (record.arrays[name] for name in ("boxes", "scores", "order"))
+    falling = torch.linspace(1, 0, len(x))  # for boxes in the extension's order
+    wide = (x[:, 2:] != x[:, :2]).all(1)
+    for number, (name, option, offset, *_) in enumerate(record.config["cases"]):
+        expected = record.output(number)
+        match name:
+            case "nms":
+                got = nms(x, scores, option, offset)
+            case "nms tied":
+                got = order[nms(x[order], falling, option, offset)]
+            case "nms_match":  # there a box at the threshold is removed
+                got = nms_match(x, scores, option - 1e-7)
+            case "soft_nms":
+                index, values = soft_nms(x[wide], scores[wide], 0.3, 0.5, 0.05, option, offset)
+                assert torch.allclose(values, expected[:, 1])
+                got, expected = index, expected[:, 0]
+            case _:
+                continue
+        assert torch.equal(got, expected.long()), (name, option, offset)
+
+
+def test_rotated_equals_the_compiled_extension(path):
+    record = Record("mmcv/rotated_boxes")
+    for number, (name, threshold, *_) in enumerate(record.config["cases"]):
+        if name == "nms_rotated":
+            got = nms_rotated(record.arrays["boxes"], record.arrays["scores"], threshold)
+            assert torch.equal(got, record.output(number).long()), threshold
