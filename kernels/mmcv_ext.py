@@ -13,15 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import kernels
+from .box_overlaps import MODES
 from .carafe import carafe, carafe_gradients
 from .deformable_convolution import (
     deformable_convolution,
     deformable_convolution_backward_op,
     deformable_convolution_weight_backward_op,
 )
+from .focal_loss import sigmoid_focal_loss_backward_op, softmax_focal_loss_backward_op
+from .gather import scatter_neighbors_op
+from .nms import METHODS
 from .psa_mask import psa_mask_backward_op, psa_mask_op
+from .three_interpolate import three_interpolate_backward_op
 
 __all__ = [
+    "ball_query_forward",
+    "bbox_overlaps",
+    "box_iou_rotated",
     "carafe_backward",
     "carafe_forward",
     "carafe_naive_backward",
@@ -29,14 +38,32 @@ __all__ = [
     "deform_conv_backward_input",
     "deform_conv_backward_parameters",
     "deform_conv_forward",
+    "furthest_point_sampling_forward",
+    "furthest_point_sampling_with_dist_forward",
+    "gather_points_backward",
+    "gather_points_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
+    "group_points_backward",
+    "group_points_forward",
+    "knn_forward",
     "masked_col2im_forward",
     "masked_im2col_forward",
     "modulated_deform_conv_backward",
     "modulated_deform_conv_forward",
+    "nms",
+    "nms_match",
+    "nms_rotated",
     "psamask_backward",
     "psamask_forward",
+    "sigmoid_focal_loss_backward",
+    "sigmoid_focal_loss_forward",
+    "softmax_focal_loss_backward",
+    "softmax_focal_loss_forward",
+    "softnms",
+    "three_interpolate_backward",
+    "three_interpolate_forward",
+    "three_nn_forward",
 ]
 
 
@@ -65,6 +92,18 @@ def get_compiler_version() -> str:
 
 def get_compiling_cuda_version() -> str:
     return "none: attlas.kernels.mmcv_ext"
+
+
+# --- box_overlaps ----------------------------------------------------------------------------------------------------
+
+
+def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
+    overlaps = kernels.bbox_overlaps(bboxes1, bboxes2, MODES[mode], aligned, offset)
+    ious.copy_(overlaps.view(ious.shape))
+
+
+def box_iou_rotated(boxes1: Tensor, boxes2: Tensor, ious: Tensor, mode_flag: int, aligned: bool) -> None:
+    ious.copy_(kernels.box_iou_rotated(boxes1, boxes2, MODES[mode_flag], aligned).view(ious.shape))
 
 
 # --- carafe ----------------------------------------------------------------------------------------------------------
@@ -210,6 +249,47 @@ def modulated_deform_conv_backward(
         grad_bias.copy_(grad_output.sum((0, 2, 3)))
 
 
+# --- focal_loss ------------------------------------------------------------------------------------------------------
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    output.copy_(kernels.sigmoid_focal_loss(input, target, _or_none(weight), gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """The caller multiplies by the gradient of the loss."""
+    grad_input.copy_(sigmoid_focal_loss_backward_op(None, input, target, _or_none(weight), gamma, alpha))
+
+
+def softmax_focal_loss_forward(
+    softmax: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    output.copy_(kernels.softmax_focal_loss(_logits(softmax), target, _or_none(weight), gamma, alpha))
+
+
+def softmax_focal_loss_backward(
+    softmax: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """The caller multiplies by the gradient of the loss; `buff`, its own scratch memory, is left as it is."""
+    logits, ones = _logits(softmax), torch.ones_like(buff)
+    total = logits.new_zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    weights = _or_none(weight)
+    grad_input.copy_(softmax_focal_loss_backward_op(ones, logits, total, target, weights, gamma, alpha))
+
+
+def _or_none(weight: Tensor) -> Tensor | None:
+    return weight if weight.numel() else None
+
+
+def _logits(softmax: Tensor) -> Tensor:
+    """Logits of probabilities; their exponentials sum to 1."""
+    return softmax.clamp(min=torch.finfo(softmax.dtype).tiny).log()
+
+
 # --- masked_conv -----------------------------------------------------------------------------------------------------
 
 # A convolution at a few pixels only, of inference with Guided Anchoring (arXiv 1901.03278). PyTorch gathers and
@@ -232,6 +312,149 @@ def masked_col2im_forward(
 ) -> None:
     """col (C, N), rows and columns (N) of pixels of im (1, C, height, width); all others keep their numbers."""
     im[0][:, mask_h_idx, mask_w_idx] = col
+
+
+# --- nms -------------------------------------------------------------------------------------------------------------
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    return kernels.nms(boxes, scores, iou_threshold, offset)
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """`dets` (N, 5) gets the boxes taken and their new scores in its first rows."""
+    index, values = kernels.soft_nms(boxes, scores, iou_threshold, sigma, min_score, METHODS[method], offset)
+    dets[: len(index)] = torch.cat([boxes[index], values.unsqueeze(1)], 1)
+    return index
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups of boxes, each a kept box and those that it removes; here a box at the threshold is removed."""
+    boxes, scores = dets[:, :4], dets[:, 4]
+    below = torch.nextafter(dets.new_tensor(iou_threshold), dets.new_tensor(0.0))
+    remover = kernels.nms_match(boxes, scores, below.item()).tolist()
+    groups: dict[int, list[int]] = {}
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        groups.setdefault(remover[i], []).append(i)
+    return list(groups.values())
+
+
+def nms_rotated(
+    dets: Tensor,
+    scores: Tensor,
+    order: Tensor,
+    dets_sorted: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    multi_label: int,
+) -> Tensor:
+    """`dets` has the label as a sixth column if `multi_label`; boxes of different labels do not meet."""
+    return kernels.nms_rotated(dets[:, :5], scores, iou_threshold, labels.long() if multi_label else None)
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+#
+# mmcv's features are (B, C, N), its indices int32; b, c, n, m, npoints and nsample repeat the shapes of the tensors.
+
+
+def ball_query_forward(
+    new_xyz: Tensor,
+    xyz: Tensor,
+    idx: Tensor,
+    b: int,
+    n: int,
+    m: int,
+    min_radius: float,
+    max_radius: float,
+    nsample: int,
+) -> None:
+    """The first points of the ball or the ring, and the query's own place; 0 where there is none."""
+    if min_radius > 0:  # rare (dilated grouping): all distances at once
+        squared = (new_xyz.unsqueeze(2) - xyz.unsqueeze(1)).square().sum(-1)
+        inside = (squared == 0) | ((squared >= min_radius**2) & (squared < max_radius**2))
+        first = torch.arange(n, device=xyz.device).where(inside, n).sort(-1).values[..., :nsample]
+        first = torch.cat([first, first.new_full((b, m, max(0, nsample - n)), n)], -1)
+        found = first.where(first < n, first[..., :1])
+        idx.copy_(found.where(found < n, 0))
+        return
+    found = kernels.ball_query(new_xyz, xyz, max_radius, nsample)
+    nearest = kernels.gather_neighbors(xyz, found[..., :1]).squeeze(2)
+    x, y, z = (new_xyz - nearest).square().unbind(-1)
+    idx.copy_(found.where(((x + y) + z < max_radius**2).unsqueeze(-1), 0))
+
+
+def furthest_point_sampling_forward(xyz: Tensor, temp: Tensor, idx: Tensor, b: int, n: int, m: int) -> None:
+    idx.copy_(kernels.farthest_point_sample(xyz, m))
+
+
+def furthest_point_sampling_with_dist_forward(dist: Tensor, temp: Tensor, idx: Tensor, b: int, n: int, m: int) -> None:
+    """`dist` (B, N, N) are distances of points, of any kind; `temp` gets those to the nearest sample."""
+    last = torch.zeros(b, dtype=torch.int64, device=dist.device)
+    for sample in range(m):
+        idx[:, sample] = last
+        temp.copy_(torch.minimum(temp, dist.gather(1, last.view(b, 1, 1).expand(b, 1, n)).squeeze(1)))
+        last = temp.argmax(1)
+
+
+def gather_points_forward(points: Tensor, idx: Tensor, out: Tensor, b: int, c: int, n: int, npoints: int) -> None:
+    out.copy_(kernels.gather_neighbors(points.mT, idx.long()).mT)
+
+
+def gather_points_backward(
+    grad_out: Tensor, idx: Tensor, grad_points: Tensor, b: int, c: int, n: int, npoints: int
+) -> None:
+    grad_points.copy_(scatter_neighbors_op(grad_out.mT, idx.long(), n).mT)
+
+
+def group_points_forward(
+    points: Tensor, idx: Tensor, out: Tensor, b: int, c: int, n: int, npoints: int, nsample: int
+) -> None:
+    out.copy_(kernels.gather_neighbors(points.mT, idx.long()).permute(0, 3, 1, 2))
+
+
+def group_points_backward(
+    grad_out: Tensor, idx: Tensor, grad_points: Tensor, b: int, c: int, n: int, npoints: int, nsample: int
+) -> None:
+    grad_points.copy_(scatter_neighbors_op(grad_out.flatten(2).mT, idx.long().flatten(1), n).mT)
+
+
+def knn_forward(xyz: Tensor, new_xyz: Tensor, idx: Tensor, dist2: Tensor, b: int, n: int, m: int, nsample: int) -> None:
+    found = kernels.knn(new_xyz, xyz, nsample)
+    idx.copy_(found)
+    dist2.copy_(_squared_distances(new_xyz, xyz, found))
+
+
+def three_nn_forward(unknown: Tensor, known: Tensor, dist2: Tensor, idx: Tensor, b: int, n: int, m: int) -> None:
+    found = kernels.knn(unknown, known, 3)
+    idx.copy_(found)
+    dist2.copy_(_squared_distances(unknown, known, found))
+
+
+def _squared_distances(queries: Tensor, points: Tensor, index: Tensor) -> Tensor:
+    return (kernels.gather_neighbors(points, index) - queries.unsqueeze(2)).square().sum(-1)
+
+
+def three_interpolate_forward(
+    points: Tensor, idx: Tensor, weight: Tensor, out: Tensor, b: int, c: int, m: int, n: int
+) -> None:
+    out.copy_(kernels.three_interpolate(points.mT, idx.long(), weight).mT)
+
+
+def three_interpolate_backward(
+    grad_out: Tensor, idx: Tensor, weight: Tensor, grad_points: Tensor, b: int, c: int, n: int, m: int
+) -> None:
+    weight = weight.to(torch.promote_types(grad_out.dtype, torch.float32))
+    grad_points.copy_(three_interpolate_backward_op(grad_out.mT, idx.long(), weight, m).mT)
 
 
 # --- psa_mask --------------------------------------------------------------------------------------------------------

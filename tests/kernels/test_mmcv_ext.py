@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from agreement import assert_agree, assert_gradients_agree
 from golden_records import Record
 
 import attlas  # noqa: F401  before mmcv
+from attlas import kernels
 from attlas.kernels import mmcv_ext
 
 pytest.importorskip("mmcv")  # the machine of `make gpu` has none
@@ -155,3 +157,169 @@ def test_psa_mask_of_mmcv(mode):
     out = ops.PSAMask(mode, tuple(record.config["kernel_size"]))(x.requires_grad_())
     assert torch.equal(out, record.output(0))
     assert torch.equal(torch.autograd.grad(out, x, grad)[0], record.output(1))
+
+
+# --- boxes and losses ------------------------------------------------------------------------------------------------
+
+
+def crowd(count=200, rotated=False):
+    corner, size = torch.rand(count, 2) * 5, torch.rand(count, 2) + 0.05
+    boxes = torch.cat([corner, size, torch.randn(count, 1)] if rotated else [corner, corner + size], 1)
+    return boxes, torch.rand(count)
+
+
+def test_nms():
+    ops = importlib.import_module("mmcv.ops")
+    boxes, scores = crowd()
+    kept = kernels.nms(boxes, scores, 0.4, 1)
+    dets, index = ops.nms(boxes, scores, 0.4, offset=1)
+    assert torch.equal(index, kept)
+    assert torch.equal(dets, torch.cat([boxes[kept], scores[kept, None]], 1))
+    assert ops.nms(boxes.numpy(), scores.numpy(), 0.4, 1)[1].tolist() == kept.tolist()
+    few = ops.nms(boxes, scores, 0.4, offset=1, score_threshold=0.5, max_num=7)[1]
+    assert torch.equal(few, kept[scores[kept] > 0.5][:7])
+    remover = kernels.nms_match(boxes, scores, 0.4)
+    groups = ops.nms_match(torch.cat([boxes, scores[:, None]], 1), 0.4)
+    assert sorted(i for group in groups for i in group.tolist()) == list(range(200))
+    assert all((remover[group] == group[0]).all() for group in groups)
+    one = torch.tensor([[0, 0, 2, 2, 0.9], [0, 0, 2, 1, 0.8]])
+    assert len(ops.nms_match(one, 0.5)) == 1  # at the threshold
+    assert len(ops.nms(one[:, :4], one[:, 4], 0.5)[1]) == 2
+
+
+@pytest.mark.parametrize("kind", ["nms", "soft_nms", "nms_rotated"])
+def test_batched_nms(kind):
+    """By classes: as many calls as classes."""
+    ops = importlib.import_module("mmcv.ops")
+    (boxes, scores), classes = crowd(rotated=kind == "nms_rotated"), torch.randint(3, (200,))
+    dets, index = ops.batched_nms(boxes, scores, classes, dict(type=kind, iou_threshold=0.4))
+    expected = []
+    for number in range(3):
+        mine = (classes == number).nonzero().squeeze(1)
+        expected += mine[getattr(ops, kind)(boxes[mine], scores[mine], iou_threshold=0.4)[1]].tolist()
+    assert sorted(index.tolist()) == sorted(expected)
+    assert torch.equal(dets[:, :-1], boxes[index])
+
+
+@pytest.mark.parametrize("method", ["naive", "linear", "gaussian"])
+def test_soft_nms(method):
+    ops = importlib.import_module("mmcv.ops")
+    boxes, scores = crowd()
+    index, values = kernels.soft_nms(boxes, scores, 0.4, 0.7, 0.1, method, 1)
+    dets, got = ops.soft_nms(boxes, scores, 0.4, 0.7, 0.1, method, 1)
+    assert torch.equal(got, index)
+    assert torch.equal(dets, torch.cat([boxes[index], values[:, None]], 1))
+
+
+def test_rotated_boxes():
+    ops = importlib.import_module("mmcv.ops")
+    (boxes, scores), labels = crowd(rotated=True), torch.randint(3, (200,))
+    assert torch.equal(ops.nms_rotated(boxes, scores, 0.3)[1], kernels.nms_rotated(boxes, scores, 0.3))
+    dets, index = ops.nms_rotated(boxes, scores, 0.3, labels)
+    assert torch.equal(index, kernels.nms_rotated(boxes, scores, 0.3, labels))
+    assert torch.equal(dets[:, :5], boxes[index])
+    turned = boxes * torch.tensor([1, 1, 1, 1, -1])
+    assert torch.equal(
+        ops.nms_rotated(boxes, scores, 0.3, clockwise=False)[1], kernels.nms_rotated(turned, scores, 0.3)
+    )
+    for mode, aligned in (("iou", False), ("iof", True)):
+        expected = kernels.box_iou_rotated(boxes, boxes.flip(0), mode, aligned)
+        assert torch.equal(ops.box_iou_rotated(boxes, boxes.flip(0), mode, aligned), expected)
+
+
+@pytest.mark.parametrize(("mode", "aligned", "offset"), [("iou", False, 0), ("iof", True, 1)])
+def test_bbox_overlaps(mode, aligned, offset):
+    ops, bbox = importlib.import_module("mmcv.ops"), importlib.import_module("mmcv.ops.bbox")
+    (boxes, _), (others, _) = crowd(50), crowd(50)
+    got = ops.bbox_overlaps(boxes, others, mode, aligned, offset)
+    assert torch.equal(got, bbox._bbox_overlaps_cpu(boxes, others, mode, aligned, offset))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("background", [False, True])
+def test_focal_losses(reduction, background):
+    ops, weight = importlib.import_module("mmcv.ops"), torch.rand(7, dtype=torch.float64)
+    logits = torch.randn(40, 7, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(7 + background, (40,))
+    reduce = {"none": lambda x: x, "mean": lambda x: x.sum() / 40, "sum": torch.sum}[reduction]
+    layer = ops.SigmoidFocalLoss(1.5, 0.3, weight, reduction)
+    ours = lambda x: reduce(kernels.sigmoid_focal_loss(x, target, weight, 1.5, 0.3))  # noqa: E731
+    assert_gradients_agree(lambda x: layer(x, target), ours, [logits])
+    if not background:
+        layer = ops.SoftmaxFocalLoss(1.5, 0.3, weight, reduction)
+        ours = lambda x: reduce(kernels.softmax_focal_loss(x, target, weight, 1.5, 0.3))  # noqa: E731
+        if reduction == "none":  # mmcv's own backward multiplies (N, C) by (N,) here
+            assert_agree("softmax", layer(logits, target).detach(), ours(logits).detach())
+        else:
+            assert_gradients_agree(lambda x: layer(x, target), ours, [logits])
+
+
+def test_the_sigmoid_loss_equals_mmdet_s_own():
+    pytest.importorskip("mmdet")
+    losses, ops = importlib.import_module("mmdet.models.losses.focal_loss"), importlib.import_module("mmcv.ops")
+    logits, target = torch.randn(40, 7, dtype=torch.float64, requires_grad=True), torch.randint(8, (40,))
+    yes = torch.nn.functional.one_hot(target, 8)[:, :7]
+    assert_gradients_agree(
+        lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, "none"),
+        lambda x: losses.py_sigmoid_focal_loss(x, yes, reduction="none"),
+        [logits],
+    )
+
+
+# --- points ----------------------------------------------------------------------------------------------------------
+
+
+def test_searches():
+    ops = importlib.import_module("mmcv.ops")
+    points, queries = torch.randn(2, 60, 3), torch.randn(2, 20, 3)
+    distance = torch.cdist(queries.double(), points.double())
+    order = distance.argsort(-1)
+    assert torch.equal(ops.knn(5, points, queries), order[..., :5].mT.int())
+    nearest, index = ops.three_nn(queries, points)
+    assert torch.equal(index, order[..., :3].int())
+    assert torch.allclose(nearest.double(), distance.gather(2, order[..., :3]), atol=1e-6)
+    for least, most in ((0, 0.4), (0.3, 0.8)):
+        found = ops.ball_query(least, most, 4, points, queries)
+        for got, row in zip(found.flatten(0, 1).tolist(), distance.flatten(0, 1)):
+            inside = ((row >= least) & (row < most)).nonzero().flatten().tolist()[:4]
+            assert got == (inside + inside[:1] * 4 if inside else [0] * 4)[:4]
+
+
+def test_farthest_points():
+    """mmcv's wrapper of the first has no memory for the output without a GPU: the adapter itself is called."""
+    ops = importlib.import_module("mmcv.ops")
+    points = torch.randn(2, 40, 3, dtype=torch.float64)
+    index, temp = torch.zeros(2, 9, dtype=torch.int32), torch.full((2, 40), 1e10, dtype=torch.float64)
+    mmcv_ext.furthest_point_sampling_forward(points, temp, index, b=2, n=40, m=9)
+    assert torch.equal(index.long(), kernels.farthest_point_sample(points, 9))
+    squared = (points.unsqueeze(2) - points.unsqueeze(1)).square().sum(-1)
+    assert torch.equal(ops.furthest_point_sample_with_dist(squared, 9), index)
+
+
+def test_gathers_and_interpolation():
+    ops = importlib.import_module("mmcv.ops")
+    features = torch.randn(2, 5, 30, dtype=torch.float64, requires_grad=True)
+    index, weight = torch.randint(30, (2, 12, 3)), torch.rand(2, 12, 3, dtype=torch.float64)
+    rows = lambda x: torch.stack([cloud[:, i] for cloud, i in zip(x, index)])  # noqa: E731
+    assert_gradients_agree(lambda x: ops.grouping_operation(x, index.int()), rows, [features])
+    one = index[..., 0].contiguous().int()
+    assert_gradients_agree(lambda x: ops.gather_points(x, one), lambda x: rows(x)[..., 0], [features])
+    assert_gradients_agree(
+        lambda x: ops.three_interpolate(x, index.int(), weight),
+        lambda x: (rows(x) * weight.unsqueeze(1)).sum(-1),
+        [features],
+    )
+
+
+def test_one_graph():
+    """Where the compiled extension breaks it."""
+    ops = importlib.import_module("mmcv.ops")
+    logits, target = torch.randn(40, 7, requires_grad=True), torch.randint(7, (40,))
+    boxes, weight = crowd(30)[0], torch.rand(7)  # without a weight mmcv calls new_empty, which conftest replaces
+
+    def loss(x):
+        return ops.sigmoid_focal_loss(x, target, 2.0, 0.25, weight, "sum") + ops.bbox_overlaps(boxes, boxes).sum()
+
+    graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.equal(graph(logits).detach(), loss(logits).detach())
+    assert torch.equal(*(torch.autograd.grad(call(logits), logits)[0] for call in (graph, loss)))
