@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import kernels
 from .box_overlaps import MODES
 from .carafe import carafe, carafe_gradients
+from .checks import sum_dtype
 from .deformable_convolution import (
     deformable_convolution,
     deformable_convolution_backward_op,
@@ -276,7 +277,7 @@ def softmax_focal_loss_backward(
 ) -> None:
     """The caller multiplies by the gradient of the loss; `buff`, its own scratch memory, is left as it is."""
     logits, ones = _logits(softmax), torch.ones_like(buff)
-    total = logits.new_zeros(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    total = logits.new_zeros(len(logits), dtype=sum_dtype(logits))
     weights = _or_none(weight)
     grad_input.copy_(softmax_focal_loss_backward_op(ones, logits, total, target, weights, gamma, alpha))
 
@@ -453,7 +454,7 @@ def three_interpolate_forward(
 def three_interpolate_backward(
     grad_out: Tensor, idx: Tensor, weight: Tensor, grad_points: Tensor, b: int, c: int, n: int, m: int
 ) -> None:
-    weight = weight.to(torch.promote_types(grad_out.dtype, torch.float32))
+    weight = weight.to(sum_dtype(grad_out))
     grad_points.copy_(three_interpolate_backward_op(grad_out.mT, idx.long(), weight, m).mT)
 
 
