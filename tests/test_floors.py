@@ -202,6 +202,8 @@ OF_SEVERAL_FILES = {
     "test_floors.py",
     "test_golden.py",
     "backbones/test_systems.py",
+    "dense/detection/test_configs.py",
+    "dense/detection/test_training.py",
     "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",
