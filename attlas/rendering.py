@@ -46,15 +46,13 @@ def surface(vertices: np.ndarray, faces: np.ndarray, color=CLAY, crease: float =
     place = place.ravel()[faces]  # (F, 3): vertices at one place are one
     order = np.argsort(place.ravel(), kind="stable")
     starts = np.searchsorted(place.ravel()[order], np.arange(place.max() + 2))
-    normals = np.repeat(flat[:, None], 3, axis=1)
-    limit = np.cos(np.radians(crease))
-    for begin, end in zip(starts, starts[1:]):
-        corner = order[begin:end]
-        face = corner // 3
-        near = flat[face] @ flat[face].T > limit
-        summed = near @ cross[face]
-        size = np.linalg.norm(summed, axis=1, keepdims=True)
-        normals.reshape(-1, 3)[corner] = np.where(size > 0, summed / np.where(size > 0, size, 1), flat[face])
+    first, count = starts[place.ravel()], np.diff(starts)[place.ravel()]  # of the corners at each corner's place
+    one = np.repeat(np.arange(3 * len(faces)), count)  # pairs of corners at one place
+    other = order[np.arange(len(one)) + np.repeat(first - (np.cumsum(count) - count), count)] // 3
+    near = np.einsum("pc,pc->p", flat[one // 3], flat[other]) > np.cos(np.radians(crease))
+    summed = np.stack([np.bincount(one[near], cross[other[near], c], 3 * len(faces)) for c in range(3)], axis=1)
+    size = np.linalg.norm(summed, axis=1, keepdims=True)
+    normals = np.where(size > 0, summed / np.where(size > 0, size, 1), np.repeat(flat, 3, axis=0))
     index = np.arange(3 * len(faces)).reshape(-1, 3)
     return _mesh(corners.reshape(-1, 3), index, normals.reshape(-1, 3), color)
 
@@ -142,16 +140,28 @@ def normal_colors(normals: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Camera:
-    """Right-handed frame (3, 3) of rows right, up, backward; eye; tangent of half the angle of view."""
+    """Right-handed frame (3, 3) of rows right, up, backward; eye; tangent of half the horizontal angle of view; width
+    of the picture over its height."""
 
     frame: np.ndarray
     eye: np.ndarray
     tangent: float = np.tan(np.radians(11))
+    aspect: float = 1.0
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Points (N, 3) -> places (N, 2) in a picture: x to the right, y downward, both in [0, 1] inside of it."""
         x, y, z = self.frame @ (points - self.eye).T
-        return 0.5 + 0.5 * np.stack([-x, y], axis=1) / (z * self.tangent)[:, None]
+        return 0.5 + 0.5 * np.stack([-x, self.aspect * y], axis=1) / (z * self.tangent)[:, None]
+
+    def depth(self, points: np.ndarray) -> np.ndarray:
+        """The distance (N,) of points (N, 3) from the plane of the eye, positive in front of it."""
+        return (self.eye - points) @ self.frame[2]
+
+    def directions(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The rays (len(y), len(x), 3) float32 through the places of a grid in the picture; one is 1 deep."""
+        right, down = (2 * x - 1) * self.tangent, (2 * y - 1) * self.tangent / self.aspect
+        plane = np.stack([*np.meshgrid(right, -down), np.full((len(y), len(x)), -1)], axis=-1)
+        return plane.astype(np.float32) @ self.frame.astype(np.float32)
 
 
 def look(meshes: Sequence[Mesh], frame: np.ndarray, margin: float = 1.04) -> Camera:
@@ -188,81 +198,166 @@ def view_direction(azimuth: float = 30, elevation: float = 20, up: str = "y") ->
     return np.array([right, top, front] if up == "y" else [right, -front, top])
 
 
-SKY, LAMP = 2, 1  # rays to light for each ray that meets the mesh
+@dataclass(frozen=True)
+class Hits:
+    """What R rays meet, in float32. Normals point to the side that the ray comes from: both sides of a surface are
+    seen and lit."""
+
+    rays: np.ndarray  # (R,) the numbers of the rays, in order; the others meet nothing
+    distance: np.ndarray  # (R,) in lengths of the direction
+    place: np.ndarray  # (R, 3)
+    mesh: np.ndarray  # (R,) the number of the mesh in the scene
+    normal: np.ndarray  # (R, 3) smooth
+    flat: np.ndarray  # (R, 3) of the triangle
+    color: np.ndarray  # (R, 3) sRGB in [0, 1]
+
+
+class Scene:
+    """Meshes that rays can meet.
+
+    Args:
+        meshes: surfaces with normals and colors.
+        threads: number of threads that cast rays; 0 takes all cores.
+    """
+
+    def __init__(self, meshes: Sequence[Mesh], threads: int = 0):
+        self.threads = threads
+        self._scene = o3d.t.geometry.RaycastingScene(nthreads=threads)
+        parts: list[tuple[np.ndarray, ...]] = []
+        vertices = faces = 0
+        self._first = []  # the number of each mesh's first face
+        for mesh in meshes:
+            places, normals, colors = (  # float32, in which Open3D casts rays: half the time
+                np.asarray(a, np.float32) for a in (mesh.vertices, mesh.vertex_normals, mesh.vertex_colors)
+            )
+            index = np.asarray(mesh.triangles)
+            self._scene.add_triangles(*map(o3d.core.Tensor.from_numpy, (places, index.astype(np.uint32))))
+            parts.append((normals, colors, index + vertices))
+            self._first.append(faces)
+            vertices, faces = vertices + len(places), faces + len(index)
+        self._normals, self._colors, self._faces = map(np.concatenate, zip(*parts))
+
+    def hit(self, starts: np.ndarray, directions: np.ndarray) -> Hits:
+        """Where rays from `starts` (3,) or (N, 3) along `directions` (N, 3) meet the first surface."""
+        directions = directions.astype(np.float32, copy=False)
+        starts = np.broadcast_to(np.asarray(starts, np.float32), directions.shape)
+        rays = o3d.core.Tensor.from_numpy(np.concatenate([starts, directions], axis=1))
+        found = {key: value.numpy() for key, value in self._scene.cast_rays(rays, nthreads=self.threads).items()}
+        seen = np.flatnonzero(np.isfinite(found["t_hit"]))
+        whole = len(seen) == len(directions)
+        if not whole:
+            found, starts, directions = {k: v[seen] for k, v in found.items()}, starts[seen], directions[seen]
+        mesh = found["geometry_ids"].astype(np.int64)
+        corner = self._faces[np.array(self._first)[mesh] + found["primitive_ids"]]
+        u, v = found["primitive_uvs"].T[..., None]
+
+        def interpolate(values: np.ndarray) -> np.ndarray:
+            return (1 - u - v) * values[corner[:, 0]] + u * values[corner[:, 1]] + v * values[corner[:, 2]]
+
+        normal, flat = interpolate(self._normals), found["primitive_normals"]
+        for direction in (normal, flat):
+            direction *= -np.sign(np.einsum("rc,rc->r", direction, directions))[:, None]
+            direction /= np.maximum(np.sqrt(np.einsum("rc,rc->r", direction, direction)), 1e-9)[:, None]
+        distance = found["t_hit"]
+        place = starts + distance[:, None] * directions
+        return Hits(seen, distance, place, mesh, normal, flat, interpolate(self._colors))
+
+    def unblocked(self, starts: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
+        """Whether nothing lies between `starts` and `starts + reach * directions`, both (N, 3): (N,) booleans."""
+        rays = np.concatenate([starts, directions], axis=1, dtype=np.float32)
+        blocked = self._scene.test_occlusions(o3d.core.Tensor.from_numpy(rays), tfar=reach, nthreads=self.threads)
+        return ~blocked.numpy()
+
+
 GOLDEN = (5**0.5 - 1) / 2
 
 
-def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.ndarray:
-    """A picture (size, size, 4) of floats in [0, 1], red, green, blue and opacity, without a background.
+class Film:
+    """The rays through a picture, `quality` squared to a pixel, row by row, and the picture that their light makes.
 
-    A pixel is the mean of `quality` squared rays. Each that meets the mesh, all of which lies in front of the camera,
-    sends rays for ambient occlusion and for the soft shadow of the key light; those of a pixel spread evenly.
+    Args:
+        camera: where the rays come from; all start in its eye.
+        width, height: pixels of the picture.
+        quality: number of rays along the side of a pixel.
+        part: (left, top, right, bottom) of the pixels that are asked about; the whole picture unless given.
     """
-    scene = o3d.t.geometry.RaycastingScene()
-    scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(mesh))
-    faces = np.asarray(mesh.triangles)
-    normals, colors, frame, eye = (  # float32, in which Open3D casts rays: half the time
-        np.asarray(a, np.float32) for a in (mesh.vertex_normals, mesh.vertex_colors, camera.frame, camera.eye)
-    )
 
-    picture = np.zeros((size, size, 4))
-    places = size * camera.project(np.asarray(mesh.vertices))
-    left, top = np.clip(np.floor(places.min(0)), 0, size).astype(int)  # the rays of a rectangle around the mesh suffice
-    right, bottom = np.clip(np.ceil(places.max(0)), 0, size).astype(int)
-    rows, columns = np.arange(quality * top, quality * bottom), np.arange(quality * left, quality * right)
-    x, y = (((cells + 0.5) / (size * quality) * 2 - 1) * camera.tangent for cells in (columns, rows))
-    plane = np.stack([*np.meshgrid(x, -y), np.full((len(y), len(x)), -1)], axis=-1)
-    toward = plane.reshape(-1, 3).astype(np.float32) @ frame
-    rays = np.concatenate([np.broadcast_to(eye, toward.shape), toward], axis=1)
-    hit = {key: value.numpy() for key, value in scene.cast_rays(o3d.core.Tensor.from_numpy(rays)).items()}
-    seen = np.flatnonzero(np.isfinite(hit["t_hit"]))
-    if not len(seen):
-        return picture
-    u, v = hit["primitive_uvs"][seen].T[..., None]
-    face, toward = faces[hit["primitive_ids"][seen]], toward[seen]
+    def __init__(self, camera: Camera, width: int, height: int, quality: int, part=None):
+        self.width, self.height, self.quality = width, height, quality
+        self.part = (0, 0, width, height) if part is None else part
+        left, top, right, bottom = self.part
+        self.columns = np.arange(quality * left, quality * right)
+        self.rows = np.arange(quality * top, quality * bottom)
+        x, y = (self.columns + 0.5) / (width * quality), (self.rows + 0.5) / (height * quality)
+        self.directions = camera.directions(x, y).reshape(-1, 3)  # (R, 3)
 
-    def interpolate(values: np.ndarray) -> np.ndarray:
-        return (1 - u - v) * values[face[:, 0]] + u * values[face[:, 1]] + v * values[face[:, 2]]
+    def spread(self, rays: np.ndarray, count: int) -> Iterator[np.ndarray]:
+        """`count` directions (len(rays), 3) for each of some rays, such that those of a pixel spread evenly.
 
-    normal, flat = interpolate(normals), hit["primitive_normals"][seen]
-    for direction in (normal, flat):  # both sides of a surface are lit
-        direction *= -np.sign((direction * toward).sum(1, keepdims=True))
-        direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
-    extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
-    start = eye + hit["t_hit"][seen, None] * toward + 1e-3 * extent * flat
-
-    def unblocked(direction: np.ndarray, reach: float) -> np.ndarray:
-        rays = o3d.core.Tensor.from_numpy(np.concatenate([start, direction], axis=1))
-        return ~scene.test_occlusions(rays, tfar=reach).numpy()
-
-    # The rays of a pixel take their directions from one spiral over the sphere, each its own piece of it. Every pixel
-    # turns the spiral at random, or else the picture would show its pattern.
-    row, column = rows[seen // len(x)], columns[seen % len(x)]
-    inside = (row % quality * quality + column % quality).astype(np.float32)
-    turn, lift = np.random.default_rng(0).random((2, size, size), np.float32)[:, row // quality, column // quality]
-
-    def spread(count: int) -> Iterator[np.ndarray]:
-        """`count` directions (R, 3) for each ray."""
+        The rays of a pixel take their directions from one spiral over the sphere, each its own piece of it. Every pixel
+        turns the spiral at random, or else the picture would show its pattern.
+        """
+        quality = self.quality
+        row, column = self.rows[rays // len(self.columns)], self.columns[rays % len(self.columns)]
+        inside = (row % quality * quality + column % quality).astype(np.float32)
+        table = np.random.default_rng(0).random((2, self.height, self.width), np.float32)
+        turn, lift = table[:, row // quality, column // quality]
         for number in range(count):
             place = inside * count + number
             height = 1 - 2 * (place + lift) / (quality**2 * count)
             angle, radius = 2 * np.pi * (turn + GOLDEN * place), np.sqrt(1 - height**2)
             yield np.stack([radius * np.cos(angle), radius * np.sin(angle), height], axis=1)
 
-    open_sky = np.mean([unblocked(normal + 0.999 * way, 0.4 * extent) for way in spread(SKY)], axis=0)
+    def develop(self, rays: np.ndarray, light: np.ndarray) -> np.ndarray:
+        """Light (len(rays), 3) of some rays -> picture (height, width, 4) of means: light, not sRGB, and opacity."""
+        quality, (left, top, right, bottom) = self.quality, self.part
+        values = np.zeros((len(self.directions), 4), np.float32)
+        values[rays, :3], values[rays, 3] = light, 1
+        values = values.reshape(bottom - top, quality, right - left, quality, 4).mean((1, 3))
+        values[..., :3] /= np.maximum(values[..., 3:], 1e-9)
+        picture = np.zeros((self.height, self.width, 4))
+        picture[top:bottom, left:right] = values
+        return picture
+
+
+def srgb(light: np.ndarray) -> np.ndarray:
+    """Light in [0, 1], clipped to that, as sRGB values; `** 2.2` is the way back."""
+    return np.clip(light, 0, 1) ** (1 / 2.2)
+
+
+SKY, LAMP = 2, 1  # rays to light for each ray that meets the mesh
+
+
+def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.ndarray:
+    """A picture (size, size, 4) of floats in [0, 1], red, green, blue and opacity, without a background.
+
+    A pixel is the mean of `quality` squared rays. Each that meets the mesh, all of which lies in front of the camera,
+    sends rays for ambient occlusion and for the soft shadow of the key light.
+    """
+    scene = Scene([mesh])
+    places = size * camera.project(np.asarray(mesh.vertices))
+    low = np.clip(np.floor(places.min(0)), 0, size).astype(int)  # the rays of a rectangle around the mesh suffice
+    high = np.clip(np.ceil(places.max(0)), 0, size).astype(int)
+    film = Film(camera, size, size, quality, (*low, *high))
+    hits = scene.hit(camera.eye, film.directions)
+    if not len(hits.rays):
+        return np.zeros((size, size, 4))
+    extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
+    start = hits.place + 1e-3 * extent * hits.flat
+    frame = camera.frame.astype(np.float32)
+
+    def open_to(ways: Iterator[np.ndarray], reach: float) -> np.ndarray:
+        return np.mean([scene.unblocked(start, way, reach) for way in ways], axis=0)
+
+    open_sky = open_to((hits.normal + 0.999 * way for way in film.spread(hits.rays, SKY)), 0.4 * extent)
     key = np.array([-0.45, 0.75, 0.6], np.float32) @ frame
     key /= np.linalg.norm(key)
-    lit = np.mean([unblocked(key + 0.2 * way, 10 * extent) for way in spread(LAMP)], axis=0)
-    facing = np.clip(normal @ key, 0, None) * ((flat @ key) > 0)
-    fill = 0.5 + 0.5 * normal @ frame[2]
+    lit = open_to((key + 0.2 * way for way in film.spread(hits.rays, LAMP)), 10 * extent)
+    facing = np.clip(hits.normal @ key, 0, None) * ((hits.flat @ key) > 0)
+    fill = 0.5 + 0.5 * hits.normal @ frame[2]
     shade = 0.72 * lit * facing + open_sky * (0.24 + 0.30 * fill)
-
-    light = np.zeros((len(y) * len(x), 4), np.float32)
-    light[seen, :3] = interpolate(colors) ** 2.2 * shade[:, None]  # sRGB -> light
-    light[seen, 3] = 1
-    light = light.reshape(bottom - top, quality, right - left, quality, 4).mean((1, 3))
-    light[..., :3] /= np.maximum(light[..., 3:], 1e-9)
-    picture[top:bottom, left:right] = np.clip(light, 0, 1) ** np.array([1 / 2.2] * 3 + [1])
+    picture = film.develop(hits.rays, hits.color**2.2 * shade[:, None])  # sRGB -> light
+    picture[..., :3] = srgb(picture[..., :3])
     return picture
 
 
