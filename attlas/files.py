@@ -12,6 +12,11 @@ from typing import Any
 PICTURES = (".png", ".pdf", ".svg")
 
 
+def cache_folder() -> Path:
+    """Where Attlas keeps what it can make again: $ATTLAS_CACHE, or ~/.cache/attlas."""
+    return Path(os.environ.get("ATTLAS_CACHE") or "~/.cache/attlas").expanduser()
+
+
 class NoRoom(OSError):
     """A file could not be written because the disk is full or a limit was reached. Its text is for the user."""
 

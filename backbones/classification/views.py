@@ -6,7 +6,6 @@ mesh's own colours on a plain light ground. Open3D's RaycastingScene needs no gr
 """
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -16,17 +15,12 @@ from rich.progress import track
 
 from ... import furniture
 from ...data import check_seed, one_of, positive
-from ...files import replacing
+from ...files import cache_folder, replacing
 from ...registry import DATASETS
 from .datasets import ImageArrays
 
 SPLITS = ("train", "test")
 RENDERER = 1  # to be raised whenever `render_view` draws another picture: cached ones of another number are not used
-
-
-def cache_folder() -> Path:
-    """Where Attlas keeps what it can make again: $ATTLAS_CACHE, or ~/.cache/attlas."""
-    return Path(os.environ.get("ATTLAS_CACHE") or "~/.cache/attlas").expanduser()
 
 
 @DATASETS.register_module()

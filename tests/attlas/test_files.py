@@ -107,3 +107,10 @@ def test_check_out(tmp_path):
     assert check_out(str(path), (".png", ".pdf"), overwrite=True) == path
     with pytest.raises(ValueError, match=r"x\.gif must end in \.png or \.pdf"):
         check_out("x.gif", (".png", ".pdf"))
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("ATTLAS_CACHE", raising=False)
+    assert files.cache_folder() == Path.home() / ".cache" / "attlas"
+    monkeypatch.setenv("ATTLAS_CACHE", str(tmp_path))
+    assert files.cache_folder() == tmp_path
