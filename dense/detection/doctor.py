@@ -11,8 +11,8 @@ from mmdet.structures.bbox import bbox_overlaps
 from torch import nn
 
 from ...doctor import Finding
+from ...drawing import draw_objects
 from ...files import printable, save_figure
-from .drawing import draw_objects
 
 LOOKED_AT = 24  # items that go through the pipeline
 SHOWN = 9

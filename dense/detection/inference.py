@@ -2,16 +2,16 @@
 
 from collections import Counter
 
-import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import Compose
 
 from ...backbones.classification.inference import ImageClassification
+from ...drawing import draw_objects
 from ...files import printable
 from ...inference import Task
+from ..masks import decoded, encoded
 from . import doctor
-from .drawing import draw_objects
 from .transforms import ReadImage
 
 SHOWN = 0.3  # score from which an object is drawn and counted
@@ -74,12 +74,5 @@ class Detection(Task):
 
     def draw(self, source, result):
         objects = [entry for entry in result["objects"] if entry["score"] >= SHOWN]
+        objects = [entry | dict(mask=decoded(entry["mask"])) if "mask" in entry else entry for entry in objects]
         return draw_objects(source["img"][..., ::-1], objects, printable(result["input"], 90))
-
-
-def encoded(mask: np.ndarray) -> dict:
-    """A mask (H, W) as COCO's run lengths, of JSON's types."""
-    from pycocotools import mask as runs
-
-    found = runs.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return dict(size=list(found["size"]), counts=found["counts"].decode())
