@@ -17,8 +17,9 @@ KERNELS = ["torch>=2.8", "numpy>=1.26", "numba>=0.61"]
 # MMEngine imports cv2 and does not declare it
 MMENGINE = ["onedl-mmengine>=0.10.12", "opencv-python-headless>=4.11"]
 BACKBONES = [*MMENGINE, "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
-POINTNETS = ["torch-geometric>=2.6", "open3d-cpu>=0.19", "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
-DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8"]
+OPEN3D = "open3d-cpu>=0.19"
+POINTNETS = ["torch-geometric>=2.6", OPEN3D, "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
+DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8", OPEN3D]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
 
 setup(
