@@ -6,6 +6,7 @@
     python tools/visualize.py neighborhood CONFIG CHECKPOINT --item 3 --layer 1 --query 10 --out neighbors.png
     python tools/visualize.py turning CONFIG CHECKPOINT --against PointNet++=CONFIG:CHECKPOINT --item 3 --out strip.png
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
+    python tools/visualize.py room --number 7 --out room.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
 
 Items are those of the config's test data; --file takes a mesh or a cloud of yours instead.
@@ -61,6 +62,10 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the rotations")
     sub = command("confusion", "confusion matrices of tools/test.py --out", None, None, False)
     sub.add_argument("results", type=Path, nargs="+")
+    sub = command("room", "furnished rooms, and the truth about the first of them", None, None, True)
+    sub.add_argument("--split", choices=("train", "test"), default="train", help="whose furniture (train)")
+    sub.add_argument("--seed", type=int, default=0, help="of the series of rooms (0)")
+    sub.add_argument("--number", type=int, nargs="+", required=True, metavar="N", help="rooms of the series, from 0")
     sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
     sub.add_argument(
         "network",
@@ -104,6 +109,18 @@ def draw_confusion(args: argparse.Namespace):
     return viewer.draw_confusions({path.stem: path for path in args.results})
 
 
+def draw_room(args: argparse.Namespace):
+    from attlas import rendering
+    from attlas.dense.rooms import Room
+
+    rooms = [Room(args.split, args.seed, number) for number in args.number]
+    if args.out is None:
+        return rendering.window([rendering.joined(*room.meshes) for room in rooms], "furnished rooms")
+    from attlas.dense.room_pictures import draw_rooms
+
+    return draw_rooms(rooms)
+
+
 def draw_shape(args: argparse.Namespace):
     """The commands that show one shape: the figure, or None after a window was closed."""
     from attlas import rendering
@@ -142,7 +159,7 @@ def draw_shape(args: argparse.Namespace):
 
 
 def run(args: argparse.Namespace) -> None:
-    draw = {"attention": draw_attention, "confusion": draw_confusion}.get(args.command, draw_shape)
+    draw = {"attention": draw_attention, "confusion": draw_confusion, "room": draw_room}.get(args.command, draw_shape)
     if args.out is None:
         draw(args)
     else:

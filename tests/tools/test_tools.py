@@ -251,6 +251,16 @@ def test_random_weights_are_called_random(load, config, picture, tmp_path):
     assert title("--weights", tmp_path / "trained.safetensors") == "tiny.py, weights of trained.safetensors"
 
 
+def test_visualize_rooms(run, refusal, monkeypatch, tmp_path):
+    out = tmp_path / "rooms.png"
+    assert str(out) in run("visualize", "room", "--number", 3, "--split", "test", "--out", out)
+    assert cv2.imread(str(out)).std() > 20
+    assert "number is -1" in refusal("visualize", "room", "--number", -1, "--out", tmp_path / "x.png")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert "cannot open a window" in refusal("visualize", "room", "--number", 3, "--window")
+
+
 def test_visualize_attention(run, refusal, config, picture, tmp_path):
     out = tmp_path / "looks.png"
     attention = ["visualize", "attention", config, "--image", picture, "--out", out, "--size", 64]
