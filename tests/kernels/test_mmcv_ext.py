@@ -311,7 +311,8 @@ def test_gathers_and_interpolation():
     )
 
 
-def test_one_graph(monkeypatch):
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_one_graph():
     """Where the compiled extension breaks it; the number of kept boxes needs the compiler's permission."""
     ops = importlib.import_module("mmcv.ops")
     logits, target = torch.randn(40, 7, requires_grad=True), torch.randint(7, (40,))
@@ -323,7 +324,6 @@ def test_one_graph(monkeypatch):
     graph = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert torch.equal(graph(logits).detach(), loss(logits).detach())
     assert torch.equal(*(torch.autograd.grad(call(logits), logits)[0] for call in (graph, loss)))
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
     scores = torch.rand(30)
     graph = torch.compile(lambda x: ops.nms(x, scores, 0.5)[0], fullgraph=True, backend="aot_eager")
     assert torch.equal(graph(boxes), ops.nms(boxes, scores, 0.5)[0])
