@@ -32,6 +32,7 @@ from .neighborhood_aggregate import neighborhood_aggregate
 from .neighborhood_attention import neighborhood_attention
 from .neighbors import ball_query, knn
 from .nms import nms, nms_match, nms_rotated, soft_nms
+from .position_relation import position_relation
 from .psa_mask import psa_mask
 from .residual_norm import residual_norm
 from .routed_attention import routed_attention
@@ -58,6 +59,7 @@ __all__ = [
     "nms",
     "nms_match",
     "nms_rotated",
+    "position_relation",
     "principal_axis",
     "psa_mask",
     "residual_norm",

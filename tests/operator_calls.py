@@ -372,6 +372,19 @@ def _halo_attention(draw: Draw) -> dict:
     )
 
 
+def _position_relation(draw: Draw) -> dict:
+    batch, sources, targets, heads, dtype = draw.batch(), draw.size(), draw.size(), draw.choice((1, 2, 8)), draw.dtype()
+    boxes = [draw.tensor(batch, size, 4, dtype=draw.coordinates()) for size in (sources, targets)]
+    source, target = (x.detach().abs().to(boxes[0].dtype).requires_grad_(x.requires_grad) for x in boxes)
+    return dict(
+        source_boxes=source,
+        target_boxes=target,
+        weight=draw.tensor(heads, draw.choice((8, 24, 64)), dtype=dtype),
+        bias=draw.tensor(heads, dtype=dtype),
+        mask=draw.maybe(lambda: draw.strided(torch.rand(sources, targets, generator=draw.generator) < 0.3)),
+    )
+
+
 def _routed_attention(draw: Draw) -> dict:
     rows, columns, heads, dtype = draw.randint(1, 3), draw.randint(1, 3), draw.choice((1, 2)), draw.dtype()
     batch, depth, regions = draw.batch(), draw.size(9, 1), rows * columns
