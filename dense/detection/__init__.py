@@ -5,3 +5,20 @@ from .datasets import FurnishedRooms, FurnishedRoomsBoxes
 from .transforms import ReadImage
 
 __all__ = ["CocoBoxes", "CocoDetection", "CocoFile", "FurnishedRooms", "FurnishedRoomsBoxes", "ReadImage"]
+from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
+from .relation_detr import DenoisedVarifocalLoss, RelationDETR, RelationDETRHead
+from .transforms import ReadImage
+
+__all__ = [
+    "CocoBoxes",
+    "CocoDetection",
+    "CocoFile",
+    "DenoisedVarifocalLoss",
+    "PositionRelation",
+    "ReadImage",
+    "RelationDABDETR",
+    "RelationDETR",
+    "RelationDETRHead",
+    "RelationDINO",
+    "RelationDeformableDETR",
+]

@@ -1,5 +1,6 @@
 """What several dense predictors share."""
 
+from .frozen_batch_norm import FrozenBatchNorm2d
 from .upsampled_fpn import UpsampledFPN
 
-__all__ = ["UpsampledFPN"]
+__all__ = ["FrozenBatchNorm2d", "UpsampledFPN"]
