@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from attlas import backbones, pointnets  # noqa: F401  the second registers
+from attlas import backbones, pointnets  # noqa: F401  the last two register
+from attlas.dense import detection  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -124,19 +125,21 @@ SHARED = {
         "transforms",
         "viewer",
     },
+    "dense/detection": {"__init__", "position_relation"},
 }
 
 
 def systems(floor: str) -> set[str]:
-    """The modules of a floor that are each a published network, as `attlas.floor.name`."""
-    return {f"attlas.{floor}.{path.stem}" for path in (ROOT / floor).glob("*.py") if path.stem not in SHARED[floor]}
+    """The modules of a folder that are each a published network, as `attlas.floor.name`."""
+    package = f"attlas.{floor.replace('/', '.')}"
+    return {f"{package}.{path.stem}" for path in (ROOT / floor).glob("*.py") if path.stem not in SHARED[floor]}
 
 
 def test_a_file_beside_the_systems_is_a_system():
     registered = {system.__module__ for system in backbones.systems().values()}
     assert {name for name in systems("backbones") if name not in registered} == set()
     networks = {entry.__module__ for entry in MODELS.module_dict.values()}
-    assert {name for name in systems("pointnets") if name not in networks} == set()
+    assert {name for floor in ("pointnets", "dense/detection") for name in systems(floor) - networks} == set()
 
 
 @pytest.mark.parametrize("floor", SHARED)

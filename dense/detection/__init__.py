@@ -6,7 +6,7 @@ from .transforms import ReadImage
 
 __all__ = ["CocoBoxes", "CocoDetection", "CocoFile", "FurnishedRooms", "FurnishedRoomsBoxes", "ReadImage"]
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
-from .relation_detr import DenoisedVarifocalLoss, RelationDETR, RelationDETRHead
+from .relation_detr import DenoisedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
 from .transforms import ReadImage
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "CocoDetection",
     "CocoFile",
     "DenoisedVarifocalLoss",
+    "DetectionSwin",
     "PositionRelation",
     "ReadImage",
     "RelationDABDETR",

@@ -178,8 +178,6 @@ class RelationDeformableDecoder(DeformableDetrTransformerDecoder):
         Raises:
             ValueError: there is a relation, and no `reg_branches` that refine boxes.
         """
-        if self.position_relation is not None and reg_branches is None:
-            raise ValueError("position_relation must be None unless with_box_refine=True: no boxes are refined")
         common = dict(
             query_pos=query_pos,
             value=value,
@@ -191,6 +189,8 @@ class RelationDeformableDecoder(DeformableDetrTransformerDecoder):
         )
         if self.position_relation is None:
             return super().forward(query, reference_points=reference_points, reg_branches=reg_branches, **common)
+        if reg_branches is None:
+            raise ValueError("position_relation must be None unless with_box_refine=True: no boxes are refined")
         states, references, mask = [], [], None
         for layer, reg_branch in zip(self.layers, reg_branches):
             known = reference_points.shape[-1]  # numbers of a box that the reference has: 2 or 4
@@ -262,8 +262,8 @@ class RelationDABDecoder(DABDetrTransformerDecoder):
             mask = self.position_relation(boxes, refined)
             boxes = refined.detach()
             references.append(refined)
-        states = torch.stack(states) if self.return_intermediate else self.post_norm(query).unsqueeze(0)
-        return [states, torch.stack(references[:-1])]
+        outputs = torch.stack(states) if self.return_intermediate else states[-1].unsqueeze(0)
+        return [outputs, torch.stack(references[:-1])]
 
 
 # --- detectors -------------------------------------------------------------------------------------------------------
@@ -277,6 +277,8 @@ class WithRelation(BaseModule):
     """
 
     relation_decoder: type
+    encoder: Any  # mmdet keeps options under these two names until it builds them
+    decoder: Any
 
     def _init_layers(self) -> None:
         options: dict[str, Any] = deepcopy(self.decoder)

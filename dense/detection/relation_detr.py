@@ -18,14 +18,17 @@ An image may have fewer tokens than there are queries: the queries that are left
 (mmdet's DINO stops there).
 """
 
+import re
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmdet.models.backbones import SwinTransformer
 from mmdet.models.dense_heads import DETRHead, DINOHead
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.losses import QualityFocalLoss
+from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
@@ -73,6 +76,68 @@ def rules(decoder_layers: int = 6, maps: int = 3) -> Rules:
         (r"^(neck\.(?:extra_)?convs\.\d)\.0\.", r"\1.conv."),
         (r"^(neck\.(?:extra_)?convs\.\d)\.1\.", r"\1.gn."),
     ]
+
+
+# --- backbone --------------------------------------------------------------------------------------------------------
+
+
+def swin_rules(prefix: str = "") -> Rules:
+    """Rules for checkpoints of Swin in torchvision's names (the authors', `features.`) and Microsoft's (`layers.`).
+
+    `by_pixel_` marks what `DetectionSwin` has to bring into mmdet's order of numbers.
+    """
+    at = rf"^{re.escape(prefix)}"
+    block = rf"({at}stages\.\d\.blocks\.\d+)\."
+    return [
+        (rf"{at}(?:.*\.(?:relative_position_index|attn_mask)|(?:norm|head)\.(?:weight|bias))$", None),
+        (rf"{at}0\.", prefix),
+        (rf"{at}features\.0\.0\.|{at}patch_embed\.proj\.", f"{prefix}patch_embed.projection."),
+        (rf"{at}features\.0\.2\.", f"{prefix}patch_embed.norm."),
+        (rf"{at}features\.([1357])\.", lambda m: f"{prefix}stages.{int(m[1]) // 2}.blocks."),
+        (rf"{at}features\.([246])\.", lambda m: f"{prefix}stages.{int(m[1]) // 2 - 1}.downsample.by_pixel_"),
+        (rf"{at}layers\.(\d)\.downsample\.", rf"{prefix}stages.\1.downsample.by_pixel_"),
+        (rf"{at}layers\.", f"{prefix}stages."),
+        (rf"{block}attn\.(?!w_msa\.)", r"\1.attn.w_msa."),
+        (rf"{block}mlp\.(?:fc1|0)\.", r"\1.ffn.layers.0.0."),
+        (rf"{block}mlp\.(?:fc2|3)\.", r"\1.ffn.layers.1."),
+    ]
+
+
+@MODELS.register_module()
+class DetectionSwin(SwinTransformer):
+    """The Swin of the authors' detectors: mmdet's, without norms of the outputs.
+
+    Weights in torchvision's, Microsoft's and mmdet's names load, with an account of every name.
+    """
+
+    checkpoint_rules = swin_rules()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for i in self.out_indices:
+            self.add_module(f"norm{i}", nn.Identity())
+        for module in self.modules():  # constants, which files have in several shapes
+            if (index := getattr(module, "relative_position_index", None)) is not None:
+                module.register_buffer("relative_position_index", index, persistent=False)
+        self.register_load_state_dict_pre_hook(self._reorder)
+
+    @staticmethod
+    def _reorder(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+        """Patch merging reads pixels (0, 0), (1, 0), (0, 1), (1, 1), all channels of one before those of another; in
+        mmdet it reads all pixels of one channel, row by row."""
+        for name in [n for n in state_dict if n.startswith(prefix) and ".by_pixel_" in n]:
+            by_pixel = state_dict.pop(name).unflatten(-1, (4, -1))
+            by_channel = by_pixel[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
+            state_dict[name.replace(".by_pixel_", ".")] = by_channel
+
+    def init_weights(self) -> None:
+        if self.init_cfg is None:
+            super().init_weights()
+        else:  # mmdet's own loader leaves out what does not fit, and says nothing
+            BaseModule.init_weights(self)
+
+
+# --- detector --------------------------------------------------------------------------------------------------------
 
 
 class FusionEncoder(DeformableDetrTransformerEncoder):
@@ -136,7 +201,8 @@ class RelationDETR(RelationDINO):
 
     @property
     def checkpoint_rules(self) -> Rules:
-        return rules(self.decoder.num_layers, len(self.neck.convs))
+        backbone = swin_rules("backbone.") if isinstance(self.backbone, DetectionSwin) else []
+        return [*backbone, *rules(self.decoder.num_layers, len(self.neck.convs))]
 
     @property
     def checkpoint_resize(self) -> dict:
@@ -225,6 +291,9 @@ class RelationDETR(RelationDINO):
             )
             outputs |= dict(hybrid_hidden_states=states, hybrid_references=references)
         return outputs
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
 
 
 @MODELS.register_module()

@@ -20,6 +20,10 @@ class FrozenBatchNorm2d(nn.Module):
     """
 
     _abbr_ = "bn"  # what mmcv names the layer
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__()
