@@ -44,6 +44,7 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "neighborhood_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 16, "side": 28, "heads": 8, "D": 16, "kernel": 13}],
     "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
+    "position_relation": [{"B": 8, "N": 900, "heads": 8}],
     "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
     "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
     "carafe": [{"B": 16, "side": 64, "C": 256, "kernel": 5, "scale": 2}],
@@ -62,6 +63,7 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "neighborhood_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 1, "side": 14, "heads": 2, "D": 16, "kernel": 5}],
     "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
+    "position_relation": [{"B": 1, "N": 9, "heads": 8}],
     "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
     "routed_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "regions": 7, "topk": 4}],
     "carafe": [{"B": 1, "side": 14, "C": 64, "kernel": 5, "scale": 2}],
@@ -285,7 +287,13 @@ def other_calls(run) -> list[tuple[str, Callable]]:
     import torch
     from benchmark.cases import random
 
-    from attlas.kernels import gather_neighbors, neighborhood_attention, residual_norm, three_interpolate
+    from attlas.kernels import (
+        gather_neighbors,
+        neighborhood_attention,
+        position_relation,
+        residual_norm,
+        three_interpolate,
+    )
 
     def leaf(*shape: int) -> torch.Tensor:
         return random(run, *shape).requires_grad_()
@@ -293,6 +301,8 @@ def other_calls(run) -> list[tuple[str, Callable]]:
     index = torch.arange(128).view(2, 16, 4) % 32
     wide = torch.promote_types(run.dtype, torch.float32)
     features, weight, q = leaf(2, 32, 8), leaf(2, 16, 3), leaf(1, 8, 8, 2, 16)
+    boxes, linear = random(run, 2, 9, 4).sigmoid(), (leaf(8, 64), leaf(8))
+    pairs = torch.eye(9, dtype=torch.bool)
     scale = torch.ones(8, dtype=wide).requires_grad_()
 
     def in_order() -> None:
@@ -305,6 +315,7 @@ def other_calls(run) -> list[tuple[str, Callable]]:
     return [
         ("gather_neighbors, deterministic", in_order),
         ("three_interpolate, weight", lambda: three_interpolate(features, index[..., :3], weight).sum().backward()),
+        ("position_relation, mask", lambda: position_relation(boxes, boxes, *linear, pairs).sum().backward()),
         ("residual_norm", lambda: residual_norm(features, leaf(2, 32, 8), scale, scale, 1e-5)[0].sum().backward()),
         (
             "neighborhood_attention, bias",

@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 SMALL_IMAGES = {
     "neighborhood_attention": {"B": 2, "side": 9, "heads": 2, "D": 4, "kernel": 3, "dilation": 2},
     "neighborhood_aggregate": {"B": 2, "side": 7, "heads": 2, "D": 4, "kernel": 5},
+    "position_relation": {"B": 2, "N": 7, "heads": 3},
     "small_kernel_aggregate": {"B": 2, "side": 5, "C": 8, "Cw": 4, "kernel": 3},
     "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
     "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},

@@ -1,8 +1,9 @@
-"""What tools/benchmark measures of images: the attentions and aggregations of `attlas.kernels` on maps.
+"""What tools/benchmark measures of images: attentions and aggregations of maps, and the relation of boxes.
 
 As for clouds (tools/benchmark/cases.py), all implementations of an operator get the same tensors: ours, "reference",
-"naive" (windows unfolded or gathered, in the manner of the releases), and for neighborhood attention "masked sdpa",
-PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in memory.
+"naive" (windows unfolded or gathered, sines written out, in the manner of the releases), and for neighborhood attention
+"masked sdpa", PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in
+memory.
 """
 
 import functools
@@ -20,6 +21,7 @@ from attlas.kernels import (
     halo_attention,
     neighborhood_aggregate,
     neighborhood_attention,
+    position_relation,
     psa_mask,
     routed_attention,
     small_kernel_aggregate,
@@ -139,6 +141,14 @@ def deformable_convolution_functions(device: torch.device, kernel: int, **_) -> 
     return {OURS: channels_first(ours), "naive": channels_first(naive.deformable_convolution)}
 
 
+def position_relation_functions(device: torch.device, B: int, N: int, **_) -> Functions:
+    source, target = torch.rand(2, B, N, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    return {
+        OURS: lambda x, bias: position_relation(source, target, x, bias),
+        "naive": lambda x, bias: naive.position_relation(source, target, x, bias),
+    }
+
+
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +183,10 @@ def deformable_shapes(B: int, side: int, C: int, kernel: int) -> Shapes:
     return {"x": (B, side, side, C), "offset": moves, "weight": (C, kernel, kernel, C), "mask": factors}
 
 
+def relation_shapes(heads: int, **_) -> Shapes:
+    return {"x": (heads, 64), "bias": (heads,)}
+
+
 def kernel_taps(kernel: int, **_) -> int:
     return kernel**2
 
@@ -198,6 +212,14 @@ IMAGE_OPERATORS = {
         kernel_taps,
         products=1,
         sizes=[dict(B=batch, side=28, C=128, Cw=16, kernel=3) for batch in (1, 8)],
+    ),
+    "position_relation": Operator(
+        relation_shapes,
+        position_relation_functions,
+        lambda **_: 64,
+        products=1,
+        sizes=[dict(B=1, N=size, heads=8) for size in (300, 900)],
+        growth=lambda B, N, **_: B * N**2 / 64,
     ),
     "halo_attention": Operator(
         halo_shapes,

@@ -278,6 +278,19 @@ def deformable_convolution(x: Tensor, offset: Tensor, weight: Tensor, mask: Tens
     return out.view(batch, -1, height, width)
 
 
+def position_relation(source: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Boxes (B, N, 4), (B, M, 4) and a convolution's weight (heads, 4 D) -> (B, heads, N, M)."""
+    with torch.no_grad():
+        one, other = source.unsqueeze(2), target.unsqueeze(1)
+        offset = ((one[..., :2] - other[..., :2]).abs() / (one[..., 2:] + 1e-5) + 1).log()
+        size = ((one[..., 2:] + 1e-5) / (other[..., 2:] + 1e-5)).log()
+        count = weight.shape[1] // 8
+        speeds = 100 / 10000 ** (torch.arange(count, device=source.device) / count)
+        angles = torch.cat([offset, size], -1).unsqueeze(-1) * speeds
+        sines = torch.stack([angles.sin(), angles.cos()], -1).flatten(3).permute(0, 3, 1, 2).contiguous()
+    return F.conv2d(sines.to(weight.dtype), weight[..., None, None], bias).relu()
+
+
 def halo_attention(
     q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, width_rel: Tensor, block: int, halo: int
 ) -> Tensor:
