@@ -125,7 +125,7 @@ SHARED = {
         "transforms",
         "viewer",
     },
-    "dense/detection": {"__init__", "position_relation"},
+    "dense/detection": {"__init__", "coco", "drawing", "inference", "position_relation", "transforms"},
 }
 
 

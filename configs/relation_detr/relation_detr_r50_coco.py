@@ -1,7 +1,7 @@
 # Relation-DETR with ResNet-50 on COCO, 12 epochs, as the authors: 10 images a step. Published: AP 51.7, AP50 69.1.
 #   python tools/train.py configs/relation_detr/relation_detr_r50_coco.py
 # The backbone starts from torchvision's second ImageNet weights; a file of torchvision or timm may stand there, too.
-# The authors' checkpoint of 91 classes loads as it is: load_from = "relation_detr_resnet50_800_1333_coco_1x.pth".
+# The authors' checkpoint of 91 classes loads into COCO's 80: load_from = "relation_detr_resnet50_800_1333_coco_1x.pth".
 _base_ = ["../_base_/detection_runtime.py", "../_base_/coco_detection.py"]
 
 work_dir = "work_dirs/relation_detr_r50_coco"
@@ -55,7 +55,7 @@ model = dict(
     positional_encoding=dict(num_feats=dim // 2, normalize=True, offset=-0.5, temperature=10000),
     bbox_head=dict(
         type="attlas.RelationDETRHead",
-        num_classes=80,
+        num_classes="auto",
         embed_dims=dim,
         hybrid_repeats=6,
         sync_cls_avg_factor=True,

@@ -508,6 +508,7 @@ def test_parameters_of_the_authors(name, total, trainable):
 def test_a_step_of_every_config(name):
     """At a small size: forward, backward, predictions."""
     small = {
+        "bbox_head.num_classes": 80,
         "num_queries": 20,
         "num_hybrid_queries": 30,
         "encoder.num_layers": 1,
