@@ -14,8 +14,8 @@ On mmdet's DINO, from which it differs in this:
 - the boxes of the head are clamped to [1e-3, 1 - 1e-3] before the logit, as in the decoder (mmdet: 1e-5);
 - positions: temperature 10,000 and offset -0.5 (mmdet: 20 and 0), which the config says.
 
-An image may have fewer tokens than there are queries: the queries that are left have no proposal and are left out
-(mmdet's DINO stops there).
+An image may have fewer tokens than there are queries, and fewer scores than `max_per_img`: queries without a proposal
+are left out, and there are fewer results. mmdet's DINO stops at both.
 """
 
 import re
@@ -28,6 +28,7 @@ from mmdet.models.dense_heads import DETRHead, DINOHead
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.losses import QualityFocalLoss
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -430,3 +431,16 @@ class RelationDETRHead(DINOHead):
             cls_scores_list, bbox_preds_list, batch_gt_instances, batch_img_metas
         )
         return *targets, sum(len(instances.labels) for instances in batch_gt_instances), negatives
+
+    def _predict_by_feat_single(
+        self, cls_score: Tensor, bbox_pred: Tensor, img_meta: dict, rescale: bool = True
+    ) -> InstanceData:
+        """As mmdet's, which stops where queries and classes make fewer scores than `max_per_img`."""
+        most = min(self.test_cfg.get("max_per_img", len(cls_score)), cls_score.numel())
+        scores, index = cls_score.sigmoid().flatten().topk(most)
+        height, width = img_meta["img_shape"]
+        size = bbox_pred.new_tensor([width, height, width, height])
+        boxes = (bbox_cxcywh_to_xyxy(bbox_pred[index // self.num_classes]) * size).clamp(min=0).minimum(size)
+        if rescale:
+            boxes = boxes / boxes.new_tensor(img_meta["scale_factor"]).repeat(2)
+        return InstanceData(bboxes=boxes, scores=scores, labels=index % self.num_classes)

@@ -285,6 +285,21 @@ def test_fewer_tokens_than_queries():
     _, (scores, _) = run(model.eval(), images, samples)
     assert scores.shape[2] == 8 * 8 + 4 * 4 + 2 * 2
     assert all(loss.isfinite().all() for loss in model.train().loss(images, samples).values())
+    model.bbox_head.test_cfg.max_per_img = 1000
+    with torch.no_grad():
+        found = model.eval().predict(images, samples)[0].pred_instances
+    assert len(found.scores) == scores.shape[2] * 5
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+
+
+def test_predictions_in_the_size_of_the_file():
+    model = detector().eval()
+    images, samples = scene(1)
+    with torch.no_grad():
+        before = model.predict(images, samples)[0].pred_instances.bboxes
+        samples[0].set_metainfo(dict(scale_factor=(2.0, 0.5)))
+        after = model.predict(images, samples)[0].pred_instances.bboxes
+    assert_close(after, before * before.new_tensor([0.5, 2, 0.5, 2]))
 
 
 def test_denoising_and_hybrid_queries_do_not_reach_the_matching_ones():
