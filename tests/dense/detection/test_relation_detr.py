@@ -245,6 +245,15 @@ def test_every_parameter_learns():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_a_step_in_mixed_precision():
+    model = detector().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.loss(*scene(3, 0))
+    sum(loss.sum() for loss in losses.values()).backward()
+    assert all(loss.isfinite().all() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize("counts", [(0, 3), (0, 0)])
 def test_images_without_objects(counts):
     model = detector().train()
