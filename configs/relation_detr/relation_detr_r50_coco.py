@@ -59,7 +59,7 @@ model = dict(
         embed_dims=dim,
         hybrid_repeats=6,
         sync_cls_avg_factor=True,
-        loss_cls=dict(type="attlas.DenoisedVarifocalLoss", alpha=0.75, gamma=2.0, loss_weight=1.0),
+        loss_cls=dict(type="attlas.DetachedVarifocalLoss", alpha=0.75, gamma=2.0, loss_weight=1.0),
         loss_bbox=dict(type="L1Loss", loss_weight=5.0),
         loss_iou=dict(type="GIoULoss", loss_weight=2.0),
     ),

@@ -6,14 +6,14 @@ from .transforms import ReadImage
 
 __all__ = ["CocoBoxes", "CocoDetection", "CocoFile", "FurnishedRooms", "FurnishedRoomsBoxes", "ReadImage"]
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
-from .relation_detr import DenoisedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
+from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
 from .transforms import ReadImage
 
 __all__ = [
     "CocoBoxes",
     "CocoDetection",
     "CocoFile",
-    "DenoisedVarifocalLoss",
+    "DetachedVarifocalLoss",
     "DetectionSwin",
     "PositionRelation",
     "ReadImage",

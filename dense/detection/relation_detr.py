@@ -298,7 +298,7 @@ class RelationDETR(RelationDINO):
 
 
 @MODELS.register_module()
-class DenoisedVarifocalLoss(QualityFocalLoss):
+class DetachedVarifocalLoss(QualityFocalLoss):
     """Cross entropy of every class with the IoU as the target at a query's own class, and 0 elsewhere.
 
     The weight is the IoU at a query's own class, and alpha · p^gamma elsewhere; no gradient flows through weights and

@@ -68,7 +68,7 @@ def settings(
             embed_dims=dim,
             sync_cls_avg_factor=True,
             hybrid_repeats=2,
-            loss_cls=dict(type="attlas.DenoisedVarifocalLoss"),
+            loss_cls=dict(type="attlas.DetachedVarifocalLoss"),
             loss_bbox=dict(type="L1Loss", loss_weight=5.0),
             loss_iou=dict(type="GIoULoss", loss_weight=2.0),
         ),
