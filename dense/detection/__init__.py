@@ -2,9 +2,6 @@
 
 from .coco import CocoBoxes, CocoDetection, CocoFile
 from .datasets import FurnishedRooms, FurnishedRoomsBoxes
-from .transforms import ReadImage
-
-__all__ = ["CocoBoxes", "CocoDetection", "CocoFile", "FurnishedRooms", "FurnishedRoomsBoxes", "ReadImage"]
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
 from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
 from .transforms import ReadImage
@@ -15,6 +12,8 @@ __all__ = [
     "CocoFile",
     "DetachedVarifocalLoss",
     "DetectionSwin",
+    "FurnishedRooms",
+    "FurnishedRoomsBoxes",
     "PositionRelation",
     "ReadImage",
     "RelationDABDETR",
