@@ -19,6 +19,7 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
 """
 
 from .box_overlaps import bbox_overlaps, box_iou_rotated
+from .bridging_attention import bridging_attention
 from .carafe import carafe
 from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
@@ -45,6 +46,7 @@ __all__ = [
     "ball_query",
     "bbox_overlaps",
     "box_iou_rotated",
+    "bridging_attention",
     "carafe",
     "deformable_convolution",
     "farthest_point_sample",

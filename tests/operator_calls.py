@@ -382,6 +382,19 @@ def _position_relation(draw: Draw) -> dict:
         weight=draw.tensor(heads, draw.choice((8, 24, 64)), dtype=dtype),
         bias=draw.tensor(heads, dtype=dtype),
         mask=draw.maybe(lambda: draw.strided(torch.rand(sources, targets, generator=draw.generator) < 0.3)),
+def _bridging_attention(draw: Draw) -> dict:
+    batch, queries, keys, heads = draw.batch(), draw.size(least=1), draw.size(least=1), draw.choice((1, 2, 3))
+    depth, dtype, place = draw.size(9, 1), draw.dtype(), draw.coordinates()
+    table = draw.tensor(heads, draw.size(9, 2), draw.size(9, 2), dtype=place).detach().abs() + 0.1
+    return dict(
+        q=draw.tensor(batch, queries, heads, depth, dtype=dtype),
+        k=draw.tensor(batch, keys, heads, depth, dtype=dtype),
+        v=draw.tensor(batch, keys, heads, draw.size(9, 1), dtype=dtype),
+        table=draw.strided(table).requires_grad_(),
+        query_positions=draw.cloud(batch, queries, 2, place).requires_grad_(),
+        key_positions=draw.cloud(batch, keys, 2, place).requires_grad_(draw.random() < 0.5),
+        step=draw.choice((0.1, 1, 3.0)),
+        scale=draw.scale(),
     )
 
 

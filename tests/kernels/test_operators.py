@@ -72,6 +72,7 @@ def test_a_few_random_calls(name):
 # what makes even small tensors be computed in several blocks, or by the trees
 BLOCKS = {
     "ball_query": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
+    "bridging_attention": {"bridging_attention.BLOCK": 16},
     "deformable_convolution": {"deformable_convolution.ROWS": 2, "deformable_convolution.CHANNELS": 2},
     "gather_max": {"gather_max.BUFFER": 8},
     "halo_attention": {"halo_attention.BLOCK": 64},
