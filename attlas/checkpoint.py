@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -263,9 +264,10 @@ def load(
         source: a file, or what `read` returned, or a state dict.
         rules: (regular expression, replacement) pairs that turn the file's names into the network's, each applied by
             `re.sub` to what the one before left; a replacement of None ignores the file's name on purpose. By default
-            the network's `checkpoint_rules`. They are for the authors' names: a file that fits better without them (one
-            of ours) is taken as it is. Names of the network's `checkpoint_optional` (regular expressions over the new
-            names) may be in the file without being in the network: the account calls them ignored.
+            the network's `checkpoint_rules`, or if it has none those of its modules, each for the names below that
+            module. They are for the authors' names: a file that fits better without them (one of ours) is taken as it
+            is. Names of the network's `checkpoint_optional` (regular expressions over the new names) may be in the file
+            without being in the network: the account calls them ignored.
         prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
         resize: for tables whose size depends on the setting (relative positions): functions (tensor, shape of the
             network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
@@ -285,8 +287,7 @@ def load(
             such container. Lists the names.
     """
     model = unwrapped(model)
-    if rules is None:
-        rules = getattr(model, "checkpoint_rules", ())
+    renamed_by = _renamer(model, rules)
     if resize is None:
         resize = _resizers(model)
     found = source if isinstance(source, Mapping) else read(source)
@@ -303,7 +304,7 @@ def load(
     likely = getattr(model, "looks_like", lambda state: "")
 
     optional = getattr(model, "checkpoint_optional", ())
-    new_names = {old: _rename(old, rules) for old in state}
+    new_names = {old: renamed_by(old) for old in state}
     old_names: dict[str, str | None] = {old: old for old in state}
     if _fitting(state, old_names, target, optional) >= _fitting(state, new_names, target, optional):
         new_names = old_names
@@ -418,8 +419,8 @@ def left_over(model: nn.Module, state: Mapping[str, Tensor], ignore: Sequence[st
         if "num_batches_tracked" not in name and not _matches(name, ignore)
     }
     resized, optional = _resizers(model), getattr(model, "checkpoint_optional", ())
-    for rules in (getattr(model, "checkpoint_rules", ()), ()):
-        renamed = {new: value for old, value in state.items() if (new := _rename(old, rules)) is not None}
+    for renamed_by in (_renamer(model), _renamer(model, ())):
+        renamed = {new: value for old, value in state.items() if (new := renamed_by(old)) is not None}
         if all(
             name in renamed and (_same(renamed[name].shape, shape) or _matches(name, resized))
             for name, shape in wanted.items()
@@ -448,6 +449,29 @@ def _same(one: Sequence[int], other: Sequence[int]) -> bool:
 
 def _is_wrapper(model: nn.Module) -> bool:
     return is_model_wrapper(model) or isinstance(model, BaseTTAModel)
+
+
+def _renamer(model: nn.Module, rules: Rules | None = None) -> Callable[[str], str | None]:
+    """What renames a file's names for a network: the given rules, else those of the network, else those of its parts,
+    each for the names below that part."""
+    if rules is None:
+        rules = getattr(model, "checkpoint_rules", None)
+    if rules is not None:
+        return partial(_rename, rules=rules)
+    parts = [(f"{name}.", part.checkpoint_rules) for name, part in model.named_modules() if _has_rules(part)]
+
+    def rename(name: str) -> str | None:
+        for prefix, of_part in parts:  # a whole before its parts
+            if name.startswith(prefix):
+                new = _rename(name.removeprefix(prefix), of_part)
+                return None if new is None else prefix + new
+        return name
+
+    return rename
+
+
+def _has_rules(module: nn.Module) -> bool:
+    return getattr(module, "checkpoint_rules", None) is not None
 
 
 def _rename(name: str, rules: Rules) -> str | None:

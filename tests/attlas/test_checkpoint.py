@@ -47,6 +47,22 @@ def test_authors_file_loads_by_the_rules_of_the_network(tmp_path, wrap):
     assert "10 of the network's 10 tensors loaded (10 of them renamed, 1 resized)" in str(account)
 
 
+def test_rules_of_a_part_are_for_the_names_below_it():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.neck = Net(), nn.Linear(3, 3)
+
+    source, target = Detector(), Detector()
+    state = {f"backbone.{name}": value for name, value in authors_state(source.backbone).items()}
+    account = checkpoint.load(target, {**state, **{f"neck.{k}": v for k, v in source.neck.state_dict().items()}})
+    assert same(source, target)
+    assert account.complete
+    assert account.renamed["backbone.backbone.conv.weight"] == "backbone.stem.weight"
+    assert account.ignored == ["backbone.backbone.running_anchor"]
+    assert checkpoint.left_over(target, state | {f"neck.{k}": v for k, v in source.neck.state_dict().items()}) == 0
+
+
 def test_rules_leave_our_own_files_alone(tmp_path):
     class Shifted(Net):
         checkpoint_rules = [(r"^norm\.", "moved."), (r"^head\.", "norm.")]  # would break names that fit already
