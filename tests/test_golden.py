@@ -54,5 +54,6 @@ def test_every_record_of_a_system_is_used():
     """A record without an "attlas" entry would never be run."""
     for path in FOLDER.glob("*/*.json"):
         if path.parent.name not in ("mmcv", "relation-detr", "risurconv"):  # whose tests read their records themselves
+        if path.parent.name not in ("bvr", "mmcv", "risurconv"):  # whose tests read their records themselves
             assert '"attlas":' in path.read_text(), path.name
             assert importlib.util.find_spec(f"attlas.backbones.{path.parent.name.replace('-', '_')}")

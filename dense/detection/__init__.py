@@ -1,5 +1,6 @@
 """Detection: maps to boxes and masks, on mmdet's classes. `docs/design.md` says how these are extended."""
 
+from .bvr import BVRATSSHead, BVRFCOSHead, BVRRetinaHead, BVRRoIHead, BVRShared2FCBBoxHead, KeypointHead
 from .coco import CocoBoxes, CocoDetection, CocoFile
 from .datasets import FurnishedRooms, FurnishedRoomsBoxes
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
@@ -21,4 +22,14 @@ __all__ = [
     "RelationDETRHead",
     "RelationDINO",
     "RelationDeformableDETR",
+    "BVRATSSHead",
+    "BVRFCOSHead",
+    "BVRRetinaHead",
+    "BVRRoIHead",
+    "BVRShared2FCBBoxHead",
+    "CocoBoxes",
+    "CocoDetection",
+    "CocoFile",
+    "KeypointHead",
+    "ReadImage",
 ]
