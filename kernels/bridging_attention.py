@@ -495,11 +495,15 @@ PROGRAMS = 1024
 
 
 def _tiles(q: Tensor, v: Tensor) -> dict[str, int]:
-    keys, depth, channels = v.shape[1], q.shape[-1], v.shape[-1]
+    """Smaller tiles for longer rows, so that the shared memory holds all tiles of a program."""
+    (_, count, _, depth), keys, channels = q.shape, v.shape[1], v.shape[-1]
+    row = max(depth, channels) * q.element_size()
     return dict(
-        BLOCK_N=32 if max(depth, channels) > 64 else tile_of(q.shape[1], 64),
-        BLOCK_K=tile_of(keys, 64), BLOCK_D=tile_of(depth), BLOCK_C=tile_of(channels),
-    )  # fmt: skip
+        BLOCK_N=tile_of(count, 64 if row <= 128 else 32 if row <= 256 else 16),
+        BLOCK_K=tile_of(keys, 64 if row <= 256 else 32 if row <= 512 else 16),
+        BLOCK_D=tile_of(depth),
+        BLOCK_C=tile_of(channels),
+    )
 
 
 def _numbers(q: Tensor, table: Tensor, step: float, scale: float) -> Tensor:

@@ -50,6 +50,7 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "carafe": [{"B": 16, "side": 64, "C": 256, "kernel": 5, "scale": 2}],
     "psa_mask": [{"B": 16, "side": 60}],
     "deformable_convolution": [{"B": 16, "side": 64, "C": 256, "kernel": 3}],
+    "bridging_attention": [{"B": 2, "side": 128, "heads": 8, "D": 32, "keys": 50, "table": 401}],
 }
 SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "farthest_point_sample": [{"B": 2, "N": 256, "S": 64}, {"B": 1, "N": 16384, "S": 4}, {"B": 133, "N": 8256, "S": 2}],
@@ -69,6 +70,9 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "carafe": [{"B": 1, "side": 14, "C": 64, "kernel": 5, "scale": 2}],
     "psa_mask": [{"B": 1, "side": 9}],
     "deformable_convolution": [{"B": 1, "side": 14, "C": 64, "kernel": 3}],
+    "bridging_attention": [
+        {"B": 1, "side": 14, "heads": 2, "D": depth, "keys": 50, "table": 41} for depth in (32, 64, 128, 256)
+    ],
 }
 
 

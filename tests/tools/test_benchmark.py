@@ -28,6 +28,7 @@ SMALL_IMAGES = {
     "carafe": {"B": 2, "side": 5, "C": 8, "kernel": 3, "scale": 2},
     "psa_mask": {"B": 2, "side": 5},
     "deformable_convolution": {"B": 2, "side": 5, "C": 8, "kernel": 3},
+    "bridging_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "keys": 3, "table": 9},
 }
 SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbors": (4, 4, 4, 4)}
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attlas.kernels import (
+    bridging_attention,
     carafe,
     deformable_convolution,
     halo_attention,
@@ -147,6 +148,19 @@ def position_relation_functions(device: torch.device, B: int, N: int, **_) -> Fu
         OURS: lambda x, bias: position_relation(source, target, x, bias),
         "naive": lambda x, bias: naive.position_relation(source, target, x, bias),
     }
+def bridging_attention_functions(device: torch.device, B: int, side: int, **_) -> Functions:
+    """Of pixels 8 apart, as the first level of a detector has them."""
+    at = 8 * torch.arange(side, device=device, dtype=torch.float32)
+    pixels = torch.cartesian_prod(at, at).flip(1).expand(B, -1, -1)
+
+    def call(function):
+        def called(x, keys, values, table, spread):
+            places = pixels, (0.5 + 0.25 * spread.float()) * 8 * side  # the key points lie all over the map
+            return function(x, keys, values, table.float().abs(), *places, 1 / 8)
+
+        return called
+
+    return {OURS: call(bridging_attention), "naive": call(naive.bridging_attention)}
 
 
 # --- the list --------------------------------------------------------------------------------------------------------
@@ -185,6 +199,9 @@ def deformable_shapes(B: int, side: int, C: int, kernel: int) -> Shapes:
 
 def relation_shapes(heads: int, **_) -> Shapes:
     return {"x": (heads, 64), "bias": (heads,)}
+def bridging_shapes(B: int, side: int, heads: int, D: int, keys: int, table: int) -> Shapes:
+    rows = dict.fromkeys(("keys", "values"), (B, keys, heads, D))
+    return {"x": (B, side**2, heads, D), **rows, "table": (heads, table, table), "spread": (B, keys, 2)}
 
 
 def kernel_taps(kernel: int, **_) -> int:
@@ -257,6 +274,13 @@ IMAGE_OPERATORS = {
         lambda C, kernel, **_: C * kernel**2,
         products=1,
         sizes=[dict(B=batch, side=56, C=128, kernel=3) for batch in (1, 8)],
+    ),
+    "bridging_attention": Operator(
+        bridging_shapes,
+        bridging_attention_functions,
+        lambda keys, **_: keys,
+        products=2,
+        sizes=[dict(B=batch, side=64, heads=8, D=32, keys=50, table=401) for batch in (1, 8)],
     ),
 }
 

@@ -328,3 +328,15 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: in
     out = torch.softmax(query @ chosen(k).transpose(-1, -2), dim=-1) @ chosen(v)
     out = out.transpose(2, 3).reshape(batch, regions, regions, height // regions, width // regions, heads, -1)
     return out.transpose(2, 3).reshape(v.shape)
+
+
+def bridging_attention(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, query_positions: Tensor, key_positions: Tensor, step: float
+) -> Tensor:
+    """(B, N, heads, D), (B, K, heads, D) twice, (heads, Y, X), (B, N, 2), (B, K, 2) -> (B, N, heads, D)."""
+    size = table.new_tensor([table.shape[2], table.shape[1]])
+    difference = (key_positions.unsqueeze(1) - query_positions.unsqueeze(2)) * step  # (B, N, K, 2)
+    maps = table.expand(len(q), -1, -1, -1)
+    found = F.grid_sample(maps, difference * 2 / size, padding_mode="border", align_corners=False)
+    logits = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5 + found.clamp(min=1e-6).log()
+    return torch.einsum("bhij,bjhd->bihd", torch.softmax(logits, dim=-1).to(v.dtype), v)
