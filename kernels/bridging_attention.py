@@ -225,46 +225,54 @@ def _place(key, query, step, half):
 
 
 @compiled
+def _corners(table, x, right, y, down):
+    """The four cells around a place, rows of all heads, and their weights."""
+    right, down = table.dtype.type(right), table.dtype.type(down)
+    left, up = 1 - right, 1 - down
+    left, up = table.dtype.type(left), table.dtype.type(up)
+    cells = table[y, x], table[y, x + 1], table[y + 1, x], table[y + 1, x + 1]
+    return cells, (up * left, up * right, down * left, down * right)
+
+
+@compiled(fastmath={"contract"})
 def _look_up(table, queries, keys, step, least, values):
-    """values (heads, n, K) of the table (Y, X, heads), the least ones raised."""
+    """values (n, K, heads) of the table (Y, X, heads), the least ones raised."""
     rows, columns, heads = table.shape
     middle_x, middle_y = table.dtype.type((columns - 1) / 2), table.dtype.type((rows - 1) / 2)
     for i in range(len(queries)):
         for j in range(len(keys)):
             x, right, _ = _place(keys[j, 0], queries[i, 0], step, middle_x)
             y, down, _ = _place(keys[j, 1], queries[i, 1], step, middle_y)
-            right, down = table.dtype.type(right), table.dtype.type(down)
+            (a, b, c, d), (of_a, of_b, of_c, of_d) = _corners(table, x, right, y, down)
+            row = values[i, j]
             for h in range(heads):
-                upper = table[y, x, h] * (1 - right) + table[y, x + 1, h] * right
-                lower = table[y + 1, x, h] * (1 - right) + table[y + 1, x + 1, h] * right
-                value = upper * (1 - down) + lower * down
-                values[h, i, j] = least if value < least else value
+                value = a[h] * of_a + b[h] * of_b + c[h] * of_c + d[h] * of_d
+                row[h] = least if value < least else value
 
 
-@compiled
+@compiled(fastmath={"contract", "reassoc"})
 def _spread(table, queries, keys, step, least, logits_grad, table_grad, queries_grad, keys_grad):
-    """Take the gradients of the logits (heads, n, K) to the table and to the positions."""
+    """Take the gradients of the logits (n, K, heads) to the table and to the positions."""
     rows, columns, heads = table.shape
     middle_x, middle_y = table.dtype.type((columns - 1) / 2), table.dtype.type((rows - 1) / 2)
+    zero = table.dtype.type(0)
     for i in range(len(queries)):
         for j in range(len(keys)):
             x, right, in_x = _place(keys[j, 0], queries[i, 0], step, middle_x)
             y, down, in_y = _place(keys[j, 1], queries[i, 1], step, middle_y)
-            right, down = table.dtype.type(right), table.dtype.type(down)
-            along_x = along_y = table.dtype.type(0)
+            (a, b, c, d), (of_a, of_b, of_c, of_d) = _corners(table, x, right, y, down)
+            (to_a, to_b, to_c, to_d), _ = _corners(table_grad, x, right, y, down)
+            left, right, up, down = of_a + of_c, of_b + of_d, of_a + of_b, of_c + of_d
+            row, along_x, along_y = logits_grad[i, j], zero, zero
             for h in range(heads):
-                a, b = table[y, x, h], table[y, x + 1, h]
-                c, d = table[y + 1, x, h], table[y + 1, x + 1, h]
-                value = (a * (1 - right) + b * right) * (1 - down) + (c * (1 - right) + d * right) * down
-                if value < least:
-                    continue
-                grad = logits_grad[h, i, j] / value
-                table_grad[y, x, h] += grad * (1 - down) * (1 - right)
-                table_grad[y, x + 1, h] += grad * (1 - down) * right
-                table_grad[y + 1, x, h] += grad * down * (1 - right)
-                table_grad[y + 1, x + 1, h] += grad * down * right
-                along_x += grad * ((b - a) * (1 - down) + (d - c) * down)
-                along_y += grad * ((c - a) * (1 - right) + (d - b) * right)
+                value = a[h] * of_a + b[h] * of_b + c[h] * of_c + d[h] * of_d
+                grad = zero if value < least else row[h] / value
+                to_a[h] += grad * of_a
+                to_b[h] += grad * of_b
+                to_c[h] += grad * of_c
+                to_d[h] += grad * of_d
+                along_x += grad * ((b[h] - a[h]) * up + (d[h] - c[h]) * down)
+                along_y += grad * ((c[h] - a[h]) * left + (d[h] - b[h]) * right)
             if in_x:
                 queries_grad[i, 0] -= along_x * step
                 keys_grad[j, 0] += along_x * step
@@ -290,9 +298,10 @@ class _Problem:
     def weights(self, image: int, part: slice, q_HND: Tensor) -> Tensor:
         """The weights (heads, n, K), for queries that were scaled."""
         heads, count, _ = q_HND.shape
-        values = np.empty((heads, count, self.keys.shape[1]), self.table.dtype)
+        values = np.empty((count, self.keys.shape[1], heads), self.table.dtype)  # heads last: they lie side by side
         _look_up(self.table, self.queries[image, part], self.keys[image], self.step, self.least, values)
-        return torch.baddbmm(torch.from_numpy(values).log_(), q_HND, self.k_BHKD[image].mT).softmax(-1)
+        bias = torch.from_numpy(values).log_().permute(2, 0, 1)
+        return torch.bmm(q_HND, self.k_BHKD[image].mT).add_(bias).softmax(-1)
 
 
 def _bridging_attention_cpu(
@@ -344,7 +353,8 @@ def _bridging_attention_backward_cpu(
             dq[image, part] = (torch.bmm(logits_grad, problem.k_BHKD[image]) * scale).transpose(0, 1)
             dk[image] += torch.bmm(logits_grad.mT, q_part)
             places = problem.table, problem.queries[image, part], problem.keys[image], problem.step, problem.least
-            _spread(*places, logits_grad.numpy(), table_grad, queries_grad[image, part], keys_grad[image])
+            rows = logits_grad.permute(1, 2, 0).contiguous().numpy()
+            _spread(*places, rows, table_grad, queries_grad[image, part], keys_grad[image])
         return dk, dv, torch.from_numpy(table_grad), torch.from_numpy(keys_grad)
 
     # one share for each thread, with sums of its own, which are added in order: the result is always the same
