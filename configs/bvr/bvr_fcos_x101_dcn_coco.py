@@ -1,12 +1,16 @@
-# RelationNet++ (BVR) on FCOS with ResNeXt-101 64x4d and deformable convolutions, 20 epochs: 48.7 AP on COCO val.
-_base_ = ["mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", "../_base_/bvr_x101_dcn.py"]
-custom_imports = dict(imports=["attlas.dense.detection"])
+# RelationNet++ (BVR) on FCOS with a large backbone. Published box AP: 48.7.
+_base_ = "../_base_/bvr_x101_dcn.py"
+
+work_dir = "work_dirs/bvr_fcos_x101_dcn_coco"
 model = dict(
-    data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone={{_base_.x101_dcn}},
-    neck=dict(relu_before_extra_convs=False),
+    type="FCOS",
     bbox_head=dict(
         type="attlas.BVRFCOSHead",
+        num_classes="auto",
+        in_channels=256,
+        stacked_convs=4,
+        feat_channels=256,
+        strides=[8, 16, 32, 64, 128],
         norm_cfg=None,
         conv_bias=True,
         dcn_on_last_conv=True,
@@ -14,12 +18,13 @@ model = dict(
         center_sample_radius=1.5,
         norm_on_bbox=True,
         centerness_on_reg=True,
-        loss_bbox=dict(type="GIoULoss"),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type="GIoULoss", loss_weight=1.0),
+        loss_centerness=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
         keypoint_head=dict(logits_convs=0),
         bridging=dict(base_size=300),
     ),
-    test_cfg=dict(nms=dict(iou_threshold=0.6)),
 )
-train_dataloader = dict(dataset=dict(pipeline={{_base_.multi_scale}}))
-train_cfg = dict(max_epochs=20)
-param_scheduler = {{_base_.steps_20e}}
+optim_wrapper = dict(
+    paramwise_cfg=dict(bias_lr_mult=2.0, bias_decay_mult=0.0), clip_grad=dict(max_norm=35, norm_type=2)
+)

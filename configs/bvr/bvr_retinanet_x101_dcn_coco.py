@@ -1,11 +1,33 @@
-# RelationNet++ (BVR) on RetinaNet with ResNeXt-101 64x4d and deformable convolutions, 20 epochs: 46.5 AP on COCO val.
-_base_ = ["mmdet::retinanet/retinanet_r50_fpn_1x_coco.py", "../_base_/bvr_x101_dcn.py"]
-custom_imports = dict(imports=["attlas.dense.detection"])
+# RelationNet++ (BVR) on RetinaNet with a large backbone. Published box AP: 46.5.
+_base_ = "../_base_/bvr_x101_dcn.py"
+
+work_dir = "work_dirs/bvr_retinanet_x101_dcn_coco"
 model = dict(
-    backbone={{_base_.x101_dcn}},
-    bbox_head=dict(type="attlas.BVRRetinaHead", bridging=dict(base_size=300)),
-    test_cfg=dict(nms=dict(iou_threshold=0.6)),
+    type="RetinaNet",
+    neck=dict(add_extra_convs="on_input"),
+    bbox_head=dict(
+        type="attlas.BVRRetinaHead",
+        num_classes="auto",
+        in_channels=256,
+        stacked_convs=4,
+        feat_channels=256,
+        anchor_generator=dict(
+            type="AnchorGenerator",
+            octave_base_scale=4,
+            scales_per_octave=3,
+            ratios=[0.5, 1.0, 2.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[1.0] * 4),
+        loss_cls=dict(type="FocalLoss", use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type="L1Loss", loss_weight=1.0),
+        bridging=dict(base_size=300),
+    ),
+    train_cfg=dict(
+        assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
+        sampler=dict(type="PseudoSampler"),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False,
+    ),
 )
-train_dataloader = dict(dataset=dict(pipeline={{_base_.multi_scale}}))
-train_cfg = dict(max_epochs=20)
-param_scheduler = {{_base_.steps_20e}}

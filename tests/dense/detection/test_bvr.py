@@ -9,11 +9,12 @@ from golden_records import Record
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.model import bias_init_with_prob
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from attlas import checkpoint
 from attlas.config import load_config
+from attlas.data import fill_classes
 from attlas.dense.detection import bvr
 from attlas.kernels.bridging_attention import location_bias
 from attlas.registry import MODELS
@@ -353,16 +354,27 @@ def samples(height, width, *boxes):
     ]
 
 
+def read(name, classes):
+    config = load_config(CONFIGS / f"{name}.py").model
+    fill_classes(config, lambda: classes)
+    return config
+
+
+def built(config):
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return MODELS.build(config)
+
+
 def small_config(name, **head):
     """The model of a config with few channels and layers, without deformable convolutions."""
-    config = load_config(CONFIGS / f"{name}.py").model.to_dict()
-    config["backbone"] = dict(type="mmdet.ResNet", depth=18, base_channels=8, norm_cfg=dict(type="BN"))
+    config = read(name, 3).to_dict()
+    config["backbone"] = dict(type="ResNet", depth=18, base_channels=8, norm_cfg=dict(type="BN"))
     config["neck"].update(in_channels=[8, 16, 32, 64], out_channels=32, norm_cfg=None)
     groups = None if "fcos" in name else dict(type="GN", num_groups=4)
     keypoint_head = dict(config["bbox_head"].get("keypoint_head", {}), feat_channels=32, stacked_convs=1)
     keypoint_head["norm_cfg"] = keypoint_head.get("norm_cfg") and groups
     config["bbox_head"].update(
-        num_classes=3, in_channels=32, feat_channels=32, stacked_convs=1, norm_cfg=groups, keypoint_head=keypoint_head
+        in_channels=32, feat_channels=32, stacked_convs=1, norm_cfg=groups, keypoint_head=keypoint_head
     )
     config["bbox_head"].pop("dcn_on_last_conv", None)
     config["bbox_head"].update(head)
@@ -371,7 +383,7 @@ def small_config(name, **head):
 
 def small(name, **head):
     torch.manual_seed(0)
-    model = MODELS.build(small_config(name, **head))
+    model = built(small_config(name, **head))
     model.init_weights()
     return model
 
@@ -382,7 +394,7 @@ HEADS = ["bvr_retinanet_r50_coco", "bvr_atss_x101_dcn_coco", "bvr_fcos_x101_dcn_
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_configs_build(name):
     with torch.device("meta"):
-        model = MODELS.build(load_config(CONFIGS / f"{name}.py").model)
+        model = built(read(name, 80))
     head = model.bbox_head
     counts = [sum(p.numel() for p in part.parameters()) for part in (head.cls_bridge, head.reg_bridge)]
     assert counts == [265_224, 528_392]
@@ -393,7 +405,7 @@ def test_configs_build(name):
         assert head.cls_bridge.locations[0].codes.shape[0] == 301
         assert (head.cls_bridge.locations is head.reg_bridge.locations) == ("atss" in name)
     with pytest.raises(TypeError, match="unknown"):
-        MODELS.build(dict(load_config(CONFIGS / f"{name}.py").model.bbox_head, bridging=dict(unknown=1)))
+        built(dict(read(name, 80).bbox_head, bridging=dict(unknown=1)))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -427,8 +439,8 @@ def test_without_the_module_it_is_the_stock_head(name, training):
     stock = small_config(name).bbox_head
     for own in ("keypoint_head", "bridging"):
         stock.pop(own, None)
-    stock.type = "mmdet." + stock.type.removeprefix("attlas.BVR")
-    stock = MODELS.build(stock).train(training)
+    stock.type = stock.type.removeprefix("attlas.BVR")
+    stock = built(stock).train(training)
     answer = stock.load_state_dict(head.state_dict(), strict=False)
     assert answer.missing_keys == []
     assert {key.split(".")[0] for key in answer.unexpected_keys} == {"keypoint_head", "cls_bridge", "reg_bridge"}
@@ -512,23 +524,22 @@ class Pooled(torch.nn.Module):
 @pytest.fixture
 def roi_head():
     torch.manual_seed(0)
-    init_default_scope("mmdet")
-    head = MODELS.build(
+    head = built(
         ConfigDict(
-            type="BVRRoIHead",
+            type="attlas.BVRRoIHead",
             num_classes=3,
             in_channels=8,
             strides=(8, 16),
             keypoint_head=dict(feat_channels=8),
             bridging=dict(num_heads=2),
             bbox_roi_extractor=dict(
-                type="mmdet.SingleRoIExtractor", roi_layer=dict(type="RoIAlign", output_size=7), out_channels=8,
+                type="SingleRoIExtractor", roi_layer=dict(type="RoIAlign", output_size=7), out_channels=8,
                 featmap_strides=[4],
             ),
-            bbox_head=dict(type="BVRShared2FCBBoxHead", in_channels=8, fc_out_channels=16, num_classes=3),
+            bbox_head=dict(type="attlas.BVRShared2FCBBoxHead", in_channels=8, fc_out_channels=16, num_classes=3),
             train_cfg=dict(
-                assigner=dict(type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
-                sampler=dict(type="mmdet.RandomSampler", num=8, pos_fraction=0.5, neg_pos_ub=-1),
+                assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+                sampler=dict(type="RandomSampler", num=8, pos_fraction=0.5, neg_pos_ub=-1),
                 pos_weight=-1,
             ),
         )
