@@ -376,7 +376,8 @@ def small_config(name, **head):
     config["bbox_head"].update(
         in_channels=32, feat_channels=32, stacked_convs=1, norm_cfg=groups, keypoint_head=keypoint_head
     )
-    config["bbox_head"].pop("dcn_on_last_conv", None)
+    if "dcn_on_last_conv" in config["bbox_head"]:
+        config["bbox_head"]["dcn_on_last_conv"] = False
     config["bbox_head"].update(head)
     return ConfigDict(config)
 
@@ -455,7 +456,7 @@ def test_without_the_module_it_is_the_stock_head(name, training):
     model = small(name)
     head = model.bbox_head
     stock = small_config(name).bbox_head
-    for own in ("keypoint_head", "bridging"):
+    for own in ("keypoint_head", "bridging", *(["dcn_on_last_conv"] if "atss" in name else [])):
         stock.pop(own, None)
     stock.type = stock.type.removeprefix("attlas.BVR")
     stock = built(stock).train(training)
@@ -468,6 +469,15 @@ def test_without_the_module_it_is_the_stock_head(name, training):
     maps = [torch.randn(2, 32, n, n + 1) for n in (9, 5, 3, 2, 1)]
     for got, expected in zip(head.train(training)(maps), stock(maps), strict=True):
         assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("name", ["bvr_atss_x101_dcn_coco", "bvr_fcos_x101_dcn_coco"])
+def test_towers_end_in_deformable_convolutions(name):
+    head = small(name, dcn_on_last_conv=True).bbox_head
+    outputs = head([torch.randn(1, 32, n, n) for n in (8, 4, 3, 2, 2)])
+    sum(x.square().sum() for level in outputs for x in level).backward()
+    for tower in (head.cls_convs, head.reg_convs):
+        assert tower[-1].conv.conv_offset.weight.grad.any()
 
 
 def test_options_of_the_module():
