@@ -148,6 +148,8 @@ def position_relation_functions(device: torch.device, B: int, N: int, **_) -> Fu
         OURS: lambda x, bias: position_relation(source, target, x, bias),
         "naive": lambda x, bias: naive.position_relation(source, target, x, bias),
     }
+
+
 def bridging_attention_functions(device: torch.device, B: int, side: int, **_) -> Functions:
     """Of pixels 8 apart, as the first level of a detector has them."""
     at = 8 * torch.arange(side, device=device, dtype=torch.float32)
@@ -199,6 +201,8 @@ def deformable_shapes(B: int, side: int, C: int, kernel: int) -> Shapes:
 
 def relation_shapes(heads: int, **_) -> Shapes:
     return {"x": (heads, 64), "bias": (heads,)}
+
+
 def bridging_shapes(B: int, side: int, heads: int, D: int, keys: int, table: int) -> Shapes:
     rows = dict.fromkeys(("keys", "values"), (B, keys, heads, D))
     return {"x": (B, side**2, heads, D), **rows, "table": (heads, table, table), "spread": (B, keys, 2)}
