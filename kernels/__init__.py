@@ -6,8 +6,9 @@ M coarse points. The files of image operators define their own.
 What every operator promises of its arguments, and `tests/kernels/test_operators.py` tries:
 
 - A wrong argument (type, shape, dtype, device, value) raises a ValueError, a TypeError, or an IndexError if an index is
-  out of range; the message names the argument. Coordinates must be finite, normals of unit length, indices and lengths
-  in range. These values are looked at on a CPU only, and not while tracing: a look would wait for the device.
+  out of range; the message names the argument. Coordinates and boxes must be finite, normals of unit length, indices
+  and lengths in range. These values are looked at on a CPU only, and not while tracing: a look would wait for the
+  device.
 - All other floating-point tensors may hold infinities and NaN. On a CPU an output is finite where the PyTorch reference
   has a finite number, and only there; which of infinity and NaN stands elsewhere is not promised. A gradient is finite
   at least where the reference's is, whose zeros times infinity a loop may skip. Of a batch only the image or cloud with
@@ -21,6 +22,8 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
 from .box_overlaps import bbox_overlaps, box_iou_rotated
 from .bridging_attention import bridging_attention
 from .carafe import carafe
+from .deform_roi_pool import deform_roi_pool
+from .deformable_attention import deformable_attention
 from .deformable_convolution import deformable_convolution
 from .farthest_point_sample import farthest_point_sample
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
@@ -36,6 +39,8 @@ from .nms import nms, nms_match, nms_rotated, soft_nms
 from .position_relation import position_relation
 from .psa_mask import psa_mask
 from .residual_norm import residual_norm
+from .roi_align import roi_align
+from .roi_pool import roi_pool
 from .routed_attention import routed_attention
 from .small_kernel_aggregate import small_kernel_aggregate
 from .surface_attention import surface_attention
@@ -48,6 +53,8 @@ __all__ = [
     "box_iou_rotated",
     "bridging_attention",
     "carafe",
+    "deform_roi_pool",
+    "deformable_attention",
     "deformable_convolution",
     "farthest_point_sample",
     "gather_max",
@@ -65,6 +72,8 @@ __all__ = [
     "principal_axis",
     "psa_mask",
     "residual_norm",
+    "roi_align",
+    "roi_pool",
     "routed_attention",
     "scatter_neighbors",
     "sigmoid_focal_loss",

@@ -486,6 +486,55 @@ def _sigmoid_focal_loss(draw: Draw) -> dict:
 def _softmax_focal_loss(draw: Draw) -> dict:
     keywords = _sigmoid_focal_loss(draw)
     return {**keywords, "target": keywords["target"] - 1}
+def _deformable_attention(draw: Draw) -> dict:
+    batch, queries, heads, channels = draw.batch(), draw.size(9), draw.choice((1, 2, 3)), draw.size(17)
+    levels, places, dtype = draw.choice((1, 1, 2, 3)), draw.choice((0, 1, 2, 3)), draw.dtype()
+    sizes = [(draw.size(9, 0 if level else 1), draw.size(9, 0 if level else 1)) for level in range(levels)]
+    shape = batch, queries, heads, levels, places
+    return dict(
+        value=draw.tensor(batch, sum(high * wide for high, wide in sizes), heads, channels, dtype=dtype),
+        spatial_shapes=draw.strided(torch.tensor(sizes), expanded=False),
+        locations=draw.tensor(*shape, 2, dtype=draw.dtype()),
+        weights=draw.tensor(*shape, dtype=draw.dtype()),
+    )
+
+
+def _boxes(draw: Draw, batch: int, side: float) -> Tensor:
+    """Boxes (R, 5) of `batch` images of about a side; some of them outside, or of no width or height."""
+    count = draw.size(9) if batch else 0
+    edges = torch.rand(count, 2, 2, generator=draw.generator, dtype=torch.float64) * 2 * side - side / 2
+    if draw.random() < 0.3:
+        edges = edges.round()
+    image = torch.randint(max(1, batch), (count, 1), generator=draw.generator)
+    return draw.strided(torch.cat([image, edges.sort(1).values.flatten(1)], 1).to(draw.dtype()))
+
+
+def _roi_align(draw: Draw) -> dict:
+    features = draw.tensor(draw.batch(), draw.size(17), draw.size(9, 1), draw.size(9, 1), dtype=draw.dtype())
+    scale = draw.choice((1.0, 0.5, 0.1, 3.0))
+    return dict(
+        features=features,
+        rois=_boxes(draw, len(features), 9 / scale),
+        output_size=draw.choice((1, 2, 3, (2, 5), (7, 1))),
+        spatial_scale=scale,
+        sampling_ratio=draw.choice((0, 0, 1, 2, 3)),
+        mode=draw.choice(("avg", "max")),
+        aligned=draw.random() < 0.5,
+    )
+
+
+def _roi_pool(draw: Draw) -> dict:
+    keywords = _roi_align(draw)
+    return {name: keywords[name] for name in ("features", "rois", "output_size", "spatial_scale")}
+
+
+def _deform_roi_pool(draw: Draw) -> dict:
+    keywords = _roi_align(draw)
+    size = keywords["output_size"]
+    bins = (size, size) if isinstance(size, int) else size
+    offset = draw.maybe(lambda: draw.tensor(len(keywords["rois"]), 2, *bins, dtype=draw.dtype()), 0.8)
+    names = ("features", "rois", "output_size", "spatial_scale", "sampling_ratio")
+    return {name: keywords[name] for name in names} | dict(offset=offset, gamma=draw.choice((0.1, 0, 1.0)))
 
 
 def _flat(draw: Draw, most: int = 3) -> dict:

@@ -197,6 +197,9 @@ VALUES = [
     "carafe", "deformable_convolution", "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments",
     "neighborhood_aggregate", "neighborhood_attention", "position_relation", "psa_mask", "residual_norm",
     "routed_attention", "scatter_neighbors", "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss",
+    "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
+    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "psa_mask",
+    "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors", "small_kernel_aggregate",
     "surface_attention", "three_interpolate",
 ]  # fmt: skip
 
@@ -225,6 +228,8 @@ SHARED = ("bias", "height_rel", "width_rel", "weight")  # by the images or cloud
 
 # residual_norm has statistics of all rows, and boxes meet each other
 @pytest.mark.parametrize("name", sorted(set(VALUES) - {"residual_norm", *BOXES}))
+# residual_norm has statistics of all rows, and outputs of the others are rows of boxes in any order
+@pytest.mark.parametrize("name", sorted(set(VALUES) - {"deform_roi_pool", "residual_norm", "roi_align", "roi_pool"}))
 def test_an_infinity_or_nan_stays_in_its_image_or_cloud(name):
     tried = 0
     for seed in range(300):
