@@ -17,6 +17,8 @@ from .. import kernels
 from .box_overlaps import MODES
 from .carafe import carafe, carafe_gradients
 from .checks import sum_dtype
+from .deform_roi_pool import deform_roi_pool_backward_op, deform_roi_pool_op
+from .deformable_attention import deformable_attention, deformable_attention_backward_op
 from .deformable_convolution import (
     deformable_convolution,
     deformable_convolution_backward_op,
@@ -27,6 +29,8 @@ from .gather import scatter_neighbors_op
 from .nms import METHODS
 from .psa_mask import psa_mask_backward_op, psa_mask_op
 from .three_interpolate import three_interpolate_backward_op
+from .roi_align import grids, roi_align_backward_op, roi_align_op
+from .roi_pool import roi_pool_backward_op, roi_pool_op
 
 __all__ = [
     "ball_query_forward",
@@ -43,6 +47,8 @@ __all__ = [
     "furthest_point_sampling_with_dist_forward",
     "gather_points_backward",
     "gather_points_forward",
+    "deform_roi_pool_backward",
+    "deform_roi_pool_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
     "group_points_backward",
@@ -65,6 +71,14 @@ __all__ = [
     "three_interpolate_backward",
     "three_interpolate_forward",
     "three_nn_forward",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
+    "psamask_backward",
+    "psamask_forward",
+    "roi_align_backward",
+    "roi_align_forward",
+    "roi_pool_backward",
+    "roi_pool_forward",
 ]
 
 
@@ -148,6 +162,57 @@ def carafe_naive_backward(
     of_features, of_masks = carafe_gradients(top_grad, features, masks, kernel_size)
     bottom_grad.copy_(of_features)
     mask_grad.copy_(of_masks)
+
+
+# --- deform_roi_pool -------------------------------------------------------------------------------------------------
+
+
+def deform_roi_pool_forward(
+    input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, pooled_height: int, pooled_width: int,
+    spatial_scale: float, sampling_ratio: int, gamma: float,
+) -> None:  # fmt: skip
+    shift = _offset(input, rois, offset, pooled_height, pooled_width)
+    boxes = rois.to(shift.dtype)
+    output.copy_(deform_roi_pool_op(input, boxes, shift, spatial_scale, sampling_ratio, gamma))
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor, grad_input: Tensor, grad_offset: Tensor,
+    pooled_height: int, pooled_width: int, spatial_scale: float, sampling_ratio: int, gamma: float,
+) -> None:  # fmt: skip
+    shift = _offset(input, rois, offset, pooled_height, pooled_width)
+    boxes = rois.to(shift.dtype)
+    grads = deform_roi_pool_backward_op(grad_output, input, boxes, shift, spatial_scale, sampling_ratio, gamma)
+    grad_input.copy_(grads[0])
+    if offset.numel():
+        grad_offset.copy_(grads[1])
+
+
+def _offset(input: Tensor, rois: Tensor, offset: Tensor, high: int, wide: int) -> Tensor:
+    """mmcv gives an empty tensor for no offsets."""
+    dtype = sum_dtype(input)
+    return offset.to(dtype) if offset.numel() else rois.new_zeros(len(rois), 2, high, wide, dtype=dtype)
+
+
+# --- deformable_attention --------------------------------------------------------------------------------------------
+
+
+def ms_deform_attn_forward(
+    value: Tensor, spatial_shapes: Tensor, level_start: Tensor, locations: Tensor, weights: Tensor, im2col_step: int
+) -> Tensor:
+    return deformable_attention(
+        value, spatial_shapes, locations, weights
+    )  # where levels start follows from their sizes
+
+
+def ms_deform_attn_backward(
+    value: Tensor, spatial_shapes: Tensor, level_start: Tensor, locations: Tensor, weights: Tensor,
+    grad_output: Tensor, grad_value: Tensor, grad_locations: Tensor, grad_weights: Tensor, im2col_step: int,
+) -> None:  # fmt: skip
+    places, factors = locations.to(sum_dtype(value)), weights.to(sum_dtype(value))
+    grads = deformable_attention_backward_op(grad_output, value, spatial_shapes, places, factors)
+    for out, grad in zip((grad_value, grad_locations, grad_weights), grads):
+        out.copy_(grad)
 
 
 # --- deformable_convolution ------------------------------------------------------------------------------------------
@@ -474,3 +539,49 @@ def psamask_backward(
     h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int,
 ) -> None:  # fmt: skip
     grad_input.copy_(psa_mask_backward_op(grad_output, h_mask, w_mask, psa_type == 0))
+
+
+# --- roi_align -------------------------------------------------------------------------------------------------------
+
+
+def roi_align_forward(
+    input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
+    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
+) -> None:  # fmt: skip
+    size, take_max = (aligned_height, aligned_width), pool_mode == 0
+    image, grid = grids(rois.to(sum_dtype(input)), size, spatial_scale, sampling_ratio, aligned)
+    out, places = roi_align_op(input, image, grid, *size, sampling_ratio, take_max)
+    output.copy_(out)
+    if take_max:
+        argmax_y.copy_(places[0])
+        argmax_x.copy_(places[1])
+
+
+def roi_align_backward(
+    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
+    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
+) -> None:  # fmt: skip
+    size, boxes = (aligned_height, aligned_width), rois.to(sum_dtype(grad_output))
+    image, grid = grids(boxes, size, spatial_scale, sampling_ratio, aligned)
+    places = torch.stack([argmax_y, argmax_x]).to(grid.dtype) if pool_mode == 0 else grid.new_empty(0)
+    grad_input.copy_(roi_align_backward_op(grad_output, image, grid, places, list(grad_input.shape), sampling_ratio))
+
+
+# --- roi_pool --------------------------------------------------------------------------------------------------------
+
+
+def roi_pool_forward(
+    input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int, pooled_width: int,
+    spatial_scale: float,
+) -> None:  # fmt: skip
+    out, pixel = roi_pool_op(input, rois.to(sum_dtype(input)), pooled_height, pooled_width, spatial_scale)
+    output.copy_(out)
+    argmax.copy_(pixel)
+
+
+def roi_pool_backward(
+    grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int, pooled_width: int,
+    spatial_scale: float,
+) -> None:  # fmt: skip
+    boxes = rois.to(sum_dtype(grad_output))
+    grad_input.copy_(roi_pool_backward_op(grad_output, boxes, argmax.long(), list(grad_input.shape)))

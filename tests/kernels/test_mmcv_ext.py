@@ -12,6 +12,7 @@ from golden_records import Record
 import attlas  # noqa: F401  before mmcv
 from attlas import kernels
 from attlas.kernels import mmcv_ext
+from attlas.kernels import deform_roi_pool, mmcv_ext, roi_align, roi_pool
 
 pytest.importorskip("mmcv")  # the machine of `make gpu` has none
 
@@ -68,6 +69,49 @@ def test_carafe_of_mmcv():
     torch.testing.assert_close(got, [*expected])
     with pytest.raises(ValueError, match=r"masks must have shape \(2, 9, 6, 10\), got \(2, 18, 6, 10\)"):
         mmcv_ext.carafe_naive_forward(features, masks, out, 3, 1, 2)
+
+
+# --- deform_roi_pool -------------------------------------------------------------------------------------------------
+
+
+def test_deform_roi_pool():
+    from mmcv.ops import DeformRoIPool
+
+    features = torch.randn(2, 3, 8, 9, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[1, 2.0, 3.0, 20.0, 15.0], [0, -4.0, 1.0, 9.0, 30.0]], dtype=torch.float64)
+    offset = torch.randn(2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    layer = DeformRoIPool((3, 2), 0.5, 2, 0.2)
+    assert_gradients_agree(layer, lambda *x: deform_roi_pool(*x, (3, 2), 0.5, 2, 0.2), (features, rois, offset))
+    assert_gradients_agree(layer, lambda *x: roi_align(*x, (3, 2), 0.5, 2), (features, rois))
+
+
+# --- deformable_attention --------------------------------------------------------------------------------------------
+
+
+def test_deformable_attention():
+    """mmcv's function on our operator, against mmcv's Python form; it casts places and weights to the values' dtype."""
+    from mmcv.ops.multi_scale_deform_attn import (
+        MultiScaleDeformableAttnFunction,
+        multi_scale_deformable_attn_pytorch,
+    )
+
+    sizes = torch.tensor([(4, 3), (2, 5)])
+    value = torch.randn(2, 22, 2, 4, dtype=torch.float64, requires_grad=True)
+    locations = torch.rand(2, 3, 2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(2, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def ours(value, locations, weights):
+        start = torch.tensor([0, 12])
+        return MultiScaleDeformableAttnFunction.apply(value, sizes, start, locations, weights, 64)
+
+    def theirs(value, locations, weights):
+        return multi_scale_deformable_attn_pytorch(value, sizes, locations, weights)
+
+    assert_gradients_agree(ours, theirs, (value, locations, weights))
+    half = value.detach().half().requires_grad_()
+    out = ours(half, locations.detach().float(), weights.detach().float())
+    assert_agree("half", out.detach(), theirs(half.float(), locations.half().float(), weights.half().float()).half())
+    assert torch.autograd.grad(out.sum(), half)[0].dtype == torch.float16
 
 
 # --- deformable_convolution ------------------------------------------------------------------------------------------
@@ -327,3 +371,27 @@ def test_one_graph():
     scores = torch.rand(30)
     graph = torch.compile(lambda x: ops.nms(x, scores, 0.5)[0], fullgraph=True, backend="aot_eager")
     assert torch.equal(graph(boxes), ops.nms(boxes, scores, 0.5)[0])
+# --- roi_align -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_roi_align(mode):
+    from mmcv.ops import RoIAlign
+
+    features = torch.randn(2, 3, 8, 9, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[1, 2.0, 3.0, 20.0, 15.0], [0, -4.0, 1.0, 9.0, 30.0]], dtype=torch.float64)
+    layer = RoIAlign((3, 2), 0.5, 0, mode, aligned=True)
+    assert_gradients_agree(layer, lambda *x: roi_align(*x, (3, 2), 0.5, 0, mode), (features, rois))
+    half = features.detach().half().requires_grad_()
+    assert torch.autograd.grad(layer(half, rois.half()).sum(), half)[0].isfinite().all()
+
+
+# --- roi_pool --------------------------------------------------------------------------------------------------------
+
+
+def test_roi_pool():
+    from mmcv.ops import RoIPool
+
+    features = torch.randn(2, 3, 8, 9, dtype=torch.float64, requires_grad=True)
+    rois = torch.tensor([[1, 2.0, 3.0, 20.0, 15.0], [0, -4.0, 1.0, 9.0, 30.0]], dtype=torch.float64)
+    assert_gradients_agree(RoIPool((3, 2), 0.5), lambda *x: roi_pool(*x, (3, 2), 0.5), (features, rois))
