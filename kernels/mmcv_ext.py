@@ -28,9 +28,9 @@ from .focal_loss import sigmoid_focal_loss_backward_op, softmax_focal_loss_backw
 from .gather import scatter_neighbors_op
 from .nms import METHODS
 from .psa_mask import psa_mask_backward_op, psa_mask_op
-from .three_interpolate import three_interpolate_backward_op
 from .roi_align import grids, roi_align_backward_op, roi_align_op
 from .roi_pool import roi_pool_backward_op, roi_pool_op
+from .three_interpolate import three_interpolate_backward_op
 
 __all__ = [
     "ball_query_forward",
@@ -43,12 +43,12 @@ __all__ = [
     "deform_conv_backward_input",
     "deform_conv_backward_parameters",
     "deform_conv_forward",
+    "deform_roi_pool_backward",
+    "deform_roi_pool_forward",
     "furthest_point_sampling_forward",
     "furthest_point_sampling_with_dist_forward",
     "gather_points_backward",
     "gather_points_forward",
-    "deform_roi_pool_backward",
-    "deform_roi_pool_forward",
     "get_compiler_version",
     "get_compiling_cuda_version",
     "group_points_backward",
@@ -58,11 +58,17 @@ __all__ = [
     "masked_im2col_forward",
     "modulated_deform_conv_backward",
     "modulated_deform_conv_forward",
+    "ms_deform_attn_backward",
+    "ms_deform_attn_forward",
     "nms",
     "nms_match",
     "nms_rotated",
     "psamask_backward",
     "psamask_forward",
+    "roi_align_backward",
+    "roi_align_forward",
+    "roi_pool_backward",
+    "roi_pool_forward",
     "sigmoid_focal_loss_backward",
     "sigmoid_focal_loss_forward",
     "softmax_focal_loss_backward",
@@ -71,14 +77,6 @@ __all__ = [
     "three_interpolate_backward",
     "three_interpolate_forward",
     "three_nn_forward",
-    "ms_deform_attn_backward",
-    "ms_deform_attn_forward",
-    "psamask_backward",
-    "psamask_forward",
-    "roi_align_backward",
-    "roi_align_forward",
-    "roi_pool_backward",
-    "roi_pool_forward",
 ]
 
 

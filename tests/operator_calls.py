@@ -382,6 +382,9 @@ def _position_relation(draw: Draw) -> dict:
         weight=draw.tensor(heads, draw.choice((8, 24, 64)), dtype=dtype),
         bias=draw.tensor(heads, dtype=dtype),
         mask=draw.maybe(lambda: draw.strided(torch.rand(sources, targets, generator=draw.generator) < 0.3)),
+    )
+
+
 def _bridging_attention(draw: Draw) -> dict:
     batch, queries, keys, heads = draw.batch(), draw.size(least=1), draw.size(least=1), draw.choice((1, 2, 3))
     depth, dtype, place = draw.size(9, 1), draw.dtype(), draw.coordinates()
@@ -486,6 +489,8 @@ def _sigmoid_focal_loss(draw: Draw) -> dict:
 def _softmax_focal_loss(draw: Draw) -> dict:
     keywords = _sigmoid_focal_loss(draw)
     return {**keywords, "target": keywords["target"] - 1}
+
+
 def _deformable_attention(draw: Draw) -> dict:
     batch, queries, heads, channels = draw.batch(), draw.size(9), draw.choice((1, 2, 3)), draw.size(17)
     levels, places, dtype = draw.choice((1, 1, 2, 3)), draw.choice((0, 1, 2, 3)), draw.dtype()

@@ -41,11 +41,14 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "gather_max": [{"B": 32, "N": 4096, "S": 1024, "K": 32, "C": 64, "D": 64}],
     "surface_properties": [{"B": 32, "N": 4096, "S": 1024, "K": 32}],
     "surface_attention": [{"B": 32, "S": 1024, "K": 16, "C": 64}, {"B": 16, "S": 1024, "K": 0, "C": 32}],
+    "deformable_attention": [{"B": 4, "side": 128, "heads": 8, "D": 32, "places": 4}],
     "neighborhood_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 16, "side": 28, "heads": 8, "D": 16, "kernel": 13}],
     "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
     "position_relation": [{"B": 8, "N": 900, "heads": 8}],
     "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
+    "roi_align": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7, "ratio": 2}],
+    "roi_pool": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7}],
     "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
     "carafe": [{"B": 16, "side": 64, "C": 256, "kernel": 5, "scale": 2}],
     "psa_mask": [{"B": 16, "side": 60}],
@@ -61,11 +64,14 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "gather_max": [{"B": 2, "N": 256, "S": 64, "K": 16, "C": 64, "D": depth} for depth in (64, 0)],
     "surface_properties": [{"B": 2, "N": 256, "S": 64, "K": 16}],
     "surface_attention": [{"B": 2, "S": 64, "K": 16, "C": 64}, {"B": 2, "S": 64, "K": 0, "C": 32}],
+    "deformable_attention": [{"B": 1, "side": 16, "heads": 2, "D": 32, "places": 4}],
     "neighborhood_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 1, "side": 14, "heads": 2, "D": 16, "kernel": 5}],
     "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
     "position_relation": [{"B": 1, "N": 9, "heads": 8}],
     "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
+    "roi_align": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7, "ratio": 2}],
+    "roi_pool": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7}],
     "routed_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "regions": 7, "topk": 4}],
     "carafe": [{"B": 1, "side": 14, "C": 64, "kernel": 5, "scale": 2}],
     "psa_mask": [{"B": 1, "side": 9}],
@@ -296,13 +302,14 @@ def other_calls(run) -> list[tuple[str, Callable]]:
         neighborhood_attention,
         position_relation,
         residual_norm,
+        roi_align,
         three_interpolate,
     )
 
     def leaf(*shape: int) -> torch.Tensor:
         return random(run, *shape).requires_grad_()
 
-    index = torch.arange(128).view(2, 16, 4) % 32
+    index, box = torch.arange(128).view(2, 16, 4) % 32, torch.tensor([[0.0, 1, 1, 7, 7]])
     wide = torch.promote_types(run.dtype, torch.float32)
     features, weight, q = leaf(2, 32, 8), leaf(2, 16, 3), leaf(1, 8, 8, 2, 16)
     boxes, linear = random(run, 2, 9, 4).sigmoid(), (leaf(8, 64), leaf(8))
@@ -321,6 +328,10 @@ def other_calls(run) -> list[tuple[str, Callable]]:
         ("three_interpolate, weight", lambda: three_interpolate(features, index[..., :3], weight).sum().backward()),
         ("position_relation, mask", lambda: position_relation(boxes, boxes, *linear, pairs).sum().backward()),
         ("residual_norm", lambda: residual_norm(features, leaf(2, 32, 8), scale, scale, 1e-5)[0].sum().backward()),
+        (
+            "roi_align, maximum",
+            lambda: roi_align(leaf(1, 8, 8, 8), box, 3, sampling_ratio=2, mode="max").sum().backward(),
+        ),
         (
             "neighborhood_attention, bias",
             lambda: cast(Any, neighborhood_attention(q, q, q, 3, bias=leaf(2, 5, 5))).sum().backward(),

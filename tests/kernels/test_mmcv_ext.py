@@ -11,7 +11,6 @@ from golden_records import Record
 
 import attlas  # noqa: F401  before mmcv
 from attlas import kernels
-from attlas.kernels import mmcv_ext
 from attlas.kernels import deform_roi_pool, mmcv_ext, roi_align, roi_pool
 
 pytest.importorskip("mmcv")  # the machine of `make gpu` has none
@@ -371,6 +370,8 @@ def test_one_graph():
     scores = torch.rand(30)
     graph = torch.compile(lambda x: ops.nms(x, scores, 0.5)[0], fullgraph=True, backend="aot_eager")
     assert torch.equal(graph(boxes), ops.nms(boxes, scores, 0.5)[0])
+
+
 # --- roi_align -------------------------------------------------------------------------------------------------------
 
 

@@ -194,13 +194,10 @@ def test_maps_of_every_size_up_to_two_windows(name, k):
 # those whose floating-point arguments are not coordinates of points
 BOXES = ["bbox_overlaps", "box_iou_rotated", "nms", "nms_match", "nms_rotated", "soft_nms"]
 VALUES = [
-    "carafe", "deformable_convolution", "gather_max", "gather_neighbors", "halo_attention", "neighbor_moments",
-    "neighborhood_aggregate", "neighborhood_attention", "position_relation", "psa_mask", "residual_norm",
-    "routed_attention", "scatter_neighbors", "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss",
     "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
-    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "psa_mask",
-    "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors", "small_kernel_aggregate",
-    "surface_attention", "three_interpolate",
+    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "position_relation",
+    "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
+    "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "surface_attention", "three_interpolate",
 ]  # fmt: skip
 
 

@@ -18,12 +18,15 @@ from torch import Tensor
 from attlas.kernels import (
     bridging_attention,
     carafe,
+    deformable_attention,
     deformable_convolution,
     halo_attention,
     neighborhood_aggregate,
     neighborhood_attention,
     position_relation,
     psa_mask,
+    roi_align,
+    roi_pool,
     routed_attention,
     small_kernel_aggregate,
 )
@@ -33,6 +36,7 @@ from .cases import OURS, Case, Run, differentiable, random
 
 Functions = dict[str, Callable[..., Tensor]]
 Shapes = dict[str, tuple[int, ...]]
+LEVELS = 4  # of deformable attention, each half as high and wide as the one before
 
 
 @dataclass
@@ -165,6 +169,43 @@ def bridging_attention_functions(device: torch.device, B: int, side: int, **_) -
     return {OURS: call(bridging_attention), "naive": call(naive.bridging_attention)}
 
 
+def deformable_attention_functions(device: torch.device, side: int, **_) -> Functions:
+    """Every pixel of every level asks for places some pixels around it, as in the encoder of Deformable DETR."""
+    sizes = [(side >> level,) * 2 for level in range(LEVELS)]
+    lines = [torch.arange(0.5, length, device=device) / length for length, _ in sizes]
+    centers = torch.cat([torch.cartesian_prod(line, line).flip(1) for line in lines])[:, None, None, None]
+    sides, pixels = torch.tensor(sizes, device=device), torch.tensor(sizes, device=device).unsqueeze(1)
+
+    def around_centers(function):
+        return lambda v, offsets, weights: function(v, sides, centers + 2 * offsets / pixels, weights)
+
+    return {OURS: around_centers(deformable_attention), "naive": around_centers(naive.deformable_attention)}
+
+
+def boxes(B: int, side: int, R: int, device: torch.device) -> Tensor:
+    """Boxes (R, 5) of whole pixels inside the maps, 4 to 24 along a side."""
+    draw = torch.Generator().manual_seed(R)
+    size = torch.randint(4, min(side, 25), (R, 2), generator=draw)
+    start = (torch.rand(R, 2, generator=draw) * (side - size)).long()
+    return torch.cat([torch.randint(B, (R, 1), generator=draw), start, start + size], 1).to(device, torch.float32)
+
+
+def roi_align_functions(device: torch.device, B: int, side: int, R: int, bins: int, ratio: int, **_) -> Functions:
+    rois = boxes(B, side, R, device)
+    return {
+        OURS: lambda x: roi_align(x.permute(0, 3, 1, 2), rois, bins, sampling_ratio=ratio),
+        "naive": lambda x: naive.roi_align(x.permute(0, 3, 1, 2), rois, bins, ratio),
+    }
+
+
+def roi_pool_functions(device: torch.device, B: int, side: int, R: int, bins: int, **_) -> Functions:
+    rois = boxes(B, side, R, device) - torch.tensor([0, 0, 0, 1, 1], device=device)  # the last pixel is part of a box
+    return {
+        OURS: lambda x: roi_pool(x.permute(0, 3, 1, 2), rois, bins),
+        "naive": lambda x: naive.roi_pool(x.permute(0, 3, 1, 2), rois, bins),
+    }
+
+
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
@@ -208,11 +249,32 @@ def bridging_shapes(B: int, side: int, heads: int, D: int, keys: int, table: int
     return {"x": (B, side**2, heads, D), **rows, "table": (heads, table, table), "spread": (B, keys, 2)}
 
 
+def level_shapes(B: int, side: int, heads: int, D: int, places: int) -> Shapes:
+    queries = sum((side >> level) ** 2 for level in range(LEVELS))
+    offsets = (B, queries, heads, LEVELS, places, 2)
+    return {"v": (B, queries, heads, D), "offsets": offsets, "weights": offsets[:-1]}
+
+
+def map_shapes(B: int, side: int, C: int, **_) -> Shapes:
+    return {"x": (B, side, side, C)}
+
+
+def boxes_growth(B: int, side: int, R: int, bins: int, **_) -> float:
+    return R * bins**2 / (B * side**2)
+
+
 def kernel_taps(kernel: int, **_) -> int:
     return kernel**2
 
 
 IMAGE_OPERATORS = {
+    "deformable_attention": Operator(
+        level_shapes,
+        deformable_attention_functions,
+        lambda places, **_: 4 * LEVELS * places,
+        products=1,
+        sizes=[dict(B=1, side=side, heads=8, D=32, places=4) for side in (64, 128)],
+    ),
     "neighborhood_attention": Operator(
         attention_shapes,
         neighborhood_attention_functions,
@@ -248,6 +310,22 @@ IMAGE_OPERATORS = {
         lambda block, halo, **_: (block + 2 * halo) ** 2,
         products=2,
         sizes=[dict(B=batch, side=32, heads=8, D=16, block=8, halo=3) for batch in (1, 8)],
+    ),
+    "roi_align": Operator(
+        map_shapes,
+        roi_align_functions,
+        lambda **_: 4,  # pixels around a sample
+        products=1,
+        sizes=[dict(B=1, side=side, C=256, R=256, bins=7, ratio=2) for side in (32, 128)],
+        growth=boxes_growth,
+    ),
+    "roi_pool": Operator(
+        map_shapes,
+        roi_pool_functions,
+        lambda **_: 1,
+        products=1,
+        sizes=[dict(B=1, side=side, C=256, R=256, bins=7) for side in (32, 128)],
+        growth=boxes_growth,
     ),
     "routed_attention": Operator(
         attention_shapes,

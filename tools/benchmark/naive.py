@@ -340,3 +340,37 @@ def bridging_attention(
     found = F.grid_sample(maps, difference * 2 / size, padding_mode="border", align_corners=False)
     logits = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5 + found.clamp(min=1e-6).log()
     return torch.einsum("bhij,bjhd->bihd", torch.softmax(logits, dim=-1).to(v.dtype), v)
+
+
+def deformable_attention(v: Tensor, sizes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """(B, S, heads, C), (L, 2), (B, Q, heads, L, P, 2), (B, Q, heads, L, P) -> (B, Q, heads · C)."""
+    batch, _, heads, channels = v.shape
+    grids, factors = (2 * locations - 1).transpose(1, 2).flatten(0, 1), weights.transpose(1, 2).flatten(0, 1)
+    levels = v.split([height * width for height, width in sizes.tolist()], dim=1)
+    seen = []
+    for level, (height, width) in enumerate(sizes.tolist()):
+        maps = levels[level].flatten(2).transpose(1, 2).reshape(batch * heads, channels, height, width)
+        seen.append(F.grid_sample(maps, grids[:, :, level], padding_mode="zeros", align_corners=False))
+    out = (torch.stack(seen, dim=-2) * factors.unsqueeze(1)).sum((-2, -1))  # B heads, C, Q
+    return out.view(batch, heads * channels, -1).transpose(1, 2).contiguous()
+
+
+def roi_align(x: Tensor, rois: Tensor, bins: int, ratio: int) -> Tensor:
+    """(B, C, H, W), (R, 5) -> (R, C, bins, bins): all samples of an image at once, then their means."""
+    size = torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+    number = (torch.arange(bins * ratio, device=x.device) + 0.5) / (bins * ratio)
+    out = x.new_empty(len(rois), x.shape[1], bins, bins)
+    for b in range(len(x)):
+        mine = rois[:, 0] == b
+        start, end = rois[mine, 1:3, None] / size[:, None], rois[mine, 3:, None] / size[:, None]
+        places = (2 * (start + (end - start) * number) - 1).to(x.dtype)  # boxes, x and y, samples
+        grid = torch.stack(torch.broadcast_tensors(places[:, 0, None, :], places[:, 1, :, None]), -1)
+        seen = F.grid_sample(x[b : b + 1], grid.flatten(0, 1)[None], padding_mode="border", align_corners=False)
+        out[mine] = F.avg_pool2d(seen[0].unflatten(1, (-1, len(number))).transpose(0, 1), ratio)
+    return out
+
+
+def roi_pool(x: Tensor, rois: Tensor, bins: int) -> Tensor:
+    """(B, C, H, W), (R, 5) of whole pixels -> (R, C, bins, bins): one box after the other."""
+    boxes = [x[b, :, top : bottom + 1, left : right + 1] for b, left, top, right, bottom in rois.long().tolist()]
+    return torch.stack([F.adaptive_max_pool2d(box, bins) for box in boxes])
