@@ -253,7 +253,7 @@ def _overlap(a, i, b, j, offset, rotated):
 
 @compiled
 def _level(side):
-    return math.frexp(side)[1]
+    return max(math.frexp(side)[1], -1000)  # cells of smaller sides would be 0
 
 
 @compiled

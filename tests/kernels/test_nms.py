@@ -180,6 +180,15 @@ def test_few_boxes(path, device, count):
     assert nms_rotated(*crowd(count, rotated=True, device=device), 0.5, groups).tolist() == one
 
 
+def test_boxes_of_any_size():
+    """Areas that are 0 or infinite overlap nothing."""
+    x, scores = crowd(80, side=3, dtype=torch.float64)
+    for scale in (1e-320, 1e-200, 1e200, 1e308):
+        assert len(nms(x * scale, scores, 0.1)) == 80
+    for scale in (1e-150, 1e150):
+        assert torch.equal(nms(x * scale, scores, 0.1), nms(x, scores, 0.1))
+
+
 def test_strided(path, device):
     x, scores = crowd(50, side=3, device=device)
     wide, twice = torch.stack([x, x], 2).flatten(1)[:, ::2], torch.stack([scores, scores], 1)[:, 0]
