@@ -125,7 +125,7 @@ SHARED = {
         "transforms",
         "viewer",
     },
-    "dense/detection": {"__init__", "coco", "doctor", "drawing", "inference", "position_relation", "transforms"},
+    "dense/detection": {"__init__", "coco", "datasets", "doctor", "inference", "position_relation", "transforms"},
 }
 
 

@@ -323,7 +323,7 @@ class KeyAttention(BaseModule):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, keys: Tensor, location: tuple | None) -> Tensor:
+    def forward(self, query: Tensor, keys: Tensor, location: tuple[Tensor, Tensor, Tensor, float] | None) -> Tensor:
         """(B, N, C) of queries (B, N, C) and keys (B, K, C); `location` is what `bridging_attention` takes after v."""
         (to_q, to_kv), (q_bias, kv_bias) = (
             x.split([len(x) // 3, len(x) - len(x) // 3]) for x in (self.in_proj_weight, self.in_proj_bias)

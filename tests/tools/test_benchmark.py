@@ -28,6 +28,9 @@ SMALL_IMAGES = {
     "carafe": {"B": 2, "side": 5, "C": 8, "kernel": 3, "scale": 2},
     "psa_mask": {"B": 2, "side": 5},
     "deformable_convolution": {"B": 2, "side": 5, "C": 8, "kernel": 3},
+    "deformable_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "places": 2},
+    "roi_align": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2, "ratio": 2},
+    "roi_pool": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2},
     "bridging_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "keys": 3, "table": 9},
 }
 SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbors": (4, 4, 4, 4)}
