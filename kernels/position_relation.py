@@ -257,7 +257,7 @@ def _logits(
     return out + tl.load(bias + head, mask=head < heads, other=0)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sources", "targets"])  # they change from batch to batch
 def position_relation_fwd_kernel(
     source, target, weight, bias, mask, speeds, out, sources, targets, heads,
     WAVES: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
@@ -274,7 +274,7 @@ def position_relation_fwd_kernel(
     tl.store(out, value.to(out.dtype.element_ty), mask=inside[:, None] & (head < heads)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sources", "targets", "blocks"])
 def position_relation_bwd_kernel(
     grad, source, target, weight, bias, mask, speeds, grad_weight, grad_bias, sources, targets, heads, blocks,
     WAVES: tl.constexpr, HAS_MASK: tl.constexpr, WIDE: tl.constexpr,
