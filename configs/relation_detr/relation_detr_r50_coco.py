@@ -2,6 +2,7 @@
 #   python tools/train.py configs/relation_detr/relation_detr_r50_coco.py
 # The backbone starts from torchvision's second ImageNet weights; a file of torchvision or timm may stand there, too.
 # The authors' checkpoint of 91 classes loads into COCO's 80: load_from = "relation_detr_resnet50_800_1333_coco_1x.pth".
+# For other classes, beside load_from: ignore_mismatched = [r"cls_branches", r"label_embedding"].
 _base_ = ["../_base_/detection_runtime.py", "../_base_/coco_detection.py"]
 
 work_dir = "work_dirs/relation_detr_r50_coco"

@@ -424,9 +424,14 @@ def test_checkpoints_of_the_authors(classes, ours):
     assert checkpoint.load(build(settings(num_classes=ours)), model.state_dict()).complete  # one of ours
 
 
-def test_other_classes_are_refused():
+def test_other_classes_are_refused_or_left_out():
     with pytest.raises(ValueError, match=r"bbox_head\.cls_branches\.\d\.weight: \(91, 32\) in the file, \(7, 32\)"):
         checkpoint.load(build(settings(num_classes=7)), authors_state(91))
+    given = dict(ignore_mismatched=[r"cls_branches", r"label_embedding"])  # as the config says
+    account = checkpoint.load(build(settings(num_classes=7)), authors_state(91), **given)
+    assert len(account.mismatched) == 2 * 5 + 1
+    assert not account.missing
+    assert not account.unexpected
 
 
 def test_more_levels_than_maps():
