@@ -20,6 +20,8 @@ Legend: B images, N queries, K key points, D channels of q and k, C channels of 
 Source: shared location embedding and attention of BVR, RelationNet++, arXiv 2010.15831 (microsoft/RelationNet2).
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -360,7 +362,7 @@ def _bridging_attention_backward_cpu(
     # one share for each thread, with sums of its own, which are added in order: the result is always the same
     blocks, threads = _blocks(q, k.shape[1]), torch.get_num_threads()
     shares = [blocks[part] for part in slices(0, len(blocks), -(-len(blocks) // threads))]
-    dk, dv, dtable, dkeys = (sum(sums) for sums in zip(*each(work, shares)))
+    dk, dv, dtable, dkeys = (functools.reduce(torch.add, sums) for sums in zip(*each(work, shares)))
     attention = dq, *(x.transpose(1, 2).to(q.dtype).contiguous() for x in (dk, dv))
     moved = (x.to(table.dtype) for x in (dtable.permute(2, 0, 1).contiguous(), torch.from_numpy(queries_grad), dkeys))
     return *attention, *moved
