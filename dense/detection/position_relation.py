@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ...kernels import position_relation
 from ...registry import MODELS
+from ..layers.deformable_attention import use_kernel
 
 # Beyond this a coordinate is clamped before its logit, in the loop of DINO's decoder and of Relation-DETR's.
 EPS = 1e-3
@@ -270,7 +271,7 @@ class RelationDABDecoder(DABDetrTransformerDecoder):
 
 
 class WithRelation(BaseModule):
-    """A DETR of mmdet that builds its decoder from `relation_decoder`.
+    """A DETR of mmdet that builds its decoder from `relation_decoder`, and whose deformable attention is ours.
 
     Every option of that class may stand in the config under `decoder`. A checkpoint of `init_cfg` keeps its values:
     mmdet would draw the matrices of the encoder and the decoder again.
@@ -287,6 +288,7 @@ class WithRelation(BaseModule):
         self.decoder = {key: value for key, value in self.decoder.items() if key not in own} | {"num_layers": 1}
         super()._init_layers()
         self.decoder = self.relation_decoder(**options)
+        use_kernel(self)
 
     def init_weights(self) -> None:
         if (self.init_cfg or {}).get("type") == "Pretrained":

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import Rules
 from ...registry import MODELS
+from ..layers.deformable_attention import use_kernel
 from .position_relation import EPS, RelationDINO
 
 # Raw ids of COCO go to 90 for 80 classes; these are unused. The authors' heads have a row for each raw id, 0 included.
@@ -188,6 +189,7 @@ class RelationDETR(RelationDINO):
         self.encoder = options | {"num_layers": 1}  # mmdet builds an encoder of its own class, which is replaced
         super()._init_layers()
         self.encoder = FusionEncoder(**options)
+        use_kernel(self.encoder)
         self.hybrid_query_embedding = nn.Embedding(self.num_hybrid_queries, self.embed_dims)
 
     def init_weights(self) -> None:

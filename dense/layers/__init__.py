@@ -1,6 +1,7 @@
 """What several dense predictors share."""
 
+from .deformable_attention import MultiScaleDeformableAttention
 from .frozen_batch_norm import FrozenBatchNorm2d
 from .upsampled_fpn import UpsampledFPN
 
-__all__ = ["FrozenBatchNorm2d", "UpsampledFPN"]
+__all__ = ["FrozenBatchNorm2d", "MultiScaleDeformableAttention", "UpsampledFPN"]
