@@ -298,11 +298,15 @@ def other_calls(run) -> list[tuple[str, Callable]]:
     from benchmark.cases import random
 
     from attlas.kernels import (
+        bbox_overlaps,
         gather_neighbors,
         neighborhood_attention,
+        nms,
         position_relation,
         residual_norm,
         roi_align,
+        sigmoid_focal_loss,
+        softmax_focal_loss,
         three_interpolate,
     )
 
@@ -323,8 +327,13 @@ def other_calls(run) -> list[tuple[str, Callable]]:
         finally:
             torch.use_deterministic_algorithms(False)
 
+    corners, target = torch.cat([boxes[0, :, :2], boxes[0, :, :2] + 1], 1), torch.zeros(9, dtype=torch.int64)
     return [
         ("gather_neighbors, deterministic", in_order),
+        ("bbox_overlaps", lambda: bbox_overlaps(corners, corners)),
+        ("nms, of two blocks", lambda: nms(corners.repeat(300, 1), corners[:, 0].repeat(300), 0.5)),
+        ("sigmoid_focal_loss", lambda: sigmoid_focal_loss(leaf(9, 4), target).sum().backward()),
+        ("softmax_focal_loss", lambda: softmax_focal_loss(leaf(9, 4), target).sum().backward()),
         ("three_interpolate, weight", lambda: three_interpolate(features, index[..., :3], weight).sum().backward()),
         ("position_relation, mask", lambda: position_relation(boxes, boxes, *linear, pairs).sum().backward()),
         ("residual_norm", lambda: residual_norm(features, leaf(2, 32, 8), scale, scale, 1e-5)[0].sum().backward()),
