@@ -341,6 +341,9 @@ def _position_relation_backward_triton(
 ) -> tuple[Tensor, Tensor]:
     (batch, sources, _), targets, (heads, channels) = source_BN4.shape, target_BM4.shape[1], weight_HC.shape
     wide, blocks = _wide(source_BN4, weight_HC), batch * triton.cdiv(sources * targets, BLOCK)
+    if wide == torch.float64 and mask_NM is not None:  # which Triton 3.6 does not compile
+        arguments = source_BN4, target_BM4, weight_HC, bias_H, mask_NM
+        return position_relation_backward_reference(grad_BHNM, *arguments)
     programs = min(blocks, PROGRAMS)
     parts_weight = weight_HC.new_empty(programs, channels, heads, dtype=wide)
     parts_bias = weight_HC.new_empty(programs, heads, dtype=wide)
@@ -348,8 +351,8 @@ def _position_relation_backward_triton(
         tensors, options = _arguments(source_BN4, target_BM4, weight_HC, bias_H, mask_NM)
         sizes = sources, targets, heads, blocks
         with torch.cuda.device_of(grad_BHNM):
-            position_relation_bwd_kernel[(programs,)](
-                grad_BHNM.contiguous(), *tensors, parts_weight, parts_bias, *sizes, **options
+            position_relation_bwd_kernel[(programs,)](  # Triton 3.6 does not compile its loop in several stages
+                grad_BHNM.contiguous(), *tensors, parts_weight, parts_bias, *sizes, **options, num_stages=1
             )
     grad_weight = _joined(parts_weight.sum(0).t())
     return grad_weight.to(weight_HC.dtype), parts_bias.sum(0).to(weight_HC.dtype)

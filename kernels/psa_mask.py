@@ -117,49 +117,57 @@ def _psa_mask_backward_cpu(grad: Tensor, kh: int, kw: int, collect: bool) -> Ten
     return grad_x
 
 
-@triton.jit
-def _pixel_and_place(height, width, kh, kw, elements, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
-    """Numbers of x of this program, where they stand in the result, which exist, and which have a place there."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    exists, pixels = at < elements, height * width
-    pixel, tap, image = at % pixels, at // pixels % (kh * kw), at // pixels // (kh * kw)
+# Triton: every program makes numbers of one image that lie together. Those that it reads lie apart. Numbers of an image
+# are counted in 32 bits, since 64-bit divisions would take most of the time.
+
+BLOCK = 1024
+
+
+@triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
+def psa_mask_fwd_kernel(x, out, height, width, kh, kw, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
+    at, image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    exists = at < pixels * pixels
+    pixel, other = (at % pixels, at // pixels) if COLLECT else (at // pixels, at % pixels)
+    row, column = other // width - pixel // width + (kh - 1) // 2, other % width - pixel % width + (kw - 1) // 2
+    inside = exists & (row >= 0) & (row < kh) & (column >= 0) & (column < kw)
+    value = tl.load(x + image * kh * kw * pixels + (row * kw + column) * pixels + pixel, mask=inside, other=0)
+    tl.store(out + image * pixels * pixels + at, value, mask=exists)
+
+
+@triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
+def psa_mask_bwd_kernel(grad, grad_x, height, width, kh, kw, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
+    at, image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    pixels = height * width
+    exists, pixel, tap = at < kh * kw * pixels, at % pixels, at // pixels
     row, column = pixel // width + tap // kw - (kh - 1) // 2, pixel % width + tap % kw - (kw - 1) // 2
     inside = exists & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     other = row * width + column
     place = other * pixels + pixel if COLLECT else pixel * pixels + other
-    return at, image * pixels * pixels + place, exists, inside
+    value = tl.load(grad + image * pixels * pixels + place, mask=inside, other=0)
+    tl.store(grad_x + image * kh * kw * pixels + at, value, mask=exists)
 
 
-@triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
-def psa_mask_fwd_kernel(x, out, height, width, kh, kw, elements, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
-    at, place, exists, inside = _pixel_and_place(height, width, kh, kw, elements, COLLECT, BLOCK)
-    tl.store(out + place, tl.load(x + at, mask=exists), mask=inside)
-
-
-@triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
-def psa_mask_bwd_kernel(grad, grad_x, height, width, kh, kw, elements, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
-    at, place, exists, inside = _pixel_and_place(height, width, kh, kw, elements, COLLECT, BLOCK)
-    tl.store(grad_x + at, tl.load(grad + place, mask=inside, other=0), mask=exists)
-
-
-def _launch(kernel, source: Tensor, target: Tensor, elements: int, kh: int, kw: int, collect: bool) -> None:
-    block = 1024
-    if elements:
+def _launch(kernel, source: Tensor, target: Tensor, kh: int, kw: int, collect: bool) -> None:
+    if target.numel():
+        grid = triton.cdiv(target[0].numel(), BLOCK), len(target)
         with torch.cuda.device_of(source):
-            kernel[(triton.cdiv(elements, block),)](
-                source, target, *source.shape[2:], kh, kw, elements, COLLECT=collect, BLOCK=block
-            )
+            kernel[grid](source.contiguous(), target, *target.shape[2:], kh, kw, COLLECT=collect, BLOCK=BLOCK)
 
 
 def _psa_mask_triton(x: Tensor, kh: int, kw: int, collect: bool) -> Tensor:
-    out = x.new_zeros(len(x), x.shape[2] * x.shape[3], *x.shape[2:])
-    _launch(psa_mask_fwd_kernel, x.contiguous(), out, x.numel(), kh, kw, collect)
+    if x.shape[2:].numel() * max(x.shape[1], x.shape[2:].numel()) >= 2**31 - BLOCK:
+        return psa_mask_reference(x, kh, kw, collect)
+    out = x.new_empty(len(x), x.shape[2] * x.shape[3], *x.shape[2:])
+    _launch(psa_mask_fwd_kernel, x, out, kh, kw, collect)
     return out
 
 
 def _psa_mask_backward_triton(grad: Tensor, kh: int, kw: int, collect: bool) -> Tensor:
+    if grad.shape[2:].numel() * max(kh * kw, grad.shape[1]) >= 2**31 - BLOCK:
+        return psa_mask_backward_reference(grad, kh, kw, collect)
     grad_x = grad.new_empty(len(grad), kh * kw, *grad.shape[2:])
-    _launch(psa_mask_bwd_kernel, grad.contiguous(), grad_x, grad_x.numel(), kh, kw, collect)
+    _launch(psa_mask_bwd_kernel, grad, grad_x, kh, kw, collect)
     return grad_x
 
 

@@ -170,11 +170,11 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize("name", ["upright_boxes", "rotated_boxes"])
-def test_equals_the_compiled_extension(path, name):
+def test_equals_the_compiled_extension(path, device, name):
     record, tried = Record(f"mmcv/{name}"), 0
-    boxes, others = record.arrays["boxes"][40:80], record.arrays["others"]
+    boxes, others = record.arrays["boxes"][40:80].to(device), record.arrays["others"].to(device)
     for number, (function, *options) in enumerate(record.config["cases"]):
-        expected = record.output(number)
+        expected = record.output(number).to(device)
         if function == "bbox_overlaps":
             assert torch.equal(bbox_overlaps(boxes, others, *options).nan_to_num(-1), expected.nan_to_num(-1)), options
         elif function == "box_iou_rotated":

@@ -346,6 +346,7 @@ def deformable_attention(v: Tensor, sizes: Tensor, locations: Tensor, weights: T
     """(B, S, heads, C), (L, 2), (B, Q, heads, L, P, 2), (B, Q, heads, L, P) -> (B, Q, heads · C)."""
     batch, _, heads, channels = v.shape
     grids, factors = (2 * locations - 1).transpose(1, 2).flatten(0, 1), weights.transpose(1, 2).flatten(0, 1)
+    grids = grids.to(v.dtype)
     levels = v.split([height * width for height, width in sizes.tolist()], dim=1)
     seen = []
     for level, (height, width) in enumerate(sizes.tolist()):
