@@ -1,13 +1,9 @@
-# Mask R-CNN (He et al., arXiv 1703.06870), mmdet's, on COCO or data like it, 12 epochs ("1x"), with a backbone of the
-# atlas: boxes and masks. From the environment, or by --cfg-options:
-#   data_root   DATA         the folder of the data (see coco_detection.py)
+# Mask R-CNN (He et al., arXiv 1703.06870), mmdet's, with a backbone of the atlas: boxes and masks. From the
+# environment, or by --cfg-options:
 #   name        BACKBONE     the variant; each config that has this one as a base says which if nobody does
 #   pretrained  PRETRAINED   weights of the backbone to begin with: a file, None, or "auto" for those published
-_base_ = ["detection_runtime.py", "coco_detection.py", "schedule_detection_1x.py"]
-
 name = "{{$BACKBONE:}}"
 pretrained = {"None": None}.get("{{$PRETRAINED:auto}}", "{{$PRETRAINED:auto}}")
-work_dir = f"work_dirs/mask_rcnn_{name}_coco"
 
 loss = dict(type="CrossEntropyLoss", loss_weight=1.0)
 nms = dict(type="nms", iou_threshold=0.7)
@@ -89,32 +85,4 @@ model = dict(
         rpn=dict(nms_pre=1000, max_per_img=1000, nms=nms, min_bbox_size=0),
         rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5),
     ),
-)
-resize = dict(type="Resize", scale=(1333, 800), keep_ratio=True)
-objects = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
-train_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type="attlas.ReadImage"),
-            objects,
-            resize,
-            dict(type="RandomFlip", prob=0.5),
-            dict(type="PackDetInputs"),
-        ]
-    )
-)
-val_dataloader = test_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(type="attlas.ReadImage"),
-            resize,
-            objects,
-            dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
-        ]
-    )
-)
-val_evaluator = test_evaluator = dict(metric=["bbox", "segm"])
-optim_wrapper = dict(
-    constructor="attlas.LayerDecayConstructor",  # for what must not decay; there is one learning rate
-    optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
 )

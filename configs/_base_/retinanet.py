@@ -1,13 +1,9 @@
-# RetinaNet (Lin et al., arXiv 1708.02002), mmdet's, on COCO or data like it, 12 epochs ("1x"), with a backbone of the
-# atlas. From the environment, or by --cfg-options:
-#   data_root   DATA         the folder of the data (see coco_detection.py)
+# RetinaNet (Lin et al., arXiv 1708.02002), mmdet's, with a backbone of the atlas. From the environment, or by
+# --cfg-options:
 #   name        BACKBONE     the variant; each config that has this one as a base says which if nobody does
 #   pretrained  PRETRAINED   weights of the backbone to begin with: a file, None, or "auto" for those published
-_base_ = ["detection_runtime.py", "coco_detection.py", "schedule_detection_1x.py"]
-
 name = "{{$BACKBONE:}}"
 pretrained = {"None": None}.get("{{$PRETRAINED:auto}}", "{{$PRETRAINED:auto}}")
-work_dir = f"work_dirs/retinanet_{name}_coco"
 
 model = dict(
     type="RetinaNet",
@@ -49,4 +45,3 @@ model = dict(
         nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100
     ),
 )
-optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4))

@@ -1,6 +1,7 @@
 # AttNet in Mask R-CNN on COCO. Nothing was published for it.
 # The drop path is ours.
-_base_ = "../_base_/mask_rcnn.py"
+_base_ = ["../_base_/mask_rcnn.py", "../_base_/coco_masks_1x.py"]
 
 name = "{{$BACKBONE:attnet_t2}}"
+work_dir = f"work_dirs/mask_rcnn_{name}_coco"
 model = dict(backbone=dict(drop_path_rate=0.1))

@@ -1,5 +1,6 @@
 # HorNet in RetinaNet on COCO. Published for Cascade Mask R-CNN alone.
-_base_ = "../_base_/retinanet.py"
+_base_ = ["../_base_/retinanet.py", "../_base_/coco_boxes_1x.py"]
 
 name = "{{$BACKBONE:hornet_tiny_7x7}}"
+work_dir = f"work_dirs/retinanet_{name}_coco"
 model = dict(backbone=dict(drop_path_rate=0.4))

@@ -1,7 +1,8 @@
 # SHViT in RetinaNet on COCO. Published box AP: shvit_s4 38.8.
-_base_ = "../_base_/retinanet.py"
+_base_ = ["../_base_/retinanet.py", "../_base_/coco_boxes_1x.py"]
 
 name = "{{$BACKBONE:shvit_s4}}"
+work_dir = f"work_dirs/retinanet_{name}_coco"
 model = dict(
     neck=dict(_delete_=True, type="attlas.UpsampledFPN", in_channels="auto", out_channels=256, num_outs=5, upsample=1)
 )

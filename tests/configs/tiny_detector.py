@@ -1,5 +1,5 @@
 # A detector that learns bright shapes in seconds. DATA is a folder that tests/coco_files.py wrote.
-_base_ = ["../../configs/_base_/retinanet.py"]
+_base_ = ["../../configs/_base_/retinanet.py", "../../configs/_base_/coco_boxes_1x.py"]
 
 name = "{{$BACKBONE:hornet_tiny_7x7}}"
 size = (96, 64)
