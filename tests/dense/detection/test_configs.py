@@ -34,6 +34,13 @@ def test_there_is_one_for_every_system(detector):
     assert {path.stem for path in (CONFIGS / detector).glob("*_coco.py")} == {f"{detector}_{name}_coco" for name in files}
 
 
+def test_of_rooms():
+    config = load_config(CONFIGS / "retinanet/retinanet_biformer_rooms.py", dict(pretrained="None"))
+    fill_channels(config.model)
+    maps = built(config).extract_feat(torch.randn(1, 3, 240, 320))
+    assert [tuple(x.shape[1:]) for x in maps] == [(64, 30, 40), (64, 15, 20), (64, 8, 10), (64, 4, 5)]
+
+
 @pytest.mark.parametrize(
     "path", sorted(path for name in STRIDES for path in (CONFIGS / name).glob("*_coco.py")), ids=lambda path: path.stem
 )
