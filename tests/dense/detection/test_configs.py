@@ -31,7 +31,8 @@ def built(config):
 @pytest.mark.parametrize("detector", STRIDES)
 def test_there_is_one_for_every_system(detector):
     files = {Path(system.__module__.replace(".", "/")).name for system in backbones.systems().values()}
-    assert {path.stem for path in (CONFIGS / detector).glob("*_coco.py")} == {f"{detector}_{name}_coco" for name in files}
+    found = {path.stem for path in (CONFIGS / detector).glob("*_coco.py")}
+    assert found == {f"{detector}_{name}_coco" for name in files}
 
 
 def test_of_rooms():
