@@ -10,22 +10,15 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import nn
 
+from ...browsing import draw_items
 from ...doctor import Finding
-from ...drawing import draw_objects
 from ...files import printable, save_figure
 
 LOOKED_AT = 24  # items that go through the pipeline
 SHOWN = 9
-MOVES = (
-    "RandomCrop",
-    "MinIoURandomCrop",
-    "RandomAffine",
-    "Mosaic",
-    "MixUp",
-    "CachedMosaic",
-    "CachedMixUp",
-    "CopyPaste",
-)
+MOVES = (  # transforms that cannot be undone
+    "RandomCrop", "MinIoURandomCrop", "RandomAffine", "Mosaic", "MixUp", "CachedMosaic", "CachedMixUp", "CopyPaste",
+)  # fmt: skip
 
 
 def examine_data(dataset: Any, model: nn.Module, out: Path | None) -> Iterator[Finding]:
@@ -54,20 +47,19 @@ def examine_data(dataset: Any, model: nn.Module, out: Path | None) -> Iterator[F
                 f"a DETR from scratch hardly learns from {len(infos):,} images: begin with a detector's weights "
                 "(load_from)",
             )
-    yield from _targets(dataset, infos, classes, out)
+    yield from _targets(dataset, infos, out)
 
 
-def _targets(dataset: Any, infos: list[dict], classes: Any, out: Path | None) -> Iterator[Finding]:
+def _targets(dataset: Any, infos: list[dict], out: Path | None) -> Iterator[Finding]:
     """Items behind the pipeline: the sizes that the network sees, and whether boxes lie where the file has them."""
     chosen = np.linspace(0, len(infos) - 1, min(LOOKED_AT, len(infos))).astype(int).tolist()
     moves = sorted({type(step).__name__ for step in dataset.pipeline.transforms} & {*MOVES})
-    sides, worst, figure_items = [], 1.0, []
+    sides, worst = [], 1.0
     for number in chosen:
         item = dataset[number]
         sample, info = item["data_samples"], infos[number]
         boxes = torch.as_tensor(getattr(sample.gt_instances.bboxes, "tensor", sample.gt_instances.bboxes)).float()
         sides += (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt().tolist()
-        figure_items.append((item, boxes))
         wanted = torch.tensor([e["bbox"] for e in info["instances"] if not e.get("ignore_flag")]).float().reshape(-1, 4)
         if not moves and len(boxes) and len(wanted):
             overlaps = bbox_overlaps(_undone(boxes, sample.metainfo), wanted).max(1).values
@@ -84,7 +76,7 @@ def _targets(dataset: Any, infos: list[dict], classes: Any, out: Path | None) ->
         told = f"boxes behind the pipeline overlap those of the file by {worst:.2f} or more, of {len(chosen)} images"
         yield Finding("targets", told, warning=worst < 0.8)
     if out is not None:
-        save_figure(_sheet(figure_items[:SHOWN], classes), out)
+        save_figure(draw_items(dataset, chosen[:SHOWN]), out)
         yield Finding("targets", f"drawn in {out}")
 
 
@@ -98,28 +90,6 @@ def _undone(boxes: torch.Tensor, meta: dict) -> torch.Tensor:
             boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
     scale = meta.get("scale_factor", (1.0, 1.0))
     return boxes / torch.tensor([*scale[:2], *scale[:2]]).float()
-
-
-def _sheet(items: list, classes: Any) -> Any:
-    from matplotlib.figure import Figure  # here, because only pictures need it
-
-    columns = min(3, len(items))
-    rows = -(-len(items) // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained", dpi=110)
-    axes = np.atleast_1d(figure.subplots(rows, columns)).flatten()
-    for place in axes:
-        place.set_axis_off()
-    for place, (item, boxes) in zip(axes, items):
-        image = item["inputs"].permute(1, 2, 0).flip(-1).clamp(0, 255).byte().numpy()
-        labels = item["data_samples"].gt_instances.labels.tolist()
-        masks = item["data_samples"].gt_instances.get("masks")
-        masks = masks.to_ndarray() if masks is not None else [None] * len(boxes)
-        objects = [
-            dict(label=label, name=classes[label], box=box, mask=mask)
-            for label, box, mask in zip(labels, boxes.tolist(), masks)
-        ]
-        draw_objects(image, objects, axes=place)
-    return figure
 
 
 @torch.no_grad()
