@@ -125,7 +125,16 @@ SHARED = {
         "transforms",
         "viewer",
     },
-    "dense/detection": {"__init__", "coco", "datasets", "doctor", "inference", "position_relation", "transforms"},
+    "dense/detection": {
+        "__init__",
+        "coco",
+        "datasets",
+        "doctor",
+        "inference",
+        "pictures",
+        "position_relation",
+        "transforms",
+    },
 }
 
 

@@ -7,6 +7,7 @@
     python tools/visualize.py turning CONFIG CHECKPOINT --against PointNet++=CONFIG:CHECKPOINT --item 3 --out strip.png
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
     python tools/visualize.py room --number 7 --out room.png
+    python tools/visualize.py detections CONFIG CHECKPOINT --items 3 7 12 --out found.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
 
 Items are those of the config's test data; --file takes a mesh or a cloud of yours instead.
@@ -66,6 +67,11 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("train", "test"), default="train", help="whose furniture (train)")
     sub.add_argument("--seed", type=int, default=0, help="of the series of rooms (0)")
     sub.add_argument("--number", type=int, nargs="+", required=True, metavar="N", help="rooms of the series, from 0")
+    sub = command("detections", "what a detector finds, below the annotations", None, None, False)
+    sub.add_argument("config", type=Path)
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
+    sub.add_argument("--score", type=float, default=0.3, help="from which an object is drawn (0.3)")
     sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
     sub.add_argument(
         "network",
@@ -121,6 +127,19 @@ def draw_room(args: argparse.Namespace):
     return draw_rooms(rooms)
 
 
+def draw_detections(args: argparse.Namespace):
+    from attlas.backbones.channels import fill_channels
+    from attlas.browsing import config_dataset
+    from attlas.config import load_config
+    from attlas.dense.detection import pictures
+    from attlas.inference import Inferencer
+
+    config = load_config(args.config)
+    fill_channels(config.model)
+    asked = Inferencer(args.checkpoint, config)
+    return pictures.draw_detections(config_dataset(config, "test"), asked, args.items, args.score)
+
+
 def draw_shape(args: argparse.Namespace):
     """The commands that show one shape: the figure, or None after a window was closed."""
     from attlas import rendering
@@ -159,7 +178,13 @@ def draw_shape(args: argparse.Namespace):
 
 
 def run(args: argparse.Namespace) -> None:
-    draw = {"attention": draw_attention, "confusion": draw_confusion, "room": draw_room}.get(args.command, draw_shape)
+    commands = {
+        "attention": draw_attention,
+        "confusion": draw_confusion,
+        "detections": draw_detections,
+        "room": draw_room,
+    }
+    draw = commands.get(args.command, draw_shape)
     if args.out is None:
         draw(args)
     else:

@@ -66,6 +66,18 @@ def test_the_checkpoint_answers_alone(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_picture_of_detections(trained, tmp_path):
+    _, test, checkpoint = trained
+    out = tmp_path / "found.png"
+    done = tool("visualize", "detections", CONFIG, checkpoint, "--items", 0, 5, "--out", out, DATA=test)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert cv2.imread(str(out)).std() > 20
+    done = tool("visualize", "detections", CONFIG, checkpoint, "--items", 99, "--out", tmp_path / "x.png", DATA=test)
+    assert done.returncode == 2
+    assert "item 99: the data set has items 0 to 23" in done.stderr
+
+
+@pytest.mark.slow
 def test_the_doctor_finds_nothing_wrong(trained, tmp_path):
     train, _, _ = trained
     done = tool("doctor", CONFIG, "--out", tmp_path / "targets.png", "--steps", 60, DATA=train)
