@@ -198,9 +198,7 @@ def _offset(input: Tensor, rois: Tensor, offset: Tensor, high: int, wide: int) -
 def ms_deform_attn_forward(
     value: Tensor, spatial_shapes: Tensor, level_start: Tensor, locations: Tensor, weights: Tensor, im2col_step: int
 ) -> Tensor:
-    return deformable_attention(
-        value, spatial_shapes, locations, weights
-    )  # where levels start follows from their sizes
+    return deformable_attention(value, spatial_shapes, locations, weights)  # sizes say where levels start
 
 
 def ms_deform_attn_backward(
@@ -427,7 +425,6 @@ def nms_rotated(
 
 # --- points ----------------------------------------------------------------------------------------------------------
 
-#
 # mmcv's features are (B, C, N), its indices int32; b, c, n, m, npoints and nsample repeat the shapes of the tensors.
 
 
