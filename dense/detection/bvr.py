@@ -105,8 +105,8 @@ class KeypointHead(BaseModule):
         per_level: int = 20,
         num_keys: int = 50,
         iou: float = 0.7,
-        loss_score: Mapping[str, Any] = dict(type="GaussianFocalLoss", alpha=2.0, gamma=4.0, loss_weight=0.25),
-        loss_offset: Mapping[str, Any] = dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0),
+        loss_score: Mapping[str, Any] = dict(type="mmdet.GaussianFocalLoss", alpha=2.0, gamma=4.0, loss_weight=0.25),
+        loss_offset: Mapping[str, Any] = dict(type="mmdet.SmoothL1Loss", beta=1.0, loss_weight=1.0),
     ):
         super().__init__(dict(type="Normal", layer="Conv2d", std=0.01))
         for kind in types:
