@@ -60,6 +60,16 @@ def configs(only: set[str]) -> Iterator[tuple[str, Path]]:
 # --- one config ------------------------------------------------------------------------------------------------------
 
 
+def without_files(node: Any) -> None:
+    """Leave out the weights that a config would load; how else it begins, stays."""
+    if isinstance(node, dict):
+        if isinstance(node.get("init_cfg"), dict) and node["init_cfg"].get("type") == "Pretrained":
+            node["init_cfg"] = None
+        node = list(node.values())
+    for part in node if isinstance(node, (list, tuple)) else ():
+        without_files(part)
+
+
 def changed(node: Any, key: str, value: Any) -> None:
     """Set every entry of a name, at any depth."""
     if isinstance(node, dict):
@@ -133,7 +143,7 @@ def try_one(library: str, path: str) -> dict:
     try:
         importlib.import_module(f"{library}.models")
         config = Config.fromfile(path)
-        changed(config.model, "init_cfg", None)
+        without_files(config.model)
         changed(config.model, "pretrained", None)
         changed(config.model.get("test_cfg"), "score_thr", 0.0)  # so that random weights find something
         data = detection_inputs(config) if library == "mmdet" else segmentation_inputs(config)
@@ -141,6 +151,7 @@ def try_one(library: str, path: str) -> dict:
             model = importlib.import_module(f"{library}.registry").MODELS.build(config.model)
             from mmengine.model.utils import revert_sync_batchnorm
 
+            model.init_weights()
             model = revert_sync_batchnorm(model).train()
             stage = "loss"
             batch = model.data_preprocessor(data, True)
