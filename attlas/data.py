@@ -101,6 +101,12 @@ def fill_classes(model: Any, count: Callable[[], int]) -> None:
         fill_classes(part, count)
 
 
+def fill_classes_from_data(config: Any, split: str) -> None:
+    """`fill_classes` for the model of a config, by the data of its loader of a split ('train' or 'test')."""
+    dataset, scope = config[f"{split}_dataloader"]["dataset"], config.get("default_scope")
+    fill_classes(config["model"], cache(lambda: count_classes(dataset, scope)))
+
+
 def count_classes(dataset: Mapping, scope: str | None = None) -> int:
     """The number of classes of the data set that a config describes.
 

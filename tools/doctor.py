@@ -9,7 +9,6 @@ It trains for a minute at most, and leaves nothing but --out. The exit status is
 import argparse
 import sys
 import warnings
-from functools import cache
 from pathlib import Path
 
 from mmengine.config import DictAction
@@ -34,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # of libraries; what matters is among the findings
     from attlas.backbones.channels import fill_channels  # not for --help
-    from attlas.data import count_classes, fill_classes
+    from attlas.data import fill_classes_from_data
     from attlas.doctor import examine
 
     console, wrong = Console(highlight=False, soft_wrap=True), 0
@@ -47,7 +46,7 @@ def main() -> None:
             if cfg.get(name) is None:
                 raise ValueError(f"{args.config} has no {name}: nothing to train.")
         fill_channels(cfg.model)
-        fill_classes(cfg.model, cache(lambda: count_classes(cfg.train_dataloader.dataset, cfg.get("default_scope"))))
+        fill_classes_from_data(cfg, "train")
         for finding in examine(cfg, args.steps, out):
             line = f"{'!' if finding.warning else ' '} {finding.about:10} {printable(finding.text, 1000)}"
             console.print(line, markup=False, style="bold red" if finding.warning else None)

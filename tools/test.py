@@ -9,7 +9,6 @@ all rotations (SO3).
 
 import argparse
 import os
-from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -67,7 +66,7 @@ def outs(args: argparse.Namespace) -> list[Path]:
 
 def prepare(args: argparse.Namespace) -> Config:
     from attlas.backbones.channels import fill_channels
-    from attlas.data import count_classes, fill_classes
+    from attlas.data import fill_classes_from_data
 
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -77,7 +76,7 @@ def prepare(args: argparse.Namespace) -> Config:
         raise ValueError(f"{args.config} has no test_dataloader (with test_cfg and test_evaluator): nothing to test.")
     if cfg.get("model"):
         fill_channels(cfg.model)
-        fill_classes(cfg.model, cache(lambda: count_classes(cfg.test_dataloader.dataset, cfg.get("default_scope"))))
+        fill_classes_from_data(cfg, "test")
     for stage in ("train", "val"):  # their data need not be on this machine
         for name in ("dataloader", "cfg", "evaluator"):
             cfg[f"{stage}_{name}"] = None

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import warnings
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -69,7 +68,7 @@ def clear(work_dir: Path, overwrite: bool) -> None:
 
 def prepare(args: argparse.Namespace) -> Config:
     from attlas.backbones.channels import fill_channels
-    from attlas.data import count_classes, fill_classes
+    from attlas.data import fill_classes_from_data
 
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -81,7 +80,7 @@ def prepare(args: argparse.Namespace) -> Config:
         # MMEngine's conversion takes axis 1 for the channels; there they are last
         raise ValueError("sync_bn: the networks of attlas.pointnets normalise in each process; it may only be unset.")
     fill_channels(cfg.model)
-    fill_classes(cfg.model, cache(lambda: count_classes(cfg.train_dataloader.dataset, cfg.get("default_scope"))))
+    fill_classes_from_data(cfg, "train")
     use_amp(cfg, args.amp)
     if args.auto_scale_lr:
         if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
