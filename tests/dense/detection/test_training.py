@@ -88,6 +88,7 @@ def test_the_doctor_finds_nothing_wrong(trained, tmp_path):
     assert (tmp_path / "targets.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_is_wrong(tmp_path):
     write_coco(tmp_path, images=8)
     found = json.loads((tmp_path / "objects.json").read_text())
