@@ -68,9 +68,13 @@ def _ends_early(content: bytes, image: np.ndarray, upright: bool) -> bool:
     """Whether a JPEG was closed before its last block, of which a decoder says nothing: it makes the rest mid-grey.
 
     Only an image with such a corner is looked at again, with more data before its end. A whole image does not take
-    them. (Of a progressive JPEG that lacks its last scans the blocks are all there, and coarse: it is read.)
+    them, and the decoder prints that they are too many. (Of a progressive JPEG that lacks its last scans the blocks are
+    all there, and coarse: it is read.)
     """
-    if not (image[:: max(len(image) - 1, 1), :: max(image.shape[1] - 1, 1)] == 128).all(-1).any():
+    # of the corner's block, which may be cut: the half at the corner, where no block before it shows through
+    height, width = (((side - 1) % 8 + 2) // 2 for side in image.shape[:2])
+    corners = [image[y, x] for y in (slice(height), slice(-height, None)) for x in (slice(width), slice(-width, None))]
+    if not any((corner == 128).all() for corner in corners):
         return False
     end = content.rindex(b"\xff\xd9")
     more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
