@@ -131,6 +131,7 @@ SHARED = {
         "datasets",
         "doctor",
         "inference",
+        "mixer_encoder",
         "pictures",
         "position_relation",
         "transforms",

@@ -3,6 +3,7 @@
 from .bvr import BVRATSSHead, BVRFCOSHead, BVRRetinaHead, BVRRoIHead, BVRShared2FCBBoxHead, KeypointHead
 from .coco import CocoBoxes, CocoDetection, CocoFile
 from .datasets import FurnishedRooms, FurnishedRoomsBoxes
+from .mixer_encoder import MixerDeformableDETR, MixerDINO
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
 from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
 from .transforms import ReadImage
@@ -21,6 +22,8 @@ __all__ = [
     "FurnishedRooms",
     "FurnishedRoomsBoxes",
     "KeypointHead",
+    "MixerDINO",
+    "MixerDeformableDETR",
     "PositionRelation",
     "ReadImage",
     "RelationDABDETR",

@@ -9,7 +9,8 @@ layers; denoising queries take part.
 
 in the config of `attlas.RelationDINO`, `attlas.RelationDeformableDETR` or `attlas.RelationDABDETR`, which are mmdet's
 `DINO`, `DeformableDETR` and `DABDETR` otherwise: without that key they compute the same. Conditional DETR refines no
-boxes between layers, so there is nothing to relate.
+boxes between layers, so there is nothing to relate. The first two take a `mixer` in their encoder, too (see
+`mixer_encoder.py`).
 
 Source: arXiv 2407.11699, and the authors' repository xiuqhou/Relation-DETR.
 """
@@ -18,7 +19,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from mmdet.models.detectors import DABDETR, DINO, DeformableDETR
+from mmdet.models.detectors import DABDETR
 from mmdet.models.layers import DeformableDetrTransformerDecoder, DinoTransformerDecoder
 from mmdet.models.layers.transformer import (
     MLP,
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from ...kernels import position_relation
 from ...registry import MODELS
 from ..layers.deformable_attention import use_kernel
+from .mixer_encoder import MixerDeformableDETR, MixerDINO
 
 # Beyond this a coordinate is clamped before its logit, in the loop of DINO's decoder and of Relation-DETR's.
 EPS = 1e-3
@@ -278,8 +280,7 @@ class WithRelation(BaseModule):
     """
 
     relation_decoder: type
-    encoder: Any  # mmdet keeps options under these two names until it builds them
-    decoder: Any
+    decoder: Any  # mmdet keeps options under this name until it builds them
 
     def _init_layers(self) -> None:
         options: dict[str, Any] = deepcopy(self.decoder)
@@ -300,14 +301,14 @@ class WithRelation(BaseModule):
 
 
 @MODELS.register_module()
-class RelationDINO(WithRelation, DINO):
+class RelationDINO(WithRelation, MixerDINO):
     """DINO of mmdet with a position relation (DINO++)."""
 
     relation_decoder = RelationDinoDecoder
 
 
 @MODELS.register_module()
-class RelationDeformableDETR(WithRelation, DeformableDETR):
+class RelationDeformableDETR(WithRelation, MixerDeformableDETR):
     """Deformable DETR of mmdet with a position relation (Deformable-DETR++); `with_box_refine` must be on."""
 
     relation_decoder = RelationDeformableDecoder

@@ -19,7 +19,6 @@ are left out, and there are fewer results. mmdet's DINO stops at both.
 """
 
 import re
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,6 @@ from torch import Tensor, nn
 
 from ...checkpoint import Rules
 from ...registry import MODELS
-from ..layers.deformable_attention import use_kernel
 from .position_relation import EPS, RelationDINO
 
 # Raw ids of COCO go to 90 for 80 classes; these are unused. The authors' heads have a row for each raw id, 0 included.
@@ -177,19 +175,18 @@ class RelationDETR(RelationDINO):
 
     Args:
         num_hybrid_queries: number of queries of the hybrid branch.
-        **kwargs: arguments of mmdet's `DINO`; `decoder` takes those of `RelationDinoDecoder`, too.
+        **kwargs: arguments of mmdet's `DINO`; `decoder` takes those of `RelationDinoDecoder`, too, and
+            `encoder` a `mixer` (see `mixer_encoder.py`).
     """
+
+    encoder_class = FusionEncoder
 
     def __init__(self, *args, num_hybrid_queries: int = 1500, **kwargs):
         self.num_hybrid_queries = num_hybrid_queries  # `_init_layers` reads it, which the base class calls
         super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
-        options: dict[str, Any] = dict(self.encoder)
-        self.encoder = options | {"num_layers": 1}  # mmdet builds an encoder of its own class, which is replaced
         super()._init_layers()
-        self.encoder = FusionEncoder(**options)
-        use_kernel(self.encoder)
         self.hybrid_query_embedding = nn.Embedding(self.num_hybrid_queries, self.embed_dims)
 
     def init_weights(self) -> None:
