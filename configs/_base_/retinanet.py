@@ -14,9 +14,9 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    # all of its maps; statistics of batch norms stay what they are, as two images have none worth taking
-    backbone=dict(type="attlas.NamedBackbone", name=name, out_indices=None, norm_eval=True, pretrained=pretrained),
-    neck=dict(type="FPN", in_channels="auto", out_channels=256, start_level=1, add_extra_convs="on_input", num_outs=5),
+    # statistics of batch norms stay what they are, as two images have none worth taking
+    backbone=dict(type="attlas.NamedBackbone", name=name, out_indices=(1, 2, 3), norm_eval=True, pretrained=pretrained),
+    neck=dict(type="FPN", in_channels="auto", out_channels=256, add_extra_convs="on_input", num_outs=5),
     bbox_head=dict(
         type="RetinaHead",
         num_classes="auto",

@@ -7,7 +7,7 @@ model = dict(
     backbone=dict(
         _delete_=True, type="attlas.HorNet", dims=(16, 24, 32, 48), depths=(1, 1, 1, 1), out_indices=(0, 1, 2, 3)
     ),
-    neck=dict(out_channels=16, num_outs=4, start_level=0, add_extra_convs=False),
+    neck=dict(out_channels=16, num_outs=4, add_extra_convs=False),
     bbox_head=dict(
         in_channels=16,
         feat_channels=16,
