@@ -27,6 +27,7 @@ from mmdet.models.dense_heads import DETRHead, DINOHead
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmdet.models.layers.transformer import inverse_sigmoid
 from mmdet.models.losses import QualityFocalLoss
+from mmdet.models.necks import ChannelMapper
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
@@ -202,7 +203,8 @@ class RelationDETR(RelationDINO):
     @property
     def checkpoint_rules(self) -> Rules:
         backbone = swin_rules("backbone.") if isinstance(self.backbone, DetectionSwin) else []
-        return [*backbone, *rules(self.decoder.num_layers, len(self.neck.convs))]
+        maps = len(self.neck.convs) if isinstance(self.neck, ChannelMapper) else 0  # in other necks nothing is renamed
+        return [*backbone, *rules(self.decoder.num_layers, maps)]
 
     @property
     def checkpoint_resize(self) -> dict:

@@ -533,9 +533,9 @@ def test_parameters_of_the_authors(name, total, trainable):
     assert sum(p.numel() for p in parameters if p.requires_grad) == trainable
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
-def test_a_step_of_every_config(name):
-    """At a small size: forward, backward, predictions."""
+@pytest.mark.parametrize("name", ["r50", "r50_2x", "r50_mixer", "swin_l"])
+def test_a_step(name):
+    """At a small size: forward, backward, predictions. Those of the backbones of the atlas are in `test_configs.py`."""
     small = {
         "bbox_head.num_classes": 80,
         "num_queries": 20,
@@ -550,7 +550,8 @@ def test_a_step_of_every_config(name):
     if "swin" in name:
         small |= {"backbone.embed_dims": 24, "backbone.depths": [1, 1, 2, 1], "backbone.num_heads": [1, 2, 4, 8]}
         small |= {"neck.in_channels": [48, 96, 192]}
-    config = load_config(CONFIGS / f"{name}.py", {f"model.{key}": value for key, value in small.items()})
+    overrides = {f"model.{key}": value for key, value in small.items()}
+    config = load_config(CONFIGS / f"relation_detr_{name}_coco.py", overrides)
     model = build(config.model).train()
     torch.nn.init.normal_(model.level_embed)  # which mmdet leaves uninitialized until init_weights()
     images, samples = scene(2, 1, side=64, classes=80)
