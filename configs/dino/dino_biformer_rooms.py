@@ -59,4 +59,5 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=100),
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=1e-4), clip_grad=dict(max_norm=0.1))
+train_dataloader = dict(batch_size=2)  # more updates: a DETR needs them
+optim_wrapper = dict(optimizer=dict(lr=7e-4, weight_decay=1e-4), clip_grad=dict(max_norm=0.1))

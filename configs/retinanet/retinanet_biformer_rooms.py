@@ -8,11 +8,11 @@ model = dict(
     backbone=dict(
         _delete_=True,
         **_base_.backbone,
-        out_indices=(0, 1, 2, 3),
+        out_indices=(1, 2, 3),
         norm_eval=bool(pretrained),
         init_cfg=pretrained and dict(type="Pretrained", checkpoint=pretrained, prefix="backbone."),
     ),
-    neck=dict(out_channels=64, start_level=1, num_outs=4),
+    neck=dict(out_channels=64, num_outs=4),
     bbox_head=dict(
         in_channels=64,
         feat_channels=64,
