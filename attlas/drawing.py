@@ -34,11 +34,12 @@ def draw_objects(
         if entry.get("mask") is not None:
             _tint(axes, np.asarray(entry["mask"], dtype=bool), color)
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=fontsize / 5))
-    for entry in objects:  # over all boxes and masks
-        score = f" {entry['score']:.2f}" if "score" in entry else ""
-        left, top, _, _ = entry["box"]
-        top = max(top, 0.05 * image.shape[0])  # names of what touches the border stay readable
-        _named(axes, max(left, 0), top, f"{printable(entry['name'], 30)}{score}", entry["label"], fontsize, "left")
+    texts = [printable(e["name"], 30) + (f" {e['score']:.2f}" if "score" in e else "") for e in objects]
+    taken: list[tuple[float, float, float, float]] = []
+    # over all boxes and masks; the objects on top choose their places first
+    places = [_free(axes, image, taken, text, e["box"], fontsize) for text, e in zip(texts[::-1], objects[::-1])]
+    for text, entry, (x, y) in zip(texts, objects, places[::-1]):
+        _named(axes, x, y, text, entry["label"], fontsize, "left")
     return axes.figure
 
 
@@ -91,6 +92,27 @@ def _named(axes: Any, x: float, y: float, text: str, label: int, fontsize: float
         x, y, text, fontsize=fontsize, color="white", va="bottom", ha=align, parse_math=False, clip_on=True,
         bbox=dict(facecolor=COLORS[label % len(COLORS)], edgecolor="none", pad=1),
     )  # fmt: skip
+
+
+def _free(
+    axes: Any, image: np.ndarray, taken: list, text: str, box: Sequence[float], fontsize: float
+) -> tuple[float, float]:
+    """Where a name begins (left, bottom): at the top of its box, within the image, and not over those of `taken`, to
+    which it is added. Sizes are estimated, because nothing is laid out yet."""
+    height, width = image.shape[:2]
+    place, figure = axes.get_position(), axes.figure
+    inches = place.width * figure.get_figwidth(), place.height * figure.get_figheight()
+    point = max(width / inches[0], height / inches[1]) / 72
+    tall, wide = (1.35 * fontsize + 2) * point, (0.58 * fontsize * len(text) + 2) * point
+    x = max(min(box[0], width - wide), 0)
+    first = y = min(max(box[1], tall), height)
+    while any(x < right and left < x + wide and y - tall < low and high < y for left, high, right, low in taken):
+        y += tall / 4
+        if y > height:
+            y = first
+            break
+    taken.append((x, y - tall, x + wide, y))
+    return x, y
 
 
 def _tint(axes: Any, mask: np.ndarray, color: str) -> None:

@@ -26,6 +26,24 @@ def test_objects():
     assert [box.get_edgecolor()[:3] for box in axes.patches] == [to_rgb(COLORS[1])] * 2  # the colors repeat
 
 
+def test_names_lie_beside_each_other_and_within_the_image():
+    image = np.zeros((200, 300, 3), np.uint8)
+    boxes = [[30, 60, 90, 90]] * 3 + [[280, 60, 299, 90], [5, 1, 20, 20], [-9, 190, 20, 230]]
+    names = ["chair", "lamp", "sofa", "washbasin", "door", "bed"]
+    objects = [dict(label=n, name=name, box=box) for n, (name, box) in enumerate(zip(names, boxes))]
+    figure = draw_objects(image, objects)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == names
+    drawn = [text.get_window_extent() for text in axes.texts]
+    frame = axes.get_window_extent().padded(2)
+    for number, box in enumerate(drawn):
+        assert not any(box.overlaps(other) for other in drawn[:number]), names[number]
+        assert frame.contains(*box.min)
+        assert frame.contains(*box.max)
+    assert axes.texts[2].get_position() == (30, 60)  # what is drawn last has its name at its corner
+
+
 def test_regions():
     labels = np.zeros((20, 30), np.uint8)
     labels[:, 10:], labels[0, 0], labels[19, 29] = 1, 255, 2
