@@ -1,6 +1,6 @@
-"""Masks as COCO's run lengths."""
+"""Masks as COCO's run lengths and polygons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pycocotools import mask as runs
@@ -15,3 +15,16 @@ def encoded(mask: np.ndarray) -> dict:
 def decoded(mask: Mapping) -> np.ndarray:
     """The mask (H, W), of booleans, of run lengths."""
     return runs.decode(dict(mask)).astype(bool)
+
+
+def rasterized(segmentation: Mapping | Sequence, size: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W), of booleans, of a COCO annotation's `segmentation`.
+
+    Args:
+        segmentation: polygons [[x1, y1, x2, y2, ...], ...] in pixels, or run lengths, compressed or not.
+        size: height and width of the image.
+    """
+    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (str, bytes)):
+        return decoded(segmentation)
+    found = runs.frPyObjects(segmentation, *size)
+    return decoded(runs.merge(found) if isinstance(found, list) else found)

@@ -8,9 +8,12 @@
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
     python tools/visualize.py room --number 7 --out room.png
     python tools/visualize.py detections CONFIG CHECKPOINT --items 3 7 12 --out found.png
+    python tools/visualize.py strip CONFIG epoch_1.pth epoch_4.pth epoch_12.pth --item 7 --out strip.png
+    python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
+    python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
 
-Items are those of the config's test data; --file takes a mesh or a cloud of yours instead.
+Items are those of the config's test data; --file takes a mesh, a cloud or an image of yours instead.
 """
 
 import argparse
@@ -67,11 +70,35 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("train", "test"), default="train", help="whose furniture (train)")
     sub.add_argument("--seed", type=int, default=0, help="of the series of rooms (0)")
     sub.add_argument("--number", type=int, nargs="+", required=True, metavar="N", help="rooms of the series, from 0")
-    sub = command("detections", "what a detector finds, below the annotations", None, None, False)
-    sub.add_argument("config", type=Path)
-    sub.add_argument("checkpoint", type=Path)
+
+    def detector(name: str, help: str, several: bool = False) -> argparse.ArgumentParser:
+        sub = command(name, help, None, None, False)
+        sub.add_argument("config", type=Path)
+        sub.add_argument("checkpoint", type=Path, nargs="+" if several else None)
+        return sub
+
+    def image(sub: argparse.ArgumentParser) -> None:
+        source = sub.add_mutually_exclusive_group()
+        source.add_argument("--item", type=int, default=0, help="number of an image of the test data (0)")
+        source.add_argument("--file", type=Path, help="an image")
+
+    def score(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--score", type=float, default=0.3, help="from which an object is drawn (0.3)")
+
+    sub = detector("detections", "what a detector finds, below the annotations")
     sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
-    sub.add_argument("--score", type=float, default=0.3, help="from which an object is drawn (0.3)")
+    score(sub)
+    sub = detector("strip", "what a detector finds in one image, over its training", several=True)
+    image(sub)
+    score(sub)
+    sub = detector("relation", "the position relation of one query of a DETR, by head")
+    image(sub)
+    sub.add_argument("--layer", type=int, help="of the decoder, from 1 (the last)")
+    sub.add_argument("--query", type=int, help="from 0 (that of the highest score)")
+    sub.add_argument("--others", type=int, default=40, metavar="N", help="queries drawn, of the highest scores (40)")
+    sub = detector("keypoints", "the key points of BVR, and the attention of one detection to them")
+    image(sub)
+    sub.add_argument("--detection", type=int, help="0 is the one with the highest score (0)")
     sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
     sub.add_argument(
         "network",
@@ -127,17 +154,58 @@ def draw_room(args: argparse.Namespace):
     return draw_rooms(rooms)
 
 
-def draw_detections(args: argparse.Namespace):
+def detector_config(args: argparse.Namespace):
     from attlas.backbones.channels import fill_channels
-    from attlas.browsing import config_dataset
     from attlas.config import load_config
-    from attlas.dense.detection import pictures
-    from attlas.inference import Inferencer
 
     config = load_config(args.config)
     fill_channels(config.model)
-    asked = Inferencer(args.checkpoint, config)
-    return pictures.draw_detections(config_dataset(config, "test"), asked, args.items, args.score)
+    return config
+
+
+def image_of(args: argparse.Namespace, config):
+    from attlas.browsing import config_dataset
+    from attlas.dense.detection import inspection
+
+    if args.file is not None:
+        return inspection.file_subject(args.file)
+    return inspection.subject(config_dataset(config, "test"), args.item)
+
+
+def draw_detections(args: argparse.Namespace):
+    from attlas.browsing import config_dataset
+    from attlas.dense.detection import inspection, pictures
+
+    config = detector_config(args)
+    dataset = config_dataset(config, "test")
+    subjects = [inspection.subject(dataset, item) for item in args.items]
+    return pictures.draw_detections(inspection.detector(args.checkpoint, config), subjects, args.score)
+
+
+def draw_strip(args: argparse.Namespace):
+    from attlas.dense.detection import inspection, pictures
+
+    config = detector_config(args)
+    subject = image_of(args, config)
+    asked = ((inspection.trained(path), inspection.detector(path, config)) for path in args.checkpoint)
+    return pictures.draw_strip(asked, len(args.checkpoint), subject, args.score)
+
+
+def draw_relation(args: argparse.Namespace):
+    from attlas.dense.detection import inspection, pictures
+
+    config = detector_config(args)
+    subject, asked = image_of(args, config), inspection.detector(args.checkpoint, config)
+    seen = inspection.position_relation(asked, subject, args.layer, args.query)
+    return pictures.draw_relation(subject, seen, args.others)
+
+
+def draw_keypoints(args: argparse.Namespace):
+    from attlas.dense.detection import inspection, pictures
+
+    config = detector_config(args)
+    subject, asked = image_of(args, config), inspection.detector(args.checkpoint, config)
+    return pictures.draw_key_points(subject, inspection.key_points(asked, subject, args.detection))
 
 
 def draw_shape(args: argparse.Namespace):
@@ -182,7 +250,10 @@ def run(args: argparse.Namespace) -> None:
         "attention": draw_attention,
         "confusion": draw_confusion,
         "detections": draw_detections,
+        "keypoints": draw_keypoints,
+        "relation": draw_relation,
         "room": draw_room,
+        "strip": draw_strip,
     }
     draw = commands.get(args.command, draw_shape)
     if args.out is None:

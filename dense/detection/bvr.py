@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import Rules
 from ...kernels import bridging_attention
+from ...kernels.bridging_attention import location_bias
 from ...kernels.dispatch import without_autocast
 from ...registry import MODELS
 
@@ -310,6 +311,10 @@ class LocationTable(BaseModule):
             return column.unsqueeze(2) + row.unsqueeze(1) + self.project.bias.to(dtype).view(-1, 1, 1)
 
 
+# What `bridging_attention` takes after v: table, positions of the queries and of the keys, step.
+Location = tuple[Tensor, Tensor, Tensor, float]
+
+
 class KeyAttention(BaseModule):
     """Attention of queries to the keys of a type. The projections are packed as in torch's MultiheadAttention."""
 
@@ -323,19 +328,32 @@ class KeyAttention(BaseModule):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, keys: Tensor, location: tuple[Tensor, Tensor, Tensor, float] | None) -> Tensor:
-        """(B, N, C) of queries (B, N, C) and keys (B, K, C); `location` is what `bridging_attention` takes after v."""
-        (to_q, to_kv), (q_bias, kv_bias) = (
-            x.split([len(x) // 3, len(x) - len(x) // 3]) for x in (self.in_proj_weight, self.in_proj_bias)
-        )
-        q = F.linear(query, to_q, q_bias).unflatten(2, (self.num_heads, -1))
-        k, v = F.linear(keys, to_kv, kv_bias).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+    def forward(self, query: Tensor, keys: Tensor, location: Location | None) -> Tensor:
+        """(B, N, C) of queries (B, N, C) and keys (B, K, C)."""
+        q, k, v = self._projected(query, keys)
         if location is None:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2)
         else:
             out = bridging_attention(q, k, v, *location, scale=self.scale)
         return self.out_proj(out.flatten(2))
+
+    def weights(self, query: Tensor, keys: Tensor, location: Location | None) -> Tensor:
+        """The weights (B, heads, N, K) of the keys in `forward`, for pictures of them."""
+        q, k, _ = self._projected(query, keys)
+        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
+        logits = scale * torch.einsum("bnhd,bkhd->bhnk", q, k)
+        if location is not None:
+            logits = logits + location_bias(*location)
+        return logits.softmax(-1)
+
+    def _projected(self, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (to_q, to_kv), (q_bias, kv_bias) = (
+            x.split([len(x) // 3, len(x) - len(x) // 3]) for x in (self.in_proj_weight, self.in_proj_bias)
+        )
+        q = F.linear(query, to_q, q_bias).unflatten(2, (self.num_heads, -1))
+        k, v = F.linear(keys, to_kv, kv_bias).unflatten(2, (2, self.num_heads, -1)).unbind(2)
+        return q, k, v
 
 
 class Bridge(BaseModule):
@@ -388,20 +406,50 @@ class Bridge(BaseModule):
             key_positions: positions (B, K, 2) of the key points of every type.
             units: number of pixels that a difference of 1 stands for, by level.
         """
-        tables = [location() for location in self.locations] or [None]
-        tables = tables * (len(self.attentions) // len(tables))
+        tables = self._tables()
         refined = []
         for query, places, unit in zip(queries, query_positions, units):
             total = query
-            for attention, table, place, key, key_place in zip(
-                self.attentions, tables, places, keys, key_positions, strict=True
-            ):
-                location = None
-                if table is not None:
-                    location = table, place.to(table.dtype), key_place.to(table.dtype), self.cells / unit
+            locations = self._located(tables, places, key_positions, unit)
+            for attention, key, location in zip(self.attentions, keys, locations, strict=True):
                 total = total + attention(query, key, location)
             refined.append(total.relu())
         return refined
+
+    def weights(
+        self,
+        query: Tensor,
+        places: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        key_positions: Sequence[Tensor],
+        unit: float,
+    ) -> list[Tensor]:
+        """How much queries of one level attend to the key points of every type: (B, heads, N, K), for pictures of it.
+
+        Args:
+            query: queries (B, N, C).
+            places: positions (B, N, 2) of the queries, by type.
+            keys, key_positions, unit: as of `forward`.
+        """
+        locations = self._located(self._tables(), places, key_positions, unit)
+        parts = zip(self.attentions, keys, locations, strict=True)
+        return [attention.weights(query, key, location) for attention, key, location in parts]
+
+    def _tables(self) -> list[Tensor] | None:
+        """The table of every type, or None without a bias by location."""
+        tables = [location() for location in self.locations]
+        return tables * (len(self.attentions) // len(tables)) if tables else None
+
+    def _located(
+        self, tables: list[Tensor] | None, places: Sequence[Tensor], key_positions: Sequence[Tensor], unit: float
+    ) -> list[Location] | list[None]:
+        """What the attention to every type takes as `location`."""
+        if tables is None:
+            return [None] * len(self.attentions)
+        return [
+            (table, place.to(table.dtype), key_place.to(table.dtype), self.cells / unit)
+            for table, place, key_place in zip(tables, places, key_positions, strict=True)
+        ]
 
 
 # --- one-stage heads -------------------------------------------------------------------------------------------------

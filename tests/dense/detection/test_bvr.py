@@ -132,6 +132,24 @@ def drawn_bridge(dim=24, num_types=2, num_heads=3, **options):
     )
 
 
+@pytest.mark.parametrize("options", [{}, dict(shared_location=False), dict(appearance=False), dict(location=False)])
+def test_weights_are_those_of_the_attention(options):
+    """Weighted by them, the values give what the attention gives."""
+    bridge, inputs = drawn_bridge(**options)
+    seen = {}
+    for number, attention in enumerate(bridge.attentions):
+        attention.register_forward_hook(lambda _, args, out, number=number: seen.update({number: (args, out)}))
+    bridge(**inputs)
+    places, keys, key_places = inputs["query_positions"][-1], inputs["keys"], inputs["key_positions"]
+    weights = bridge.weights(inputs["queries"][-1], places, keys, key_places, inputs["units"][-1])
+    for number, attention in enumerate(bridge.attentions):
+        (_, key, _), out = seen[number]
+        torch.testing.assert_close(weights[number].sum(-1), torch.ones(2, 3, 4))
+        values = torch.nn.functional.linear(key, attention.in_proj_weight[48:], attention.in_proj_bias[48:])
+        mixed = torch.einsum("bhnk,bkhc->bnhc", weights[number], values.unflatten(2, (3, 8)))
+        torch.testing.assert_close(attention.out_proj(mixed.flatten(2)), out, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("num_types", [1, 3])
 @pytest.mark.parametrize(
     "options", [{}, dict(shared_location=False), dict(appearance=False), dict(location=False), dict(num_heads=4)]

@@ -1,0 +1,93 @@
+"""Pictures of detectors, as a user makes them."""
+
+import shutil
+
+import cv2
+import detectors
+import numpy as np
+import pytest
+from coco_files import write_coco
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, and a checkpoint of each small detector."""
+    folder = tmp_path_factory.mktemp("detectors")
+    write_coco(folder / "data", images=3)
+    for name in ("tiny_bvr", "tiny_relation"):
+        detectors.write(folder / f"{name}.pth", detectors.read(name, folder / "data"), epoch=3)
+    return folder
+
+
+@pytest.fixture
+def draw(run, folder, tmp_path, monkeypatch):
+    """draw(command, name, *arguments) -> the picture."""
+    monkeypatch.setenv("DATA", str(folder / "data"))
+    monkeypatch.setenv("PRETRAINED", "None")
+
+    def call(command, name, *arguments):
+        out = tmp_path / "picture.png"
+        config, checkpoint = detectors.CONFIGS / f"{name}.py", folder / f"{name}.pth"
+        assert str(out) in run("visualize", command, config, checkpoint, *arguments, "--out", out, "--overwrite")
+        return cv2.imread(str(out))
+
+    return call
+
+
+def differ(one, other):
+    return one.shape != other.shape or abs(one.astype(int) - other).max() > 50
+
+
+def test_relation(draw, folder):
+    first = draw("relation", "tiny_relation", "--item", 1, "--query", 2)
+    assert first.shape[1] == pytest.approx(3 * 510, abs=25)  # the query, the mean and four heads in two rows
+    assert first.std() > 20
+    for other in (("--query", 3), ("--query", 2, "--layer", 2), ("--query", 2, "--others", 3)):
+        assert differ(first, draw("relation", "tiny_relation", "--item", 1, *other))
+    file = folder / "data" / "images" / "1.png"
+    assert not differ(first[60:], draw("relation", "tiny_relation", "--file", file, "--query", 2)[60:])  # but the title
+
+
+def test_key_points(draw):
+    first = draw("keypoints", "tiny_bvr", "--detection", 0)
+    assert first.std() > 20
+    assert differ(first, draw("keypoints", "tiny_bvr", "--detection", 1))
+
+
+def test_a_strip(draw, folder):
+    again = shutil.copy(folder / "tiny_bvr.pth", folder / "again.pth")
+    two = draw("strip", "tiny_bvr", again, "--score", 0.5)
+    one = draw("strip", "tiny_bvr", "--score", 0.5)
+    assert two.shape[1] / one.shape[1] == pytest.approx(3 / 2, abs=0.05)  # and the annotations
+    alone = draw("strip", "tiny_bvr", "--file", folder / "data" / "images" / "0.png", "--score", 0.5)
+    assert alone.shape[1] / one.shape[1] == pytest.approx(1 / 2, abs=0.05)
+
+
+def test_detections(draw):
+    picture = draw("detections", "tiny_bvr", "--items", 0, 2, "--score", 0.5)
+    assert picture.shape[1] == pytest.approx(2 * 510, abs=25)
+    assert np.any(abs(picture.astype(int) - draw("detections", "tiny_bvr", "--items", 0, 2, "--score", 1)) > 50)
+
+
+def test_what_is_refused(refusal, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", str(folder / "data"))
+    monkeypatch.setenv("PRETRAINED", "None")
+    out = tmp_path / "picture.png"
+
+    def told(command, name, *arguments):
+        config, checkpoint = detectors.CONFIGS / f"{name}.py", folder / f"{name}.pth"
+        message = refusal("visualize", command, config, checkpoint, *arguments, "--out", out)
+        assert not out.exists()
+        return message
+
+    assert "item 3: the data set has items 0 to 2" in told("relation", "tiny_relation", "--item", 3)
+    assert "item -1: the data set has items 0 to 2" in told("detections", "tiny_bvr", "--items", 0, -1)
+    assert "query is 20; the detector has queries 0 to 19" in told("relation", "tiny_relation", "--query", 20)
+    assert "has no key points" in told("keypoints", "tiny_relation")
+    assert "score is 1.5; it must be in [0, 1]" in told("strip", "tiny_bvr", "--score", 1.5)
+    assert "not allowed with argument" in told("strip", "tiny_bvr", "--item", 1, "--file", out)
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    assert "text.png is not a readable image" in told("keypoints", "tiny_bvr", "--file", text)
+    other = refusal("visualize", "strip", detectors.CONFIGS / "tiny_bvr.py", folder / "none.pth", "--out", out)
+    assert "none.pth does not exist" in other
