@@ -433,7 +433,7 @@ class Bridge(BaseModule):
         """
         locations = self._located(self._tables(), places, key_positions, unit)
         parts = zip(self.attentions, keys, locations, strict=True)
-        return [attention.weights(query, key, location) for attention, key, location in parts]
+        return [each.weights(query, key, location) for each, key, location in parts]  # type: ignore[operator]
 
     def _tables(self) -> list[Tensor] | None:
         """The table of every type, or None without a bias by location."""

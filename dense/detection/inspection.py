@@ -253,7 +253,7 @@ def key_points(asked: Inferencer, subject: Subject, detection: int | None = None
             "attlas.BVRRetinaHead, BVRFCOSHead, BVRATSSHead and BVRRoIHead."
         )
     head: Any = heads[0]
-    predictor = head if isinstance(head, BVRMixin) else head.bbox_head
+    predictor: Any = head if isinstance(head, BVRMixin) else head.bbox_head
     heard: dict[str, Any] = {}
 
     def outputs_of(name):
@@ -318,7 +318,8 @@ def _query_of(predictor: Any, heard: dict[str, Any], box: Tensor, label: int, sh
 
     Non-maximum suppression keeps no track of it, so all queries' boxes are decoded again.
     """
-    if isinstance(predictor, BVRMixin):
+    one_stage = isinstance(predictor, BVRMixin)
+    if one_stage:
         scores, boxes, *factors = heard["predicted"]
         sizes = [x.shape[2:] for x in scores]
         priors = predictor.prior_generator.grid_priors(sizes, dtype=boxes[0].dtype, device=boxes[0].device)

@@ -97,7 +97,7 @@ def _faded(image: np.ndarray) -> np.ndarray:
     return np.repeat(gray, 3, axis=2).astype(np.uint8)
 
 
-def _outline(axes: Axes, box: Sequence[float], color: Any, width: float, **options: Any) -> None:
+def _outline(axes: Axes, box: Any, color: Any, width: float, **options: Any) -> None:
     x1, y1, x2, y2 = box
     axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width, **options))
 
@@ -207,4 +207,6 @@ def draw_key_points(subject: Subject, seen: Bridging) -> Figure:
 def _dots(axes: Axes, positions: np.ndarray, sizes: np.ndarray, color: Any) -> None:
     """Points, of areas by their numbers, at least small."""
     area = 4 + 40 * sizes / max(float(sizes.max(initial=0)), 1e-6)
-    axes.scatter(*positions.T, s=area, c=color, edgecolors="black", linewidths=0.5, clip_on=True, zorder=3)
+    axes.scatter(
+        positions[:, 0], positions[:, 1], s=area, c=color, edgecolors="black", linewidths=0.5, clip_on=True, zorder=3
+    )
