@@ -131,6 +131,7 @@ SHARED = {
         "datasets",
         "doctor",
         "inference",
+        "inspection",
         "mixer_encoder",
         "pictures",
         "position_relation",
