@@ -12,7 +12,7 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor, nn
 
 from ...data import one_of
-from ...files import replacing
+from ...files import check_out, replacing
 from ...registry import METRICS, MODELS
 from .inference import ImageClassification
 
@@ -331,14 +331,11 @@ class ImageAccuracy(BaseMetric):
     """
 
     default_prefix = ""  # not None, which MMEngine would warn of
+    out_suffix = ".npz"
 
     def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.out_file = Path(out_file).expanduser() if out_file else None
-        if self.out_file and self.out_file.suffix != ".npz":
-            raise ValueError(f"ImageAccuracy.out_file is {str(out_file)!r}; its name must end in .npz.")
-        if self.out_file and self.out_file.exists() and not overwrite:
-            raise FileExistsError(f"{self.out_file} exists; move it away, or pass overwrite=True to replace it.")
+        self.out_file = check_out(out_file, (self.out_suffix,), overwrite) if out_file else None
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         log_probs = torch.stack([sample["log_probs"] for sample in data_samples]).float()

@@ -26,7 +26,7 @@ from mmdet.evaluation import CocoMetric
 from mmengine.logging import print_log
 
 from ...data import seeded
-from ...files import near_files, printable
+from ...files import check_out, near_files, printable, replacing
 from ...images import read_image
 from ...registry import DATASETS, METRICS
 
@@ -239,13 +239,20 @@ class CocoBoxes(CocoMetric):
 
     Where nothing was detected in any image the figures are 0, with a warning, where mmdet gives none.
 
-    Args: those of mmdet's CocoMetric; ann_file is needed.
+    Args: those of mmdet's CocoMetric; ann_file is needed. Besides
+        out_file: a JSON for the predictions in COCO's format of results, a list of dict(image_id, category_id, bbox
+            [x, y, width, height] in pixels, score), with `segmentation` (run lengths) where there are masks, and
+            `mask_score` where a detector gives masks scores of their own. Ids are those of the annotation file.
+        overwrite: replace an `out_file` of an earlier run. Otherwise it is a FileExistsError, raised at once.
 
     Raises:
         ValueError: a box or score that was predicted is not finite; names the image.
     """
 
-    def __init__(self, ann_file: str, **options):
+    out_suffix = ".json"
+
+    def __init__(self, ann_file: str, out_file: str | Path | None = None, overwrite: bool = False, **options):
+        self.out_file = check_out(out_file, (self.out_suffix,), overwrite) if out_file else None
         super().__init__(**options)
         self._coco_api = CocoFile(ann_file)
 
@@ -257,8 +264,37 @@ class CocoBoxes(CocoMetric):
                 raise ValueError(f"a box or a score predicted for {sample.get('img_path')} is NaN or infinite")
 
     def compute_metrics(self, results: list) -> dict[str, float]:
+        if self.out_file:
+            with replacing(self.out_file) as temporary:
+                temporary.write_text(json.dumps(self._as_coco(results)))
+            print_log(f"predictions: {self.out_file}", logger="current")
         if any(len(result["labels"]) for _, result in results) or self.format_only:
-            return super().compute_metrics(results)
+            found = super().compute_metrics(results)
+            return dict(sorted(found.items(), key=lambda item: item[0].endswith("_precision")))  # of all classes first
         print_log("Nothing was detected in any image: every AP is 0.", logger="current", level=30)
         names = self.metric_items or ["mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l"]
         return {f"{metric}_{name}": 0.0 for metric in self.metrics for name in names if metric in ("bbox", "segm")}
+
+    def _as_coco(self, results: list) -> list[dict]:
+        """The predictions in COCO's format of results."""
+        ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta["classes"])
+        found = []
+        for _, result in results:
+            for number, (label, (left, top, right, bottom)) in enumerate(
+                zip(result["labels"], result["bboxes"].tolist())
+            ):
+                entry = dict(
+                    image_id=result["img_id"],
+                    category_id=ids[label],
+                    bbox=[left, top, right - left, bottom - top],
+                    score=float(result["scores"][number]),
+                )
+                if "masks" in result:
+                    runs = result["masks"][number]
+                    text = runs["counts"]
+                    counts = text.decode("ascii") if isinstance(text, bytes) else text
+                    entry["segmentation"] = dict(size=[int(side) for side in runs["size"]], counts=counts)
+                if "mask_scores" in result:
+                    entry["mask_score"] = float(result["mask_scores"][number])
+                found.append(entry)
+        return found

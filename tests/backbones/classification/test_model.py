@@ -313,7 +313,7 @@ def test_metric_counts_by_definition(tmp_path):
         assert file["confusion"].trace() == right.sum()
         assert file["confusion"].sum(1).tolist() == np.bincount(labels, minlength=8).tolist()
         np.testing.assert_allclose(file["log_probs"], log_probs, rtol=1e-6)
-    with pytest.raises(FileExistsError, match="overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"out\.npz exists\. To replace it"):
         ImageAccuracy(out_file=tmp_path / "out.npz")
 
 

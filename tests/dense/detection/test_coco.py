@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from coco_files import NAMES, write_coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from attlas.dense.detection import CocoBoxes, CocoDetection, CocoFile, ReadImage
+from attlas.dense.masks import decoded
 
 
 @pytest.fixture
@@ -92,12 +95,57 @@ def test_perfect_boxes_have_ap_1(coco, change):
     assert perfect(path, CocoBoxes(str(path)))["coco/bbox_mAP"] == 1
 
 
-def test_nothing_detected_is_ap_0(coco):
+def test_nothing_detected_is_ap_0(coco, tmp_path):
     path = coco()
-    metric = CocoBoxes(str(path))
+    metric = CocoBoxes(str(path), out_file=tmp_path / "out.json")
     metric.dataset_meta = dict(classes=NAMES)
     empty = dict(bboxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int))
     assert metric.compute_metrics([({}, dict(img_id=0, **empty))])["bbox_mAP"] == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1]])
+def test_predictions_are_written_in_the_format_of_results(coco, tmp_path, names):
+    """pycocotools reads them, and finds what the metric found; ids are those of the file."""
+    path, out = coco(), tmp_path / "new" / "out.json"
+    metric = CocoBoxes(str(path), out, metric=["bbox", "segm"], classwise=True)
+    metric.dataset_meta = dict(classes=names)
+    found, rng = json.loads(path.read_text()), np.random.default_rng(0)
+    samples = []
+    for image in found["images"]:
+        own = [e for e in found["annotations"] if e["image_id"] == image["id"]]
+        boxes = torch.tensor([[x, y, x + w, y + h] for x, y, w, h in (e["bbox"] for e in own)]).float()
+        boxes += torch.from_numpy(rng.uniform(-3, 3, boxes.shape)).float()
+        masks = torch.zeros(len(own), 64, 96, dtype=torch.bool)
+        for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist()):
+            mask[max(top, 0) : bottom, max(left, 0) : right] = True
+        labels = torch.tensor([names.index({3: "box", 7: "ball"}[e["category_id"]]) for e in own])
+        prediction = dict(bboxes=boxes, scores=torch.rand(len(own)), labels=labels, masks=masks)
+        samples.append(dict(pred_instances=prediction, img_id=image["id"], ori_shape=(64, 96), img_path="a"))
+    metric.process({}, samples)
+    metrics = metric.evaluate(len(samples))
+    assert next(iter(metrics)) == "coco/bbox_mAP"  # and not that of a class
+    assert {"coco/box_precision", "coco/ball_precision"} <= metrics.keys()
+    written = json.loads(out.read_text())
+    assert len(written) == len(found["annotations"])
+    for entry, truth in zip(written, found["annotations"]):
+        assert entry["image_id"] == truth["image_id"]
+        assert entry["category_id"] == truth["category_id"]
+        assert np.abs(np.subtract(entry["bbox"], truth["bbox"])).max() < 7
+    assert decoded(written[0]["segmentation"]).tolist() == samples[0]["pred_instances"]["masks"][0].tolist()
+    assert [p.name for p in out.parent.iterdir()] == ["out.json"]
+    for kind in ("bbox", "segm"):
+        truth = COCO(str(path))
+        evaluation = COCOeval(truth, truth.loadRes(str(out)), kind)
+        evaluation.params.maxDets = [100, 300, 1000]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        assert metrics[f"coco/{kind}_mAP"] == pytest.approx(precision[precision > -1].mean(), abs=6e-4)
+    with pytest.raises(FileExistsError, match=r"out\.json exists\. To replace it: --overwrite"):
+        CocoBoxes(str(path), out)
+    with pytest.raises(ValueError, match=r"must end in \.json"):
+        CocoBoxes(str(path), tmp_path / "out.npz")
 
 
 def test_predictions_must_be_finite(coco):
