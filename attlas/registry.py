@@ -120,7 +120,7 @@ HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection")
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
-TRANSFORMS = Registry(root.TRANSFORMS, "backbones.classification", "pointnets", "dense.detection")
+TRANSFORMS = Registry(root.TRANSFORMS, "corruptions", "backbones.classification", "pointnets", "dense.detection")
 MODELS = Registry(root.MODELS, "backbones", "backbones.classification", "pointnets", "dense.layers", "dense.detection")
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")

@@ -20,8 +20,10 @@ FLOORS = {
     "kernels": (set(), {"torch", "numpy", "numba", "triton"}),
     "attlas": (
         set(),
-        # cv2 and matplotlib come with MMEngine; open3d is of rendering.py alone, which loads when asked for
-        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "matplotlib", "open3d"},
+        # cv2 and matplotlib come with MMEngine; rendering.py imports open3d, and corruptions.py imagecorruptions, when
+        # they are asked for
+        {"torch", "numpy", "mmengine", "safetensors", "rich", "tensorboard", "cv2", "matplotlib", "open3d"}
+        | {"imagecorruptions"},
     ),
     "backbones": ({"kernels", "attlas"}, set()),
     "pointnets": (

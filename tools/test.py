@@ -2,12 +2,19 @@
 
     python tools/test.py CONFIG CHECKPOINT
     python tools/test.py CONFIG TRAINED_UNDER_Z --so3 TRAINED_UNDER_SO3
+    python tools/test.py CONFIG CHECKPOINT --corruptions all
 
 The second prints the protocol of rotation invariance: trained / tested under rotations about the up axis (z) and under
-all rotations (SO3).
+all rotations (SO3). The third tests on the images under 15 corruptions in 5 severities each, and on the clean ones
+(severity 0), and prints the mean of a metric under corruption (mPC) and its share of the clean metric (rPC).
+
+--out FILE takes the predictions: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a
+.json in COCO's format of results. With --corruptions it takes all metrics of every corruption and severity (.json),
+written anew after each.
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -17,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attlas.config import load_config
-from attlas.files import near_files
+from attlas.files import check_out, near_files, replacing
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -25,12 +32,23 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--so3", type=Path, metavar="CHECKPOINT", help="the same network trained under all rotations")
+    parser.add_argument("--corruptions", nargs="+", metavar="NAME", help="test on corrupted images: names, or all")
+    parser.add_argument(
+        "--severities", nargs="+", type=int, choices=range(6), default=range(6), help="of the corruptions (0 to 5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corruptions (0)")
+    parser.add_argument("--metric", metavar="NAME", help="what the table of --corruptions is of (the first metric)")
     parser.add_argument("--work-dir", type=Path, help="for the logs (work_dirs/<name of the config>)")
-    parser.add_argument("--out", type=Path, metavar="FILE.npz", help="log-probabilities, labels and confusion matrices")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="for the predictions, or the metrics of --corruptions")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file of results")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override the config")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0)
     return parser
+
+
+def first_evaluator(cfg: Config) -> dict:
+    return cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
 
 
 def test(cfg: Config, checkpoint: Path, out: Path | None) -> dict[str, float]:
@@ -39,9 +57,26 @@ def test(cfg: Config, checkpoint: Path, out: Path | None) -> dict[str, float]:
     cfg = cfg.copy()
     cfg.load_from = str(checkpoint)
     if out:
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
-        evaluators[0].out_file = str(out)
+        first_evaluator(cfg).update(out_file=str(out), overwrite=True)  # `prepare` has looked
     return Runner.from_cfg(cfg).test()
+
+
+def test_corrupted(cfg: Config, args: argparse.Namespace) -> Table:
+    """The table of one metric. Whenever a test has ended, the file of results is written anew."""
+    from attlas.robustness import measure
+
+    cfg = cfg.copy()
+    cfg.load_from = str(args.checkpoint)
+    for robustness in measure(cfg, args.corruptions, args.severities, args.seed):
+        try:
+            metric = robustness.metric(args.metric)
+        except ValueError as error:  # after the first test
+            raise SystemExit(f"--metric: {error}") from None
+        if args.out and is_main_process():
+            found = dict(checkpoint=str(args.checkpoint), seed=args.seed, **robustness.record())
+            with replacing(args.out) as temporary:
+                temporary.write_text(json.dumps(found, indent=1) + "\n")
+    return robustness.table(metric)
 
 
 def protocol_table(z: dict[str, float], so3: dict[str, float] | None) -> Table:
@@ -64,6 +99,33 @@ def outs(args: argparse.Namespace) -> list[Path]:
     return [args.out, args.out.with_stem(f"{args.out.stem}_so3")][: 2 if args.so3 else 1]
 
 
+def results_suffix(cfg: Config) -> str:
+    """How the file ends into which the evaluator writes predictions."""
+    from attlas.registry import METRICS
+
+    name = first_evaluator(cfg)["type"]
+    with METRICS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        suffix = getattr(registry.get(name), "out_suffix", None)
+    if suffix is None:
+        raise ValueError(f"--out: the evaluator, {name}, writes no file. For COCO's format: attlas.CocoBoxes")
+    return suffix
+
+
+def check_corruptions(args: argparse.Namespace) -> None:
+    """Raise unless these can be tested; "all" becomes their names."""
+    from attlas.corruptions import CORRUPTIONS, package
+    from attlas.data import check_seed, one_of
+
+    if args.so3:
+        raise ValueError("--so3 tests clouds, and --corruptions images: one of them at a time")
+    check_seed(args.seed)
+    names = [name for entry in args.corruptions for name in entry.split(",")]
+    for name in names:
+        one_of("--corruptions", name, (*CORRUPTIONS, "all"))
+    args.corruptions = CORRUPTIONS if "all" in names else tuple(dict.fromkeys(names))
+    package()
+
+
 def prepare(args: argparse.Namespace) -> Config:
     from attlas.backbones.channels import fill_channels
     from attlas.data import fill_classes_from_data
@@ -81,10 +143,11 @@ def prepare(args: argparse.Namespace) -> Config:
         for name in ("dataloader", "cfg", "evaluator"):
             cfg[f"{stage}_{name}"] = None
     cfg.optim_wrapper = cfg.param_scheduler = None
-    evaluator = cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
     for path in outs(args):  # before hours of testing, not after
-        if path.exists() and not evaluator.get("overwrite"):
-            raise FileExistsError(f"--out: {path} exists. Move it away, or --cfg-options test_evaluator.overwrite=True")
+        suffix = ".json" if args.corruptions else results_suffix(cfg)
+        check_out(path, (suffix,), args.overwrite)
+    if args.corruptions:
+        check_corruptions(args)
     for path in filter(None, (args.checkpoint, args.so3)):
         if not path.is_file():
             raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")
@@ -97,13 +160,17 @@ def main() -> None:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
         cfg = prepare(args)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    files: list = outs(args) or [None, None]
-    metrics = test(cfg, args.checkpoint, files[0])
-    so3 = test(cfg, args.so3, files[1]) if args.so3 else None
-    if is_main_process() and {"z/OA", "SO3/OA"} <= metrics.keys():
-        Console().print(protocol_table(metrics, so3))
+    if args.corruptions:
+        table: Table | None = test_corrupted(cfg, args)
+    else:
+        files: list = outs(args) or [None, None]
+        metrics = test(cfg, args.checkpoint, files[0])
+        so3 = test(cfg, args.so3, files[1]) if args.so3 else None
+        table = protocol_table(metrics, so3) if {"z/OA", "SO3/OA"} <= metrics.keys() else None
+    if table and is_main_process():
+        Console().print(table)
     from attlas.engine import end_processes
 
     end_processes()

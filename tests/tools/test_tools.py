@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from networks import close
 
 from attlas import backbones, checkpoint, inference, rendering
@@ -134,6 +136,74 @@ def test_convert_refuses_what_is_incomplete(run, refusal, tiny, authors, tmp_pat
     other = tmp_path / "other.safetensors"
     assert "no variant of a backbone. Near it: " in refusal("convert", "hornet_grian", authors, other)
     assert "must end in .safetensors" in refusal("convert", tiny, authors, tmp_path / "ours.pth")
+
+
+# --- test ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tested(tmp_path, config):
+    """A config and a checkpoint of a classifier of ten pictures in two classes, without a training."""
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        folder = tmp_path / "pictures/test" / ("dark", "light")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(
+            str(folder / f"{number}.png"), rng.integers(100 * (number % 2), 140 + 100 * (number % 2), (40, 48, 3))
+        )
+    path = tmp_path / "classifier.py"
+    path.write_text(
+        f"_base_ = {str(ROOT / 'configs/_base_/default_runtime.py')!r}\n"
+        f"model = dict(type='ImageClassifier', backbone=dict(type='HorNet', num_classes=2, {_arguments(TINY)}))\n"
+        "test_dataloader = dict(batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),\n"
+        "    collate_fn=dict(type='default_collate'), dataset=dict(type='ImageFolder', split='test',\n"
+        f"    root={str(tmp_path / 'pictures')!r},\n"
+        "    transforms=[dict(type='Resize', size=32), dict(type='PackImage')]))\n"
+        "test_cfg = dict()\n"
+        "test_evaluator = dict(type='ImageAccuracy')\n"
+    )
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope("attlas"):
+        model = MODELS.build(Config.fromfile(path).model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "weights.pth")
+    return path, tmp_path / "weights.pth", "--work-dir", tmp_path / "work"
+
+
+def test_robustness_of_a_classifier(run, tested, tmp_path):
+    corrupted = "--corruptions", "gaussian_noise,contrast", "--severities", 0, 2, 5
+    printed = run("test", *tested, *corrupted, "--out", tmp_path / "robust.json", "--metric", "mAcc")
+    found = json.loads((tmp_path / "robust.json").read_text())
+    assert list(found["corruptions"]) == ["gaussian_noise", "contrast"]
+    assert all(list(of_severity) == ["2", "5"] for of_severity in found["corruptions"].values())
+    tops = [metrics["top1"] for of_severity in found["corruptions"].values() for metrics in of_severity.values()]
+    assert found["mPC"]["top1"] == pytest.approx(np.mean(tops))
+    assert found["rPC"]["top1"] == pytest.approx(100 * np.mean(tops) / found["clean"]["top1"])
+    assert re.search(r"mAcc +┃ 2 +┃ 5 +┃ mean", printed)
+    assert re.search(rf"corrupted \(mPC\) .* {found['mPC']['mAcc']:.4g} ", printed)
+
+    run("test", *tested, "--out", tmp_path / "plain.npz")
+    with np.load(tmp_path / "plain.npz") as plain:
+        assert found["clean"]["top1"] == pytest.approx(100 * plain["confusion"].trace() / 10)
+    workers = "--cfg-options", "test_dataloader.num_workers=2"
+    run("test", *tested, *corrupted, "--out", tmp_path / "again.json", *workers)
+    assert json.loads((tmp_path / "again.json").read_text()) == found
+
+
+def test_what_test_refuses(refusal, run, tested, tmp_path):
+    out = tmp_path / "robust.json"
+    assert "Did you mean 'fog'" in refusal("test", *tested, "--corruptions", "snow,fgo")
+    assert "invalid choice: 6" in refusal("test", *tested, "--corruptions", "all", "--severities", 6)
+    assert "seed is -1" in refusal("test", *tested, "--corruptions", "fog", "--seed", -1)
+    assert "one of them at a time" in refusal("test", *tested, "--corruptions", "fog", "--so3", tested[1])
+    assert "must end in .npz" in refusal("test", *tested, "--out", out)
+    assert "must end in .json" in refusal("test", *tested, "--corruptions", "fog", "--out", tmp_path / "robust.npz")
+    out.write_text("{}")
+    assert "exists. To replace it: --overwrite" in refusal("test", *tested, "--corruptions", "fog", "--out", out)
+    other = "--cfg-options", "test_evaluator.type=mmdet.CocoMetric"
+    assert "mmdet.CocoMetric, writes no file" in refusal("test", *tested, "--out", out, *other)
+    with pytest.raises(SystemExit, match="--metric: there is no metric 'mAP'; the evaluator gives top1, mAcc"):
+        run("test", *tested, "--corruptions", "fog", "--metric", "mAP")
+    assert out.read_text() == "{}"
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

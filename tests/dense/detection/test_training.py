@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import cv2
 import pytest
 from coco_files import NAMES, write_coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from attlas.inference import Inferencer, load
 
@@ -41,6 +44,36 @@ def test_it_learns(trained):
     assert done.returncode == 0, done.stderr[-3000:]
     found = [line for line in done.stdout.splitlines() if "coco/bbox_mAP_50:" in line][-1]
     assert float(found.split("coco/bbox_mAP_50:")[1].split()[0]) >= 0.9, found
+
+
+@pytest.mark.slow
+def test_predictions_and_robustness(trained, tmp_path):
+    """Predictions in COCO's format, and AP on corrupted images: lower, and equal to the plain test on clean ones."""
+    _, test, checkpoint = trained
+    place = "--work-dir", tmp_path / "work"
+    done = tool("test", CONFIG, checkpoint, *place, "--out", tmp_path / "found.json", DATA=test)
+    assert done.returncode == 0, done.stderr[-3000:]
+    plain = float(re.findall(r"coco/bbox_mAP: ([\d.]+)", done.stdout)[-1])
+    assert re.search(r"category +\| mAP .*\n.*\n\| box +\|", done.stdout)  # AP by class
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {entry["category_id"] for entry in found} == {3, 7}
+    truth = COCO(str(test / "objects.json"))
+    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(plain, abs=1e-3)
+
+    out = tmp_path / "robust.json"
+    corrupted = "--corruptions", "gaussian_noise", "fog", "--severities", 0, 1, 5
+    done = tool("test", CONFIG, checkpoint, *place, *corrupted, "--out", out, DATA=test)
+    assert done.returncode == 0, done.stderr[-3000:]
+    robust = json.loads(out.read_text())
+    assert robust["clean"]["coco/bbox_mAP"] == plain
+    by_severity = robust["corruptions"]["gaussian_noise"]
+    assert plain > by_severity["5"]["coco/bbox_mAP"]
+    assert by_severity["1"]["coco/bbox_mAP"] > by_severity["5"]["coco/bbox_mAP"]
+    assert re.search(r"coco/bbox_mAP +┃ 1 +┃ 5 +┃ mean", done.stdout)
 
 
 @pytest.mark.slow
