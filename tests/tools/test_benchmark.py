@@ -1,5 +1,7 @@
 """tools/benchmark: that it compares equals, that what it writes is whole, and that the page can be made from it."""
 
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -10,11 +12,12 @@ import pytest
 import torch
 from benchmark import backbones as benchmark_backbones
 from benchmark import cases as benchmark_cases
-from benchmark import command, measure, network
+from benchmark import command, extension, measure, network
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
 
 from attlas import backbones
+from attlas.kernels import mmcv_ext
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -157,6 +160,56 @@ def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     assert all(found["differs"] < 1e-3 for found in results.values())
 
 
+SMALL_MMCV = {"N": 40, "M": 30, "C": 4, "side": 16, "R": 5, "Q": 7, "classes": 3}
+
+
+def small_mmcv():
+    """The cases of mmcv's operators at small sizes, the first of each operator."""
+    cases = {}
+    for case in extension.mmcv_cases():
+        sizes = {name: SMALL_MMCV.get(name, 1) for name in case.sizes}
+        cases.setdefault(case.operator, dataclasses.replace(case, sizes=sizes))
+    return [*cases.values()]
+
+
+@pytest.mark.parametrize("case", small_mmcv(), ids=lambda case: case.operator)
+def test_mmcv_operators_beside_a_compiled_extension_and_python_forms(case):
+    pytest.importorskip("mmcv")
+    compiled = SimpleNamespace(**vars(mmcv_ext))
+    run = benchmark_cases.Run(CPU, 1, {extension.COMPILED: compiled})
+    results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
+    assert not left_out
+    on_gpus = case.operator.split(",")[0] in ("mmcv ms_deform_attn", "mmcv sigmoid_focal_loss")
+    assert results.keys() == {"attlas", extension.PYTHON if on_gpus else extension.COMPILED}
+    assert all(found["differs"] < 1e-3 for found in results.values())
+    assert all(found["extra_mib"] >= 0 for found in results.values())
+    assert benchmark_page.fastest_other(dict(operator=case.operator, results=results)) in results.keys() - {"attlas"}
+    assert benchmark_page.is_mmcv(dict(operator=case.operator))
+
+
+def test_a_compiled_extension_in_parts_that_differs():
+    nms = next(case for case in small_mmcv() if case.operator == "mmcv nms")
+    wrong = SimpleNamespace(nms=lambda *x, **y: mmcv_ext.nms(*x, **y).flip(0))
+    run = benchmark_cases.Run(CPU, 1, {extension.COMPILED: wrong})
+    results, _ = measure.measure(nms, run, measure.Forecast(), quick=True)
+    assert results[extension.COMPILED]["differs"] > 0.5
+    softnms = next(case for case in small_mmcv() if case.operator == "mmcv softnms")
+    assert softnms.make(run, **softnms.sizes).keys() == {"attlas"}  # of which this part has nothing
+
+
+def test_where_a_compiled_extension_is_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no _ext\*\.so"):
+        extension.find_extension([tmp_path])
+    with pytest.raises(FileNotFoundError, match=r"none\.so is no compiled extension"):
+        extension.find_extension([tmp_path / "none.so"])
+    (tmp_path / "_ext.cpython.so").write_text("no library")
+    with pytest.raises(ImportError):
+        extension.find_extension([tmp_path])
+    library = Path(importlib.import_module("math").__spec__.origin or "")
+    if library.suffix == ".so":  # any extension of Python's will do
+        assert extension.find_extension([library]).floor(2.5) == 2
+
+
 def test_the_lower_bound_of_an_operator_of_images():
     sizes = {"B": 2, "side": 4, "C": 8, "Cw": 2, "kernel": 3}
     forward, both = (
@@ -295,6 +348,7 @@ def test_what_the_command_refuses(monkeypatch, capsys, tmp_path):
         (["--only", "knn,fps"], "got fps"),
         (["--markdown", "page.md"], "goes with"),
         (["cpu.json"], "goes with"),
+        (["--only", "mmcv", "--mmcv-ext", str(tmp_path)], "--mmcv-ext"),
         (["--markdown", "page.md", str(gpu)], "needs the JSON of a CPU"),
     ):
         monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])

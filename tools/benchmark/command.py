@@ -3,6 +3,7 @@
     python tools/benchmark                            everything, about 12 minutes: work_dirs/benchmark/cpu.json
     python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
     python tools/benchmark --only knn,network --quick some of it, small, in seconds
+    python tools/benchmark --only mmcv                mmcv's operators, beside its compiled extension if there is one
     python tools/benchmark --markdown docs/performance.md cpu.json [more.json ...]  results of runs into the page
 
 The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
@@ -27,12 +28,13 @@ from attlas.files import replacing
 
 from .backbones import measure_backbones
 from .cases import OPERATORS, Run, all_cases
+from .extension import COMPILED, find_extension, mmcv_cases
 from .images import IMAGE_OPERATORS, image_cases
 from .measure import Forecast, find_peers, machine, measure, use_threads
 from .network import TWINS, measure_network
 from .page import figure, joined, tables, write_page
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "network", "backbones"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", "network", "backbones"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -47,6 +49,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=cores, help="cores to use (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it work?")
     parser.add_argument("--only", default=",".join(CHOICES), help=f"some of {', '.join(CHOICES)}")
+    parser.add_argument(
+        "--mmcv-ext", nargs="+", type=Path, default=[], metavar="FILE", help="compiled mmcv._ext, or parts (installed)"
+    )
     parser.add_argument("--bf16", action="store_true", help="our network under autocast to bfloat16, too")
     parser.add_argument("--out", type=Path, help="JSON to write (default: work_dirs/benchmark/DEVICE.json)")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the tables of `results` into this page")
@@ -69,12 +74,20 @@ def main() -> None:
         return write_page(args.markdown, cpu, gpu)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU")
+    with_mmcv = args.device == "cpu" and "mmcv" in chosen
+    try:
+        compiled = find_extension(args.mmcv_ext) if with_mmcv else None
+    except (ImportError, OSError) as error:
+        parser.error(f"--mmcv-ext: {error}")
 
     began = time.perf_counter()
     use_threads(args.threads)
     device = torch.device(args.device)
     peers, missing = find_peers(device)
-    run, forecast = Run(device, args.threads, peers), Forecast()
+    forecast = Forecast()
+    peers |= {COMPILED: compiled} if compiled else {}
+    missing |= {} if compiled or not with_mmcv else {"mmcv._ext": "not compiled here, and no --mmcv-ext"}
+    run = Run(device, args.threads, peers)
     at = machine(device, args.threads, peers, args.quick)
     record: dict[str, Any] = {"machine": at, "missing": missing, "cases": []}
     out = args.out or ROOT / "work_dirs" / "benchmark" / f"{args.device}.json"
@@ -92,10 +105,10 @@ def main() -> None:
                 f"{record['seconds']:5.0f} s  {case['operator']} {case['sizes']}: {times} ms", highlight=False
             )
 
-    for case in (*all_cases(), *image_cases()):
+    for case in (*all_cases(), *image_cases(), *(mmcv_cases() if with_mmcv else ())):
         sizes = case.sizes
         small = sizes["B"] <= 4 and (sizes.get("N") or sizes.get("S", 0)) <= 4096
-        if case.operator.split(",")[0] in chosen and (small or not args.quick):
+        if case.operator.split(",")[0].split()[0] in chosen and (small or not args.quick):
             results, left_out = measure(case, run, forecast, args.quick)
             keep(
                 {

@@ -375,3 +375,12 @@ def roi_pool(x: Tensor, rois: Tensor, bins: int) -> Tensor:
     """(B, C, H, W), (R, 5) of whole pixels -> (R, C, bins, bins): one box after the other."""
     boxes = [x[b, :, top : bottom + 1, left : right + 1] for b, left, top, right, bottom in rois.long().tolist()]
     return torch.stack([F.adaptive_max_pool2d(box, bins) for box in boxes])
+
+
+def sigmoid_focal_loss(logits: Tensor, target: Tensor, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """(N, C), (N,) -> (N, C): a target C is the background."""
+    wanted = F.one_hot(target, logits.shape[1] + 1)[:, :-1].to(logits.dtype)
+    p = logits.sigmoid()
+    wrong = (1 - p) * wanted + p * (1 - wanted)
+    factor = (alpha * wanted + (1 - alpha) * (1 - wanted)) * wrong**gamma
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * factor

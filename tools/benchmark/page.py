@@ -31,6 +31,10 @@ def is_image(case: dict) -> bool:
     return case["operator"].split(",")[0] in IMAGE_OPERATORS
 
 
+def is_mmcv(case: dict) -> bool:
+    return case["operator"].startswith("mmcv ")
+
+
 def joined(records: list[dict]) -> dict | None:
     """One record of several, of machines of one type: of what more than one of them measured, the last counts."""
     if not records:
@@ -151,7 +155,7 @@ def growth_table(record: dict) -> list[Table]:
 def cores_table(record: dict) -> list[Table]:
     """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
     Of calls long enough that threads which wait, spinning, for the next do not count."""
-    cases = [case for case in record["cases"] if not (is_network(case) or is_image(case))]
+    cases = [case for case in record["cases"] if not (is_network(case) or is_image(case) or is_mmcv(case))]
     cases = cases if record["machine"]["type"] == "cpu" else []
     names = list(dict.fromkeys(name for case in cases for name in case["results"]))
     rows = []
@@ -242,11 +246,14 @@ def markdown(cpu: dict, gpu: dict | None) -> str:
 
     blocks = [*sources(cpu), *(sources(gpu) if gpu else ["**GPU:** missing, none was at hand."])]
     blocks.append("### Targets\n\n" + table(["on", "what", "target", "worst measured"], targets(cpu, gpu)))
-    images = {**cpu, "cases": [case for case in cpu["cases"] if is_image(case)]}
-    others = {**cpu, "cases": [case for case in cpu["cases"] if not is_image(case)]}
-    for level, part in (("###", others), ("####", images)):
-        if part is images and images["cases"]:
-            blocks.append("### Operators of images")
+    parts = {
+        "": [case for case in cpu["cases"] if not (is_image(case) or is_mmcv(case))],
+        "### Operators of images": list(filter(is_image, cpu["cases"])),
+        "### Operators of mmcv": list(filter(is_mmcv, cpu["cases"])),
+    }
+    for heading, cases in parts.items():
+        blocks += [heading] if heading and cases else []
+        level, part = "####" if heading else "###", {**cpu, "cases": cases}
         for title, header, rows in tables(part, gpu or {"cases": []}):
             blocks.append(f"{level} {title[0].upper()}{title[1:]}\n\n{table(header, rows)}")
     left_out = [
