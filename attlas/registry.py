@@ -118,10 +118,18 @@ RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
 HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
-DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection")
+DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(root.TRANSFORMS, "corruptions", "backbones.classification", "pointnets", "dense.detection")
-MODELS = Registry(root.MODELS, "backbones", "backbones.classification", "pointnets", "dense.layers", "dense.detection")
+MODELS = Registry(
+    root.MODELS,
+    "backbones",
+    "backbones.classification",
+    "pointnets",
+    "dense.layers",
+    "dense.detection",
+    "dense.segmentation",
+)
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")
 MODEL_WRAPPERS = Registry(root.MODEL_WRAPPERS)
@@ -130,7 +138,7 @@ OPTIMIZERS = Registry(root.OPTIMIZERS, "optim")
 OPTIM_WRAPPERS = Registry(root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(root.OPTIM_WRAPPER_CONSTRUCTORS, "optim")
 PARAM_SCHEDULERS = Registry(root.PARAM_SCHEDULERS)
-METRICS = Registry(root.METRICS, "backbones.classification", "pointnets", "dense.detection")
+METRICS = Registry(root.METRICS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)
 VISUALIZERS = Registry(root.VISUALIZERS)

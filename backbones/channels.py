@@ -22,7 +22,7 @@ TAKES = {
     "CTResNetNeck": lambda channels: channels[-1],
 }
 # Heads of mmseg that read all maps without an in_index.
-READ_ALL = ("MaskFormerHead", "Mask2FormerHead")
+READ_ALL = ("MaskFormerHead", "Mask2FormerHead", "GuidedAttentionHead")
 
 
 def fill_channels(model: dict) -> None:

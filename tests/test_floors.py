@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attlas import backbones, pointnets  # noqa: F401  the last two register
-from attlas.dense import detection  # noqa: F401
+from attlas.dense import detection, segmentation  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +139,7 @@ SHARED = {
         "position_relation",
         "transforms",
     },
+    "dense/segmentation": {"__init__"},
 }
 
 
@@ -152,7 +153,9 @@ def test_a_file_beside_the_systems_is_a_system():
     registered = {system.__module__ for system in backbones.systems().values()}
     assert {name for name in systems("backbones") if name not in registered} == set()
     networks = {entry.__module__ for entry in MODELS.module_dict.values()}
-    assert {name for floor in ("pointnets", "dense/detection") for name in systems(floor) - networks} == set()
+    assert {
+        name for floor in ("pointnets", "dense/detection", "dense/segmentation") for name in systems(floor) - networks
+    } == set()
 
 
 @pytest.mark.parametrize("floor", SHARED)
