@@ -21,6 +21,7 @@ OPEN3D = "open3d-cpu>=0.19"
 POINTNETS = ["torch-geometric>=2.6", OPEN3D, "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8", OPEN3D]
 ROBUSTNESS = ["imagecorruptions-imaug>=1.1.5"]  # mmdet needs it, too
+MEDICAL = ["nibabel>=5.2", "pydicom>=3.0"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
 
 setup(
@@ -43,8 +44,9 @@ setup(
         "backbones": BACKBONES,
         "pointnets": BACKBONES + POINTNETS,
         "dense": BACKBONES + DENSE,
-        "all": BACKBONES + POINTNETS + DENSE,
         "robustness": ROBUSTNESS,  # tools/test.py --corruptions
+        "medical": BACKBONES + DENSE + MEDICAL,  # attlas.dense.segmentation.volumes
+        "all": BACKBONES + POINTNETS + DENSE + MEDICAL,
         "export": EXPORT,  # tools/export.py to ONNX
         # who tools/benchmark measures against; torch-cluster besides, which builds without isolation only
         "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],

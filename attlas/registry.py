@@ -120,7 +120,9 @@ HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
-TRANSFORMS = Registry(root.TRANSFORMS, "corruptions", "backbones.classification", "pointnets", "dense.detection")
+TRANSFORMS = Registry(
+    root.TRANSFORMS, "corruptions", "backbones.classification", "pointnets", "dense.detection", "dense.segmentation"
+)
 MODELS = Registry(
     root.MODELS,
     "backbones",

@@ -30,7 +30,7 @@ FLOORS = {
         {"kernels", "attlas", "backbones"},
         {"torch_geometric", "h5py", "scipy"},
     ),
-    "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg", "pycocotools"}),
+    "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom"}),
 }
 
 
@@ -139,7 +139,7 @@ SHARED = {
         "position_relation",
         "transforms",
     },
-    "dense/segmentation": {"__init__"},
+    "dense/segmentation": {"__init__", "medical", "volumes"},
 }
 
 

@@ -1,0 +1,428 @@
+"""Medical volumes in files: NIfTI, DICOM series, and the layouts of CHAOS and of the Medical Segmentation Decathlon.
+
+There is one reader for all. A volume's axes point to the patient's right (x), front (y) and head (z), as near as the
+file's own axes can be turned to that without resampling: "RAS", as NIfTI counts. What was turned is kept, so that
+labels are written in the frame of the file, voxel by voxel. DICOM counts x and y the other way around (LPS); they
+change their signs here, and nowhere else.
+
+It needs nibabel and pydicom: pip install 'attlas[medical]'.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from ...files import near_files, near_folders, printable, replacing
+from .medical import CHAOS, classes_of, gray_levels, read_gray
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+EVEN = 0.02  # share of the spacing by which slices may be out of place
+
+
+@dataclass
+class Volume:
+    """Values in a known place.
+
+    Attributes:
+        values: (X, Y, Z).
+        affine: (4, 4), from indices (x, y, z, 1) to millimeters in RAS.
+        source: the file, or the files of a series, slice by slice in the order of the source's third axis.
+        source_shape, source_affine: those of the file's own array.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+    source: tuple[Path, ...]
+    source_shape: tuple[int, ...]
+    source_affine: np.ndarray = field(repr=False)
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimeters from voxel to voxel along x, y, z."""
+        return tuple(float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    def in_source(self, values: np.ndarray) -> np.ndarray:
+        """An array (X, Y, Z) in the order of axes of the file."""
+        from nibabel import orientations
+
+        if values.shape != self.values.shape:
+            raise ValueError(f"values has the shape {values.shape}, the volume {self.values.shape}")
+        turn = orientations.ornt_transform(
+            orientations.io_orientation(self.affine), orientations.io_orientation(self.source_affine)
+        )
+        return orientations.apply_orientation(values, turn)
+
+
+def _turned(values: np.ndarray, affine: np.ndarray, source: Sequence[Path]) -> Volume:
+    """A volume of the file's own array, its axes turned towards RAS."""
+    from nibabel import orientations
+
+    name = printable(source[0])
+    if values.ndim != 3 or not all(values.shape):
+        raise ValueError(f"{name} has the shape {values.shape}; a volume has three axes, or channels behind.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(values))} voxels that are NaN or infinite.")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise ValueError(f"{name} says no place: its affine is {affine.tolist()}.")
+    turn = orientations.io_orientation(affine)
+    return Volume(
+        orientations.apply_orientation(values, turn),
+        affine @ orientations.inv_ornt_aff(turn, values.shape),
+        tuple(map(Path, source)),
+        values.shape,
+        affine,
+    )
+
+
+def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
+    """The volume of a NIfTI file.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        channel: which volume of a file of several (X, Y, Z, channels); it must be said of such.
+
+    Raises:
+        FileNotFoundError: names the near files.
+        ValueError: broken, not of three axes, NaN, or without a place; no such channel; names the file.
+    """
+    import nibabel
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(path)} does not exist. {near_files(path)}")
+    try:
+        image = nibabel.load(path)
+        values = np.asanyarray(image.dataobj)
+    except Exception as error:
+        raise ValueError(f"{printable(path)} cannot be read as NIfTI: {printable(error)}") from None
+    if channel is not None:
+        if values.ndim != 4 or not 0 <= channel < values.shape[3]:
+            raise ValueError(f"channel={channel!r}, but {printable(path)} has the shape {values.shape}.")
+        values = values[..., channel]
+    return _turned(values, np.asarray(image.affine, float), [path])
+
+
+class _Slice(NamedTuple):
+    path: Path
+    pixels: np.ndarray
+    direction: np.ndarray  # of the row and of the column, three numbers each, in LPS
+    position: np.ndarray  # of the first pixel, millimeters in LPS
+    spacing: np.ndarray  # from row to row, from column to column
+    thickness: float
+
+
+def _read_slice(path: Path) -> tuple[str, _Slice]:
+    """The SeriesInstanceUID of a file, and its slice."""
+    import pydicom
+
+    try:
+        data = pydicom.dcmread(path)
+        pixels = data.pixel_array.astype(np.float32)
+        pixels = pixels * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+        found = _Slice(
+            path,
+            pixels,
+            np.array(data.ImageOrientationPatient, float),
+            np.array(data.ImagePositionPatient, float),
+            np.array(data.PixelSpacing, float),
+            float(data.get("SliceThickness") or 1),
+        )
+    except Exception as error:
+        raise ValueError(f"{printable(path)} cannot be read as a slice of DICOM: {printable(error)}") from None
+    return str(data.get("SeriesInstanceUID", "")), found
+
+
+def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
+    """The volume of a series of DICOM files, its slices in the order of their positions along the normal.
+
+    Neither file names nor InstanceNumber say where a slice lies. The array of the source is (row, column, slice).
+
+    Args:
+        folder: a folder of .dcm files, or of files without a suffix.
+        series: SeriesInstanceUID of the wanted ones, where there are several.
+
+    Raises:
+        FileNotFoundError: no such folder, or no DICOM files in it.
+        ValueError: several series; slices that differ in size, direction or spacing; two at one place; a gap, with the
+            place of the missing slice; a broken file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder {printable(folder)} does not exist. {near_folders(folder)}")
+    found: dict[str, list[_Slice]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".dcm", "") and path.is_file() and not path.name.startswith("."):
+            name, one = _read_slice(path)
+            found[name].append(one)
+    if not found:
+        raise FileNotFoundError(f"{printable(folder)} holds no DICOM files. {near_files(folder / 'x.dcm')}")
+    if series is None and len(found) > 1:
+        listed = ", ".join(f"{printable(name)} ({len(slices)} slices)" for name, slices in found.items())
+        raise ValueError(f"{printable(folder)} holds several series: {listed}. Choose one: series=...")
+    if series is not None and series not in found:
+        raise ValueError(f"series={series!r} is not in {printable(folder)}. In it: {', '.join(map(printable, found))}.")
+    slices = found[next(iter(found)) if series is None else series]
+    one = slices[0]
+    for other in slices:
+        for what, mine, its in (
+            ("pixels", one.pixels.shape, other.pixels.shape),
+            ("directions", one.direction.tolist(), other.direction.tolist()),
+            ("a spacing", one.spacing.tolist(), other.spacing.tolist()),
+        ):
+            if len(mine) != len(its) or not np.allclose(mine, its, atol=1e-4):
+                raise ValueError(f"{printable(other.path)} has {what} of {its}, and {printable(one.path)} of {mine}.")
+    normal = np.cross(one.direction[:3], one.direction[3:])
+    slices.sort(key=lambda other: float(other.position @ normal))
+    _check_gaps(folder, np.array([other.position @ normal for other in slices]))
+    first, last = slices[0].position, slices[-1].position
+    step = (last - first) / (len(slices) - 1) if len(slices) > 1 else normal * one.thickness
+    affine = np.eye(4)
+    affine[:3] = np.stack([one.direction[3:] * one.spacing[0], one.direction[:3] * one.spacing[1], step, first], 1)
+    values = np.stack([other.pixels for other in slices], -1)
+    return _turned(values, LPS_TO_RAS @ affine, [other.path for other in slices])
+
+
+def _check_gaps(folder: Path, depths: np.ndarray) -> None:
+    gaps = np.diff(depths)
+    if not len(gaps):
+        return
+    usual = float(np.median(gaps))
+    if gaps.min() < 1e-3:
+        raise ValueError(
+            f"{printable(folder)}: {np.sum(gaps < 1e-3) + 1} slices lie at one place, or more; split them."
+        )
+    if (wrong := np.flatnonzero(abs(gaps - usual) > EVEN * usual)).size:
+        i = int(wrong[0])
+        raise ValueError(
+            f"{printable(folder)}: the slices are {usual:.3f} mm apart, but {gaps[i]:.3f} mm between "
+            f"{depths[i]:.3f} and {depths[i + 1]:.3f} mm along the normal: "
+            + ("a slice is missing there." if gaps[i] > usual else "they overlap there.")
+        )
+
+
+def check_same_place(image: Volume, label: Volume) -> None:
+    """Refuse a label that does not lie on its image.
+
+    Raises:
+        ValueError: shapes or affines differ; says both.
+    """
+    names = f"{printable(image.source[0])} and its label {printable(label.source[0])}"
+    if image.values.shape != label.values.shape:
+        raise ValueError(f"{names} differ in shape: {image.values.shape} and {label.values.shape}.")
+    if not np.allclose(image.affine, label.affine, atol=1e-2):
+        raise ValueError(
+            f"{names} lie in different places: spacing {image.spacing} and {label.spacing}, origin "
+            f"{image.affine[:3, 3].tolist()} and {label.affine[:3, 3].tolist()} mm. Resample the label first."
+        )
+
+
+def write_nifti(path: str | Path, labels: np.ndarray, like: Volume) -> None:
+    """Labels (X, Y, Z) of a volume as NIfTI, in the frame of the volume's file.
+
+    Args:
+        path: file to write, .nii or .nii.gz.
+        labels: classes, integers from 0 to 255.
+        like: the volume that was labeled.
+    """
+    import nibabel
+
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"path={printable(path)} must end in .nii or .nii.gz.")
+    image = nibabel.Nifti1Image(like.in_source(_bytes(labels)), like.source_affine)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        content = image.to_bytes()
+        if path.name.endswith(".gz"):
+            import gzip
+
+            content = gzip.compress(content, mtime=0)
+        temporary.write_bytes(content)
+
+
+def write_masks(folder: str | Path, labels: np.ndarray, like: Volume, levels: Sequence[int] | None = None) -> None:
+    """Labels (X, Y, Z) of a DICOM series as PNG masks, one beside each slice's name, as CHAOS has them.
+
+    Args:
+        folder: folder to write into.
+        labels: classes, integers from 0 to 255.
+        like: the volume that was labeled, of `read_dicom`.
+        levels: gray level of each class; 63 * class by default.
+    """
+    gray = _gray(like.in_source(_bytes(labels)), levels)
+    if len(like.source) != gray.shape[2]:
+        raise ValueError(f"like is of {len(like.source)} files and {gray.shape[2]} slices: no series of DICOM.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for i, path in enumerate(like.source):
+        _write_png(Path(folder) / f"{path.stem}.png", gray[..., i])
+
+
+def _bytes(labels: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer) or (labels.size and not 0 <= labels.min() <= labels.max() <= 255):
+        raise ValueError(f"labels must be integers from 0 to 255, and are {labels.dtype}.")
+    return labels.astype(np.uint8)
+
+
+def _gray(labels: np.ndarray, levels: Sequence[int] | None) -> np.ndarray:
+    top = int(labels.max(initial=0))
+    known = gray_levels([str(i) for i in range(len(levels) if levels else top + 1)], levels)
+    if top >= len(known):
+        raise ValueError(f"labels go to {top}, and there are {len(known)} gray levels.")
+    return np.array(known, np.uint8)[labels]
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    done, content = cv2.imencode(".png", np.ascontiguousarray(image))
+    assert done
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.tobytes())
+
+
+# --- published layouts -----------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """A volume of a published set, and how it is read."""
+
+    subject: str
+    image: Path  # a NIfTI file, or a folder of DICOM files
+    label: Path | None  # a NIfTI file, or a folder of PNG masks
+    channel: int | None = None  # of a NIfTI file with several
+
+    def read(self, levels: Sequence[int] | None = None) -> tuple[Volume, Volume | None]:
+        """The image and its classes (uint8), on the same voxels.
+
+        Args:
+            levels: gray level of each class in PNG masks; CHAOS's MR by default, 63 * class.
+
+        Raises:
+            ValueError: as of the readers; a label that does not lie on its image; levels that are no class.
+        """
+        if not self.image.is_dir():
+            image = read_nifti(self.image, self.channel)
+            if self.label is None:
+                return image, None
+            label = read_nifti(self.label)
+            check_same_place(image, label)
+            if (label.values != np.round(label.values)).any() or label.values.min() < 0 or label.values.max() > 255:
+                raise ValueError(f"{printable(self.label)} holds other values than the integers from 0 to 255.")
+            label.values = label.values.astype(np.uint8)
+            return image, label
+        image = read_dicom(self.image)
+        if self.label is None:
+            return image, None
+        known = gray_levels(CHAOS, None) if levels is None else tuple(levels)
+        masks = np.stack([classes_of(read_gray(p), known, p) for p in self._masks(image)], -1)
+        if masks.shape != image.source_shape:
+            raise ValueError(f"{printable(self.label)} has masks of {masks.shape}, the slices {image.source_shape}.")
+        return image, _turned(masks, image.source_affine, [self.label])
+
+    def _masks(self, image: Volume) -> list[Path]:
+        """The mask of each slice: that of its name, or if no names are the same, that of its place among the names."""
+        assert self.label is not None
+        masks = {path.stem: path for path in sorted(self.label.glob("*.png"))}
+        slices = [path.stem for path in image.source]
+        if masks.keys() == set(slices):
+            return [masks[name] for name in slices]
+        if len(masks) != len(slices) or masks.keys() & set(slices):
+            raise ValueError(f"{printable(self.label)} has {len(masks)} masks, and there are {len(slices)} slices.")
+        of_slice = dict(zip(sorted(slices), masks.values()))
+        return [of_slice[name] for name in slices]
+
+
+def chaos(root: str | Path, sequence: str = "T2SPIR") -> list[Case]:
+    """The cases of CHAOS: <root>/<subject>/<sequence>/DICOM_anon/*.dcm and Ground/*.png, of the MR sets. Of T1DUAL,
+    "T1DUAL/InPhase" and "T1DUAL/OutPhase" have one ground truth. `sequence=""` is the CT set.
+
+    Raises:
+        FileNotFoundError: no such folder, or no case in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"The folder {printable(root)} does not exist. {near_folders(root)}")
+    kind, _, phase = sequence.partition("/")
+    found = []
+    for folder in sorted(root.iterdir(), key=lambda path: (len(path.name), path.name)):
+        images, masks = folder / kind / "DICOM_anon" / phase, folder / kind / "Ground"
+        if images.is_dir():
+            found.append(Case(folder.name, images, masks if masks.is_dir() else None))
+    if not found:
+        raise FileNotFoundError(f"{printable(root)} holds no <subject>/{printable(sequence)}/DICOM_anon.")
+    return found
+
+
+def decathlon(
+    root: str | Path, part: str = "training", channel: int | None = None
+) -> tuple[list[Case], tuple[str, ...]]:
+    """The cases of a task of the Medical Segmentation Decathlon, and the names of its classes, of its dataset.json.
+
+    Args:
+        root: folder with dataset.json.
+        part: 'training', or 'test', which has no labels.
+        channel: which of several images to read, of tasks with several (T1, FLAIR, ...).
+
+    Raises:
+        FileNotFoundError: no dataset.json.
+        ValueError: it is broken, has no such part, or a file that it names is not there or lies outside of `root`.
+    """
+    path = Path(root) / "dataset.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{printable(path)} does not exist. {near_files(path)}")
+    try:
+        told: Any = json.loads(path.read_text(encoding="utf-8"))
+        names = {int(number): str(name) for number, name in told["labels"].items()}
+        entries = [dict(image=one) if isinstance(one, str) else dict(one) for one in told[part]]
+        files = [(one["image"], one.get("label")) for one in entries]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{printable(path)} is no description of the Decathlon's: {printable(repr(error))}") from None
+    if sorted(names) != list(range(len(names))):
+        raise ValueError(f"{printable(path)}: labels have the numbers {sorted(names)}, and must have 0, 1, 2, ...")
+    inside = Path(root).resolve()
+    cases = []
+    for image, label in files:
+        there = [(inside / name).resolve() for name in (image, label) if name]
+        for file in there:
+            if not file.is_relative_to(inside) or not file.is_file():
+                raise ValueError(f"{printable(path)} names {printable(file)}, which is not there.")
+        subject = there[0].name.removesuffix(".gz").removesuffix(".nii")
+        cases.append(Case(subject, there[0], there[1] if label else None, channel))
+    return cases, tuple(names[number] for number in range(len(names)))
+
+
+def save_slices(
+    folder: str | Path,
+    subject: str,
+    image: Volume,
+    label: Volume,
+    levels: Sequence[int] | None = None,
+    window: tuple[float, float] | None = None,
+) -> int:
+    """Write a volume as the slices that `MedicalSlices` reads, from the feet to the head, as one sees them in a film:
+    the patient's front up, the right side on the left.
+
+    Args:
+        folder: folder of a split; Img and GT are made in it.
+        subject: name of the volume.
+        image, label: the volume and its classes, of `Case.read`.
+        levels: gray level of each class; 63 * class by default.
+        window: values that become 0 and 255; the lowest and highest of the volume by default.
+
+    Returns:
+        The number of slices.
+    """
+    check_same_place(image, label)
+    low, high = window or (float(image.values.min()), float(image.values.max()))
+    if not low < high:
+        raise ValueError(f"window={window!r} of {printable(image.source[0])} must grow from {low} to {high}.")
+    values = np.clip((image.values.astype(np.float32) - low) / (high - low), 0, 1) * 255
+    for name, volume in (("Img", np.round(values).astype(np.uint8)), ("GT", _gray(label.values, levels))):
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+        for i in range(volume.shape[2]):
+            _write_png(Path(folder) / name / f"Subj_{subject}slice_{i + 1}.png", volume[::-1, ::-1, i].T)
+    return image.values.shape[2]
