@@ -270,7 +270,7 @@ class VolumeDice(BaseMetric):
             counted = f"{absent[:, i].sum()}, {invented[:, i].sum()}"
             lines.append(f"{printable(name):>20}  {case[i]:.4f}  {pooled[i]:.4f}  {counted}")
         print_log("\n".join(lines), logger="current")
-        figures = {}
+        figures: dict[str, float] = {}
         for kind, values in (("case", case), ("pooled", pooled)):
             figures |= {f"{kind}_{name}": float(value) for name, value in zip(names, values)}
             there = [value for value in values if np.isfinite(value)]

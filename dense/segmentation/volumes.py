@@ -218,8 +218,27 @@ def check_same_place(image: Volume, label: Volume) -> None:
     if not np.allclose(image.affine, label.affine, atol=1e-2):
         raise ValueError(
             f"{names} lie in different places: spacing {image.spacing} and {label.spacing}, origin "
-            f"{image.affine[:3, 3].tolist()} and {label.affine[:3, 3].tolist()} mm. Resample the label first."
+            f"{image.affine[:3, 3].tolist()} and {label.affine[:3, 3].tolist()} mm. "
+            "To take each voxel's nearest label: Case.read(resample=True)."
         )
+
+
+def resampled(label: Volume, like: Volume) -> Volume:
+    """Labels on the voxels of another volume: of each the nearest one, and 0 outside.
+
+    Args:
+        label: the labels.
+        like: the volume whose shape and place are wanted.
+    """
+    to_label = np.linalg.inv(label.affine) @ like.affine
+    found = np.zeros(like.values.shape, label.values.dtype)
+    x, y = np.meshgrid(*map(np.arange, found.shape[:2]), indexing="ij")
+    for z in range(found.shape[2]):  # a plane at a time
+        at = np.einsum("ij,jxy->ixy", to_label[:3], np.stack([x, y, np.full_like(x, z), np.ones_like(x)]))
+        index = np.floor(at + 0.5).astype(int)
+        inside = np.all((index >= 0) & (index < np.reshape(label.values.shape, (3, 1, 1))), axis=0)
+        found[..., z][inside] = label.values[tuple(index[:, inside])]
+    return Volume(found, like.affine, label.source, like.source_shape, like.source_affine)
 
 
 def write_nifti(path: str | Path, labels: np.ndarray, like: Volume) -> None:
@@ -295,11 +314,12 @@ class Case(NamedTuple):
     label: Path | None  # a NIfTI file, or a folder of PNG masks
     channel: int | None = None  # of a NIfTI file with several
 
-    def read(self, levels: Sequence[int] | None = None) -> tuple[Volume, Volume | None]:
+    def read(self, levels: Sequence[int] | None = None, resample: bool = False) -> tuple[Volume, Volume | None]:
         """The image and its classes (uint8), on the same voxels.
 
         Args:
             levels: gray level of each class in PNG masks; CHAOS's MR by default, 63 * class.
+            resample: whether a label of NIfTI that lies on other voxels is brought to those of the image.
 
         Raises:
             ValueError: as of the readers; a label that does not lie on its image; levels that are no class.
@@ -309,6 +329,8 @@ class Case(NamedTuple):
             if self.label is None:
                 return image, None
             label = read_nifti(self.label)
+            if resample:
+                label = resampled(label, image)
             check_same_place(image, label)
             if (label.values != np.round(label.values)).any() or label.values.min() < 0 or label.values.max() > 255:
                 raise ValueError(f"{printable(self.label)} holds other values than the integers from 0 to 255.")

@@ -230,6 +230,11 @@ def test_decathlon(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), moved @ image.affine), cases[0].label)
     with pytest.raises(ValueError, match="lie in different places"):
         cases[0].read()
+    expected = np.zeros(SHAPE)  # 1 mm of 1.5 is the next voxel
+    expected[1:] = image.get_fdata()[::-1][:-1] > 100
+    bright = (image.get_fdata() > 100).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(bright, moved @ image.affine), cases[0].label)
+    assert np.array_equal(cases[0].read(resample=True)[1].values, expected)
     (tmp_path / "dataset.json").write_text(json.dumps(told | dict(test=["../outside.nii.gz"])))
     with pytest.raises(ValueError, match="which is not there"):
         decathlon(tmp_path, "test")
