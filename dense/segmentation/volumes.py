@@ -5,9 +5,10 @@ file's own axes can be turned to that without resampling: "RAS", as NIfTI counts
 labels are written in the frame of the file, voxel by voxel. DICOM counts x and y the other way around (LPS); they
 change their signs here, and nowhere else.
 
-It needs nibabel and pydicom: pip install 'attlas[medical]'.
+It needs nibabel and pydicom: pip install 'attlas[medical]'. Nothing else of the package imports it.
 """
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,6 +18,15 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+
+try:
+    import nibabel
+    import pydicom
+    from nibabel import orientations
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error.name!r} is not installed: pip install 'attlas[medical]'", name=error.name
+    ) from None
 
 from ...files import near_files, near_folders, printable, replacing
 from .medical import CHAOS, classes_of, gray_levels, read_gray
@@ -49,8 +59,6 @@ class Volume:
 
     def in_source(self, values: np.ndarray) -> np.ndarray:
         """An array (X, Y, Z) in the order of axes of the file."""
-        from nibabel import orientations
-
         if values.shape != self.values.shape:
             raise ValueError(f"values has the shape {values.shape}, the volume {self.values.shape}")
         turn = orientations.ornt_transform(
@@ -61,16 +69,14 @@ class Volume:
 
 def _turned(values: np.ndarray, affine: np.ndarray, source: Sequence[Path]) -> Volume:
     """A volume of the file's own array, its axes turned towards RAS."""
-    from nibabel import orientations
-
     name = printable(source[0])
     if values.ndim != 3 or not all(values.shape):
         raise ValueError(f"{name} has the shape {values.shape}; a volume has three axes, or channels behind.")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(values))} voxels that are NaN or infinite.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    turn = orientations.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
+    if np.isnan(turn).any():  # of an axis that leads nowhere
         raise ValueError(f"{name} says no place: its affine is {affine.tolist()}.")
-    turn = orientations.io_orientation(affine)
     return Volume(
         orientations.apply_orientation(values, turn),
         affine @ orientations.inv_ornt_aff(turn, values.shape),
@@ -91,8 +97,6 @@ def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
         FileNotFoundError: names the near files.
         ValueError: broken, not of three axes, NaN, or without a place; no such channel; names the file.
     """
-    import nibabel
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{printable(path)} does not exist. {near_files(path)}")
@@ -119,8 +123,6 @@ class _Slice(NamedTuple):
 
 def _read_slice(path: Path) -> tuple[str, _Slice]:
     """The SeriesInstanceUID of a file, and its slice."""
-    import pydicom
-
     try:
         data = pydicom.dcmread(path)
         pixels = data.pixel_array.astype(np.float32)
@@ -133,6 +135,13 @@ def _read_slice(path: Path) -> tuple[str, _Slice]:
             np.array(data.PixelSpacing, float),
             float(data.get("SliceThickness") or 1),
         )
+        if [pixels.ndim, *map(len, (found.direction, found.position, found.spacing))] != [2, 6, 3, 2]:
+            raise ValueError(f"its pixels have the shape {pixels.shape}, and its place is {found[2:5]}")
+        row, column = found.direction[:3], found.direction[3:]
+        if not np.allclose([row @ row, column @ column, row @ column], [1, 1, 0], atol=1e-3):
+            raise ValueError(f"its directions {found.direction.tolist()} are not at right angles, of length 1")
+        if not (np.isfinite(found.position).all() and (found.spacing > 0).all()):
+            raise ValueError(f"its place is {found.position.tolist()}, its spacing {found.spacing.tolist()}")
     except Exception as error:
         raise ValueError(f"{printable(path)} cannot be read as a slice of DICOM: {printable(error)}") from None
     return str(data.get("SeriesInstanceUID", "")), found
@@ -249,8 +258,6 @@ def write_nifti(path: str | Path, labels: np.ndarray, like: Volume) -> None:
         labels: classes, integers from 0 to 255.
         like: the volume that was labeled.
     """
-    import nibabel
-
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"path={printable(path)} must end in .nii or .nii.gz.")
@@ -259,8 +266,6 @@ def write_nifti(path: str | Path, labels: np.ndarray, like: Volume) -> None:
     with replacing(path) as temporary:
         content = image.to_bytes()
         if path.name.endswith(".gz"):
-            import gzip
-
             content = gzip.compress(content, mtime=0)
         temporary.write_bytes(content)
 

@@ -71,6 +71,11 @@ def test_files_of_nifti_that_are_none(tmp_path):
     nifti(tmp_path / "nan.nii", dtype=np.float32, values=np.full(SHAPE, np.nan))
     with pytest.raises(ValueError, match="120 voxels that are NaN"):
         read_nifti(tmp_path / "nan.nii")
+    header = nibabel.Nifti1Header()
+    header["sform_code"], header["srow_x"], header["srow_y"] = 2, (1e9, 0, 0, 0), (0, 1e9, 0, 0)  # z leads nowhere
+    nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.int16), None, header), tmp_path / "flat.nii")
+    with pytest.raises(ValueError, match=r"flat\.nii says no place"):
+        read_nifti(tmp_path / "flat.nii")
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.int16), np.eye(4)), tmp_path / "two.nii")
     with pytest.raises(ValueError, match=r"has the shape \(3, 3, 3, 2\)"):
         read_nifti(tmp_path / "two.nii")
