@@ -109,6 +109,7 @@ def autotune(configs: list[dict], key: list[str]):
 
 
 _decompositions: dict[torch._ops.OpOverload, Callable] = {}
+_translations: dict[torch._ops.OpOverload, Callable] = {}
 
 
 def decompose(operator, reference: Callable) -> None:
@@ -122,6 +123,21 @@ def decompositions() -> dict[torch._ops.OpOverload, Callable]:
     An export to ONNX needs it. Operators that were not registered with `decompose` are not in it.
     """
     return dict(_decompositions)
+
+
+def translate(operator, write: Callable) -> None:
+    """Register the function that writes an operator by those of ONNX, where its reference has loops over values.
+
+    Args:
+        operator: operator of ours.
+        write: function from the operator's arguments, values of ONNX, to a value of ONNX (of `onnxscript`).
+    """
+    _translations[operator._opoverload] = write
+
+
+def translations() -> dict[torch._ops.OpOverload, Callable]:
+    """A table for `torch.onnx.export(..., custom_translation_table=...)`, of what was registered with `translate`."""
+    return dict(_translations)
 
 
 def compiled(function: Callable | None = None, **options):

@@ -16,6 +16,7 @@ Source: `mmcv/ops/nms.py` for the conventions; soft_nms: Bodla et al., "Soft-NMS
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from .box_overlaps import (
     upright_columns,
 )
 from .checks import FLOATS, check_choice, check_devices, check_integer, check_number, check_tensors, sum_dtype
-from .dispatch import compiled, each, pick, tl, triton
+from .dispatch import compiled, each, pick, tl, translate, triton
 
 METHODS = ("naive", "linear", "gaussian")
 # Kept boxes that are compared one by one; more are looked for in the grid.
@@ -560,6 +561,37 @@ def nms_op(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int, gro
 @nms_op.register_fake
 def _(boxes, scores, iou_threshold, offset, groups):
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+def nms_in_onnx(boxes, scores, iou_threshold: float, offset: int, groups=None):
+    """`nms` by ONNX's NonMaxSuppression, to which a group is a class, in float32; scores of -∞ are not kept.
+
+    Raises:
+        ValueError: boxes in any orientation, which ONNX does not know.
+    """
+    import onnxscript  # here, because only exports need it
+
+    op: Any = onnxscript.opset18
+    if boxes.shape is not None and boxes.shape[-1] != 4:
+        raise ValueError("nms_rotated has no counterpart in ONNX: take .pt2")
+    boxes, scores = op.Cast(boxes, to=1), op.Cast(scores, to=1)  # 1 is float32
+    if offset:
+        boxes = op.Add(boxes, op.Constant(value_floats=[0.0, 0.0, 1.0, 1.0]))
+    of_groups = op.Unsqueeze(scores, [0])
+    if groups is not None:
+        one = op.Constant(value_int=1)
+        count = op.Add(op.ReduceMax(groups, keepdims=0), one)
+        own = op.Equal(op.Unsqueeze(op.Range(op.Constant(value_int=0), count, one), [1]), op.Unsqueeze(groups, [0]))
+        of_groups = op.Where(own, of_groups, op.Constant(value_float=-math.inf))
+    lowest = op.Constant(value_floats=[float(np.finfo(np.float32).min)])
+    options = op.Shape(scores), op.Constant(value_floats=[iou_threshold]), lowest
+    found = op.NonMaxSuppression(op.Unsqueeze(boxes, [0]), op.Unsqueeze(of_groups, [0]), *options)
+    index = op.Squeeze(op.Slice(found, [2], [3], [1]), [1])  # of rows of image, class, box
+    _, order = op.TopK(op.Gather(scores, index), op.Shape(index), axis=0)
+    return op.Gather(index, order)
+
+
+translate(nms_op, nms_in_onnx)
 
 
 @torch.library.custom_op("attlas::nms_match", mutates_args=())

@@ -8,6 +8,7 @@ from golden_records import Record
 from operator_calls import Draw, boxes
 
 from attlas.kernels import bbox_overlaps, nms, nms_match, nms_rotated, soft_nms
+from attlas.kernels.dispatch import translations
 from attlas.kernels.nms import nms_match_op, nms_op, soft_nms_op
 
 THRESHOLDS = (0, 0.05, 0.3, 0.5, 0.9)
@@ -269,3 +270,41 @@ def test_rotated_equals_the_compiled_extension(path, device):
         if name == "nms_rotated":
             got = nms_rotated(boxes, scores, threshold)
             assert torch.equal(got.cpu(), record.output(number).long()), threshold
+
+
+@pytest.mark.parametrize(("offset", "grouped"), [(0, False), (1, True)])
+def test_exports_to_onnx(tmp_path, offset, grouped):
+    """By the operator that ONNX has: the same boxes in the same order, for any number of them."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Suppress(torch.nn.Module):
+        def forward(self, x, scores, groups):
+            return nms(x, scores, 0.3, offset, groups if grouped else None)
+
+    def inputs(count):
+        return crowd(count)[0], torch.randperm(count) / count - 0.5, torch.randint(3, (count,))
+
+    some = torch.export.Dim("count", min=2)
+    program = torch.export.export(Suppress(), inputs(50), dynamic_shapes=({0: some},) * 3)
+    written = torch.onnx.export(program, custom_translation_table=translations(), dynamo=True, verbose=False)
+    written.save(tmp_path / "nms.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "nms.onnx", providers=["CPUExecutionProvider"])
+    for count in (300, 2):
+        given = inputs(count)
+        named = {x.name: value.numpy() for x, value in zip(session.get_inputs(), given)}
+        (kept,) = session.run(None, named)
+        assert torch.equal(torch.from_numpy(kept), Suppress()(*given))
+
+
+def test_boxes_in_any_orientation_do_not_export_to_onnx():
+    class Suppress(torch.nn.Module):
+        def forward(self, x, scores):
+            return nms_rotated(x, scores, 0.3)
+
+    program = torch.export.export(Suppress(), crowd(20, rotated=True))
+    with pytest.raises(torch.onnx.OnnxExporterError) as error:
+        torch.onnx.export(program, custom_translation_table=translations(), dynamo=True, verbose=False)
+    causes = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert any("nms_rotated has no counterpart in ONNX" in str(cause) for cause in causes)
