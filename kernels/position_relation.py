@@ -49,7 +49,7 @@ def position_relation(
     """
     check_tensors(source_boxes=source_boxes, target_boxes=target_boxes, weight=weight, bias=bias)
     for name, boxes in (("source_boxes", source_boxes), ("target_boxes", target_boxes)):
-        if boxes.ndim != 3 or boxes.shape[2] != 4 or len(boxes) != len(source_boxes):
+        if boxes.ndim != 3 or boxes.shape[2] != 4 or boxes.shape[0] != source_boxes.shape[0]:
             raise ValueError(f"{name} must have shape (B, N, 4) with one B for both, got {tuple(boxes.shape)}")
     if weight.ndim != 2 or 0 in weight.shape or weight.shape[1] % 8:
         raise ValueError(f"weight must have shape (heads, 4 D) with an even D, got {tuple(weight.shape)}")
@@ -372,7 +372,7 @@ def position_relation_op(
 
 @position_relation_op.register_fake
 def _(source_boxes, target_boxes, weight, bias, mask):
-    return weight.new_empty(len(source_boxes), len(weight), source_boxes.shape[1], target_boxes.shape[1])
+    return weight.new_empty(source_boxes.shape[0], len(weight), source_boxes.shape[1], target_boxes.shape[1])
 
 
 @torch.library.custom_op("attlas::position_relation_backward", mutates_args=())
