@@ -27,7 +27,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint as checkpoints
 from .config import load_config, parse_plain
@@ -38,16 +38,60 @@ from .registry import DATASETS, MIXERS, MODELS, TASK_UTILS, TRANSFORMS, Registry
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
+class Exportable(nn.Module):
+    """A model as `tools/export.py` writes it, whose `forward` takes tensors and gives a tensor, or a tuple of them.
+
+    Args:
+        name: name for errors, that of the model's class.
+        outputs: names of what `forward` gives.
+        about: metadata of the file: `layout`, `classes` and what else a user of it must know.
+        fixed_sizes: reasons why a size is fixed, by format and by size ("batch", "height", "width"), as of `Backbone`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        outputs: Sequence[str],
+        about: Mapping[str, str],
+        fixed_sizes: Mapping[str, Mapping[str, str]] = {},
+    ):
+        super().__init__()
+        self.name, self.outputs, self.about, self.fixed_sizes = name, tuple(outputs), dict(about), fixed_sizes
+
+    def inputs(self, batch: int, size: Sequence[int] | None) -> tuple[Tensor, ...]:
+        """Tensors to trace with.
+
+        Args:
+            batch: number of items.
+            size: height and width, or one number; None for that of the test data.
+
+        Raises:
+            ValueError: a size that the model does not take.
+        """
+        raise TypeError(f"{type(self).__name__} must define inputs")
+
+    def difference(self, outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+        """How far outputs are from others, relative to the largest value of each; NaN where a number is none."""
+        pairs = zip(outputs, expected)
+        return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]).max())
+
+    def remark(self, expected: Sequence[Tensor]) -> str:
+        """A sentence on what a comparison with these outputs is worth, or ""."""
+        return ""
+
+
 class Task(ABC):
     """What an inferencer has to know of a kind of model. The class of a model names its own as `task`.
 
     Attributes:
         suffixes: endings of the files that are taken from folders, in lower case.
         top: most entries of a result, unless told otherwise.
+        exports: endings of the files that `tools/export.py` writes whole models to; none where it writes the backbone.
     """
 
     suffixes: Sequence[str]
     top: int
+    exports: Sequence[str] = ()
 
     @abstractmethod
     def read(self, path: Path) -> Any:
@@ -85,16 +129,28 @@ class Task(ABC):
     def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
         """A Matplotlib figure of an input, as it was read, with its result."""
 
+    def exportable(self, model: nn.Module, steps: Sequence[Mapping[str, Any]]) -> Exportable:
+        """What is written of a model to a file of `exports`.
+
+        Args:
+            model: model of `load`.
+            steps: configs of the transforms of its test data.
+
+        Raises:
+            ValueError: this model cannot be exported; says why.
+        """
+        raise TypeError(f"{type(self).__name__} must define exportable, or no exports")
+
 
 # Tasks of models of other libraries, by the name of a class that they derive from.
 OTHERS = {"mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection"}
 
 
-def task_of(model: nn.Module) -> type[Task] | None:
-    """The task of a model, if its class, or a class that it derives from, has one."""
+def task_of(model: nn.Module | type) -> type[Task] | None:
+    """The task of a model, or of a class of models, if that or a class that it derives from has one."""
     if hasattr(model, "task"):
         return model.task  # type: ignore[return-value]
-    for base in type(model).__mro__:
+    for base in (model if isinstance(model, type) else type(model)).__mro__:
         module, _, name = OTHERS.get(f"{base.__module__}.{base.__qualname__}", "").rpartition(".")
         if name:
             return getattr(importlib.import_module(module), name)
@@ -231,6 +287,15 @@ def config_within(
         raise ValueError(f"{printable(checkpoint)} holds no config. {GIVE}")
     size = sum(tensor.numel() for tensor in checkpoints.weights(found, container).values())
     return _within(meta["cfg"], f"the config inside {printable(checkpoint)}", size)
+
+
+def task_within(model: Mapping, scope: str) -> type[Task] | None:
+    """The task of the model that a config describes, without building it; None if it has none."""
+    if scope not in LIBRARIES:
+        return None
+    with _scoped(scope), MODELS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(str(model.get("type")))
+    return task_of(kind) if isinstance(kind, type) else None
 
 
 def _parts(config: Mapping | Config, source: str) -> tuple[dict, list, str]:

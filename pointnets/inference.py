@@ -1,14 +1,16 @@
 """How a classifier of point clouds is asked (see `attlas.inference`)."""
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from mmengine.dataset import Compose
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from ..data import build_transforms, seeded
-from ..inference import Classification
+from ..inference import Classification, Exportable
 from .datasets import as_data
 from .shapes import SUFFIXES, check_shape, read_shape
 from .transforms import EstimateNormals, FarthestPoints, PoissonPoints, RandomPoints, SamplePoints, as_float32
@@ -43,11 +45,41 @@ class AnyShape(BaseTransform):
         return as_float32(self.of_clouds(data) if data.face is None else self.of_meshes(data))
 
 
+class ExportedPointNetwork(Exportable):
+    """Points (B, N, 3) and their unit normals (B, N, 3) to logits (B, classes)."""
+
+    def __init__(self, model, steps):
+        why = "a cloud has as many points as the transforms choose"
+        about = dict(
+            layout="points (B, N, 3), their unit normals (B, N, 3)", transforms=json.dumps(list(map(dict, steps)))
+        )
+        if model.classes:
+            about["classes"] = json.dumps(model.classes, ensure_ascii=False)
+        fixed = {".pt2": dict(height=why, width=why)}
+        super().__init__(type(model.network).__name__, ["logits"], about, fixed)
+        self.network, self.steps = model.network, steps
+
+    def inputs(self, batch, size):
+        if size is None:
+            chosen = [
+                step["num"] for step in self.steps if str(step.get("type")).endswith(("RandomPoints", "FarthestPoints"))
+            ]
+            size = chosen[-1:] or [1024]
+        if len(size) != 1:
+            raise ValueError("--size takes one number of points")
+        normals = torch.nn.functional.normalize(torch.randn(batch, size[0], 3), dim=-1)
+        return normals * torch.rand(batch, size[0], 1), normals
+
+    def forward(self, points, normals):
+        return self.network(points, normals)
+
+
 class PointClassification(Classification):
     """Files of meshes and clouds, arrays of points (N, 3), with normals (N, 6), and dicts of pos (N, 3) and perhaps
     normal (N, 3) and face (F, 3)."""
 
     suffixes = SUFFIXES
+    exports = (".pt2",)
 
     def read(self, path):
         return as_data(read_shape(path), path.name)
@@ -69,6 +101,9 @@ class PointClassification(Classification):
         if item.face is not None:
             raise ValueError("it is still a mesh behind the transforms of the config; add SamplePoints or RandomPoints")
         return tuple(item.pos.shape), item.get("normal") is not None
+
+    def exportable(self, model, steps):
+        return ExportedPointNetwork(model, steps)
 
     def picture(self, source):
         from .. import rendering  # here, because Open3D takes a second, and only pictures need it

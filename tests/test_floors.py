@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 # Floor: the floors that it may import, and the distributions that it adds to theirs ("attlas" is the package root).
 FLOORS = {
-    "kernels": (set(), {"torch", "numpy", "numba", "triton"}),
+    # nms.py imports onnxscript when it is written to ONNX
+    "kernels": (set(), {"torch", "numpy", "numba", "triton", "onnxscript"}),
     "attlas": (
         set(),
         # cv2 and matplotlib come with MMEngine; rendering.py imports open3d, and corruptions.py imagecorruptions, when
@@ -132,6 +133,7 @@ SHARED = {
         "coco",
         "datasets",
         "doctor",
+        "export",
         "inference",
         "inspection",
         "mixer_encoder",

@@ -1,9 +1,12 @@
-"""Export a network of images or points: by torch.export (.pt2), which keeps the operators of Attlas, or, of images, to
-ONNX (.onnx), which needs none.
+"""Export a network: by torch.export (.pt2), which keeps the operators of Attlas, or to ONNX (.onnx), which needs none.
+
+A network is a backbone with its head, or whatever the task of a model says: a detector with its decoding and its NMS,
+or a network of points (.pt2 alone).
 
 python tools/export.py work_dirs/shvit_s1_folder/epoch_200.pth shvit.onnx
 python tools/export.py biformer_tiny biformer_tiny.onnx --weights biformer_tiny_best.pth
 python tools/export.py configs/hornet/hornet_furniture_views.py hornet.pt2 --size 64 --dynamic batch,height,width
+python tools/export.py work_dirs/retinanet_biformer_rooms/epoch_12.pth rooms.onnx
 
 The file holds metadata: names of the outputs, sizes, normalization and, where the checkpoint has them, classes. They
 are the metadata_props of an ONNX file, and the extra file "metadata.json" of a .pt2. docs/exports.md says which sizes
@@ -23,6 +26,7 @@ import torch.fx.experimental._config
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from attlas.files import check_out, replacing
+from attlas.inference import Exportable, Task, class_names, config_within, load, task_within
 
 SIZES = dict(batch=0, height=2, width=3)  # what may be free, and its axis in an image (B, C, H, W)
 FORMATS = (".onnx", ".pt2")
@@ -61,7 +65,7 @@ def arguments() -> argparse.ArgumentParser:
 # --- what is free ----------------------------------------------------------------------------------------------------
 
 
-def free_sizes(network: Any, asked: str | None, suffix: str) -> tuple[list[str], str]:
+def free_sizes(network: Exportable, asked: str | None, suffix: str) -> tuple[list[str], str]:
     """The sizes that the file leaves free, and a sentence about what was not asked for but stays fixed.
 
     Raises:
@@ -77,7 +81,7 @@ def free_sizes(network: Any, asked: str | None, suffix: str) -> tuple[list[str],
     if refused := [name for name in names if name in fixed]:
         free = ",".join(name for name in SIZES if name not in fixed) or "none"
         raise ValueError(
-            f"{type(network).__name__} needs a fixed {refused[0]} in {suffix}: {fixed[refused[0]]}. "
+            f"{network.name} needs a fixed {refused[0]} in {suffix}: {fixed[refused[0]]}. "
             f"What can be free: --dynamic {free}"
         )
     return [name for name in SIZES if name in names], ""
@@ -105,22 +109,34 @@ def table() -> str:
 # --- the export ------------------------------------------------------------------------------------------------------
 
 
-def largest_difference(outputs, expected) -> float:
-    """Relative to the largest value of each output."""
-    pairs = zip(outputs, expected)
-    return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]).max())  # or NaN
+class ExportedBackbone(Exportable):
+    """A backbone: images (B, C, H, W) to logits, to features, or to maps of all levels.
+
+    Args:
+        network: backbone, in inference mode.
+        steps: configs of the transforms of its test data.
+        weights: checkpoint that may name the classes.
+    """
+
+    def __init__(self, network: Any, steps: Sequence[Mapping[str, Any]] = (), weights: str | Path | None = None):
+        classes = network.num_classes
+        maps = [f"level{i}" for i in network.out_indices] if classes is None else []
+        outputs = maps or ["logits" if classes else "features"]
+        super().__init__(
+            type(network).__name__, outputs, of_images(steps) | of_classes(weights, classes), network.fixed_sizes
+        )
+        self.network, self.steps = network, steps
+
+    def inputs(self, batch, size):
+        size = size or image_size(self.steps)
+        return (torch.randn(batch, self.network.in_channels, size[0], size[-1]),)
+
+    def forward(self, image):
+        return self.network(image)
 
 
 def several(outputs) -> tuple:
     return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
-
-
-def output_names(network: Any) -> list[str]:
-    if not hasattr(network, "num_classes"):  # a network of points, which always classifies
-        return ["logits"]
-    if network.num_classes is None:
-        return [f"level{i}" for i in network.out_indices]
-    return ["logits" if network.num_classes else "features"]
 
 
 def trace(
@@ -155,7 +171,7 @@ def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mappin
     """Write the file; returns what runs it: images -> tuple of outputs."""
     import onnxruntime
 
-    from attlas.kernels.dispatch import decompositions
+    from attlas.kernels.dispatch import decompositions, translations
 
     axes = {SIZES[name]: name for name in free}
     written = torch.onnx.export(
@@ -164,6 +180,7 @@ def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mappin
         input_names=["image"],
         output_names=metadata["outputs"].split(","),
         dynamic_shapes=(axes,) if axes else None,
+        custom_translation_table=translations(),
         dynamo=True,
         external_data=False,
         verbose=False,
@@ -176,19 +193,19 @@ def save_onnx(program: torch.export.ExportedProgram, out: Path, metadata: Mappin
 
 
 def export(
-    network: torch.nn.Module, *inputs: torch.Tensor, out: Path, free: Sequence[str] = (), about: Mapping[str, str] = {}
-) -> tuple[float, dict[str, str], str]:
+    network: Exportable, *inputs: torch.Tensor, out: Path, free: Sequence[str] = ()
+) -> tuple[float, dict[str, str], list[str]]:
     """Write the file and run it, where a size is free at a second size, too.
 
     Args:
         network: network in inference mode.
-        *inputs: images (B, C, H, W) to trace with; for a .pt2 of a network of points (B, N, 3) these and their normals.
+        *inputs: tensors to trace with, of `network.inputs`; for a file .onnx an image (B, C, H, W).
         out: path of the file, .onnx or .pt2.
         free: names of SIZES that the file leaves free.
-        about: further metadata.
 
     Returns:
-        How much it differs from the network, the metadata, and a sentence on what the file refuses, or "".
+        How much it differs from the network, the metadata, and sentences on what the file refuses and what the
+        comparison is worth.
 
     Raises:
         RuntimeError: it differs too much, or does not run at the second size; no file is written then.
@@ -208,17 +225,17 @@ def export(
         program = trace(network, inputs, free)
         operators = {getattr(node.target, "namespace", "") for node in program.graph.nodes if node.op != "placeholder"}
         metadata = dict(
-            about,
+            network.about,
             input=",".join(axes.get(axis, str(size)) for axis, size in enumerate(inputs[0].shape)),
             size=",".join(map(str, inputs[0].shape[2:] if inputs[0].dim() == 4 else inputs[0].shape[1:2])),
-            outputs=",".join(output_names(network)),
+            outputs=",".join(network.outputs),
             imports="attlas.kernels" if out.suffix == ".pt2" and "attlas" in operators else "",
         )
         if out.suffix == ".pt2":
             run = save_pt2(program, temporary, metadata)
         else:
             run = save_onnx(program, temporary, metadata, inputs[0], free)
-        difference = 0.0
+        difference, remarks = 0.0, []
         for tried in tries:
             try:
                 outputs = run(*tried)
@@ -227,39 +244,43 @@ def export(
                     f"what was exported for {tuple(inputs[0].shape)} does not run for {tuple(tried[0].shape)}, "
                     f"nothing was written: {str(error).strip().splitlines()[0]}"
                 ) from error
-            now = largest_difference(outputs, several(network(*tried)))
+            expected = several(network(*tried))
+            now = network.difference(outputs, expected)
             difference = now if not now <= difference else difference  # or NaN
             if not difference < 1e-2:
                 raise RuntimeError(
                     f"what was exported differs from the network by {difference:.1e} for {tuple(tried[0].shape)}: "
                     "nothing was written"
                 )
-        remark = ""
+            remarks.append(network.remark(expected))
         if "batch" in free:
             try:
                 run(*(x[:1] for x in inputs))
             except Exception:  # a guard of the trace about memory layout, where height and width are free, too
-                remark = "It refuses a batch of one; for single images: --dynamic height,width."
-    return difference, metadata, remark
+                remarks.append("It refuses a batch of one; for single images: --dynamic height,width.")
+    return difference, metadata, list(dict.fromkeys(filter(None, remarks)))
 
 
-def settings(what: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-    """The model and the transforms of the test data of a config, or of a checkpoint that holds one; of a variant, what
-    its weights were published for."""
+def settings(what: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], str]:
+    """The model and the transforms of the test data of a config, or of a checkpoint that holds one, and the scope of
+    their names; of a variant, what its weights were published for."""
     from attlas import backbones, checkpoint
     from attlas.config import load_config
-    from attlas.inference import config_within
 
     if not Path(what).suffix:
         variant = backbones.variant(what)[1]
         pack = dict(type="PackImage", mean=variant.mean, std=variant.std)
-        return {}, [dict(type="CenterCrop", size=variant.size), pack]
+        return {}, [dict(type="CenterCrop", size=variant.size), pack], "attlas"
     if not what.endswith(".py"):
-        return config_within(checkpoint.read(what), what)[:2]
+        return config_within(checkpoint.read(what), what)
     config = load_config(what)
     dataset = (config.get("test_dataloader") or {}).get("dataset") or {}
-    inner = dataset.get("dataset") or {}
-    return config.get("model") or {}, [*inner.get("transforms", ()), *dataset.get("transforms", ())]
+    steps = [
+        step
+        for data in (dataset.get("dataset") or {}, dataset)
+        for step in data.get("transforms") or data.get("pipeline") or ()
+    ]
+    return config.get("model") or {}, steps, config.get("default_scope") or "attlas"
 
 
 def last(steps: Sequence[Mapping[str, Any]], *types: str) -> Mapping[str, Any]:
@@ -291,75 +312,74 @@ def of_images(steps: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def of_classes(weights: str | Path | None, classes: int | None) -> dict[str, str]:
     """The names of the classes where the checkpoint holds those of so many."""
     from attlas import checkpoint
-    from attlas.inference import class_names
 
     meta = checkpoint.read(weights).get("meta") if weights is not None else None
     names = class_names(meta) if isinstance(meta, Mapping) else ()
     return dict(classes=json.dumps(names, ensure_ascii=False)) if classes and len(names) == classes else {}
 
 
-def of_points(args: argparse.Namespace, out: Path, steps: Sequence[Mapping[str, Any]]):
-    """A network of points, points and normals to trace with, the free sizes, and what its user must know.
+def whole(args: argparse.Namespace, task: type[Task], suffix: str, steps: Sequence[Mapping[str, Any]]) -> Exportable:
+    """What the task of a model says of it.
 
     Raises:
         ValueError: it cannot be exported like this; says why.
     """
-    from attlas.inference import load
+    from attlas.backbones.channels import fill_channels
+    from attlas.config import load_config
 
-    if out.suffix != ".pt2":
-        raise ValueError(f"{args.network} is a network of points, which {out.suffix} has no operators for: take .pt2")
-    if args.dynamic not in (None, "batch", "none"):
-        raise ValueError(f"--dynamic={args.dynamic}: of a network of points the batch can be free, or none")
+    if suffix not in task.exports:
+        raise ValueError(f"{args.network} is of a kind that can be exported to {' and '.join(task.exports)} alone")
     if args.dense or args.fuse or args.num_classes is not None:
-        raise ValueError("--dense, --fuse and --num-classes are for backbones, and this is a network of points")
-    if args.network.endswith(".py") and args.weights is None:
-        raise ValueError("a config of a network of points needs --weights; a checkpoint of a training suffices alone")
-    size = args.size or [last(steps, "RandomPoints", "FarthestPoints").get("num", 1024)]
-    if len(size) != 1:
-        raise ValueError("--size takes one number of points")
-    from_config = args.network.endswith(".py")
-    model = load(args.weights or args.network, args.network if from_config else None, device="cpu")
-    normals = torch.nn.functional.normalize(torch.randn(args.batch, size[0], 3), dim=-1)
-    about = dict(layout="points (B, N, 3), their unit normals (B, N, 3)", transforms=json.dumps(list(map(dict, steps))))
-    if model.classes:
-        about["classes"] = json.dumps(model.classes, ensure_ascii=False)
-    inputs = normals * torch.rand(args.batch, size[0], 1), normals
-    return model.network, inputs, [] if args.dynamic == "none" else ["batch"], about
+        raise ValueError("--dense, --fuse and --num-classes are for backbones, and this model is exported whole")
+    config = None
+    if args.network.endswith(".py"):
+        if args.weights is None:
+            raise ValueError(
+                "a config of this kind of model needs --weights; a checkpoint of a training suffices alone"
+            )
+        config = load_config(args.network)
+        fill_channels(config.model)
+    model = load(args.weights or args.network, config, device="cpu")
+    return task().exportable(model, steps).eval()
+
+
+def backbone(args: argparse.Namespace, model: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Exportable:
+    """The backbone of a config or of a checkpoint, or a variant."""
+    from attlas.backbones.zoo import find
+
+    options = dict(num_classes=None, out_indices=None) if args.dense else {}
+    if args.num_classes is not None:
+        options["num_classes"] = args.num_classes
+    network = find(args.network, args.weights, **options)
+    if args.fuse:
+        network.fuse()
+    source = args.weights or (args.network if model and not args.network.endswith(".py") else None)
+    return ExportedBackbone(network, steps, source)
 
 
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    from attlas.backbones.zoo import find  # not for --help
-
     try:
         out = check_out(args.out, FORMATS, args.overwrite)
         if len(args.size or ()) > 2 or min([args.batch, *(args.size or ())]) < 1:
             raise ValueError("--size takes one number, or height and width; these and --batch must be positive")
-        model, steps = settings(args.network)
-        fixed = ""
-        if "network" in model:
-            network, inputs, free, about = of_points(args, out, steps)
+        model, steps, scope = settings(args.network)
+        task = task_within(model, scope) if "type" in model else None
+        if task is not None and task.exports and not (args.dense and "backbone" in model):
+            network = whole(args, task, out.suffix, steps)
         else:
-            options = dict(num_classes=None, out_indices=None) if args.dense else {}
-            if args.num_classes is not None:
-                options["num_classes"] = args.num_classes
-            network = find(args.network, args.weights, **options)
-            free, fixed = free_sizes(network, args.dynamic, out.suffix)
-            if args.fuse:
-                network.fuse()
-            size = args.size or image_size(steps)
-            inputs = (torch.randn(args.batch, network.in_channels, size[0], size[-1]),)
-            source = args.weights or (args.network if model and not args.network.endswith(".py") else None)
-            about = of_images(steps) | of_classes(source, network.num_classes)
-        difference, metadata, refused = export(network, *inputs, out=out, free=free, about=about)
+            network = backbone(args, model, steps)
+        free, fixed = free_sizes(network, args.dynamic, out.suffix)
+        inputs = network.inputs(args.batch, args.size)
+        difference, metadata, remarks = export(network, *inputs, out=out, free=free)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         parser.error(str(error))
     print(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, for ({metadata['input'].replace(',', ', ')}), gives "
         f"{metadata['outputs'].replace(',', ', ')}; differs from the network by {difference:.1e} of the largest value"
     )
-    for remark in filter(None, (fixed, refused)):
+    for remark in filter(None, (fixed, *remarks)):
         print(remark)
     if metadata["imports"]:
         print(f"Before torch.export.load: import {metadata['imports']}, which brings its operators.")

@@ -11,7 +11,7 @@ from ...drawing import draw_objects
 from ...files import printable
 from ...inference import Task
 from ..masks import decoded, encoded
-from . import doctor
+from . import doctor, export
 from .transforms import ReadImage
 
 SHOWN = 0.3  # score from which an object is drawn and counted
@@ -24,6 +24,7 @@ class Detection(Task):
 
     suffixes = ImageClassification.suffixes
     top = 100
+    exports = (".onnx", ".pt2")
 
     def read(self, path):
         return self._as_results(ReadImage().transform(dict(img_path=str(path))))
@@ -71,6 +72,9 @@ class Detection(Task):
 
     def examine_fit(self, model, batch):
         yield from doctor.examine_fit(model, batch)
+
+    def exportable(self, model, steps):
+        return export.exportable(model, steps)
 
     def draw(self, source, result):
         objects = [entry for entry in result["objects"] if entry["score"] >= SHOWN]

@@ -181,6 +181,7 @@ class RelationDETR(RelationDINO):
     """
 
     encoder_class = FusionEncoder
+    free_batch = True  # in an export (`export.py`)
 
     def __init__(self, *args, num_hybrid_queries: int = 1500, **kwargs):
         self.num_hybrid_queries = num_hybrid_queries  # `_init_layers` reads it, which the base class calls
@@ -237,7 +238,7 @@ class RelationDETR(RelationDINO):
         tokens, anchors = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
         branch = self.decoder.num_layers
         scores, boxes = self.proposals(branch, tokens, anchors, self.num_queries)
-        query = self.query_embedding.weight[: boxes.shape[1]].expand(len(memory), -1, -1)
+        query = self.query_embedding.weight[: boxes.shape[1]].expand(memory.shape[0], -1, -1)
         if not self.training:
             return dict(query=query, memory=memory, reference_points=boxes), {}
         noised, noised_boxes, mask, meta = self.dn_query_generator(batch_data_samples)
@@ -287,7 +288,9 @@ class RelationDETR(RelationDINO):
         states, references = self.decoder(query, self_attn_mask=dn_mask, reference_points=reference_points, **common)
         outputs = dict(hidden_states=states, references=references)
         if hybrid_reference_points is not None:
-            query = self.hybrid_query_embedding.weight[: hybrid_reference_points.shape[1]].expand(len(query), -1, -1)
+            query = self.hybrid_query_embedding.weight[: hybrid_reference_points.shape[1]].expand(
+                query.shape[0], -1, -1
+            )
             states, references = self.decoder(
                 query, self_attn_mask=None, reference_points=hybrid_reference_points, relate=False, **common
             )
@@ -355,6 +358,8 @@ class RelationDETRHead(DINOHead):
         hybrid_repeats: how often every object is a target of the hybrid branch.
         **kwargs: arguments of mmdet's `DINOHead`.
     """
+
+    decodes_as_detr = True  # for exports: `_predict_by_feat_single` finds what mmdet's does
 
     def __init__(self, *args, hybrid_repeats: int = 6, **kwargs):
         super().__init__(*args, **kwargs)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnxruntime
 import pytest
+import small_detectors as detectors
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -256,10 +257,47 @@ def test_export_of_a_checkpoint_alone(run, refusal, trained, tmp_path):
 
 def test_export_refuses_what_is_not_for_points(refusal, tmp_path):
     config = ROOT / "configs/risurconv/risurconv_furniture14.py"
-    assert "has no operators for: take .pt2" in refusal("export", config, tmp_path / "x.onnx")
+    assert "can be exported to .pt2 alone" in refusal("export", config, tmp_path / "x.onnx")
     assert "needs --weights" in refusal("export", config, tmp_path / "x.pt2")
-    assert "the batch can be free" in refusal("export", config, tmp_path / "x.pt2", "--dynamic", "height")
+    weights = ROOT / "configs/dgcnn/dgcnn_furniture14.safetensors"
+    of_weights = ["export", weights.with_suffix(".py"), tmp_path / "x.pt2", "--weights", weights]
+    assert "needs a fixed height in .pt2: a cloud has as many points" in refusal(*of_weights, "--dynamic", "height")
+    assert "--size takes one number of points" in refusal(*of_weights, "--size", 8, 8)
     assert "are for backbones" in refusal("export", config, tmp_path / "x.pt2", "--dense")
+
+
+@pytest.mark.slow
+def test_export_of_a_detector(run, refusal, monkeypatch, tmp_path):
+    """Of a checkpoint alone, and of its config and weights: classes, and the size of the test images, filled up."""
+    options = {}
+    monkeypatch.setattr(detectors, "build", lambda given, build=detectors.build: options.update(given) or build(given))
+    weights = detectors.dense("retina").state_dict()
+    steps = [dict(type="attlas.ReadImage"), dict(type="Resize", scale=(90, 64)), dict(type="PackDetInputs")]
+    held = Config(
+        dict(
+            default_scope="mmdet",
+            model=options,
+            test_dataloader=dict(dataset=dict(type="attlas.CocoDetection", pipeline=steps)),
+        )
+    )
+    config, checkpoint, out = tmp_path / "detector.py", tmp_path / "epoch_1.pth", tmp_path / "detector.pt2"
+    held.dump(config)
+    torch.save(
+        dict(meta=dict(cfg=held.pretty_text, dataset_meta=dict(classes=list("abcde"))), state_dict=weights), checkpoint
+    )
+    printed = run("export", checkpoint, out)
+    assert "for (batch, 3, 64, 96), gives boxes, scores, labels; differs from the network by" in printed
+    assert "import attlas.kernels" in printed
+    extra = {"metadata.json": ""}
+    boxes, scores, labels = torch.export.load(out, extra_files=extra).module()(torch.randn(3, 3, 64, 96))
+    assert (boxes.shape, scores.shape, labels.shape) == ((3, 40, 4), (3, 40), (3, 40))
+    metadata = json.loads(extra["metadata.json"])
+    assert json.loads(metadata["classes"]) == list("abcde")
+    assert (metadata["mean"], metadata["size"]) == ("1,2,3", "64,96")
+    assert "--weights" in refusal("export", config, tmp_path / "x.onnx")
+    assert "are for backbones" in refusal("export", checkpoint, tmp_path / "x.onnx", "--num-classes", 3)
+    again = run("export", config, out, "--weights", checkpoint, "--overwrite", "--dynamic", "none", "--size", 32, 64)
+    assert "for (1, 3, 32, 64), gives boxes" in again
 
 
 def test_export_of_maps(run, config, tmp_path):

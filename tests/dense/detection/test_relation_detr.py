@@ -5,12 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_records import Record
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
+from small_detectors import build, detector, settings
 from torch.testing import assert_close
 
 from attlas import checkpoint
@@ -20,76 +18,6 @@ from attlas.dense.detection.relation_detr import rules
 from attlas.kernels.position_relation import relation_terms
 
 TOLERANCE = dict(rtol=0, atol=2e-4)
-
-
-def settings(
-    layers=2, num_classes=5, dim=32, levels=3, queries=10, hybrid=14, decoder_layers=3, heads=4, points=4, sines=16
-):
-    """A small detector on a small ResNet."""
-    attention = dict(embed_dims=dim, num_levels=levels, num_heads=heads, num_points=points, dropout=0.0)
-    ffn = dict(embed_dims=dim, feedforward_channels=2 * dim, ffn_drop=0.0)
-    return dict(
-        type="attlas.RelationDETR",
-        num_queries=queries,
-        num_hybrid_queries=hybrid,
-        num_feature_levels=levels,
-        with_box_refine=True,
-        as_two_stage=True,
-        backbone=dict(
-            type="ResNet",
-            depth=18,
-            base_channels=8,
-            out_indices=(1, 2, 3),
-            norm_cfg=dict(type="attlas.FrozenBatchNorm2d"),
-        ),
-        neck=dict(
-            type="ChannelMapper",
-            in_channels=[16, 32, 64],
-            out_channels=dim,
-            kernel_size=1,
-            act_cfg=None,
-            norm_cfg=dict(type="GN", num_groups=4),
-            num_outs=levels,
-        ),
-        encoder=dict(num_layers=layers, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)),
-        decoder=dict(
-            num_layers=decoder_layers,
-            position_relation=dict(num_heads=heads, embed_dim=sines),
-            scale_queries=True,
-            layer_cfg=dict(
-                self_attn_cfg=dict(embed_dims=dim, num_heads=heads, dropout=0.0), cross_attn_cfg=attention, ffn_cfg=ffn
-            ),
-            post_norm_cfg=None,
-        ),
-        positional_encoding=dict(num_feats=dim // 2, normalize=True, offset=-0.5, temperature=10000),
-        bbox_head=dict(
-            type="attlas.RelationDETRHead",
-            num_classes=num_classes,
-            embed_dims=dim,
-            sync_cls_avg_factor=True,
-            hybrid_repeats=2,
-            loss_cls=dict(type="attlas.DetachedVarifocalLoss"),
-            loss_bbox=dict(type="L1Loss", loss_weight=5.0),
-            loss_iou=dict(type="GIoULoss", loss_weight=2.0),
-        ),
-        dn_cfg=dict(label_noise_scale=0.5, box_noise_scale=1.0, group_cfg=dict(num_dn_queries=8)),
-        train_cfg=dict(
-            assigner=dict(
-                type="HungarianAssigner",
-                match_costs=[
-                    dict(type="FocalLossCost", weight=2.0),
-                    dict(type="BBoxL1Cost", weight=5.0, box_format="xywh"),
-                    dict(type="IoUCost", iou_mode="giou", weight=2.0),
-                ],
-            )
-        ),
-        test_cfg=dict(max_per_img=10),
-    )
-
-
-def build(options):
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        return MODELS.build(ConfigDict(options))
 
 
 def loaded(record, prefix, **sizes):
@@ -202,15 +130,6 @@ def test_criterion():
 
 
 # --- the detector ----------------------------------------------------------------------------------------------------
-
-
-def detector(**sizes):
-    """A small detector whose weights are all random: heads that begin with zeros would hide much."""
-    model = build(settings(**sizes))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.2 if p.ndim < 2 else p[0].numel() ** -0.5)
-    torch.nn.init.ones_(model.decoder.position_relation.proj.bias)
-    return model
 
 
 def scene(*counts, side=96, classes=5):
