@@ -20,6 +20,19 @@ def check_input(points: Tensor, network: nn.Module) -> None:
         )
 
 
+def one_hot_category(points: Tensor, category: Tensor | None, num_categories: int) -> Tensor:
+    """What a segmenter is told of its clouds (B, N, 3): the one-hot category (B, num_categories), from `category` (B,)
+    int64. A network with `num_categories` 0 is told nothing, and takes no category."""
+    if num_categories == 0 and category is None:
+        return points.new_zeros(len(points), 0)
+    if category is None or category.shape != points.shape[:1] or category.dtype != torch.int64:
+        got = "None" if category is None else f"{category.dtype} {tuple(category.shape)}"
+        raise ValueError(f"category must be int64 of shape ({len(points)},), got {got}")
+    if num_categories == 0:
+        raise ValueError("category must be None for a network with num_categories=0")
+    return F.one_hot(category, num_categories).to(points)
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalization of the last axis of a tensor of any rank."""
 
@@ -86,9 +99,19 @@ class Moments(NamedTuple):
 class Head(nn.Module):
     """Linear, BN, activation, dropout for every hidden width, then linear: (..., C) -> logits (..., classes)."""
 
-    def __init__(self, in_channels: int, hidden: list[int], num_classes: int, dropout: float, activation=F.relu):
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: list[int],
+        num_classes: int,
+        dropout: float,
+        activation=F.relu,
+        dropped: int | None = None,
+    ):
+        """`dropped`: the hidden layers, counted from the first, that dropout follows; None for all."""
         super().__init__()
         self.depth, self.activation, self.dropout = len(hidden), activation, nn.Dropout(dropout)
+        self.dropped = len(hidden) if dropped is None else dropped
         self.num_classes = num_classes
         widths = [in_channels, *hidden]
         for i, (before, after) in enumerate(zip(widths, hidden), start=1):
@@ -99,5 +122,6 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for i in range(1, self.depth + 1):
             x = self.get_submodule(f"norm{i}")(self.get_submodule(f"linear{i}")(x))
-            x = self.dropout(self.activation(x))
+            x = self.activation(x)
+            x = self.dropout(x) if i <= self.dropped else x
         return self.get_submodule(f"linear{self.depth + 1}")(x)

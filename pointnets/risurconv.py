@@ -43,7 +43,7 @@ from ..kernels import (
 from ..kernels.checks import check_normals
 from ..kernels.surface_properties import ordered_properties
 from ..registry import MODELS
-from .layers import BatchNorm, Head, Moments, check_input
+from .layers import BatchNorm, Head, Moments, check_input, one_hot_category
 
 # The authors' names -> ours. `encoder_layer` is a copy that the release registers and never uses.
 CHECKPOINT_RULES = [
@@ -213,7 +213,8 @@ def _moments(surface: Tensor, index: Tensor, features: Tensor | None) -> Moments
     if features is not None:
         center = features.detach().mean((0, 1), dtype=torch.float64)
         features, shift = features.to(wide) - center.to(wide), torch.cat([shift, center])
-    return Moments.of_sums(*neighbor_moments(surface.to(wide), index, features), index.numel(), shift)
+    sums = neighbor_moments(surface.to(wide), None if features is None else index, features)
+    return Moments.of_sums(*sums, index.numel(), shift)
 
 
 class GroupAll(RISurConv):
@@ -346,12 +347,12 @@ class RISurConvClassifier(Pyramid):
 
 
 @MODELS.register_module()
-class RISurConvPartSegmenter(Pyramid):
-    """Part segmentation: points, normals (B, N, 3), category (B,) int64 -> logits (B, N, parts). N >= `num_points`.
+class RISurConvSegmenter(Pyramid):
+    """Segmentation: points, normals (B, N, 3), category (B,) int64 -> logits (B, N, classes). N >= `num_points`.
 
     Args:
-        num_parts: parts of all categories together (ShapeNetPart: 50).
-        num_categories: size of the one-hot category (ShapeNetPart: 16).
+        num_classes: classes of points (ShapeNetPart: 50 parts of all categories together).
+        num_categories: size of the one-hot category (ShapeNetPart: 16); 0 for a network that knows none.
         num_points, channels, neighbors: of the encoder.
         decoder: channels of the propagation layers, from the coarsest: of the layer, and of the linear layer after it.
         decoder_neighbors: K of the propagation layers.
@@ -362,7 +363,7 @@ class RISurConvPartSegmenter(Pyramid):
 
     def __init__(
         self,
-        num_parts: int = 50,
+        num_classes: int = 50,
         num_categories: int = 16,
         num_points: int = 512,
         channels: tuple[int, ...] = (64, 128, 256, 512),
@@ -380,16 +381,12 @@ class RISurConvPartSegmenter(Pyramid):
             propagations.insert(0, Propagation(coarse, skip, out, mlp, k, **options))
             coarse = mlp[-1] if mlp else out + skip
         self.propagations = nn.ModuleList(propagations)
-        self.head = Head(coarse, [128], num_parts, dropout)
+        self.head = Head(coarse, [128], num_classes, dropout)
 
-    def forward(self, points: Tensor, normals: Tensor | None, category: Tensor) -> Tensor:
-        if category.shape != points.shape[:1] or category.dtype != torch.int64:
-            raise ValueError(
-                f"category must be int64 of shape ({len(points)},), got {category.dtype} {tuple(category.shape)}"
-            )
-        one_hot = F.one_hot(category, self.num_categories).to(points).unsqueeze(1).expand(-1, points.shape[1], -1)
+    def forward(self, points: Tensor, normals: Tensor | None = None, category: Tensor | None = None) -> Tensor:
+        one_hot = one_hot_category(points, category, self.num_categories)
         levels = self.encode(points, normals)
-        levels[0] = (*levels[0][:2], one_hot)
+        levels[0] = (*levels[0][:2], one_hot.unsqueeze(1).expand(-1, points.shape[1], -1))
         coarse_points, coarse_normals, features = levels.pop()
         for propagation in reversed(self.propagations):
             dense_points, dense_normals, skip = levels.pop()

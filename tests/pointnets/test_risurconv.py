@@ -12,7 +12,7 @@ from attlas import checkpoint
 from attlas.kernels import farthest_point_sample, gather_neighbors
 from attlas.pointnets import risurconv
 from attlas.pointnets.datasets import Furniture14
-from attlas.pointnets.risurconv import Propagation, RISurConv, RISurConvClassifier, RISurConvPartSegmenter
+from attlas.pointnets.risurconv import Propagation, RISurConv, RISurConvClassifier, RISurConvSegmenter
 from attlas.pointnets.transforms import SamplePoints, UnitSphere
 
 SMALL = dict(num_points=64, channels=(8, 16, 32), neighbors=(8, 16), encoder_layers=1, width=16)
@@ -87,7 +87,7 @@ def test_classifier_equals_the_record(case, scope):
 def test_part_segmenter_equals_the_record():
     record = Record("risurconv/partseg")
     points, normals = record.input("points").split(3, dim=-1)
-    network = loaded(RISurConvPartSegmenter(record.config["num_class"]), record)
+    network = loaded(RISurConvSegmenter(record.config["num_class"]), record)
     close(network(points, normals, record.input("label").argmax(-1)).log_softmax(-1)[:, ::8], record.output(0))
     close(network.encode(points, normals)[-1][2].mT[..., ::4], record.output(1))
     assert sum(p.numel() for p in network.parameters()) == record.params
@@ -400,7 +400,7 @@ def test_frozen_norms_stay_frozen():
 
 
 def test_network_gradient_by_differences():
-    network = RISurConvPartSegmenter(
+    network = RISurConvSegmenter(
         4, 2, 16, channels=(4, 8), neighbors=(4, 4), decoder=((8, 8), (8,)), decoder_neighbors=(4, 4), width=8
     )
     network = network.double().train()
@@ -421,6 +421,21 @@ def test_network_gradient_by_differences():
         weight -= 2e-6 * direction
         below = loss()
     torch.testing.assert_close((gradient * direction).sum(), (above - below) / 2e-6, rtol=1e-4, atol=1e-6)
+
+
+def test_the_segmenter_trains_at_the_width_of_the_release():
+    """Its first layer has no features, and no fewer channels than the surface: the moments are of the surface alone."""
+    torch.manual_seed(0)
+    layer = RISurConv(0, 64, 8).double().train()
+    points, normals = random_cloud(2, 60)
+    queries, query_normals = points[:, :20], normals[:, :20]
+    properties, index = layer.neighbors(points, normals, queries, query_normals)
+    surface = layer.neighbor_attention(layer.embedding(properties))
+    norm = layer.norm
+    rows = layer.linear(surface).flatten(0, 2)
+    plain = F.relu(F.batch_norm(rows, None, None, norm.weight, norm.bias, training=True))
+    expected = layer.point_attention(plain.view(*surface.shape[:3], 64).amax(2))
+    torch.testing.assert_close(layer(points, normals, None, queries, query_normals), expected)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -464,4 +479,4 @@ def test_bad_clouds():
     with pytest.raises(ValueError, match=r"variant must be one of modelnet40, .*, got 'modelnet10'"):
         risurconv.create("modelnet10")
     with pytest.raises(ValueError, match="category must be int64"):
-        RISurConvPartSegmenter()(points, normals, torch.zeros(2))
+        RISurConvSegmenter()(points, normals, torch.zeros(2))
