@@ -141,6 +141,11 @@ class Task(ABC):
         """
         raise TypeError(f"{type(self).__name__} must define exportable, or no exports")
 
+    def save(self, source: Any, result: dict[str, Any], stem: Path) -> dict[str, str]:
+        """Move what is too long for results.json out of a result, to files beside the picture `stem`.png; the entries
+        that take its place name them."""
+        return {}
+
 
 # Tasks of models of other libraries, by the name of a class that they derive from.
 OTHERS = {"mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection"}
@@ -484,14 +489,16 @@ class Inferencer:
 
         Args:
             inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); points (N, 3), with
-                normals (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3) and face (F, 3)); one, or a sequence.
+                normals (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number
+                that networks of parts want); one, or a sequence.
             batch_size: most items at a time. Those of different sizes do not share a batch.
             top: most classes, or objects, that a result lists; by default the task's number.
 
         Returns:
             Dicts with "input" (the path; of arrays "input 0", ...) and what the task says: of classification "classes",
             a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
-            name, score, box), the best first. Where an input cannot be read, "error" says
+            name, score, box), the best first; of segmentation of points "labels", one for each point, and "classes", a
+            list of dict(label, name, points, share), the largest first. Where an input cannot be read, "error" says
             why instead. A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]

@@ -13,29 +13,44 @@ from .inference import PointClassification
 
 @MODELS.register_module()
 class PointPreprocessor(BaseDataPreprocessor):
-    """A list of clouds of one size -> the arguments of `PointClassifier.forward`, on the model's device."""
+    """A list of clouds -> the arguments of the `forward` of a model, on its device.
+
+    Args:
+        of_points: for models that label points. These get `point_labels` besides; and outside of training the clouds
+            may be of any sizes, in lists.
+    """
+
+    def __init__(self, of_points: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.of_points = of_points
 
     def forward(self, data: list[Data], training: bool = False) -> dict:
         sizes = {len(cloud.pos) for cloud in data}
-        if len(sizes) != 1:
+        together = training or not self.of_points
+        if together and len(sizes) != 1:
             raise ValueError(
                 f"the clouds of a batch must have one number of points, got {sorted(sizes)}: "
                 "have the transforms choose them, by dict(type='FarthestPoints', num=...) or 'RandomPoints'"
             )
-        with_normals = {cloud.get("normal") is not None for cloud in data}
-        if len(with_normals) != 1:
+        if len({cloud.get("normal") is not None for cloud in data}) != 1:
             raise ValueError(
                 "some clouds of a batch have normals and some have not: give them those they lack by "
                 "dict(type='EstimateNormals', only_missing=True) among the transforms"
             )
-        return dict(
-            points=torch.stack([cloud.pos for cloud in data]).to(self.device, non_blocking=True),
-            normals=torch.stack([cloud.normal for cloud in data]).to(self.device, non_blocking=True)
-            if True in with_normals
-            else None,
+
+        def gathered(key: str) -> Tensor | list[Tensor] | None:
+            if data[0].get(key) is None:
+                return None
+            values = [cloud[key].to(self.device, non_blocking=True) for cloud in data]
+            return torch.stack(values) if together else values
+
+        found = dict(
+            points=gathered("pos"),
+            normals=gathered("normal"),
             labels=torch.stack([cloud.y for cloud in data]).to(self.device, non_blocking=True),
             identities=[(cloud.cloud, cloud.get("protocol")) for cloud in data],
         )
+        return found | (dict(point_labels=gathered("point_label")) if self.of_points else {})
 
 
 @MODELS.register_module()

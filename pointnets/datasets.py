@@ -1,12 +1,13 @@
 """Shapes to learn from: the built-in furniture, the published sets in their published layouts, and any folder of yours.
 
 Every data set serves PyTorch Geometric `Data(pos (N, 3) float32, normal (N, 3) float32 or absent, face (3, F) int64 for
-meshes, y () int64, cloud int, name str)` after its `transforms`, which get float64 where a shape needs it (see
-`read_shape`). Draws are repeatable (`attlas.data.Items`). Files are read when they are asked for; no file is ever
-unpickled.
+meshes, y () int64, cloud int, name str)`, and those of segmentation `point_label (N,) int64` besides, after its
+`transforms`, which get float64 where a shape needs it (see `read_shape`). Draws are repeatable (`attlas.data.Items`).
+Files are read when they are asked for; no file is ever unpickled.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from torch_geometric.data import Data
 
 from .. import furniture
 from ..data import SPLITS, UP_AXES, Items, drawn, existing_root, find_files, one_of, positive, seeded
-from ..files import replacing
+from ..files import printable, replacing
 from ..registry import DATASETS
-from .formats import DEFLATED
+from .formats import DEFLATED, read_text
 from .shapes import SUFFIXES, Shape, check_shape, read_shape
 from .transforms import GROUPS, as_float32, random_rotation, rotate
 
@@ -38,19 +39,22 @@ def as_data(shape: Shape, name: str, label: int = 0, item: int = 0) -> Data:
 
 class PointClouds(Items):
     """Base of the data sets (see `Items`): the `names` and `labels` of the items, and the `load(item) -> Shape` that
-    every data set brings."""
+    every data set brings. Where the classes are those of points, the items have no `labels`; their `y` is 0, or the
+    number of their category."""
 
     load: Callable[[int], Shape]
 
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
-        self.names, self.labels = list(names), np.asarray(labels, dtype=np.int64)
+        self.names = list(names)
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         super().__init__(split, len(self.names), classes, transforms, seed)
 
     def name(self, item: int) -> str:
         return f"shape {self.names[item]}"
 
     def get(self, item: int) -> Data:
-        return as_data(self.load(item), self.names[item], int(self.labels[item]), item)
+        label = 0 if self.labels is None else int(self.labels[item])
+        return as_data(self.load(item), self.names[item], label, item)
 
     def draw(self, epoch: int, item: int) -> Data:
         def transform(data: Data) -> Data:
@@ -80,23 +84,30 @@ class ShapeFiles(PointClouds):
     faster than text. A file that changed is parsed again."""
 
     def __init__(self, split, classes, files: Sequence[tuple[Path, int]], transforms, seed, cache=None):
-        self.paths = [path for path, _ in files]
-        self.cache = Path(cache).expanduser() if cache else None
         names = [f"{classes[label]}/{path.stem}" for path, label in files]
+        self._of_files([path for path, _ in files], cache)
         super().__init__(split, classes, names, [label for _, label in files], transforms, seed)
+
+    def _of_files(self, paths: list[Path], cache) -> None:
+        self.paths = paths
+        self.cache = Path(cache).expanduser() if cache else None
 
     def load(self, item: int) -> Shape:
         path = self.paths[item]
         if self.cache is None or not path.is_file():
-            return read_shape(path)
+            return self.parse(item)
         stat = path.stat()
         key = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:16]
         cached = self.cache / f"{path.stem}-{key}.npz"
         if not cached.exists():
-            shape: dict[str, Any] = read_shape(path)
+            shape: dict[str, Any] = self.parse(item)
             with replacing(cached) as temporary:
                 np.savez(temporary, **shape)
         return read_shape(cached)
+
+    def parse(self, item: int) -> Shape:
+        """The shape in the file of an item."""
+        return read_shape(self.paths[item])
 
 
 def find_shapes(
@@ -289,6 +300,144 @@ class ScanObjectNN(PointClouds):
                 return check_shape({"pos": file["data"][item]})
         except Exception as error:  # of HDF5, of any kind
             raise ValueError(f"{self.path}, shape {item}: {error}") from error
+
+
+def category_parts(classes: Sequence[str]) -> dict[str, list[int]]:
+    """The classes of each category, of classes of points that are named `category/part`; of names without a slash the
+    category is ''."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(classes):
+        category, slash, _ = name.rpartition("/")
+        found.setdefault(category if slash else "", []).append(number)
+    return found
+
+
+def competing(classes: Sequence[str], category: int | None) -> list[int]:
+    """The classes that a point of a cloud may have: those of its category, by number; all of them for None."""
+    parts = list(category_parts(classes).values())
+    if category is not None and not 0 <= category < len(parts):
+        raise ValueError(f"the category is {category}, and the classes are of {len(parts)} categories")
+    return list(range(len(classes))) if category is None else parts[category]
+
+
+@DATASETS.register_module()
+class ShapeNetPart(ShapeFiles):
+    """ShapeNetPart (Yi et al., 2016): shapes of 16 categories, whose points are labelled with 50 parts; y is up.
+
+    As published in `shapenetcore_partanno_segmentation_benchmark_v0_normal`: `synsetoffset2category.txt` names the
+    folders, `train_test_split/shuffled_{train,val,test}_file_list.json` list the shapes, and `02691156/<name>.txt` has
+    a line x y z nx ny nz label for each point.
+
+    Items are whole clouds with `point_label` (N,), the number of the part among all 50, and `y`, the number of the
+    category in `category_parts(classes)`.
+
+    Args:
+        root: the folder, or the one that holds it.
+        split: 'train', 'val', 'test', 'trainval' (on which most papers train) or 'all'.
+        cache: a folder for what was parsed.
+
+    Raises:
+        FileNotFoundError: a list, or a file that it names, is missing.
+        ValueError: names the file that does not hold what it must: seven columns of finite numbers, normals of length
+            1, and labels of parts of its category, for at least two points.
+    """
+
+    COUNTS = dict(
+        Airplane=4, Bag=2, Cap=2, Car=4, Chair=4, Earphone=3, Guitar=3, Knife=2, Lamp=4, Laptop=2, Motorbike=6, Mug=2,
+        Pistol=3, Rocket=3, Skateboard=3, Table=3,
+    )  # fmt: skip
+    CLASSES = tuple(f"{category}/{part}" for category, count in COUNTS.items() for part in range(count))
+    CATEGORIES = tuple(COUNTS)
+    FOLDER = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
+    LAYOUT = (
+        "synsetoffset2category.txt beside train_test_split/shuffled_train_file_list.json and 02691156/<name>.txt "
+        f"({FOLDER})."
+    )
+    PARTS_OF_SPLIT = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, cache=None):
+        one_of("ShapeNetPart.split", split, (*SPLITS, *self.PARTS_OF_SPLIT))
+        root = existing_root("ShapeNetPart", root, self.LAYOUT)
+        root = root / self.FOLDER if (root / self.FOLDER).is_dir() else root
+        folders = self._folders(root)
+        names, paths, categories = [], [], []
+        for part in self.PARTS_OF_SPLIT.get(split, (split,)):
+            listing = root / "train_test_split" / f"shuffled_{part}_file_list.json"
+            for folder, name in _listed_shapes(listing):
+                if folder not in folders:
+                    raise ValueError(
+                        f"{listing} lists a shape of {printable(folder)!r}, which synsetoffset2category.txt does not "
+                        "name."
+                    )
+                paths.append(root / folder / f"{name}.txt")
+                names.append(f"{folders[folder]}/{name}")
+                categories.append(self.CATEGORIES.index(folders[folder]))
+        self._of_files(paths, cache)
+        self.categories = np.array(categories, dtype=np.int64)
+        PointClouds.__init__(self, split, self.CLASSES, names, None, transforms, seed)
+
+    @classmethod
+    def _folders(cls, root: Path) -> dict[str, str]:
+        """The category of each folder."""
+        path = root / "synsetoffset2category.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing. Expected there: {cls.LAYOUT}")
+        folders = {}
+        for line in filter(None, map(str.strip, path.read_text().splitlines())):
+            category, _, folder = line.partition("\t") if "\t" in line else line.partition(" ")
+            if category not in cls.CATEGORIES or not folder.strip():
+                raise ValueError(
+                    f"{path}: {printable(line)!r} is no category ({', '.join(cls.CATEGORIES)}) and folder."
+                )
+            folders[folder.strip()] = category
+        return folders
+
+    def get(self, item: int) -> Data:
+        data = super().get(item)
+        data.y = torch.tensor(int(self.categories[item]))
+        return data
+
+    def parse(self, item: int) -> Shape:
+        path, category = self.paths[item], self.CATEGORIES[self.categories[item]]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; train_test_split lists it.")
+        try:
+            table, _ = read_text(path.read_bytes())
+            if table.ndim != 2 or table.shape[1] != 7:
+                raise ValueError(f"columns x y z nx ny nz label were expected, not an array of shape {table.shape}")
+            if len(table) < 2:
+                raise ValueError("it has one point alone, which no part can be told of")
+            shape = check_shape({"pos": table[:, :3], "normal": table[:, 3:6]})
+            shape["point_label"] = check_point_labels(table[:, 6], category_parts(self.CLASSES)[category], category)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return shape
+
+
+def check_point_labels(column: np.ndarray, allowed: Sequence[int], whose: str) -> np.ndarray:
+    """Labels of points (N,), as int64; a ValueError tells of the first that are not among `allowed`."""
+    bad = ~np.isin(column, allowed)
+    if bad.any():
+        values = ", ".join(f"{value:g}" for value in np.unique(column[bad])[:5])
+        raise ValueError(
+            f"{bad.sum()} of {len(column)} points have labels {values} (the first in row {int(bad.argmax()) + 1}); "
+            f"those of {whose} are {min(allowed)} to {max(allowed)}"
+        )
+    return column.astype(np.int64)
+
+
+def _listed_shapes(listing: Path) -> list[tuple[str, str]]:
+    """Folder and name of the shapes in a list of ShapeNetPart."""
+    if not listing.is_file():
+        raise FileNotFoundError(f"{listing} is missing; it lists the shapes, such as shape_data/02691156/1a04e3.")
+    try:
+        found = json.loads(listing.read_text())
+    except ValueError as error:
+        raise ValueError(f"{listing} is no JSON: {error}") from error
+    parts = [str(entry).split("/") for entry in found] if isinstance(found, list) else [[]]
+    if any(len(names) < 2 or {"", ".", ".."} & set(names[-2:]) for names in parts):
+        raise ValueError(f"{listing}: a list of names such as shape_data/02691156/1a04e3 was expected.")
+    return [(folder, name) for *_, folder, name in parts]
 
 
 @DATASETS.register_module()

@@ -306,6 +306,28 @@ def read_ply(content: bytes) -> Arrays:
     return shape
 
 
+def labelled_ply(pos: np.ndarray, labels: np.ndarray, colors: np.ndarray, normal: np.ndarray | None = None) -> bytes:
+    """A cloud as binary PLY that other viewers show: of each point x y z, perhaps nx ny nz, red green blue and label.
+
+    Args:
+        pos: points (N, 3); written as float32, or as double where they are float64.
+        labels: integers (N,).
+        colors: uint8 (N, 3).
+        normal: normals (N, 3).
+    """
+    real = "<f8" if pos.dtype == np.float64 else "<f4"
+    fields = [(name, real) for name in "xyz"] + [(name, real) for name in ("nx", "ny", "nz") if normal is not None]
+    fields += [(name, "<u1") for name in ("red", "green", "blue")] + [("label", "<i4")]
+    columns = [*pos.T, *(() if normal is None else normal.T), *colors.T, labels]
+    rows = np.empty(len(pos), dtype=fields)
+    for (name, _), column in zip(fields, columns):
+        rows[name] = column
+    words = {"<f8": "double", "<f4": "float", "<u1": "uchar", "<i4": "int"}
+    properties = "".join(f"property {words[kind]} {name}\n" for name, kind in fields)
+    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
+    return head.encode() + rows.tobytes()
+
+
 def _ply_header(content: bytes) -> tuple[str, dict[str, tuple[int, Properties]], int]:
     """The order of bytes ("" of ASCII), the elements with their counts and properties, and where the data begin."""
     order: str | None = None
@@ -771,13 +793,14 @@ def read_npy(content: bytes) -> np.ndarray:
 
 
 def read_npz(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name: `pos`, and `normal` and `face` if they are there; all, where `pos` is not."""
+    """The arrays of an .npz file by name: `pos`, and `normal`, `face` and `point_label` if they are there; all, where
+    `pos` is not."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise ValueError("two arrays have the same name")
         if "pos" in members:
-            members = {key: members[key] for key in ("pos", "normal", "face") if key in members}
+            members = {key: members[key] for key in ("pos", "normal", "face", "point_label") if key in members}
         arrays = {}
         for key, member in members.items():
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

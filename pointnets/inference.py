@@ -1,4 +1,4 @@
-"""How a classifier of point clouds is asked (see `attlas.inference`)."""
+"""How networks of point clouds are asked (see `attlas.inference`): for a class, or for a label of every point."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,18 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from ..data import build_transforms, seeded
-from ..inference import Classification, Exportable
-from .datasets import as_data
+from ..drawing import COLORS
+from ..files import printable, replacing
+from ..inference import Classification, Exportable, Task
+from .datasets import as_data, category_parts, competing
+from .formats import labelled_ply
 from .shapes import SUFFIXES, check_shape, read_shape
 from .transforms import EstimateNormals, FarthestPoints, PoissonPoints, RandomPoints, SamplePoints, as_float32
 
 DENSE = 10_000  # points of a mesh for transforms that choose from a dense cloud, as modelnet40_normal_resampled has
 SHOWN_POINTS, SHOWN_FACES = 4096, 100_000  # most in a picture
+CHOOSING = (FarthestPoints, PoissonPoints, RandomPoints, SamplePoints)  # transforms that choose points
+NO_CATEGORY = -1  # of clouds whose category is not given
 
 
 class AnyShape(BaseTransform):
@@ -29,7 +34,7 @@ class AnyShape(BaseTransform):
 
     def __init__(self, transforms: Compose):
         steps = transforms.transforms
-        choices = [s for s in steps if isinstance(s, (FarthestPoints, PoissonPoints, RandomPoints, SamplePoints))]
+        choices = [step for step in steps if isinstance(step, CHOOSING)]
         sampled = [RandomPoints(DENSE)] if choices and isinstance(choices[0], FarthestPoints) else []
         self.of_meshes = build_transforms([*sampled, *steps])
         self.of_clouds = build_transforms([new for step in steps for new in self._of_clouds(step)])
@@ -74,7 +79,7 @@ class ExportedPointNetwork(Exportable):
         return self.network(points, normals)
 
 
-class PointClassification(Classification):
+class OfShapes(Task):
     """Files of meshes and clouds, arrays of points (N, 3), with normals (N, 6), and dicts of pos (N, 3) and perhaps
     normal (N, 3) and face (F, 3)."""
 
@@ -93,6 +98,10 @@ class PointClassification(Classification):
         if "pos" not in source or source.keys() - {"pos", "normal", "face"}:
             raise ValueError(f"a shape must have pos, and may have normal and face, not {', '.join(source)}")
         return as_data(check_shape(dict(source)), "shape")
+
+
+class PointClassification(OfShapes, Classification):
+    """Classes of shapes."""
 
     def prepare(self, transforms):
         return AnyShape(transforms)
@@ -116,3 +125,112 @@ class PointClassification(Classification):
         faces = source.face.T.numpy() if mesh else None
         scene = rendering.spheres(points, rendering.CLAY) if faces is None else rendering.surface(points, faces)
         return rendering.snapshots([scene], rendering.view_direction(), "y", 480)[0]
+
+
+class PointSegmentation(OfShapes):
+    """Labels of the points of clouds, in the order of the points, whatever number they are. A dict may have `category`
+    besides, the number of the cloud's, for networks that want it.
+
+    A result has the number of "points", the "category" where the network knows one, the "classes" that were found, a
+    list of dict(label, name, points, share), the largest first, and the "labels", a list with one for each point.
+    tools/infer.py writes the labels as PLY.
+    """
+
+    top = 50
+
+    def read(self, path):
+        data = super().read(path)
+        data.y = torch.tensor(NO_CATEGORY)
+        return data
+
+    def take(self, source):
+        category = NO_CATEGORY
+        if isinstance(source, Mapping):
+            source = dict(source)
+            category = source.pop("category", NO_CATEGORY)
+            if isinstance(category, bool) or not isinstance(category, (int, np.integer)):
+                raise ValueError(f"category must be the number of one, not {category!r}")
+        data = super().take(source)
+        data.y = torch.tensor(int(category))
+        return data
+
+    def prepare(self, transforms):
+        for step in transforms.transforms:
+            if isinstance(step, CHOOSING):
+                raise ValueError(
+                    f"the transforms of the test data choose points ({type(step).__name__}), and each point of a cloud "
+                    "is to be labelled; the model draws the points for the network itself (num_points)"
+                )
+        return build_transforms([*transforms.transforms, as_float32])
+
+    def form(self, item):
+        if item.face is not None:
+            raise ValueError("it is a mesh, and points are labelled: sample it first (attlas.pointnets.transforms)")
+        return item.get("normal") is not None
+
+    def exportable(self, model, steps):
+        raise ValueError("a PointSegmenter labels clouds draw by draw, and no file holds that; it is not exported")
+
+    def result(self, prediction, classes, top):
+        log_probs = prediction["log_probs"].double().cpu()
+        if not torch.isfinite(log_probs).all():
+            raise ValueError("the network gives NaN or infinite numbers for it")
+        if classes and len(classes) != log_probs.shape[1]:
+            raise RuntimeError(f"There are names of {len(classes)} classes, and the network has {log_probs.shape[1]}.")
+        names = classes or [f"class {number}" for number in range(log_probs.shape[1])]
+        category = prediction["category"] if classes else None
+        known = {} if category is None else dict(category=list(category_parts(names))[category])
+        allowed = torch.tensor(competing(names, category))
+        labels = allowed[log_probs[:, allowed].argmax(1)]
+        counts = labels.bincount(minlength=log_probs.shape[1])
+        order = counts.argsort(descending=True, stable=True)[:top].tolist()
+        found = [
+            dict(label=i, name=names[i], points=int(counts[i]), share=float(counts[i] / len(labels)))
+            for i in order
+            if counts[i]
+        ]
+        return dict(points=len(labels), **known, classes=found, labels=labels.tolist())
+
+    def said(self, result):
+        shares = ", ".join(f"{printable(entry['name'])} {100 * entry['share']:.1f} %" for entry in result["classes"])
+        return f"{result['points']:,} points: {shares}"
+
+    def draw(self, source, result):
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+
+        from .. import rendering
+
+        labels = np.array(result["labels"])
+        points = source.pos.numpy().astype(float)
+        shown = np.random.default_rng(0).permutation(len(points))[: 4 * SHOWN_POINTS]
+        scene = rendering.spheres(points[shown], class_colors(labels[shown]) / 255)
+        image = rendering.snapshots([scene], rendering.view_direction(), "y", 720)[0]
+        canvas = Figure(figsize=(8.0, 5.0), layout="constrained", dpi=120)
+        axes = canvas.subplots()
+        axes.imshow(image)
+        axes.set_axis_off()
+        handles = [
+            Patch(
+                color=class_colors(np.array([entry["label"]]))[0] / 255,
+                label=f"{printable(entry['name'], 40)} {100 * entry['share']:.1f} %".replace("$", r"\$"),
+            )
+            for entry in result["classes"][:16]
+        ]
+        canvas.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
+        canvas.suptitle(printable(result["input"], 90), fontsize=9, color="0.4", parse_math=False)
+        return canvas
+
+    def save(self, source, result, stem):
+        labels = np.array(result.pop("labels"))
+        path = stem.with_name(f"{stem.name}.ply")
+        normal = None if source.get("normal") is None else source.normal.numpy()
+        with replacing(path) as temporary:
+            temporary.write_bytes(labelled_ply(source.pos.numpy(), labels, class_colors(labels), normal))
+        return dict(cloud=path.name)
+
+
+def class_colors(labels: np.ndarray) -> np.ndarray:
+    """The color of each label (N,), as pictures of objects have it: uint8 (N, 3)."""
+    palette = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS], dtype=np.uint8)
+    return palette[labels % len(palette)]

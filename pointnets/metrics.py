@@ -1,9 +1,11 @@
-"""Accuracy of a classifier under each protocol of rotation, and how far its answers move when a cloud is turned."""
+"""Accuracy under each protocol of rotation: of classifiers, with how far their answers move when a cloud is turned, and
+of segmentation, with every mean of IoU by its name."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -14,10 +16,45 @@ from rich.table import Table
 
 from ..files import check_out, replacing
 from ..registry import METRICS
+from .datasets import category_parts, competing
+
+
+class PointMetric(BaseMetric):
+    """Base of the metrics of points, which may write the arrays behind their numbers.
+
+    Args:
+        out_file: an npz for the arrays.
+        overwrite: replace an `out_file` of an earlier run. Otherwise it is a FileExistsError, raised at once.
+    """
+
+    default_prefix = ""  # not None, which MMEngine would warn of: the protocol is the prefix
+    out_suffix = ".npz"
+
+    def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.out_file = check_out(out_file, (self.out_suffix,), overwrite) if out_file else None
+
+    def save(self, what: str, **arrays: Any) -> None:
+        """Write the arrays, if they are wanted."""
+        if self.out_file:
+            with replacing(self.out_file) as temporary:
+                np.savez(temporary, **arrays)
+            print_log(f"{what}: {self.out_file}", logger="current")
+
+
+def finite_log_probs(sample: dict) -> np.ndarray:
+    """The log-probabilities of a sample as float64; a ValueError if the network has diverged."""
+    log_probs = sample["log_probs"].detach().double().cpu().numpy()
+    if not np.isfinite(log_probs).all():
+        raise ValueError(
+            f"log_probs of cloud {int(sample['cloud'])} are NaN or infinite: the network has diverged (a lower "
+            "learning rate, a warm-up or gradient clipping may help)."
+        )
+    return log_probs
 
 
 @METRICS.register_module()
-class ClassificationMetric(BaseMetric):
+class ClassificationMetric(PointMetric):
     """Overall accuracy (`OA`), class accuracy (`mAcc`, the mean over the classes that occur), the effect of rotation.
 
     From samples `dict(log_probs (C,), label, cloud, protocol)` it computes, in percent, `OA` and `mAcc`, or `z/OA`,
@@ -37,21 +74,9 @@ class ClassificationMetric(BaseMetric):
         overwrite: replace an `out_file` of an earlier run. Otherwise it is a FileExistsError, raised at once.
     """
 
-    default_prefix = ""  # not None, which MMEngine would warn of: the protocol is the prefix
-    out_suffix = ".npz"
-
-    def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        self.out_file = check_out(out_file, (self.out_suffix,), overwrite) if out_file else None
-
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
-            log_probs = sample["log_probs"].detach().double().cpu().numpy()
-            if not np.isfinite(log_probs).all():
-                raise ValueError(
-                    f"log_probs of cloud {int(sample['cloud'])} are NaN or infinite: the network has diverged (a lower "
-                    "learning rate, a warm-up or gradient clipping may help)."
-                )
+            log_probs = finite_log_probs(sample)
             row = int(sample["label"]), int(sample["cloud"]), sample.get("protocol") or "", log_probs
             self.results.append(row)
 
@@ -81,12 +106,9 @@ class ClassificationMetric(BaseMetric):
             for protocol, confusion in confusions.items():
                 under = f" under {protocol}" if protocol else ""
                 print_log(f"confusion matrix{under}\n{render_confusion(classes, confusion)}", logger="current")
-        if self.out_file:
-            arrays: dict[str, Any] = dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols)
-            arrays |= {f"confusion_{protocol}".rstrip("_"): confusion for protocol, confusion in confusions.items()}
-            with replacing(self.out_file) as temporary:
-                np.savez(temporary, log_probs=log_probs, **arrays)
-            print_log(f"confusion matrices and log-probabilities: {self.out_file}", logger="current")
+        saved = {f"confusion_{protocol}".rstrip("_"): confusion for protocol, confusion in confusions.items()}
+        saved |= dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols, log_probs=log_probs)
+        self.save("confusion matrices and log-probabilities", **saved)
         return metrics
 
 
@@ -145,6 +167,155 @@ def render_confusion(classes: Sequence[str], confusion: np.ndarray) -> str:
     for name, row in zip(classes, confusion):
         table.add_row(name, *(str(count) if count else "." for count in row))
     return _as_text(table)
+
+
+# --- segmentation ----------------------------------------------------------------------------------------------------
+
+
+class Counts(NamedTuple):
+    """Numbers of points of each class, in the clouds of a protocol (M, C)."""
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    both: np.ndarray  # labelled and predicted as the class
+
+    @property
+    def union(self) -> np.ndarray:
+        return self.truth + self.predicted - self.both
+
+    def pooled_iou(self) -> np.ndarray:
+        """IoU of each class (C,) in percent, of the points of all clouds together; NaN where no point is of it."""
+        truth = self.truth.sum(0)
+        return 100 * np.divide(self.both.sum(0), self.union.sum(0), out=np.full(len(truth), np.nan), where=truth > 0)
+
+    def overall_accuracy(self) -> float:
+        return float(100 * self.both.sum() / self.truth.sum())
+
+
+class SegmentationMetric(PointMetric):
+    """What the metrics of segmentation share: they count, cloud by cloud, and compute from the counts.
+
+    Samples are `dict(log_probs (M, C), point_labels (M,), category, cloud, protocol, votes, seed)`, with a row for each
+    point that the data have. Only the classes of the category of a cloud compete (`category_parts`).
+    """
+
+    what: str  # the rows of the table are
+    title: str
+
+    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+        for sample in data_samples:
+            log_probs = finite_log_probs(sample)
+            cloud, size = int(sample["cloud"]), log_probs.shape[1]
+            if sample["point_labels"] is None:
+                raise ValueError(f"cloud {cloud} has no labels of its points, so nothing can be measured on it.")
+            labels = sample["point_labels"].cpu().numpy()
+            classes = self.classes(size)
+            if len(labels) != len(log_probs):
+                raise ValueError(f"cloud {cloud} has {len(labels)} labels and {len(log_probs)} predictions.")
+            if labels.min() < 0 or labels.max() >= size:
+                raise ValueError(f"labels of cloud {cloud} lie in {labels.min()}..{labels.max()}; of {size} classes.")
+            allowed = np.array(competing(classes, sample["category"]))
+            predictions = allowed[log_probs[:, allowed].argmax(1)]
+            counts = (np.bincount(x, minlength=size) for x in (labels, predictions, labels[labels == predictions]))
+            where = cloud, sample.get("protocol") or "", sample["category"] or 0
+            self.results.append((*where, sample["votes"], sample["seed"], Counts(*counts)))
+
+    def classes(self, size: int) -> Sequence[str]:
+        classes = (self.dataset_meta or {}).get("classes") or [str(number) for number in range(size)]
+        if len(classes) != size:
+            raise ValueError(f"the network gives {size} log-probabilities; the data set has {len(classes)} classes.")
+        return classes
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        clouds, protocols, categories, votes, seeds, counts = zip(*results)
+        whole = Counts(*(np.stack(column) for column in zip(*counts)))
+        metrics, columns = {}, {}
+        for protocol in dict.fromkeys(protocols):  # in order of appearance
+            rows = np.array(protocols) == protocol
+            of_protocol = Counts(*(column[rows] for column in whole))
+            found, columns[protocol] = self.summary(of_protocol, np.array(categories)[rows])
+            metrics |= {f"{protocol}/{key}" if protocol else key: value for key, value in found.items()}
+        table = Table(self.what, box=box.SIMPLE_HEAD)
+        for protocol in columns:
+            table.add_column(protocol or "%", justify="right")
+        for name in next(iter(columns.values())):
+            values = [column[name] for column in columns.values()]
+            table.add_row(name, *("absent" if np.isnan(value) else f"{value:.2f}" for value in values))
+        method = f"{whole.truth.sum():,} points, all that the data have; votes {votes[0]}, seed {seeds[0]}"
+        print_log(f"{self.title} ({method})\n{_as_text(table)}", logger="current")
+        self.save(
+            "points by cloud and class",
+            classes=np.array(self.classes(whole.truth.shape[1])),
+            clouds=np.array(clouds),
+            protocols=np.array(protocols),
+            categories=np.array(categories),
+            votes=np.array(votes),
+            seeds=np.array(seeds),
+            **whole._asdict(),
+        )
+        return metrics
+
+    @abstractmethod
+    def summary(self, counts: Counts, categories: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+        """The metrics, and the rows of the table by name, of the counts of clouds (M, C) and their categories (M,)."""
+
+
+@METRICS.register_module()
+class PartSegmentationMetric(SegmentationMetric):
+    """Part segmentation as ShapeNetPart defines it, in percent.
+
+    The IoU of a shape is the mean over the parts of its category, and 1 for a part that is neither in the truth nor in
+    the prediction. Only the parts of the category compete.
+
+    - `instance_mIoU`: the mean over the shapes;
+    - `class_mIoU`: the mean over the categories that occur, of the mean over the shapes of each;
+    - `pooled_mIoU`: the mean over the parts, of the IoU of all points of the data together; other papers mean this one;
+    - `OA`: the share of points that are right.
+
+    Under protocols of rotation: `z/instance_mIoU`, ... Arguments: see `PointMetric`; the arrays are the counts of each
+    shape.
+    """
+
+    what, title = "category", "IoU of shapes, %; a part absent from truth and prediction counts as 1"
+
+    def summary(self, counts, categories):
+        parts = category_parts(self.classes(counts.truth.shape[1]))
+        union = counts.union
+        iou = np.divide(counts.both, union, out=np.ones(union.shape), where=union > 0)
+        names, owned = list(parts), list(parts.values())
+        shapes = np.array([100 * row[owned[category]].mean() for row, category in zip(iou, categories)])
+        means = {names[c]: float(shapes[categories == c].mean()) for c in np.unique(categories)}
+        found = dict(
+            class_mIoU=float(np.mean(list(means.values()))),
+            instance_mIoU=float(shapes.mean()),
+            pooled_mIoU=float(np.nanmean(counts.pooled_iou())),
+            OA=counts.overall_accuracy(),
+        )
+        return found, means | found
+
+
+@METRICS.register_module()
+class SceneSegmentationMetric(SegmentationMetric):
+    """Semantic segmentation of scenes, in percent, of the points of all scenes together.
+
+    - `mIoU`: the mean of IoU over the classes that occur in the truth; one that does not is shown as absent, and is no
+      term of the mean, also where it is predicted;
+    - `mAcc`: the mean of recall over the same classes;
+    - `OA`: the share of points that are right.
+
+    Arguments: see `PointMetric`; the arrays are the counts of each scene.
+    """
+
+    what, title = "class", "IoU of classes, % of the points of all scenes"
+
+    def summary(self, counts, categories):
+        iou, truth = counts.pooled_iou(), counts.truth.sum(0)
+        found = dict(
+            mIoU=float(np.nanmean(iou)),
+            mAcc=float(100 * (counts.both.sum(0)[truth > 0] / truth[truth > 0]).mean()),
+            OA=counts.overall_accuracy(),
+        )
+        return found, dict(zip(self.classes(len(iou)), iou.tolist())) | found
 
 
 def _as_text(table: Table) -> str:

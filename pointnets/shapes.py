@@ -7,7 +7,8 @@ import numpy as np
 
 from .formats import READERS, read_gltf, read_npy, read_npz, read_text
 
-Shape = dict[str, np.ndarray]  # pos (N, 3) float32 or float64, [normal (N, 3), likewise], [face (F, 3) int64]
+# pos (N, 3) float32 or float64, [normal (N, 3), likewise], [face (F, 3) int64], [point_label (N,) int64]
+Shape = dict[str, np.ndarray]
 
 ROUNDING = 1e-5  # of the longest side of a shape: the most that float32 may move a point
 TABLES = (".pts", ".txt", ".xyz")
@@ -21,8 +22,9 @@ def read_shape(path: Path) -> Shape:
 
     A file is held to what it declares (see `formats`). Tables have the columns x y z [nx ny nz]; a .pts may have x y z
     intensity [r g b] as well, and a text whose first line names its columns may have any others. An npz holds one such
-    table, or `pos`, and perhaps `normal` and `face` (F, 3). Other formats are not read: archives, formats of XML (.3mf
-    .dae .x3d) and of CAD have no reader that is safe with any file. Export them as .glb, .ply or .obj.
+    table, or `pos`, and perhaps `normal`, `face` (F, 3) and `point_label` (N,). Other formats are not read: archives,
+    formats of XML (.3mf .dae .x3d) and of CAD have no reader that is safe with any file. Export them as .glb, .ply or
+    .obj.
 
     Points and normals are float32. They are float64 where float32 would lose the shape, because it lies far from the
     origin for its size (half a meter in UTM coordinates): center it first, as `UnitSphere` and `Center` do.
@@ -58,7 +60,7 @@ def read_shape(path: Path) -> Shape:
 
 def check_shape(shape: Shape) -> Shape:
     """`shape` with its dtypes set, or a ValueError that says what is wrong with it."""
-    for key, kinds in (("pos", "fiu"), ("normal", "fiu"), ("face", "iu")):
+    for key, kinds in (("pos", "fiu"), ("normal", "fiu"), ("face", "iu"), ("point_label", "iu")):
         if key in shape and np.asarray(shape[key]).dtype.kind not in kinds:
             raise ValueError(f"{key} is of {np.asarray(shape[key]).dtype}, which is not cast")
     given = np.asarray(shape["pos"])
@@ -80,6 +82,10 @@ def check_shape(shape: Shape) -> Shape:
         if bad.any():
             raise ValueError(f"normals (columns 4 to 6) must have length 1; {bad.sum()} of {len(bad)} have not")
         normal /= length  # files give a few digits
+    if "point_label" in shape:
+        labels = shape["point_label"] = np.array(shape["point_label"], dtype=np.int64)
+        if labels.shape != pos.shape[:1]:
+            raise ValueError(f"labels of {len(pos)} points were expected, not {labels.shape}")
     if "face" in shape:
         face = shape["face"] = np.array(shape["face"], dtype=np.int64)
         if face.ndim != 2 or face.shape[1] != 3 or len(face) == 0:

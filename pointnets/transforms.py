@@ -69,10 +69,11 @@ def as_float32(data: Data) -> Data:
 
 
 def select(data: Data, index: Tensor) -> Data:
-    """The points and normals at `index` (S,). A mesh is refused: its faces would point at vertices that are gone."""
+    """The points at `index` (S,), with what belongs to each. A mesh is refused: its faces would point at vertices that
+    are gone."""
     if data.face is not None:
         raise ValueError("a transform that chooses points got a mesh; sample it first (SamplePoints or RandomPoints).")
-    for key in ("pos", "normal"):
+    for key in ("pos", "normal", "point_label"):
         if key in data:
             data[key] = data[key][index]
     return data

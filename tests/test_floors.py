@@ -124,6 +124,7 @@ SHARED = {
         "inference",
         "layers",
         "metrics",
+        "segmenter",
         "shapes",
         "transforms",
         "viewer",

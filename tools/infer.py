@@ -4,7 +4,8 @@
     python tools/infer.py CONFIG WEIGHTS chair.obj
 
 A checkpoint of a training of ours holds its config, which is read as data and never run; other weights need CONFIG.
---out takes a folder for results.json and a picture for each input. A file that cannot be read is reported, and the
+--out takes a folder for results.json and a picture for each input; where the points of a cloud get labels, also for
+the cloud as PLY, with labels and colors. A file that cannot be read is reported, and the
 others are not: the exit status is 1 then.
 """
 
@@ -72,7 +73,9 @@ def infer(args: argparse.Namespace) -> int:
                 print(f"{printable(result['input'])}: {answer}", flush=True)
                 if args.out and "error" not in result:
                     result["picture"] = f"{len(results):04d}_{safe(Path(result['input']).stem)}.png"
-                    save_figure(inferencer.task.draw(source, result), args.out / result["picture"])
+                    picture = args.out / result["picture"]
+                    save_figure(inferencer.task.draw(source, result), picture)
+                    result |= inferencer.task.save(source, result, picture.with_suffix(""))
                 bar.advance(job)
     finally:
         if results_file and results:  # whatever ended it: hours of answers are not thrown away

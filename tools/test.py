@@ -79,16 +79,29 @@ def test_corrupted(cfg: Config, args: argparse.Namespace) -> Table:
     return robustness.table(metric)
 
 
+# of the table, what a metric gives
+ROWS = {
+    "class_mIoU": "class mIoU (mean over categories), %",
+    "instance_mIoU": "instance mIoU (mean over shapes), %",
+    "pooled_mIoU": "pooled mIoU (of all points together), %",
+    "mIoU": "mIoU (of all points together), %",
+    "OA": "overall accuracy, %",
+    "mAcc": "class accuracy, %",
+}
+
+
 def protocol_table(z: dict[str, float], so3: dict[str, float] | None) -> Table:
     """The table of the field. Columns: trained / tested under."""
     columns: dict[str, tuple[str, dict[str, float]]] = {"z/z": ("z", z), "z/SO3": ("SO3", z)}
     if so3 is not None:
         columns["SO3/SO3"] = ("SO3", so3)
     table = Table("trained / tested", *columns)
-    for name, key in (("overall accuracy, %", "OA"), ("class accuracy, %", "mAcc")):
-        table.add_row(name, *(f"{metrics[f'{group}/{key}']:.2f}" for group, metrics in columns.values()))
+    for key, name in ROWS.items():
+        if f"z/{key}" in z:
+            table.add_row(name, *(f"{metrics[f'{group}/{key}']:.2f}" for group, metrics in columns.values()))
     changes = [m.get("log_prob_change") if group == "SO3" else None for group, m in columns.values()]
-    table.add_row("largest change of a log-probability", *("" if c is None else f"{c:.2g}" for c in changes))
+    if any(change is not None for change in changes):
+        table.add_row("largest change of a log-probability", *("" if c is None else f"{c:.2g}" for c in changes))
     return table
 
 

@@ -191,9 +191,10 @@ def test_a_name_reaches_what_depends_on_it(monkeypatch):
         load_config(path, {"name": "hornet_tiny_fg"})
 
 
+@pytest.mark.parametrize("data", ["furniture14", "shapenetpart"])
 @pytest.mark.parametrize("network", ["risurconv", "pointnet2", "dgcnn"])
-def test_so3_configs_differ_in_the_rotation_alone(network):
-    z, so3 = (Config.fromfile(ROOT / f"configs/{network}/{network}_furniture14{s}.py").to_dict() for s in ("", "_so3"))
+def test_so3_configs_differ_in_the_rotation_alone(network, data):
+    z, so3 = (Config.fromfile(ROOT / f"configs/{network}/{network}_{data}{s}.py").to_dict() for s in ("", "_so3"))
     del so3["transforms"]  # a variable of the file
     for config, group in ((z, "z"), (so3, "SO3")):
         (rotation,) = [t for t in config["train_dataloader"]["dataset"]["transforms"] if t["type"] == "RandomRotation"]

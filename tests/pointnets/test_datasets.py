@@ -1,3 +1,4 @@
+import json
 import pickle
 import random
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ import pytest
 import torch
 import trimesh
 from mmengine.runner import Runner
+from part_files import write_parts
 
 from attlas.pointnets import datasets as D
 from attlas.pointnets.shapes import read_shape
+from attlas.pointnets.transforms import FarthestPoints, RandomDropout, RandomPoints, Shuffle
 from attlas.registry import DATASETS
 
 RNG = np.random.default_rng(0)
@@ -547,3 +550,104 @@ def test_shape_folder_bad_input(tmp_path):
         D.ShapeFolder(tmp_path, transforms=[dict(type="FarthestPoints", num=8)])[0]
     with pytest.raises(IndexError, match="index -2 of a data set of 1 items"):
         D.ShapeFolder(tmp_path)[-2]
+
+
+# --- ShapeNetPart ----------------------------------------------------------------------------------------------------
+
+
+def test_shapenet_part_as_published(tmp_path):
+    root = write_parts(tmp_path / D.ShapeNetPart.FOLDER)
+    assert (len(D.ShapeNetPart.CLASSES), len(D.ShapeNetPart.CATEGORIES)) == (50, 16)
+    assert D.category_parts(D.ShapeNetPart.CLASSES)["Motorbike"] == [30, 31, 32, 33, 34, 35]
+    for split, count in dict(train=6, val=3, test=3, trainval=9, all=12).items():
+        assert len(D.ShapeNetPart(tmp_path, split)) == count
+    clouds = D.ShapeNetPart(root, "train", cache=tmp_path / "cache")
+    listed = json.loads((root / "train_test_split/shuffled_train_file_list.json").read_text())
+    for _ in ("parsed", "from the cache"):
+        for cloud, name in zip(clouds, listed):
+            table = np.loadtxt(root / f"{name.removeprefix('shape_data/')}.txt")
+            np.testing.assert_allclose(cloud.pos, table[:, :3], atol=1e-6)
+            np.testing.assert_allclose(cloud.normal, table[:, 3:6], atol=1e-5)
+            assert cloud.point_label.tolist() == table[:, 6].tolist()
+            category = {"03636649": "Lamp", "03797390": "Mug", "04379243": "Table"}[name.split("/")[1]]
+            assert D.ShapeNetPart.CATEGORIES[cloud.y] == category
+            assert clouds.name(int(cloud.cloud)) == f"shape {category}/{name.split('/')[2]}"
+    assert len(list((tmp_path / "cache").iterdir())) == 6
+
+
+def test_transforms_keep_labels_with_their_points(tmp_path):
+    clouds = D.ShapeNetPart(write_parts(tmp_path / "data"), transforms=[])
+    of_point = {tuple(point): int(label) for point, label in zip(clouds[0].pos.tolist(), clouds[0].point_label)}
+    for transform in (RandomPoints(200), RandomPoints(700), FarthestPoints(50, "random"), Shuffle(), RandomDropout()):
+        cloud = transform(clouds[0])
+        assert len(cloud.pos) == len(cloud.point_label)
+        assert [of_point[tuple(point)] for point in cloud.pos.tolist()] == cloud.point_label.tolist()
+    (turned,) = D.RotatedViews(clouds[[0]], views=dict(SO3=1))
+    assert torch.equal(turned.point_label, clouds[0].point_label)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:1], "it has one point alone"),
+        (lambda rows: rows[:0], "nothing|there are no|columns x y z nx ny nz label"),
+        (lambda rows: [[*row[:6], 12.0] for row in rows], "300 of 300 points have labels 12 .* of Lamp are 24 to 27"),
+        (lambda rows: [*rows[:9], [*rows[9][:6], 50], *rows[10:]], r"1 of 300 .* labels 50 \(the first in row 10\)"),
+        (lambda rows: [*rows[:9], [*rows[9][:6], 24.5], *rows[10:]], r"labels 24\.5"),
+        (lambda rows: [*rows[:9], [*rows[9][:6], np.nan], *rows[10:]], "labels nan"),
+        (lambda rows: [[np.nan, *row[1:]] for row in rows], "300 of 300 points are NaN or infinite"),
+        (lambda rows: [row[:6] for row in rows], r"nz label were expected, not an array of shape \(300, 6\)"),
+        (lambda rows: [*rows[:9], rows[9][:5], *rows[10:]], "lines"),
+        (lambda rows: [[*row[:3], 0, 0, 0, row[6]] for row in rows], "must have length 1"),
+    ],
+)
+def test_shapenet_part_names_the_file_that_is_wrong(tmp_path, change, message):
+    root = write_parts(tmp_path / "data", train=1)
+    path = root / "03636649/train0.txt"
+    rows = [list(map(float, line.split())) for line in path.read_text().splitlines()]
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in change(rows)))
+    clouds = D.ShapeNetPart(root, "train")
+    item = clouds.names.index("Lamp/train0")
+    with pytest.raises(ValueError, match=rf"train0\.txt: .*({message})"):
+        clouds[item]
+
+
+def test_shapenet_part_with_files_missing(tmp_path):
+    root = write_parts(tmp_path / "data")
+    (root / "03636649/train1.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train1.txt is missing; train_test_split lists it"):
+        list(D.ShapeNetPart(root, "train"))
+    listing = root / "train_test_split/shuffled_val_file_list.json"
+    for text, message in (
+        ('["shape_data/00000000/a"]', "'00000000', which synsetoffset2category.txt does not name"),
+        ('["a"]', "a list of names such as"),
+        ('["shape_data/03636649/.."]', "a list of names such as"),
+        ("{", "shuffled_val_file_list.json is no JSON"),
+        ("7", "a list of names such as"),
+    ):
+        listing.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            D.ShapeNetPart(root, "val")
+    listing.unlink()
+    with pytest.raises(FileNotFoundError, match=r"shuffled_val_file_list\.json is missing"):
+        D.ShapeNetPart(root, "trainval")
+    (root / "synsetoffset2category.txt").write_text("Boat\t03636649\n")
+    with pytest.raises(ValueError, match=r"synsetoffset2category\.txt: 'Boat.*t03636649' is no category"):
+        D.ShapeNetPart(root, "train")
+    (root / "synsetoffset2category.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"synsetoffset2category\.txt is missing. Expected there: .*_v0_normal"):
+        D.ShapeNetPart(root, "train")
+    with pytest.raises(ValueError, match=r"'trian'; it may be .* Did you mean 'train'"):
+        D.ShapeNetPart(root, "trian")
+
+
+def test_labels_of_points_in_an_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=np.array([2, 0, 1], np.int16))
+    assert read_shape(tmp_path / "a.npz")["point_label"].tolist() == [2, 0, 1]
+    for labels, message in (
+        (np.zeros(2, int), r"labels of 3 points were expected, not \(2,\)"),
+        (np.ones(3), "not cast"),
+    ):
+        np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=labels)
+        with pytest.raises(ValueError, match=rf"a\.npz is not a readable shape: .*{message}"):
+            read_shape(tmp_path / "a.npz")

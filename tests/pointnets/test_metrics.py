@@ -6,7 +6,13 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from attlas.pointnets.metrics import ClassificationMetric, class_accuracy, rotation_effect
+from attlas.pointnets.metrics import (
+    ClassificationMetric,
+    PartSegmentationMetric,
+    SceneSegmentationMetric,
+    class_accuracy,
+    rotation_effect,
+)
 from attlas.registry import METRICS
 
 CLASSES = ("bed", "chair", "sofa")
@@ -119,3 +125,113 @@ def test_bad_input_is_named(tmp_path):
         evaluate([sample([0.5, 0.5], 0, 0)])
     with pytest.raises(ValueError, match=r"result\.pkl must end in \.npz"):
         ClassificationMetric(out_file=tmp_path / "result.pkl")
+
+
+# --- segmentation ----------------------------------------------------------------------------------------------------
+
+PARTS = ("Bag/0", "Bag/1", "Car/0", "Car/1", "Car/2", "Mug/0", "Mug/1")
+OWNED = ((0, 1), (2, 3, 4), (5, 6))
+
+
+def labelled(category, seed, size=40, used=None):
+    """A cloud with random log-probabilities of all parts, and labels of its category, or of a part of that."""
+    generator = torch.Generator().manual_seed(seed)
+    owned = torch.tensor(used or OWNED[category])
+    labels = owned[torch.randint(len(owned), (size,), generator=generator)]
+    log_probs = torch.randn(size, 7, generator=generator).log_softmax(-1)
+    where = dict(category=category, cloud=seed, protocol=None, votes=3, seed=5)
+    return dict(log_probs=log_probs, point_labels=labels, **where)
+
+
+def slow_part_ious(samples):
+    """(category, IoU of the shape), written as the benchmark says it, point by point."""
+    for sample in samples:
+        owned = OWNED[sample["category"]]
+        predictions = [max(owned, key=lambda part: float(row[part])) for row in sample["log_probs"]]
+        truth = sample["point_labels"].tolist()
+        ious = []
+        for part in owned:
+            both = sum(a == part and b == part for a, b in zip(truth, predictions))
+            either = sum(a == part or b == part for a, b in zip(truth, predictions))
+            ious.append(1.0 if either == 0 else both / either)
+        yield sample["category"], sum(ious) / len(ious), truth, predictions
+
+
+def test_part_segmentation_as_the_benchmark_defines_it(tmp_path):
+    samples = [labelled(0, 1), labelled(0, 2, 15), labelled(1, 3, 60, used=(2, 3)), labelled(1, 4), labelled(1, 5, 7)]
+    samples[2]["log_probs"][:, 4] = -50.0  # a part that is absent from truth and prediction
+    samples[0]["log_probs"][:, 5] = 0.0  # the likeliest of all, but of another category
+    metric = PartSegmentationMetric(out_file=tmp_path / "counts.npz")
+    metric.dataset_meta = dict(classes=PARTS)
+    metric.process(None, samples)
+    logged = []
+    MMLogger.get_instance("parts").addHandler(handler := Kept(logged))
+    found = metric.evaluate(len(samples))
+    MMLogger.get_current_instance().removeHandler(handler)
+    shapes = list(slow_part_ious(samples))
+    instance = np.mean([iou for _, iou, _, _ in shapes])
+    by_category = [np.mean([iou for c, iou, _, _ in shapes if c == category]) for category in (0, 1)]  # no mug, no term
+    truth, predictions = (np.concatenate([shape[i] for shape in shapes]) for i in (2, 3))
+    pooled = [
+        ((truth == part) & (predictions == part)).sum() / ((truth == part) | (predictions == part)).sum()
+        for part in np.unique(truth)
+    ]
+    assert found == {
+        "instance_mIoU": pytest.approx(100 * instance),
+        "class_mIoU": pytest.approx(100 * np.mean(by_category)),
+        "pooled_mIoU": pytest.approx(100 * np.mean(pooled)),
+        "OA": pytest.approx(100 * (truth == predictions).mean()),
+    }
+    assert len({round(found[key], 6) for key in ("instance_mIoU", "class_mIoU", "pooled_mIoU")}) == 3
+    assert any("162 points, all that the data have; votes 3, seed 5" in text for text in logged)
+    with np.load(tmp_path / "counts.npz") as arrays:
+        assert arrays["truth"].sum() == len(truth)
+        assert arrays["both"].sum() == (truth == predictions).sum()
+
+
+class Kept(logging.Handler):
+    def __init__(self, texts):
+        super().__init__()
+        self.texts = texts
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+def scene(predictions, labels, cloud, protocol="z"):
+    log_probs = torch.nn.functional.one_hot(torch.tensor(predictions), 4).float().sub(1)
+    where = dict(category=None, cloud=cloud, protocol=protocol, votes=1, seed=0)
+    return dict(log_probs=log_probs, point_labels=torch.tensor(labels), **where)
+
+
+def test_a_class_that_no_scene_has_is_absent_not_zero():
+    metric = SceneSegmentationMetric()
+    metric.dataset_meta = dict(classes=("floor", "wall", "door", "lamp"))
+    # no lamp in the truth, though it is predicted once; the scenes are pooled
+    metric.process(None, [scene([0, 0, 1, 3], [0, 0, 1, 1], 0), scene([1, 1, 2], [1, 2, 2], 1)])
+    logged = []
+    MMLogger.get_instance("scenes").addHandler(handler := Kept(logged))
+    found = metric.evaluate(2)
+    MMLogger.get_current_instance().removeHandler(handler)
+    assert found == {
+        "z/mIoU": pytest.approx(100 * np.mean([2 / 2, 2 / 4, 1 / 2])),
+        "z/mAcc": pytest.approx(100 * np.mean([2 / 2, 2 / 3, 1 / 2])),
+        "z/OA": pytest.approx(100 * 5 / 7),
+    }
+    assert any(line.split() == ["lamp", "absent"] for text in logged for line in text.splitlines())
+
+
+def test_labels_that_do_not_fit():
+    metric = PartSegmentationMetric()
+    metric.dataset_meta = dict(classes=PARTS)
+    good = labelled(0, 1)
+    for change, message in (
+        (dict(point_labels=None), "cloud 1 has no labels"),
+        (dict(point_labels=good["point_labels"][:-1]), "39 labels and 40 predictions"),
+        (dict(point_labels=good["point_labels"] + 6), r"lie in 6\.\.7; of 7 classes"),
+        (dict(category=3), "the category is 3, and the classes are of 3 categories"),
+        (dict(log_probs=good["log_probs"] * torch.nan), "NaN or infinite"),
+        (dict(log_probs=good["log_probs"][:, 1:]), "gives 6 log-probabilities; the data set has 7 classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            metric.process(None, [good | change])

@@ -429,7 +429,7 @@ def test_the_segmenter_trains_at_the_width_of_the_release():
     layer = RISurConv(0, 64, 8).double().train()
     points, normals = random_cloud(2, 60)
     queries, query_normals = points[:, :20], normals[:, :20]
-    properties, index = layer.neighbors(points, normals, queries, query_normals)
+    properties, _ = layer.neighbors(points, normals, queries, query_normals)
     surface = layer.neighbor_attention(layer.embedding(properties))
     norm = layer.norm
     rows = layer.linear(surface).flatten(0, 2)

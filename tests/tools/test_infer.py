@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from part_files import SEGMENTER, solid, write_segmenter
 
+from attlas.pointnets.datasets import ShapeNetPart
+from attlas.pointnets.inference import class_colors
+from attlas.pointnets.shapes import read_shape
 from attlas.registry import MODELS
 
 CONFIG = """
@@ -102,3 +106,29 @@ def test_a_published_file_keeps_the_names_of_the_classes(infer, run, place):
     code, printed, _ = infer(place / "config.py", out, place / "pictures" / "cat.png")
     assert code == 0
     assert all(name in printed for name in ("bed", "$c^{", r"\x1b[31mred"))
+
+
+def test_clouds_whose_points_get_labels(infer, tmp_path):
+    rows = solid("Mug", np.random.default_rng(0), 300)
+    cloud, out, config = tmp_path / "mug.txt", tmp_path / "out", tmp_path / "config.py"
+    np.savetxt(cloud, rows[:, :6], fmt="%.6f")
+    config.write_text(Config(SEGMENTER).pretty_text)
+    checkpoint = write_segmenter(tmp_path / "parts.pth")
+    category = ShapeNetPart.CATEGORIES.index("Mug")
+    asked = config, checkpoint, cloud, "--out", out, "--cfg-options", f"model.category={category}"
+    code, printed, _ = infer(*asked)
+    assert code == 0
+    assert f"{cloud}: 300 points: Mug/" in printed
+    (result,) = json.loads((out / "results.json").read_text())["results"]
+    assert "labels" not in result
+    assert (result["cloud"], result["picture"]) == ("0001_mug.ply", "0001_mug.png")
+    assert cv2.imread(str(out / result["picture"])).std() > 3  # not blank
+    np.testing.assert_allclose(read_shape(out / result["cloud"])["pos"], rows[:, :3], atol=1e-5)
+    content = (out / result["cloud"]).read_bytes()
+    columns = [("place", "<f4", 6), ("color", "u1", 3), ("label", "<i4")]
+    written = np.frombuffer(content[content.index(b"end_header\n") + 11 :], dtype=columns)
+    counts = np.bincount(written["label"], minlength=50)
+    assert {entry["label"]: entry["points"] for entry in result["classes"]} == {
+        i: counts[i] for i in counts.nonzero()[0]
+    }
+    assert np.array_equal(written["color"], class_colors(written["label"]))

@@ -1,0 +1,65 @@
+"""Labels of the points of arrays and files; of classes of shapes see tests/attlas/test_inference.py."""
+
+import json
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from part_files import SEGMENTER, solid, write_segmenter
+
+from attlas.inference import Inferencer
+from attlas.pointnets.datasets import ShapeNetPart
+from attlas.pointnets.formats import labelled_ply
+
+MUG = ShapeNetPart.CATEGORIES.index("Mug")
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    return write_segmenter(tmp_path_factory.mktemp("parts") / "parts.pth")
+
+
+@pytest.fixture(scope="module")
+def mug():
+    rows = solid("Mug", np.random.default_rng(0), 300)
+    return dict(pos=rows[:, :3], normal=rows[:, 3:6])
+
+
+def test_labels_in_the_order_of_the_points(segmenter, mug):
+    ask = Inferencer(segmenter)
+    found, bare, few = ask([mug | dict(category=MUG), dict(pos=mug["pos"], category=MUG), mug["pos"][:70]])[:3]
+    assert (found["points"], found["category"], len(found["labels"])) == (300, "Mug", 300)
+    assert set(found["labels"]) <= {36, 37}  # no part of another category, whatever the network prefers
+    counts = np.bincount(found["labels"], minlength=50)
+    for entry in found["classes"]:
+        assert entry == dict(
+            label=entry["label"],
+            name=ShapeNetPart.CLASSES[entry["label"]],
+            points=counts[entry["label"]],
+            share=counts[entry["label"]] / 300,
+        )
+    assert sum(entry["points"] for entry in found["classes"]) == 300
+    json.dumps(found)
+    assert len(bare["labels"]) == 300  # normals are computed
+    assert "must know the category of the cloud, 0 to 15 (0 Airplane, 1 Bag" in few["error"]
+    prediction = ask.model.test_step([ask.model.transforms(ask.task.take(mug | dict(category=MUG)))])[0]
+    assert (36 + prediction["log_probs"][:, 36:38].argmax(1)).tolist() == found["labels"]
+    errors = ask([dict(mug, category="Mug"), dict(mug, category=99), dict(mug, face=np.array([[0, 1, 2]]), category=0)])
+    assert "category must be the number of one, not 'Mug'" in errors[0]["error"]
+    assert "got 99" in errors[1]["error"]
+    assert "it is a mesh" in errors[2]["error"]
+
+
+def test_transforms_that_choose_points_are_refused(segmenter):
+    config = Config(SEGMENTER)
+    config.test_dataloader.dataset.dataset.transforms = [dict(type="RandomPoints", num=64)]
+    with pytest.raises(ValueError, match=r"choose points \(RandomPoints\).*num_points"):
+        Inferencer(segmenter, config)
+
+
+def test_labelled_ply_without_normals_and_in_float64():
+    pos = np.array([[500_000.1, 0, 0], [500_000.2, 1, 0]])
+    content = labelled_ply(pos, np.array([3, 0]), np.zeros((2, 3), np.uint8))
+    assert b"property double x" in content
+    assert b"nx" not in content
+    assert b"property int label" in content
