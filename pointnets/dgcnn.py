@@ -28,7 +28,7 @@ class EdgeConv(nn.Module):
         self.linear = nn.Linear(2 * in_channels, out_channels, bias=False)
         self.norm = BatchNorm(out_channels)
         self.further = nn.ModuleList(
-            nn.ModuleList([nn.Linear(c_in, c_out, bias=False), BatchNorm(c_out)])
+            nn.Sequential(nn.LeakyReLU(0.2), nn.Linear(c_in, c_out, bias=False), BatchNorm(c_out))
             for c_in, c_out in zip([out_channels, *further], further)
         )
 
@@ -37,8 +37,8 @@ class EdgeConv(nn.Module):
         neighbor, center = self.linear.weight.chunk(2, dim=1)
         edges = gather_neighbors(F.linear(features, neighbor), index)
         edges = self.norm(edges + F.linear(features, center - neighbor).unsqueeze(2))
-        for linear, norm in self.further:  # type: ignore[misc]  # each a ModuleList of two
-            edges = norm(linear(_leaky_relu(edges)))
+        for layer in self.further:
+            edges = layer(edges)
         return _leaky_relu(edges.max(2).values)
 
 

@@ -229,7 +229,8 @@ class SegmentationMetric(PointMetric):
     def compute_metrics(self, results: list) -> dict[str, float]:
         clouds, protocols, categories, votes, seeds, counts = zip(*results)
         whole = Counts(*(np.stack(column) for column in zip(*counts)))
-        metrics, columns = {}, {}
+        metrics: dict[str, float] = {}
+        columns: dict[str, dict[str, float]] = {}
         for protocol in dict.fromkeys(protocols):  # in order of appearance
             rows = np.array(protocols) == protocol
             of_protocol = Counts(*(column[rows] for column in whole))

@@ -8,6 +8,7 @@ and a maximum over the ball. Feature propagation brings features back to denser 
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,8 @@ class MultiScaleAbstraction(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         queries = gather_neighbors(points, farthest_point_sample(points, self.num_points))
-        return queries, torch.cat([scale.pool(points, features, queries) for scale in self.scales], dim=-1)
+        scales = cast(Sequence[SetAbstraction], self.scales)
+        return queries, torch.cat([scale.pool(points, features, queries) for scale in scales], dim=-1)
 
 
 class FeaturePropagation(nn.Module):
@@ -83,7 +85,7 @@ class FeaturePropagation(nn.Module):
 
     def forward(self, dense: Tensor, skip: Tensor | None, coarse: Tensor, features: Tensor) -> Tensor:
         """Dense points (B, N, 3), their features (B, N, C) or None; coarse points (B, M, 3), features -> (B, N, C')."""
-        first = self.linears[0]
+        first = cast(nn.Linear, self.linears[0])
         # W [interpolated; skip] = interpolated W₁ f + W₂ skip: the first product on M rows; the weights sum to 1
         of_coarse, of_skip = first.weight.split([features.shape[-1], first.in_features - features.shape[-1]], dim=1)
         x = three_interpolate(F.linear(features, of_coarse, first.bias), *three_nn(dense, coarse))

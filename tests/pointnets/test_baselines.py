@@ -46,7 +46,7 @@ def test_edge_convolution_of_two_layers_equals_its_definition():
     index = knn(points, points, 5)
     center = points[:, :, None].expand(-1, -1, 5, -1)
     edges = torch.cat([gather_neighbors(points, index) - center, center], -1)
-    ((linear, norm),) = layer.further
+    ((_, linear, norm),) = layer.further
     edges = norm(linear(F.leaky_relu(layer.norm(layer.linear(edges)), 0.2)))
     torch.testing.assert_close(layer(points, index), F.leaky_relu(edges, 0.2).amax(2))
 
