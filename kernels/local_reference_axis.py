@@ -22,6 +22,7 @@ from .neighbors import knn
 from .surface_properties import ROUNDING
 
 SIGNS = ("projection", "solver")
+ROWS = 1 << 16  # points at a time: a scene of a million would need gigabytes for its neighbors
 
 
 @torch.no_grad()
@@ -45,8 +46,11 @@ def local_reference_axis(points: Tensor, k: int = 32, sign: str = "projection") 
     check_points(points, any_magnitude=True)
     check_count(k, "k", points.shape[1], "points", at_least=5)
     points = _unit_scale(points.detach(), (1, 2))
-    neighbors_BNK3 = gather_neighbors(points, knn(points, points, k))
-    return principal_axis(neighbors_BNK3 - points.unsqueeze(2), sign)
+    axes = [
+        principal_axis(gather_neighbors(points, index_BSK) - centers_BS3.unsqueeze(2), sign)
+        for index_BSK, centers_BS3 in zip(knn(points, points, k).split(ROWS, dim=1), points.split(ROWS, dim=1))
+    ]
+    return torch.cat(axes, dim=1)
 
 
 @torch.no_grad()

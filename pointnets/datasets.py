@@ -80,8 +80,8 @@ class Furniture14(PointClouds):
 
 
 class ShapeFiles(PointClouds):
-    """A data set with one file per shape. With a `cache` folder, what was parsed is kept there as npz, which loads much
-    faster than text. A file that changed is parsed again."""
+    """A data set with one file, or one folder of files, per shape. With a `cache` folder, what was parsed is kept there
+    as npz, which loads much faster than text. A file that changed is parsed again."""
 
     def __init__(self, split, classes, files: Sequence[tuple[Path, int]], transforms, seed, cache=None):
         names = [f"{classes[label]}/{path.stem}" for path, label in files]
@@ -94,10 +94,11 @@ class ShapeFiles(PointClouds):
 
     def load(self, item: int) -> Shape:
         path = self.paths[item]
-        if self.cache is None or not path.is_file():
+        if self.cache is None or not path.exists():
             return self.parse(item)
-        stat = path.stat()
-        key = hashlib.sha256(f"{path.resolve()}|{stat.st_mtime_ns}|{stat.st_size}".encode()).hexdigest()[:16]
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, stat.st_mtime_ns, stat.st_size) for file in files for stat in [file.stat()]]
+        key = hashlib.sha256(f"{path.resolve()}|{stats}".encode()).hexdigest()[:16]
         cached = self.cache / f"{path.stem}-{key}.npz"
         if not cached.exists():
             shape: dict[str, Any] = self.parse(item)

@@ -15,12 +15,13 @@ from ..files import printable, replacing
 from ..inference import Classification, Exportable, Task
 from .datasets import as_data, category_parts, competing
 from .formats import labelled_ply
+from .scenes import RandomBlock
 from .shapes import SUFFIXES, check_shape, read_shape
 from .transforms import EstimateNormals, FarthestPoints, PoissonPoints, RandomPoints, SamplePoints, as_float32
 
 DENSE = 10_000  # points of a mesh for transforms that choose from a dense cloud, as modelnet40_normal_resampled has
 SHOWN_POINTS, SHOWN_FACES = 4096, 100_000  # most in a picture
-CHOOSING = (FarthestPoints, PoissonPoints, RandomPoints, SamplePoints)  # transforms that choose points
+CHOOSING = (FarthestPoints, PoissonPoints, RandomBlock, RandomPoints, SamplePoints)  # transforms that choose points
 NO_CATEGORY = -1  # of clouds whose category is not given
 
 

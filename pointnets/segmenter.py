@@ -7,10 +7,11 @@ from mmengine.model import BaseModel
 from torch import Tensor
 
 from .. import checkpoint  # noqa: F401  by which `init_cfg` loads weights
-from ..data import check_seed, positive
+from ..data import UP_AXES, check_seed, one_of, positive
 from ..registry import MODELS
 from .datasets import category_parts
 from .inference import PointSegmentation
+from .scenes import blocks as scene_blocks
 
 
 @MODELS.register_module()
@@ -18,7 +19,8 @@ class PointSegmenter(BaseModel):
     """Cross-entropy training, point by point, and prediction of whole clouds of any size.
 
     A prediction covers a cloud by random draws of `num_points`, so that each of its points is in at least one; what a
-    point gets in several is averaged. Points that are drawn twice fill up the last draw, and a smaller cloud.
+    point gets in several is averaged. Points that are drawn twice fill up the last draw, and a smaller cloud. With
+    `block`, it is each block of a scene that is covered so (see `scenes.blocks`).
 
     Args:
         network: config of a module `network(points (B, N, 3), normals (B, N, 3) or None, category (B,) or None) ->
@@ -29,6 +31,9 @@ class PointSegmenter(BaseModel):
         draws: draws that the network is given at a time.
         label_smoothing: share of the target spread over all classes.
         category: number of the category of clouds that come without one (see `PointSegmentation`).
+        block: side of the blocks of a scene, in the unit of the points; None for clouds that are seen as a whole.
+        overlap: blocks that lie over a point along an axis.
+        up: the axis along which blocks have no end.
 
     `mode="loss"` gives {"loss", "accuracy"} (of points, in percent, with all classes competing); `mode="tensor"` the
     logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category",
@@ -46,6 +51,9 @@ class PointSegmenter(BaseModel):
         draws: int = 16,
         label_smoothing: float = 0.0,
         category: int | None = None,
+        block: float | None = None,
+        overlap: int = 2,
+        up: str = "z",
         data_preprocessor=None,
         init_cfg=None,
     ):
@@ -54,6 +62,10 @@ class PointSegmenter(BaseModel):
         self.num_points, self.votes = positive("num_points", num_points), positive("votes", votes)
         self.seed, self.draws = check_seed(seed), positive("draws", draws)
         self.label_smoothing, self.category = label_smoothing, category
+        if block is not None and not block > 0:
+            raise ValueError(f"block is {block!r}; it must be positive, or None.")
+        self.block, self.overlap = block, positive("overlap", overlap)
+        self.up = one_of("up", up, tuple(UP_AXES))
 
     @property
     def checkpoint_rules(self) -> list:
@@ -102,11 +114,12 @@ class PointSegmenter(BaseModel):
 
     def predict(self, points: Tensor, normals: Tensor | None = None, category: int | None = None) -> Tensor:
         """Points, normals (M, 3) and the category of one cloud -> log-probabilities (M, classes)."""
+        order, origins = self._draws(points)
         total = None
-        order = cover(len(points), self.num_points, self.votes, self.seed).to(points.device)
-        for rows in order.split(self.draws):
+        for rows, origin in zip(order.split(self.draws), origins.split(self.draws)):
             known = None if category is None else rows.new_full((len(rows),), category)
-            logits = self.network(points[rows], None if normals is None else normals[rows], known)
+            placed = points[rows] - origin.unsqueeze(1)
+            logits = self.network(placed, None if normals is None else normals[rows], known)
             probabilities = logits.float().softmax(-1).flatten(0, 1)
             if total is None:
                 total = probabilities.new_zeros(len(points), probabilities.shape[1])
@@ -114,6 +127,18 @@ class PointSegmenter(BaseModel):
         assert total is not None
         mean = total / order.flatten().bincount(minlength=len(points)).unsqueeze(1)
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+
+    def _draws(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The numbers of the points of all draws (D, num_points), and the origins of the draws (D, 3)."""
+        if self.block is None:
+            order = cover(len(points), self.num_points, self.votes, self.seed).to(points.device)
+            return order, points.new_zeros(len(order), 3)
+        orders, origins = [], []
+        least = min(512, self.num_points)
+        for numbers, origin in scene_blocks(points.cpu(), self.block, self.overlap, self.up, least):
+            orders.append(numbers[cover(len(numbers), self.num_points, self.votes, self.seed)])
+            origins += [origin] * len(orders[-1])
+        return torch.cat(orders).to(points.device), torch.stack(origins).to(points)
 
 
 def cover(size: int, num_points: int, votes: int = 1, seed: int = 0) -> Tensor:

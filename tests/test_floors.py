@@ -124,6 +124,7 @@ SHARED = {
         "inference",
         "layers",
         "metrics",
+        "scenes",
         "segmenter",
         "shapes",
         "transforms",

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from geometry import random_cloud, random_rotation
@@ -69,3 +71,10 @@ def test_any_scale(dtype, largest):
         got = local_reference_axis(points * scale, 8)
         torch.testing.assert_close(got, axis, atol=1e-3 if scale < 1e-38 else 1e-5, rtol=0)
         assert torch.isfinite(principal_axis(points * scale)).all()
+
+
+def test_many_points_in_several_runs(monkeypatch):
+    points, _ = random_cloud(2, 50)
+    whole = local_reference_axis(points, 8)
+    monkeypatch.setattr(sys.modules[local_reference_axis.__module__], "ROWS", 16)
+    assert torch.equal(local_reference_axis(points, 8), whole)

@@ -1,0 +1,175 @@
+"""Scenes as point clouds: S3DIS in its published layout, and the blocks that networks see of a scene.
+
+A block is a column of `size` by `size` meters in plan, of the whole height. Its points are given relative to the middle
+of the column in plan and to the lowest point of the scene.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from ..data import UP_AXES, existing_root, folders, one_of, positive
+from ..files import near_files, printable
+from ..registry import DATASETS, TRANSFORMS
+from .datasets import PointClouds, ShapeFiles
+from .formats import read_text
+from .shapes import Shape, check_shape
+from .transforms import RandomPoints, select
+
+
+def plan_axes(up: str) -> list[int]:
+    """The numbers of the two axes that are not up."""
+    return [axis for axis, share in enumerate(UP_AXES[up]) if not share]
+
+
+def block_origin(points: Tensor, middle: Tensor, up: str) -> Tensor:
+    """Where a block has its origin (3,): its middle (2,) in plan, and the height of the scene's lowest point."""
+    origin = points.amin(0)
+    origin[plan_axes(up)] = middle
+    return origin
+
+
+def blocks(
+    points: Tensor, size: float, overlap: int = 2, up: str = "z", least: int = 512
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The blocks that together hold all points of a scene: numbers of points (K,), and the origin (3,) of each.
+
+    They begin at every 1 / `overlap` of their size, so that a point inside is in overlap² of them. One that has fewer
+    than `least` points also gets those that are nearest to its middle in plan, as many as there are.
+
+    Args:
+        points: a scene (M, 3), on the CPU.
+        size: side of a block, in the unit of the points.
+        overlap: blocks that lie over a point along an axis.
+        up: the axis that is not in plan.
+    """
+    plan = points[:, plan_axes(up)].double()
+    low = plan.amin(0)
+    cells = ((plan - low) / (size / overlap)).floor().long()
+    count = cells.amax(0) + 1
+    key = cells[:, 0] * count[1] + cells[:, 1]
+    order = key.argsort(stable=True)
+    ends = key.bincount(minlength=int(count[0] * count[1])).cumsum(0)
+    bounds = torch.cat([ends.new_zeros(1), ends]).tolist()
+    rows, columns = count.tolist()
+    for row in range(max(rows - overlap, 0) + 1):
+        for column in range(max(columns - overlap, 0) + 1):
+            last = min(column + overlap, columns)
+            runs = [i * columns for i in range(row, min(row + overlap, rows))]
+            found = torch.cat([order[bounds[start + column] : bounds[start + last]] for start in runs])
+            if not len(found):
+                continue
+            middle = low + size * (torch.tensor([row, column], dtype=torch.float64) / overlap + 0.5)
+            if len(found) < least:
+                distance = (plan - middle).square().sum(1)
+                distance[found] = -1
+                found = distance.topk(min(least, len(points)), largest=False).indices
+            yield found, block_origin(points, middle.to(points.dtype), up)
+
+
+@TRANSFORMS.register_module()
+class RandomBlock(BaseTransform):
+    """`num` points of a block around a random point of a scene, about the block's origin (see `blocks`).
+
+    Args:
+        size: side of the block, in the unit of the points.
+        num: points; repeated where the block has fewer.
+        up: the axis that is not in plan.
+        least: points that a block should have: the fullest of ten that have fewer is taken.
+    """
+
+    def __init__(self, size: float = 1.0, num: int = 4096, up: str = "z", least: int = 512):
+        if not size > 0:
+            raise ValueError(f"RandomBlock.size is {size!r}; it must be positive.")
+        self.size, self.least = size, positive("RandomBlock.least", least)
+        self.up = one_of("RandomBlock.up", up, tuple(UP_AXES))
+        self.choose = RandomPoints(num)
+
+    def forward(self, data: Data) -> Data:
+        plan = data.pos[:, plan_axes(self.up)]
+        best, middle = torch.zeros(len(plan), dtype=torch.bool), plan[0]
+        for _ in range(10):
+            center = plan[int(torch.randint(len(plan), ()))]
+            inside = ((plan - center).abs() <= self.size / 2).all(1)
+            if inside.sum() > best.sum():
+                best, middle = inside, center
+            if best.sum() >= self.least:
+                break
+        origin = block_origin(data.pos, middle, self.up)
+        data = self.choose(select(data, best.nonzero().squeeze(1)))
+        data.pos = data.pos - origin
+        return data
+
+
+@DATASETS.register_module()
+class S3DIS(ShapeFiles):
+    """Stanford 3D Indoor Spaces (Armeni et al., CVPR 2016): 272 scanned rooms in six areas, whose points are labelled
+    with 13 classes; in meters, z is up. As published (Stanford3dDataset_v1.2_Aligned_Version), a room is the folder
+    `Area_1/office_1/Annotations` of files `chair_1.txt`, one for each object, with a line x y z r g b for each point.
+
+    Items are whole rooms with `point_label` (N,), their points in the order of the files' names; they have no normals,
+    and colors are not used. Stairs, which are no class, count as clutter.
+
+    Args:
+        root: the folder of the areas.
+        split: 'test', the rooms of the `test_area`; 'train', those of the others; or 'all'.
+        test_area: number of an area; most papers test on 5.
+        cache: a folder for what was parsed; of the text files, some 6 GB.
+
+    Raises:
+        FileNotFoundError: there is no area, or an area without rooms.
+        ValueError: names the file that is of no class, or is no table of six columns of finite numbers. (In the release
+            `Area_5/hallway_6/Annotations/ceiling_1.txt` holds a byte that is none of a number; replace it by a space.)
+    """
+
+    CLASSES = (
+        "ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board",
+        "clutter",
+    )  # fmt: skip
+    ALSO = {"stairs": "clutter"}
+    LAYOUT = "Area_1/office_1/Annotations/chair_1.txt and its siblings, of Area_1 to Area_6."
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, test_area: int = 5, cache=None):
+        one_of("S3DIS.split", split, ("train", "test", "all"))
+        root = existing_root("S3DIS", root, self.LAYOUT)
+        areas = [name for name in folders(root) if name.startswith("Area_")]
+        tested = f"Area_{positive('S3DIS.test_area', test_area)}"
+        if tested not in areas:
+            raise FileNotFoundError(f"S3DIS: {root} has no folder {tested}. Expected there: {self.LAYOUT}")
+        chosen = [area for area in areas if split == "all" or (area == tested) == (split == "test")]
+        rooms = [root / area / room for area in chosen for room in folders(root / area)]
+        self._of_files([room / "Annotations" for room in rooms], cache)
+        names = [f"{room.parent.name}/{room.name}" for room in rooms]
+        PointClouds.__init__(self, split, self.CLASSES, names, None, transforms, seed)
+
+    def parse(self, item: int) -> Shape:
+        folder = self.paths[item]
+        files = sorted(path for path in folder.glob("*.txt") if path.name[0] != ".")
+        if not files:
+            raise FileNotFoundError(
+                f"{folder} holds no .txt file of an object, such as chair_1.txt. {near_files(folder)}"
+            )
+        parts = [self._object(path) for path in files]
+        labels = np.repeat([label for label, _ in parts], [len(points) for _, points in parts])
+        return check_shape({"pos": np.concatenate([points for _, points in parts]), "point_label": labels})
+
+    def _object(self, path: Path) -> tuple[int, np.ndarray]:
+        """The class of an object and its points (N, 3)."""
+        name = path.stem.rpartition("_")[0]
+        name = self.ALSO.get(name, name)
+        if name not in self.CLASSES:
+            raise ValueError(f"{path}: {printable(name)!r} is no class; these are {', '.join(self.CLASSES)}.")
+        try:
+            table, _ = read_text(path.read_bytes())
+            if table.ndim != 2 or table.shape[1] != 6 or not len(table):
+                raise ValueError(f"columns x y z r g b were expected, not an array of shape {table.shape}")
+            if not np.isfinite(table).all():
+                raise ValueError(f"row {int((~np.isfinite(table)).any(1).argmax()) + 1} holds NaN or infinite numbers")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return self.CLASSES.index(name), table[:, :3]

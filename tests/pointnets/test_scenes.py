@@ -1,0 +1,158 @@
+"""Rooms as S3DIS has them, and the blocks that a scene is labelled in."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from attlas.pointnets.scenes import S3DIS, RandomBlock, blocks
+from attlas.pointnets.segmenter import PointSegmenter
+from attlas.registry import MODELS
+
+ROOM = {"wall_1": 5, "chair_1": 4, "chair_2": 3, "stairs_1": 2, "floor_1": 6}  # points of each object
+
+
+def scene(size=3000, seed=0):
+    """Points in a room of 4 x 2.5 x 3 meters, z up, not at the origin."""
+    random = np.random.default_rng(seed)
+    return torch.from_numpy(random.random((size, 3)) * (4.0, 2.5, 3.0) + (10, -7, 2)).float()
+
+
+def write_room(folder, objects=None):
+    """Write the objects of a room; their x is the number of the point, so that the order shows."""
+    (folder / "Annotations").mkdir(parents=True)
+    for name, count in (objects or ROOM).items():
+        rows = [f"{i / 8} {len(name)}.5 0.25 200 10 0" for i in range(count)]
+        (folder / "Annotations" / f"{name}.txt").write_text("\n".join(rows) + "\n")
+    (folder / f"{folder.name}.txt").write_text("0 0 0 1 1 1\n")
+
+
+@pytest.mark.parametrize(("size", "overlap", "up"), [(1.0, 2, "z"), (1.0, 1, "z"), (0.9, 3, "y"), (50.0, 2, "x")])
+def test_blocks_hold_every_point(size, overlap, up):
+    points = scene()
+    plan = [axis for axis in range(3) if "xyz"[axis] != up]
+    counts = torch.zeros(len(points), dtype=torch.int64)
+    for numbers, origin in blocks(points, size, overlap, up, least=1):
+        assert len(set(numbers.tolist())) == len(numbers)
+        counts[numbers] += 1
+        inside = points[numbers] - origin
+        assert inside[:, plan].abs().max() <= size / 2 + 1e-5
+        assert inside["xyz".index(up) == torch.arange(3).repeat(len(numbers), 1)].min() >= 0  # above the lowest point
+    assert counts.min() >= 1
+    assert counts.max() == (overlap**2 if size < 2 else 1)
+    if (size, overlap) == (1.0, 2):  # twice along each axis, but for the rim
+        low, high = points.amin(0)[plan] + 0.5, points.amin(0)[plan] + torch.tensor([3.5, 2.0])
+        middle = ((points[:, plan] > low) & (points[:, plan] < high)).all(1)
+        assert (counts[middle] == 4).all()
+
+
+def test_blocks_of_few_points_are_filled_up_with_the_nearest():
+    points = torch.cat([scene(600) * 0.1, torch.tensor([[30.0, 0, 0]])])  # one point, far away
+    found = list(blocks(points, 1.0, 2, "z", least=50))
+    assert all(len(numbers) >= 50 and len(set(numbers.tolist())) == len(numbers) for numbers, _ in found)
+    (alone,) = [numbers for numbers, _ in found if 600 in numbers][:1]
+    nearest = (points[:600, 0] - 30).square().add((points[:600, 1]).square())
+    assert len(alone) == 50
+    assert nearest[alone[alone < 600]].max() <= nearest.sort().values[60]
+
+
+@MODELS.register_module()
+class NormalsAsLogits(nn.Module):
+    """By which one sees which point is which, wherever its block has put it."""
+
+    num_categories = 0
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, points, normals, category=None):
+        assert points.shape[1] == 256
+        assert points[..., :2].abs().max() < 0.6
+        assert points[..., 2].min() >= 0
+        return normals * self.weight
+
+
+def test_every_point_of_a_scene_is_labelled_in_its_place():
+    points = scene()
+    normals = nn.functional.normalize(torch.randn(len(points), 3), dim=1)
+    network = dict(type="NormalsAsLogits")
+    model = PointSegmenter(network, num_points=256, block=1.0, draws=3, data_preprocessor=None).eval()
+    cloud = Data(pos=points, normal=normals, y=torch.tensor(0), cloud=0, point_label=torch.zeros(len(points)).long())
+    (found,) = model.test_step([cloud])
+    torch.testing.assert_close(found["log_probs"], normals.log_softmax(-1))
+    for options, message in (
+        (dict(block=-1.0), "block is -1.0"),
+        (dict(up="w"), "up is 'w'"),
+        (dict(overlap=0), "overlap"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PointSegmenter(network, **options)
+
+
+def test_a_random_block_takes_its_points_with_their_labels():
+    points = scene()
+    torch.manual_seed(0)
+    cloud = Data(pos=points.clone(), point_label=torch.arange(len(points)))
+    block = RandomBlock(1.0, 400)(cloud)
+    assert block.pos.shape == (400, 3)
+    moved = points[block.point_label] - block.pos
+    torch.testing.assert_close(moved, moved[:1].expand(400, -1), atol=1e-5, rtol=0)
+    assert block.pos[:, :2].abs().max() <= 0.5 + 1e-5
+    assert block.pos[:, 2].min() >= 0
+    alone = RandomBlock(1.0, 16)(Data(pos=torch.ones(1, 3), point_label=torch.tensor([7])))
+    assert alone.point_label.tolist() == [7] * 16
+    with pytest.raises(ValueError, match="size is 0"):
+        RandomBlock(size=0)
+
+
+def test_s3dis_as_published(tmp_path):
+    write_room(tmp_path / "Area_1/office_1")
+    write_room(tmp_path / "Area_5/hallway_2", {"ceiling_1": 4, "clutter_10": 2})
+    write_room(tmp_path / "Area_6/lobby_1")
+    assert len(S3DIS.CLASSES) == 13
+    assert S3DIS(tmp_path, "train").names == ["Area_1/office_1", "Area_6/lobby_1"]
+    assert S3DIS(tmp_path, "test", test_area=6).names == ["Area_6/lobby_1"]
+    assert len(S3DIS(tmp_path, "all")) == 3
+    rooms = S3DIS(tmp_path, "train", cache=tmp_path / "cache")
+    for _ in ("parsed", "from the cache"):
+        room = rooms[0]
+        names = sorted(ROOM)
+        classes = [{"stairs": "clutter"}.get(n.split("_")[0], n.split("_")[0]) for n in names]
+        expected = [S3DIS.CLASSES.index(c) for c, n in zip(classes, names) for _ in range(ROOM[n])]
+        assert room.point_label.tolist() == expected
+        assert room.pos[:, 0].tolist() == [i / 8 for n in names for i in range(ROOM[n])]
+        assert room.get("normal") is None
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    write_room(tmp_path / "other", {"chair_9": 7})
+    (tmp_path / "other/Annotations/chair_9.txt").rename(tmp_path / "Area_1/office_1/Annotations/chair_9.txt")
+    assert len(rooms[0].pos) == sum(ROOM.values()) + 7  # what changed is parsed again
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("lamp_1", "0 0 0 1 1 1\n", r"lamp_1\.txt: 'lamp' is no class; these are ceiling"),
+        ("chair_1", "0 0 0\n", r"chair_1\.txt: columns x y z r g b were expected, not an array of shape \(1, 3\)"),
+        ("chair_1", "0 0 0 1 1 1\n0 nan 0 1 1 1\n", r"chair_1\.txt: row 2 holds NaN"),
+        ("chair_1", "0 0 0 1 1 1\n0 0 0 1 1\n", r"chair_1\.txt: "),
+        ("chair_1", "0 0 0 18\x107 1 1\n", r"chair_1\.txt: "),
+        ("chair_1", "", r"chair_1\.txt: "),
+    ],
+)
+def test_s3dis_names_the_file_that_is_wrong(tmp_path, file, text, message):
+    write_room(tmp_path / "Area_5/office_1", {"wall_1": 3})
+    (tmp_path / f"Area_5/office_1/Annotations/{file}.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        S3DIS(tmp_path, "test")[0]
+
+
+def test_s3dis_without_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no folder Area_5\. Expected there: Area_1/office_1/Annotations"):
+        S3DIS(tmp_path, "test")
+    (tmp_path / "Area_5/office_1/Annotations").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"holds no \.txt file of an object"):
+        S3DIS(tmp_path, "test")[0]
+    with pytest.raises(ValueError, match="S3DIS: split 'train' is empty"):
+        S3DIS(tmp_path, "train")
