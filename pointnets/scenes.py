@@ -1,4 +1,4 @@
-"""Scenes as point clouds: S3DIS in its published layout, and the blocks that networks see of a scene.
+"""Scenes as point clouds: S3DIS in its published layout, clouds of your own, and the blocks that networks see of them.
 
 A block is a column of `size` by `size` meters in plan, of the whole height. Its points are given relative to the middle
 of the column in plan and to the lowest point of the scene.
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ..data import UP_AXES, existing_root, folders, one_of, positive
+from ..data import SPLITS, UP_AXES, existing_root, folders, one_of, positive
 from ..files import near_files, printable
 from ..registry import DATASETS, TRANSFORMS
-from .datasets import PointClouds, ShapeFiles
+from .datasets import PointClouds, ShapeFiles, check_point_labels
 from .formats import read_text
 from .shapes import Shape, check_shape
 from .transforms import RandomPoints, select
@@ -104,6 +104,46 @@ class RandomBlock(BaseTransform):
         data = self.choose(select(data, best.nonzero().squeeze(1)))
         data.pos = data.pos - origin
         return data
+
+
+@DATASETS.register_module()
+class SegmentedClouds(ShapeFiles):
+    """Your own clouds with labels of their points: `<root>/classes.txt` has the name of a class in each line, and
+    `<root>/<split>/*.npz` hold `pos` (N, 3), perhaps `normal` (N, 3), and `point_label` (N,), which counts the lines
+    from 0.
+
+    Raises:
+        FileNotFoundError: there are no names, or no clouds in the folder of the split.
+        ValueError: two classes have one name; or names the file that cannot be read, or whose labels are of no class.
+    """
+
+    LAYOUT = "classes.txt beside train/<name>.npz and test/<name>.npz."
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0):
+        one_of("SegmentedClouds.split", split, tuple(SPLITS))
+        root = existing_root("SegmentedClouds", root, self.LAYOUT)
+        listing = root / "classes.txt"
+        if not listing.is_file():
+            raise FileNotFoundError(f"{listing} is missing. Expected there: {self.LAYOUT}")
+        classes = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        if not classes or len(set(classes)) != len(classes):
+            raise ValueError(f"{listing} must name each class once, in a line of its own; it has {len(classes)} lines.")
+        paths = sorted(path for path in (root / split).glob("*.npz") if path.name[0] != ".")
+        if not paths:
+            raise FileNotFoundError(f"SegmentedClouds: {root / split} holds no .npz. Expected there: {self.LAYOUT}")
+        self._of_files(paths, None)
+        PointClouds.__init__(self, split, classes, [path.stem for path in paths], None, transforms, seed)
+
+    def parse(self, item: int) -> Shape:
+        shape = super().parse(item)
+        path = self.paths[item]
+        if "point_label" not in shape or "face" in shape:
+            raise ValueError(f"{path}: arrays pos and point_label were expected, and got {', '.join(shape)}.")
+        try:
+            check_point_labels(shape["point_label"], range(len(self.classes)), "classes.txt")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return shape
 
 
 @DATASETS.register_module()

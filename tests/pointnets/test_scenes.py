@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
-from attlas.pointnets.scenes import S3DIS, RandomBlock, blocks
+from attlas.pointnets.scenes import S3DIS, RandomBlock, SegmentedClouds, blocks
 from attlas.pointnets.segmenter import PointSegmenter
 from attlas.registry import MODELS
 
@@ -156,3 +156,29 @@ def test_s3dis_without_what_it_needs(tmp_path):
         S3DIS(tmp_path, "test")[0]
     with pytest.raises(ValueError, match="S3DIS: split 'train' is empty"):
         S3DIS(tmp_path, "train")
+
+
+def test_clouds_of_your_own(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"classes\.txt is missing\. Expected there: classes\.txt beside train"):
+        SegmentedClouds(tmp_path)
+    (tmp_path / "classes.txt").write_text("floor\nlamp\n")
+    with pytest.raises(FileNotFoundError, match=r"train holds no \.npz"):
+        SegmentedClouds(tmp_path)
+    path = tmp_path / "train/room.npz"
+    for arrays, message in (
+        (dict(pos=np.eye(3)), r"room\.npz: arrays pos and point_label were expected, and got pos"),
+        (dict(pos=np.eye(3), point_label=[0, 2, 1]), r"room\.npz: 1 of 3 .* labels 2 .*row 2\); those of classes\.txt"),
+        (dict(pos=np.eye(3), point_label=[0, 1]), r"room\.npz is not a readable shape: labels of 3 points"),
+        (dict(pos=np.eye(3) * np.nan, point_label=[0, 1, 1]), r"room\.npz is not a readable shape: 3 of 3 points"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=message):
+            SegmentedClouds(tmp_path)[0]
+    np.savez(path, pos=np.eye(3), point_label=[0, 1, 1])
+    clouds = SegmentedClouds(tmp_path)
+    assert clouds.metainfo == dict(classes=("floor", "lamp"))
+    assert clouds[0].point_label.tolist() == [0, 1, 1]
+    (tmp_path / "classes.txt").write_text("floor\nfloor\n")
+    with pytest.raises(ValueError, match="must name each class once"):
+        SegmentedClouds(tmp_path)
