@@ -334,7 +334,7 @@ def _without_weights(node: Any) -> Any:
 
 def _transforms(dataset: Mapping, source: str) -> list:
     """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own; of mmdet its `pipeline`."""
-    own = dataset.get("transforms") or dataset.get("pipeline")
+    own = dataset.get("transforms", dataset.get("pipeline"))
     if isinstance(inner := dataset.get("dataset"), Mapping):
         return [*_transforms(inner, source), *(own or ())]
     if not isinstance(own, (list, tuple)):

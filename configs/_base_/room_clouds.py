@@ -39,6 +39,9 @@ test_dataloader = dict(
         dataset=dict(type="SegmentedClouds", root=root, split="test", transforms=[]),
         views=dict(z=1, SO3=1),
         up="y",
+        transforms=[
+            dict(type="EstimateNormals", k=32, only_missing=True)
+        ],  # the rooms have theirs; scans may lack them
     ),
 )
 val_evaluator = test_evaluator = dict(type="SceneSegmentationMetric")
