@@ -109,7 +109,7 @@ def autotune(configs: list[dict], key: list[str]):
 
 
 _decompositions: dict[torch._ops.OpOverload, Callable] = {}
-_translations: dict[torch._ops.OpOverload, Callable] = {}
+_translations: dict[Callable, Callable] = {}
 
 
 def decompose(operator, reference: Callable) -> None:
@@ -135,7 +135,7 @@ def translate(operator, write: Callable) -> None:
     _translations[operator._opoverload] = write
 
 
-def translations() -> dict[torch._ops.OpOverload, Callable]:
+def translations() -> dict[Callable, Callable]:
     """A table for `torch.onnx.export(..., custom_translation_table=...)`, of what was registered with `translate`."""
     return dict(_translations)
 

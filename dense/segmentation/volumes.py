@@ -101,7 +101,7 @@ def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
     if not path.is_file():
         raise FileNotFoundError(f"{printable(path)} does not exist. {near_files(path)}")
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         values = np.asanyarray(image.dataobj)
     except Exception as error:
         raise ValueError(f"{printable(path)} cannot be read as NIfTI: {printable(error)}") from None
