@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.config import config as mmengine_config
+from mmengine.config.utils import MODULE2PACKAGE
 
 from .files import near_files, printable
 
@@ -35,6 +36,10 @@ def _open(file: Any, mode: str = "r", encoding: str | None = None) -> Any:
 
 
 vars(mmengine_config)["open"] = _open
+
+# Where MMEngine looks for the base "mmseg::...": its table has the name of a distribution, under which the maintained
+# fork is not installed. By the name of the module both are found.
+MODULE2PACKAGE["mmseg"] = "mmseg"
 
 
 @cache

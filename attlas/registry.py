@@ -15,6 +15,8 @@ from importlib import import_module
 
 from mmengine import registry as root
 
+from . import config  # noqa: F401  so that MMEngine reads configs alike in every process that has a class of ours
+
 
 class UnknownName(KeyError):
     """A `type` that nobody registered."""

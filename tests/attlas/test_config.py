@@ -4,6 +4,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -57,10 +59,16 @@ RECIPES = [path for path in CONFIGS if path.stem.endswith("_imagenet")]
 FOLDERS = [path for path in CONFIGS if path.stem.endswith("_folder") and path.stem != "risurconv_folder"]
 
 
-# detectors and segmentors are built by their own tests
-@pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if not p.stem.endswith(("_coco", "_rooms", "_chaos"))], ids=lambda path: path.stem
-)
+ELSEWHERE = (
+    "_coco",
+    "_rooms",
+    "_ade20k",
+    "_cityscapes",
+    "_chaos",
+)  # built by the tests of detection and of segmentation
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.stem.endswith(ELSEWHERE)], ids=lambda path: path.stem)
 def test_builds(path, shapes, images):
     config = load_config(ROOT / path)
     with torch.device("meta"):  # some have a billion parameters
@@ -107,6 +115,23 @@ def test_a_base_without_a_default_takes_that_of_its_config(tmp_path, monkeypatch
     monkeypatch.delenv("BACKBONE")
     with pytest.raises(ValueError, match=r"base\.py: KeyError: .*BACKBONE"):
         load_config(tmp_path / "base.py")
+
+
+@pytest.mark.parametrize(
+    "base", ["mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512.py", "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"]
+)
+def test_bases_of_libraries(base, tmp_path):
+    """In a process that has no more of attlas than any of its classes brings, as the worker of a loader has."""
+    path = tmp_path / "own.py"
+    path.write_text(f"_base_ = {base!r}\nmodel = dict(backbone=dict(depth=101))")
+    assert load_config(path).model.backbone.depth == 101
+    code = f"""if True:
+        from attlas.data import EpochSampler
+        from mmengine.config import Config
+        print(Config.fromfile({str(path)!r}).model.backbone.depth)
+    """
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["101"], done.stderr
 
 
 def test_an_error_says_where_a_value_comes_from(tmp_path, monkeypatch):
