@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dataset import Compose, DefaultSampler
+from mmengine.dataset import Compose, DefaultSampler, InfiniteSampler
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch.utils.data import Dataset
@@ -421,3 +421,36 @@ class EpochSampler(DefaultSampler):
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * len(self.dataset)
         return (start + index for index in super().__iter__())
+
+
+@DATA_SAMPLERS.register_module()
+class EndlessSampler(InfiniteSampler):
+    """`EpochSampler` for trainings that count iterations: MMEngine's InfiniteSampler, with epoch * len(dataset) added
+    to its indices."""
+
+    def _infinite_indices(self) -> Iterator[int]:
+        for number, index in enumerate(super()._infinite_indices()):
+            yield number // self.size * self.size + index
+
+
+class SeededDraws:
+    """For data sets of MMEngine's BaseDataset, stated before that as a base: every draw depends on nothing but (seed,
+    epoch, item), as of `Items`.
+
+    Args:
+        seed: seed of the draws. The other arguments are those of the data set.
+    """
+
+    def __init__(self, *args, seed: int = 0, **options):
+        self.seed = check_seed(seed)
+        super().__init__(*args, **options)
+
+    def __getitem__(self, index: int) -> dict:
+        with seeded(self.seed, index):
+            return super().__getitem__(index % len(self))  # type: ignore[misc]
+
+    def __iter__(self) -> Iterator[dict]:  # as of `Items`
+        return (self[place] for place in range(len(self)))  # type: ignore[arg-type]
+
+    def get_data_info(self, index: int) -> dict:
+        return super().get_data_info(index % len(self))  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """Pictures of what is in an image: boxes, masks, names and scores of objects, and semantic maps."""
 
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,17 @@ COLORS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#d4a017", "#f032e6", "#808000", "#000075",
     "#9a6324", "#46c7c7", "#800000", "#5f9e2f", "#8c8c8c", "#b09f7f", "#6f8fa8",
 )  # fmt: skip
+
+
+def palette(count: int) -> np.ndarray:
+    """Colors (count, 3) uint8, red, green, blue, of so many classes: those of `COLORS`, then others."""
+    first = [[int(color[place : place + 2], 16) for place in (1, 3, 5)] for color in COLORS[:count]]
+    # hues at golden angles, in turns of brightness
+    more = [
+        [round(255 * part) for part in hsv_to_rgb(0.618034 * n % 1, 0.55 + 0.15 * (n % 3), 0.95 - 0.2 * (n // 3 % 3))]
+        for n in range(max(count - len(COLORS), 0))
+    ]
+    return np.array(first + more, np.uint8).reshape(-1, 3)
 
 
 def draw_objects(

@@ -19,6 +19,7 @@ SUFFIXES = (
 # From here on Pillow warns of a decompression bomb: decoded, this is a quarter of a gigabyte, for which a file of a few
 # kilobytes can ask.
 MAX_PIXELS = 89_478_485
+PNG = b"\x89PNG\r\n\x1a\n"  # how it begins
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
@@ -79,6 +80,92 @@ def _ends_early(content: bytes, image: np.ndarray, upright: bool) -> bool:
     end = content.rindex(b"\xff\xd9")
     more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
     return not np.array_equal(image, _decoded(content[:end] + more + content[end:], upright))
+
+
+# --- maps of labels ---------------------------------------------------------------------------------------------------
+
+GREY, PALETTE = 0, 3  # kinds of PNG
+HEADER = slice(8, 33)  # where the first chunk lies, with its length and checksum
+DEPTH, KIND = 24, 25
+
+
+def read_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The numbers in a PNG as they are stored: (H, W) uint8 or uint16. Of an image with a palette they are the indices.
+    Of one with colors that are all grey it is that grey.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no PNG, breaks off, is larger than `max_pixels`, or holds colors, or pixels that are not
+            opaque. The message names the file.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        if not content.startswith(PNG):
+            raise ValueError(f"its {len(content)} bytes do not begin as PNG; JPEG and other formats change labels")
+        height, width, content = _png(content)
+        if not 0 < height * width <= max_pixels:
+            raise ValueError(f"{width} x {height} pixels are declared; {max_pixels:,} are the most")
+        depth, kind = content[DEPTH], content[KIND]
+        if kind in (GREY, PALETTE):  # the decoder would put colors in place of indices, and stretch 1, 2 and 4 bits
+            content = _as_grey(content)
+        numbers = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if numbers is None:
+            raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+        if depth < 8:
+            numbers = numbers // (255 // (2**depth - 1))
+        return numbers if numbers.ndim == 2 else _grey_of(numbers)
+    except (cv2.error, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is no map of labels: {error}") from error
+
+
+def _grey_of(colors: np.ndarray) -> np.ndarray:
+    """The one channel of an image (H, W, 3 or 4) whose colors are grey."""
+    first, full = colors[..., 0], np.iinfo(colors.dtype).max
+    if not (colors[..., :3] == first[..., None]).all():
+        kinds, counts = np.unique(colors[..., 2::-1].reshape(-1, 3), axis=0, return_counts=True)
+        shown = ", ".join(str(tuple(kinds[i].tolist())) for i in counts.argsort()[::-1][:4])
+        raise ValueError(
+            f"it holds {len(kinds)} colors (the commonest, red, green, blue: {shown}), and a number for each pixel is "
+            "wanted: write the number of its class in place of each color"
+        )
+    if colors.shape[2] == 4 and not (colors[..., 3] == full).all():
+        raise ValueError("some of its pixels are transparent; whether these have labels, nothing tells")
+    return np.ascontiguousarray(first)
+
+
+def _as_grey(content: bytes) -> bytes:
+    """A PNG of indices whose indices are shades of grey."""
+    header = bytearray(content[HEADER])
+    header[KIND - HEADER.start] = GREY
+    kept, at = [content[: HEADER.start], _chunk(b"IHDR", bytes(header[8:-4]))], HEADER.stop
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] not in (b"PLTE", b"tRNS", b"eXIf"):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def encode_map(labels: np.ndarray, colors: np.ndarray) -> bytes:
+    """A PNG of labels, which viewers show in colors and `read_map` reads as numbers.
+
+    Args:
+        labels: uint8 (H, W).
+        colors: uint8 (N, 3), red, green, blue, of the labels 0 to N - 1; N is at most 256. Others are black.
+    """
+    _, encoded = cv2.imencode(".png", labels)
+    content = encoded.tobytes()
+    header = bytearray(content[HEADER])
+    header[KIND - HEADER.start] = PALETTE
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colors)] = colors
+    chunks = _chunk(b"IHDR", bytes(header[8:-4])), _chunk(b"PLTE", table.tobytes())
+    return b"".join((content[: HEADER.start], *chunks, content[HEADER.stop :]))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 # --- headers ---------------------------------------------------------------------------------------------------------
@@ -260,7 +347,7 @@ def _webp(content: bytes) -> Header:
 
 
 HEADERS = {
-    b"BM": _bmp, b"\xff\xd8": _jpeg, b"\x89PNG\r\n\x1a\n": _png, b"RIFF": _webp,
+    b"BM": _bmp, b"\xff\xd8": _jpeg, PNG: _png, b"RIFF": _webp,
     b"II*\0": _tiff, b"MM\0*": _tiff, b"II+\0": _tiff, b"MM\0+": _tiff,
     **{b"P%d" % kind: _ppm for kind in range(1, 7)},
 }  # fmt: skip

@@ -123,7 +123,13 @@ STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(
-    root.TRANSFORMS, "corruptions", "backbones.classification", "pointnets", "dense.detection", "dense.segmentation"
+    root.TRANSFORMS,
+    "corruptions",
+    "backbones.classification",
+    "pointnets",
+    "dense.transforms",
+    "dense.detection",
+    "dense.segmentation",
 )
 MODELS = Registry(
     root.MODELS,

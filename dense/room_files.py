@@ -2,7 +2,7 @@
 
     annotations/instances_train.json    COCO's format: an annotation for each object of which enough is seen
     img_dir/train/000007.jpg            room 7, seen by its camera 0
-    ann_dir/train/000007.png            indices into `rooms.LABELS`: the 14 classes, floor, wall, ceiling
+    ann_dir/train/000007.png            indices into LABELS: the 14 classes, floor, wall, ceiling
     ins_dir/train/000007.png            `View.instances`
 
 A folder holds the rooms of one setting, which its name says. Several processes make it, and whoever finds it unfinished
@@ -34,6 +34,8 @@ from .masks import encoded
 
 MAKER = 1  # to be raised whenever rooms come out otherwise: folders made by another number are not used
 SPLITS = ("train", "test")
+STRUCTURE = ("floor", "wall", "ceiling")
+LABELS = (*furniture.CLASSES, *STRUCTURE)
 FOLDERS = ("img_dir", "ann_dir", "ins_dir")
 QUALITY = 95  # of the JPEG files
 

@@ -18,15 +18,13 @@ from functools import cached_property
 
 import numpy as np
 
-from .. import furniture
 from ..data import check_seed, one_of, positive
 from ..rendering import Camera, Film, Hits, Mesh, Scene, camera_frame, srgb
 from .furnishing import Box, Furnishing, Thing
 from .interior import GROUND, SKY, Emitter, Interior
+from .room_files import LABELS, STRUCTURE
 
 SPLITS = ("train", "test")
-STRUCTURE = ("floor", "wall", "ceiling")
-LABELS = (*furniture.CLASSES, *STRUCTURE)
 FLOOR, WALL, CEILING = (LABELS.index(name) for name in STRUCTURE)
 # --- the room itself -------------------------------------------------------------------------------------------------
 

@@ -141,9 +141,8 @@ SHARED = {
         "mixer_encoder",
         "pictures",
         "position_relation",
-        "transforms",
     },
-    "dense/segmentation": {"__init__", "medical", "volumes"},
+    "dense/segmentation": {"__init__", "datasets", "doctor", "inference", "maps", "medical", "metrics", "volumes"},
 }
 
 
@@ -227,6 +226,7 @@ OF_SEVERAL_FILES = {
     "backbones/test_systems.py",
     "dense/detection/test_configs.py",
     "dense/detection/test_training.py",
+    "dense/segmentation/test_configs.py",
     "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",

@@ -1,12 +1,12 @@
 """Detection: maps to boxes and masks, on mmdet's classes. `docs/design.md` says how these are extended."""
 
+from ..transforms import ReadImage
 from .bvr import BVRATSSHead, BVRFCOSHead, BVRRetinaHead, BVRRoIHead, BVRShared2FCBBoxHead, KeypointHead
 from .coco import CocoBoxes, CocoDetection, CocoFile
 from .datasets import FurnishedRooms, FurnishedRoomsBoxes
 from .mixer_encoder import MixerDeformableDETR, MixerDINO
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
 from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
-from .transforms import ReadImage
 
 __all__ = [
     "BVRATSSHead",

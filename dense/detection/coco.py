@@ -25,7 +25,7 @@ from mmdet.datasets.api_wrappers import COCO
 from mmdet.evaluation import CocoMetric
 from mmengine.logging import print_log
 
-from ...data import seeded
+from ...data import SeededDraws
 from ...files import check_out, near_files, printable, replacing
 from ...images import read_image
 from ...registry import DATASETS, METRICS
@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, list]:
 
 
 @DATASETS.register_module()
-class CocoDetection(CocoDataset):
+class CocoDetection(SeededDraws, CocoDataset):
     """Images with boxes, and masks where the file has them. With `attlas.EpochSampler` every epoch draws every image
     afresh, the same with any number of workers and after a resumption.
 
@@ -181,17 +181,6 @@ class CocoDetection(CocoDataset):
 
     METAINFO: dict = {}
     COCOAPI = CocoFile
-
-    def __init__(self, *args, seed: int = 0, **options):
-        self.seed = seed
-        super().__init__(*args, **options)
-
-    def __getitem__(self, index: int) -> dict:
-        with seeded(self.seed, index):
-            return super().__getitem__(index % len(self))
-
-    def get_data_info(self, index: int) -> dict:
-        return super().get_data_info(index % len(self))
 
     def load_data_list(self) -> list[dict]:
         coco = CocoFile(self.ann_file)

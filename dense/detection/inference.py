@@ -11,8 +11,8 @@ from ...drawing import draw_objects
 from ...files import printable
 from ...inference import Task
 from ..masks import decoded, encoded
+from ..transforms import ReadImage
 from . import doctor, export
-from .transforms import ReadImage
 
 SHOWN = 0.3  # score from which an object is drawn and counted
 

@@ -23,10 +23,10 @@ from ...files import printable
 from ...images import read_image
 from ...inference import Inferencer
 from ..masks import decoded, rasterized
+from ..transforms import ReadImage
 from .bvr import BVRMixin, BVRRoIHead
 from .inference import Detection
 from .position_relation import PositionRelation
-from .transforms import ReadImage
 
 
 @dataclass

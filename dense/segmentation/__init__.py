@@ -1,6 +1,23 @@
-"""Segmentation: maps to a class for every pixel, on mmseg's classes. `docs/design.md` says how these are extended."""
+"""Segmentation: maps to labels of pixels, on mmseg's classes. `docs/design.md` says how these are extended."""
 
+from ..transforms import ReadImage
+from .datasets import ADE20KMaps, CityscapesMaps, FurnishedRoomsMaps, SegmentationMaps
 from .guided_attention import DAFStack, GuidedAttentionHead
+from .maps import ReadMap
 from .medical import MedicalSlices, ReadSlice, VolumeDice
+from .metrics import MapIoU
 
-__all__ = ["DAFStack", "GuidedAttentionHead", "MedicalSlices", "ReadSlice", "VolumeDice"]
+__all__ = [
+    "ADE20KMaps",
+    "CityscapesMaps",
+    "DAFStack",
+    "FurnishedRoomsMaps",
+    "GuidedAttentionHead",
+    "MapIoU",
+    "MedicalSlices",
+    "ReadImage",
+    "ReadMap",
+    "ReadSlice",
+    "SegmentationMaps",
+    "VolumeDice",
+]

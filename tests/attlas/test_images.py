@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from attlas.images import MAX_PIXELS, read_image
+from attlas.images import MAX_PIXELS, encode_map, read_image, read_map
 
 RNG = np.random.default_rng(0)
 
@@ -180,3 +181,71 @@ def test_grey_corners_and_flat_images_are_whole(tmp_path, options):
         (tmp_path / "a.jpg").write_bytes(jpeg(image, **options))
         assert np.abs(read_image(tmp_path / "a.jpg")[-8:].astype(int) - image[-8:]).max() < 20
     assert ("IMWRITE_JPEG_OPTIMIZE" in options) <= (bytes(1024) in jpeg(flat, **options))
+
+
+# --- maps of labels --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_indices_are_read_as_they_are_stored(tmp_path, mode, bits):
+    """With a palette, and as grey of less than 8 bits, which decoders stretch."""
+    image = Image.fromarray(RNG.integers(0, 2**bits, (5, 11), dtype=np.uint8))
+    labels = np.array(image)
+    if mode == "P":
+        image.putpalette(picture(256 * 3).tolist())
+        image.save(tmp_path / "a.png", bits=bits, transparency=0)
+    else:
+        (tmp_path / "a.png").write_bytes(grey_png(labels, bits))
+    found = read_map(tmp_path / "a.png")
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, labels)
+
+
+def grey_png(labels, bits):
+    """A grey PNG of less than 8 bits, which nothing here writes."""
+    rows = [np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel() for row in labels]
+    data = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", labels.shape[1], labels.shape[0], bits, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_maps_of_16_bits_and_of_grey_colors(tmp_path):
+    wide = RNG.integers(0, 65536, (5, 6), dtype=np.uint16)
+    assert np.array_equal(read_map(put(tmp_path / "a.png", wide)), wide)
+    grey = picture(5, 6)
+    opaque = np.dstack([grey, grey, grey, np.full_like(grey, 255)])
+    assert np.array_equal(read_map(put(tmp_path / "a.png", opaque[..., :3])), grey)
+    assert cv2.imwrite(str(tmp_path / "a.png"), opaque)
+    assert np.array_equal(read_map(tmp_path / "a.png"), grey)
+
+
+def test_what_is_no_map(tmp_path):
+    colors = np.zeros((4, 4, 3), np.uint8)
+    colors[:3] = 128, 0, 0
+    with pytest.raises(
+        ValueError, match=r"a.png is no map of labels: it holds 2 colors .*: \(128, 0, 0\), \(0, 0, 0\)"
+    ):
+        read_map(put(tmp_path / "a.png", colors))
+    clear = np.zeros((4, 4, 4), np.uint8)
+    assert cv2.imwrite(str(tmp_path / "a.png"), clear)
+    with pytest.raises(ValueError, match="transparent"):
+        read_map(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="do not begin as PNG"):
+        read_map(put(tmp_path / "a.jpg", colors))
+    whole = put(tmp_path / "a.png", colors[..., 0]).read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "a.png").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"a.png is no map of labels"):
+            read_map(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="4 x 4 pixels are declared; 15 are the most"):
+        read_map(put(tmp_path / "a.png", colors[..., 0]), 15)
+
+
+def test_a_map_shows_in_colors(tmp_path):
+    labels, colors = RNG.integers(0, 256, (7, 9), dtype=np.uint8), picture(256, 3)
+    (tmp_path / "a.png").write_bytes(encode_map(labels, colors))
+    assert np.array_equal(read_map(tmp_path / "a.png"), labels)
+    assert np.array_equal(read_image(tmp_path / "a.png"), colors[labels])

@@ -1,16 +1,16 @@
-"""Reading the image of a detector's pipeline."""
+"""Reading the image of a pipeline of mmdet or mmseg."""
 
 from mmcv.transforms import BaseTransform
 
-from ...images import read_image
-from ...registry import TRANSFORMS
+from ..images import read_image
+from ..registry import TRANSFORMS
 
 
 @TRANSFORMS.register_module()
 class ReadImage(BaseTransform):
-    """`img` uint8 (H, W, 3), blue, green, red, as mmdet expects it, from the file at `img_path`.
+    """`img` uint8 (H, W, 3), blue, green, red, as mmdet and mmseg expect it, from the file at `img_path`.
 
-    It takes the place of mmdet's LoadImageFromFile, and reads the formats of `attlas.images` with its checks. An image
+    It takes the place of LoadImageFromFile, and reads the formats of `attlas.images` with its checks. An image
     that EXIF turns is turned unless `height` and `width` of its annotations are those of the pixels as they are stored.
 
     Raises:
