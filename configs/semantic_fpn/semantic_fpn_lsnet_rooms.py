@@ -1,0 +1,19 @@
+# A small LSNet in Semantic FPN on the built-in rooms: minutes on a CPU.
+# To begin with furniture seen alone: train configs/lsnet/lsnet_furniture_views.py, and
+# --cfg-options pretrained=FILE.
+_base_ = ["../_base_/semantic_fpn.py", "../_base_/rooms_segmentation.py"]
+
+name = "{{$BACKBONE:lsnet_t}}"  # which the base asks for; the network below is a smaller one
+pretrained = {"None": None, "auto": None}.get("{{$PRETRAINED:auto}}", "{{$PRETRAINED:auto}}")
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="attlas.LSNet",
+        dims=(32, 64, 96, 128),
+        depths=(1, 2, 3, 3),
+        out_indices=(0, 1, 2, 3),
+        init_cfg=pretrained and dict(type="Pretrained", checkpoint=pretrained, prefix="backbone."),
+    ),
+    neck=dict(out_channels=64),
+    decode_head=dict(channels=64, feature_strides=[8, 16, 32, 64]),
+)

@@ -1,0 +1,7 @@
+# TransNeXt in Semantic FPN on ADE20K. Published for UperNet alone.
+# The drop path is ours.
+_base_ = ["../_base_/semantic_fpn.py", "../_base_/ade20k_80k.py"]
+
+name = "{{$BACKBONE:transnext_tiny}}"
+work_dir = f"work_dirs/semantic_fpn_{name}_ade20k"
+model = dict(backbone=dict(img_size=512, drop_path_rate=0.2))

@@ -1,0 +1,7 @@
+# AttNet in UperNet on ADE20K. Nothing was published for it.
+# The drop path is ours.
+_base_ = ["../_base_/upernet.py", "../_base_/ade20k_160k.py"]
+
+name = "{{$BACKBONE:attnet_t2}}"
+work_dir = f"work_dirs/upernet_{name}_ade20k"
+model = dict(backbone=dict(drop_path_rate=0.1))

@@ -1,0 +1,97 @@
+"""Every config of segmentation builds, with maps of the strides and channels that its heads expect, and learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+
+from attlas import backbones
+from attlas.backbones.channels import fill_channels
+from attlas.config import load_config, unread_variables
+from attlas.data import fill_classes
+from attlas.registry import MODELS
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SEGMENTORS = ("upernet", "semantic_fpn")
+FOUND = sorted(path for name in SEGMENTORS for path in (CONFIGS / name).glob("*.py"))
+ROOMS = [path for path in FOUND if path.stem.endswith("_rooms")]
+PUBLISHED = [path for path in FOUND if path not in ROOMS]
+
+
+def built(path, classes=5, **overrides):
+    config = load_config(path, dict(pretrained="None") | overrides)
+    fill_channels(config.model)
+    fill_classes(config.model, lambda: classes)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return MODELS.build(config.model)
+
+
+def sample(height, width, classes):
+    shape = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), (height, width))
+    labels = torch.randint(classes, (1, height, width))
+    labels[:, :3] = 255
+    return SegDataSample(metainfo=shape, gt_sem_seg=PixelData(data=labels))
+
+
+@pytest.mark.parametrize("segmentor", SEGMENTORS)
+def test_there_is_one_for_every_system(segmentor):
+    files = {Path(system.__module__.replace(".", "/")).name for system in backbones.systems().values()}
+    found = {path.stem for path in (CONFIGS / segmentor).glob("*_ade20k.py")}
+    assert found == {f"{segmentor}_{name}_ade20k" for name in files}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_maps_fit_the_heads(path):
+    size = (128, 192)
+    with torch.device("meta"):
+        model = built(path)
+        maps = model.extract_feat(torch.empty(2, 3, *size))
+        logits = model.decode_head(maps)
+        other = [model.auxiliary_head(maps)] if model.with_auxiliary_head else []
+    first = 8 if "lsnet" in path.stem else 4
+    for number, found in enumerate(maps[:4]):
+        assert tuple(found.shape[2:]) == tuple(-(-side // (first * 2**number)) for side in size)
+    assert logits.shape == (2, 5, size[0] // first, size[1] // first)
+    assert [tuple(found.shape) for found in other] == [(2, 5, *maps[2].shape[2:])] * len(other)
+    assert unread_variables(path) == {}
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
+def test_small_backbones_of_rooms(path):
+    """They are those of the pictures of furniture, and begin with their weights where these are shipped."""
+    config = load_config(path)
+    own, system = dict(config.model.backbone), path.stem.split("_")[-2]
+    views = dict(load_config(CONFIGS / f"{system}/{system}_furniture_views.py").model.backbone)
+    shipped = CONFIGS / f"{system}/{system}_furniture_views.safetensors"
+    given = own.pop("init_cfg")
+    assert Path(given.checkpoint).samefile(shipped) if shipped.exists() else given is None
+    assert own.pop("out_indices") == (0, 1, 2, 3)
+    assert own | {"num_classes": 14} == views | {"type": f"attlas.{views['type']}"}
+    assert unread_variables(path) == {}
+    fill_channels(config.model)
+    fill_classes(config.model, lambda: 17)
+    with DefaultScope.overwrite_default_scope("mmseg"), torch.device("meta"):
+        model = MODELS.build(config.model)
+        assert model.decode_head(model.extract_feat(torch.empty(2, 3, 240, 320))).shape[:2] == (2, 17)
+
+
+@pytest.mark.parametrize("name", ["upernet/upernet_lsnet_ade20k", "semantic_fpn/semantic_fpn_shvit_ade20k"])
+def test_it_learns(name):
+    """Forward and backward, with ignored pixels; then whole images and windows of the same size are predicted alike."""
+    torch.manual_seed(0)
+    model = built(CONFIGS / f"{name}.py", 3)
+    images, samples = torch.randn(2, 3, 64, 96), [sample(64, 96, 3) for _ in range(2)]
+    loss, _ = model.parse_losses(model.loss(images, samples))
+    loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(grad.isfinite().all() for grad in grads.values())
+    assert len(grads) > 0.9 * len([*model.parameters()])
+    model.eval()
+    whole = model.predict(images, samples)
+    assert whole[0].pred_sem_seg.data.shape == (1, 64, 96)
+    model.test_cfg.update(mode="slide", crop_size=(64, 96), stride=(40, 40))
+    slid = model.predict(images, samples)
+    assert torch.equal(slid[1].pred_sem_seg.data, whole[1].pred_sem_seg.data)
