@@ -129,6 +129,11 @@ class Task(ABC):
     def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
         """A Matplotlib figure of an input, as it was read, with its result."""
 
+    def save(self, source: Any, result: dict[str, Any], stem: Path) -> dict[str, Any]:
+        """Write what a figure does not hold to files beside the picture `stem`.png; entries of the result that name
+        them. What is too long for results.json may be taken out of the result."""
+        return {}
+
     def exportable(self, model: nn.Module, steps: Sequence[Mapping[str, Any]]) -> Exportable:
         """What is written of a model to a file of `exports`.
 
@@ -141,14 +146,12 @@ class Task(ABC):
         """
         raise TypeError(f"{type(self).__name__} must define exportable, or no exports")
 
-    def save(self, source: Any, result: dict[str, Any], stem: Path) -> dict[str, str]:
-        """Move what is too long for results.json out of a result, to files beside the picture `stem`.png; the entries
-        that take its place name them."""
-        return {}
-
 
 # Tasks of models of other libraries, by the name of a class that they derive from.
-OTHERS = {"mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection"}
+OTHERS = {
+    "mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection",
+    "mmseg.models.segmentors.base.BaseSegmentor": "attlas.dense.segmentation.inference.Segmentation",
+}
 
 
 def task_of(model: nn.Module | type) -> type[Task] | None:
@@ -333,7 +336,7 @@ def _without_weights(node: Any) -> Any:
 
 
 def _transforms(dataset: Mapping, source: str) -> list:
-    """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own; of mmdet its `pipeline`."""
+    """Those of a data set, or of the one inside of it (`RotatedViews`) and then its own; mm: `pipeline`."""
     own = dataset.get("transforms", dataset.get("pipeline"))
     if isinstance(inner := dataset.get("dataset"), Mapping):
         return [*_transforms(inner, source), *(own or ())]
@@ -343,7 +346,11 @@ def _transforms(dataset: Mapping, source: str) -> list:
 
 
 # Scopes of configs, and what has to be imported before their classes are known.
-LIBRARIES = {"attlas": (), "mmdet": ("mmdet.models", "mmdet.datasets.transforms")}
+LIBRARIES = {
+    "attlas": (),
+    "mmdet": ("mmdet.models", "mmdet.datasets.transforms"),
+    "mmseg": ("mmseg.models", "mmseg.datasets.transforms"),
+}
 # What a `type` may be that no registry has: mmcv looks RoI layers up in its operators, and evaluates the type of an nms
 # as Python.
 OPERATORS = ("nms", "soft_nms", "RoIAlign", "RoIPool")
@@ -497,9 +504,9 @@ class Inferencer:
         Returns:
             Dicts with "input" (the path; of arrays "input 0", ...) and what the task says: of classification "classes",
             a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
-            name, score, box), the best first; of segmentation of points "labels", one for each point, and "classes", a
-            list of dict(label, name, points, share), the largest first. Where an input cannot be read, "error" says
-            why instead. A result does not depend on the inputs beside it.
+            name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
+            largest first, and of points also "labels", one for each point, of images a "mask" of each class. Where an
+            input cannot be read, "error" says why instead. A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
 

@@ -4,9 +4,8 @@
     python tools/infer.py CONFIG WEIGHTS chair.obj
 
 A checkpoint of a training of ours holds its config, which is read as data and never run; other weights need CONFIG.
---out takes a folder for results.json and a picture for each input; where the points of a cloud get labels, also for
-the cloud as PLY, with labels and colors. A file that cannot be read is reported, and the
-others are not: the exit status is 1 then.
+--out takes a folder for results.json and a picture for each input; of a segmentor also a PNG of its labels, or of a cloud
+a PLY with labels and colors. A file that cannot be read is reported, and the others are not: the exit status is 1 then.
 """
 
 import argparse
@@ -72,10 +71,10 @@ def infer(args: argparse.Namespace) -> int:
                 answer = inferencer.task.said(result) if "error" not in result else f"no answer: {result['error']}"
                 print(f"{printable(result['input'])}: {answer}", flush=True)
                 if args.out and "error" not in result:
-                    result["picture"] = f"{len(results):04d}_{safe(Path(result['input']).stem)}.png"
-                    picture = args.out / result["picture"]
-                    save_figure(inferencer.task.draw(source, result), picture)
-                    result |= inferencer.task.save(source, result, picture.with_suffix(""))
+                    name = f"{len(results):04d}_{safe(Path(result['input']).stem)}"
+                    result["picture"] = f"{name}.png"
+                    save_figure(inferencer.task.draw(source, result), args.out / result["picture"])
+                    result |= inferencer.task.save(source, result, args.out / name)
                 bar.advance(job)
     finally:
         if results_file and results:  # whatever ended it: hours of answers are not thrown away

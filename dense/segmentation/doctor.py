@@ -1,0 +1,50 @@
+"""What a look at a segmentor's training finds (see `attlas.doctor`)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...browsing import draw_items
+from ...doctor import Finding
+from ...files import printable, save_figure
+from .maps import IGNORED
+
+LOOKED_AT = 24  # items that go through the pipeline
+SHOWN = 9
+
+
+def examine_data(dataset: Any, out: Path | None) -> Iterator[Finding]:
+    """Findings about the labels behind the pipeline, of a data set of mmseg."""
+    names = dataset.metainfo.get("classes") or ()
+    yield Finding("data", f"{len(dataset):,} images, {len(names)} classes")
+    chosen = np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist()
+    counts, sizes = np.zeros(256, np.int64), set()
+    for number in chosen:
+        labels = dataset[number]["data_samples"].gt_sem_seg.data
+        counts += np.bincount(labels.flatten().numpy(), minlength=256)[:256]
+        sizes.add(tuple(labels.shape[-2:]))
+    known = max(int(counts[:IGNORED].sum()), 1)
+    for label, name in enumerate(names):
+        yield Finding("labels", f"{label} {printable(name, 30)}: {100 * counts[label] / known:.2f} %")
+    yield Finding("labels", f"ignored: {100 * counts[IGNORED] / max(counts.sum(), 1):.2f} % of all pixels")
+    if absent := [printable(name, 30) for label, name in enumerate(names) if not counts[label]]:
+        yield Finding("labels", f"without a pixel in {len(chosen)} items: {', '.join(absent[:10])}", warning=True)
+    yield Finding("targets", f"maps behind the pipeline: {', '.join(f'{w} x {h}' for h, w in sorted(sizes)[:5])}")
+    if out is not None:
+        save_figure(draw_items(dataset, chosen[:SHOWN]), out)
+        yield Finding("targets", f"drawn in {out}")
+
+
+@torch.no_grad()
+def examine_fit(model: Any, batch: dict) -> Iterator[Finding]:
+    """Of the pixels of a batch that was learned by heart, how many have the right label."""
+    model.eval()
+    data = model.data_preprocessor(batch, True)  # as in training: images of several sizes are filled up
+    logits = model.encode_decode(data["inputs"], [sample.metainfo for sample in data["data_samples"]])
+    truth = torch.stack([sample.gt_sem_seg.data[0] for sample in data["data_samples"]])
+    labeled = truth != IGNORED
+    right = float((logits.argmax(1) == truth)[labeled].float().mean())
+    yield Finding("one batch", f"{100 * right:.1f} % of its labeled pixels get their class")
