@@ -19,19 +19,19 @@ SHOWN = 9
 def examine_data(dataset: Any, out: Path | None) -> Iterator[Finding]:
     """Findings about the labels behind the pipeline, of a data set of mmseg."""
     names = dataset.metainfo.get("classes") or ()
-    yield Finding("data", f"{len(dataset):,} images, {len(names)} classes")
+    yield Finding("data", f"{len(dataset):,} images")
     chosen = np.linspace(0, len(dataset) - 1, min(LOOKED_AT, len(dataset))).astype(int).tolist()
     counts, sizes = np.zeros(256, np.int64), set()
     for number in chosen:
         labels = dataset[number]["data_samples"].gt_sem_seg.data
         counts += np.bincount(labels.flatten().numpy(), minlength=256)[:256]
         sizes.add(tuple(labels.shape[-2:]))
-    known = max(int(counts[:IGNORED].sum()), 1)
-    for label, name in enumerate(names):
-        yield Finding("labels", f"{label} {printable(name, 30)}: {100 * counts[label] / known:.2f} %")
-    yield Finding("labels", f"ignored: {100 * counts[IGNORED] / max(counts.sum(), 1):.2f} % of all pixels")
+    shares = 100 * counts / max(counts.sum(), 1)
+    listed = ", ".join(f"{printable(name, 30)} {shares[label]:.2f} %" for label, name in enumerate(names[:30]))
+    told = f"{len(names)}, of the pixels behind the pipeline: {listed}{', ...' if len(names) > 30 else ''}"
+    yield Finding("classes", f"{told}; ignored {shares[IGNORED]:.2f} %")
     if absent := [printable(name, 30) for label, name in enumerate(names) if not counts[label]]:
-        yield Finding("labels", f"without a pixel in {len(chosen)} items: {', '.join(absent[:10])}", warning=True)
+        yield Finding("classes", f"without a pixel in {len(chosen)} items: {', '.join(absent[:10])}", warning=True)
     yield Finding("targets", f"maps behind the pipeline: {', '.join(f'{w} x {h}' for h, w in sorted(sizes)[:5])}")
     if out is not None:
         save_figure(draw_items(dataset, chosen[:SHOWN]), out)
