@@ -55,10 +55,12 @@ def check_batches(loader: Any, model: Any) -> None:
 
     Raises:
         CannotTrain: there is no batch; or one of a single item, of which batch norm cannot take statistics; or the
-            model has more or fewer classes than the data; or there is one class alone.
+            model has more or fewer classes than the data, or a loss that does not fit to its outputs; or there is one
+            class alone.
     """
     model = model.module if is_model_wrapper(model) else model
     check_classes(loader.dataset, model)
+    check_losses(model)
     labels = _labels(loader.dataset)
     if labels is not None:
         classes = loader.dataset.metainfo["classes"]
@@ -106,6 +108,26 @@ def check_classes(dataset: Any, model: nn.Module) -> None:
                 f"num_classes of {name or type(model).__name__} is {count}, and the data set has "
                 f"{len(classes)} classes ({_some(classes)})."
             )
+
+
+def check_losses(model: nn.Module) -> None:
+    """Refuse heads of mmseg that give one number for a pixel to a loss that wants one for each class: on a GPU that is
+    an assertion of the device.
+
+    Raises:
+        CannotTrain: names the head.
+    """
+    for name, part in model.named_modules():
+        if getattr(part, "out_channels", None) != 1 or not hasattr(part, "loss_decode"):
+            continue
+        losses = part.loss_decode if isinstance(part.loss_decode, nn.ModuleList) else [part.loss_decode]
+        for loss in losses:
+            if getattr(loss, "use_sigmoid", True) is False:
+                raise CannotTrain(
+                    f"{name or type(part).__name__} has out_channels=1, one number for each pixel, and its "
+                    f"{type(loss).__name__} with use_sigmoid=False wants one for each class: take use_sigmoid=True, or "
+                    "leave out_channels out."
+                )
 
 
 def _classes(dataset: Any) -> tuple[str, ...] | None:

@@ -163,3 +163,18 @@ def test_validation_has_the_classes_of_training():
     found.val_loop = SimpleNamespace(dataloader=loader(classes=3))
     with pytest.raises(preflight.CannotTrain, match=r"have the classes a, b; those of val_dataloader are a, b, c\."):
         preflight.check_training(found)
+
+
+def test_one_output_and_a_loss_for_several(warned):
+    model = Net(norm=nn.LayerNorm)
+    model.head.out_channels = 1
+    model.head.loss_decode = nn.ModuleList([nn.CrossEntropyLoss()])
+    model.head.loss_decode[0].use_sigmoid = True
+    preflight.check_batches(loader(), model)
+    model.head.loss_decode[0].use_sigmoid = False
+    with pytest.raises(
+        preflight.CannotTrain, match=r"head has out_channels=1, .* CrossEntropyLoss .*: take use_sigmoid"
+    ):
+        preflight.check_batches(loader(), model)
+    model.head.out_channels = 2
+    preflight.check_batches(loader(), model)
