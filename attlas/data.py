@@ -441,6 +441,8 @@ class SeededDraws:
         seed: seed of the draws. The other arguments are those of the data set.
     """
 
+    __len__: Callable[[], int]
+
     def __init__(self, *args, seed: int = 0, **options):
         self.seed = check_seed(seed)
         super().__init__(*args, **options)
@@ -450,7 +452,7 @@ class SeededDraws:
             return super().__getitem__(index % len(self))  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[dict]:  # as of `Items`
-        return (self[place] for place in range(len(self)))  # type: ignore[arg-type]
+        return (self[place] for place in range(len(self)))
 
     def get_data_info(self, index: int) -> dict:
         return super().get_data_info(index % len(self))  # type: ignore[misc]

@@ -142,7 +142,17 @@ SHARED = {
         "pictures",
         "position_relation",
     },
-    "dense/segmentation": {"__init__", "datasets", "doctor", "inference", "maps", "medical", "metrics", "volumes"},
+    "dense/segmentation": {
+        "__init__",
+        "datasets",
+        "doctor",
+        "inference",
+        "maps",
+        "medical",
+        "metrics",
+        "pictures",
+        "volumes",
+    },
 }
 
 

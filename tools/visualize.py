@@ -8,6 +8,7 @@
     python tools/visualize.py confusion results.npz [OTHER.npz ...] --out confusion.png
     python tools/visualize.py room --number 7 --out room.png
     python tools/visualize.py detections CONFIG CHECKPOINT --items 3 7 12 --out found.png
+    python tools/visualize.py maps CONFIG CHECKPOINT --items 3 7 12 --out maps.png
     python tools/visualize.py strip CONFIG epoch_1.pth epoch_4.pth epoch_12.pth --item 7 --out strip.png
     python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
@@ -88,6 +89,8 @@ def arguments() -> argparse.ArgumentParser:
     sub = detector("detections", "what a detector finds, below the annotations")
     sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
     score(sub)
+    sub = detector("maps", "the labels that a segmentor gives, below the true ones")
+    sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
     sub = detector("strip", "what a detector finds in one image, over its training", several=True)
     image(sub)
     score(sub)
@@ -182,6 +185,15 @@ def draw_detections(args: argparse.Namespace):
     return pictures.draw_detections(inspection.detector(args.checkpoint, config), subjects, args.score)
 
 
+def draw_maps(args: argparse.Namespace):
+    from attlas.browsing import config_dataset
+    from attlas.dense.segmentation.pictures import draw_maps
+    from attlas.inference import Inferencer
+
+    config = detector_config(args)
+    return draw_maps(config_dataset(config, "test"), Inferencer(args.checkpoint, config), args.items)
+
+
 def draw_strip(args: argparse.Namespace):
     from attlas.dense.detection import inspection, pictures
 
@@ -251,6 +263,7 @@ def run(args: argparse.Namespace) -> None:
         "confusion": draw_confusion,
         "detections": draw_detections,
         "keypoints": draw_keypoints,
+        "maps": draw_maps,
         "relation": draw_relation,
         "room": draw_room,
         "strip": draw_strip,

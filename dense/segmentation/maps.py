@@ -94,8 +94,8 @@ class Meaning:
         known = self.values
         range_ = f"{known[0]} to {known[-1]}" if known == [*range(known[0], known[-1] + 1)] else _some(known)
         text = f"holds {shown}{more}. The {len(self.classes)} classes have the numbers {range_}"
-        ignored = np.flatnonzero(self.table == IGNORED)
-        text += f", and {_some(ignored)} is ignored." if len(ignored) else "."
+        ignored = np.flatnonzero(self.table == IGNORED).tolist()
+        text += f", and {_some(ignored)} is ignored." if ignored else "."
         if kinds[strange].tolist() == [len(self.classes)] and known[-1] == len(self.classes) - 1:
             return text + " If 0 is no class but to be ignored: reduce_zero_label=True."
         return text + _proposed(kinds, self.classes)

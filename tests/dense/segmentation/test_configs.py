@@ -95,3 +95,21 @@ def test_it_learns(name):
     model.test_cfg.update(mode="slide", crop_size=(64, 96), stride=(40, 40))
     slid = model.predict(images, samples)
     assert torch.equal(slid[1].pred_sem_seg.data, whole[1].pred_sem_seg.data)
+
+
+def test_images_smaller_than_the_crop():
+    """They are filled up to the largest of their batch, with pixels that are ignored, and to what the maps need."""
+    model = built(CONFIGS / "semantic_fpn/semantic_fpn_lsnet_rooms.py", 3)
+    sizes = (50, 70), (64, 40)
+    samples = [sample(*size, 3) for size in sizes]
+    data = dict(inputs=[torch.zeros(3, *size, dtype=torch.uint8) for size in sizes], data_samples=samples)
+    ready = model.data_preprocessor(data, True)
+    assert ready["inputs"].shape == (2, 3, 64, 96)
+    for (height, width), found in zip(sizes, ready["data_samples"]):
+        labels = found.gt_sem_seg.data[0]
+        assert labels.shape == (64, 96)
+        assert (labels[height:] == 255).all()
+        assert (labels[:, width:] == 255).all()
+        assert (labels[3:height, :width] < 3).all()
+    loss, _ = model.parse_losses(model.loss(**ready))
+    assert loss.isfinite()
