@@ -237,6 +237,7 @@ OF_SEVERAL_FILES = {
     "dense/detection/test_configs.py",
     "dense/detection/test_training.py",
     "dense/segmentation/test_configs.py",
+    "dense/segmentation/test_training.py",
     "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",

@@ -147,8 +147,8 @@ def test_cityscapes_as_it_is_published(tmp_path):
     assert [label for label in found if label != 255] == [*range(19)]
 
 
-def test_furnished_rooms(furnished):
-    dataset = FurnishedRoomsMaps(**furnished, pipeline=READ)
+def test_furnished_rooms(rooms):
+    dataset = FurnishedRoomsMaps(**rooms, pipeline=READ)
     assert dataset.metainfo["classes"] == LABELS
     item = dataset[1]
     assert item["gt_seg_map"].shape == item["img"].shape[:2] == (72, 96)

@@ -16,8 +16,8 @@ PIPELINE = [
 ]
 
 
-def test_labels_behind_the_pipeline(furnished, tmp_path):
-    dataset = FurnishedRoomsMaps(**furnished, pipeline=PIPELINE)
+def test_labels_behind_the_pipeline(rooms, tmp_path):
+    dataset = FurnishedRoomsMaps(**rooms, pipeline=PIPELINE)
     found = [*examine_data(dataset, tmp_path / "targets.png")]
     counts = torch.stack([item["data_samples"].gt_sem_seg.data.flatten().bincount(minlength=17) for item in dataset])
     floor = 100 * float(counts.sum(0)[14] / counts.sum())

@@ -24,8 +24,8 @@ class Asked:
         return [dict(classes=[dict(label=kind, name=str(kind), mask=encoded(labels == kind)) for kind in kinds])]
 
 
-def test_errors_are_red(furnished):
-    dataset = FurnishedRoomsMaps(**furnished, pipeline=[dict(type="attlas.ReadMap")])
+def test_errors_are_red(rooms):
+    dataset = FurnishedRoomsMaps(**rooms, pipeline=[dict(type="attlas.ReadMap")])
     truth = [dataset[i]["gt_seg_map"] for i in (0, 2)]
     wrong = truth[1].copy()
     wrong[:36] = (wrong[:36] + 1) % 17
