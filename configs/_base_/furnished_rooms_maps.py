@@ -3,7 +3,8 @@
 # Look at them: python tools/browse_dataset.py configs/_base_/furnished_rooms_maps.py
 train_dataloader = dict(
     batch_size=4,
-    num_workers=0,  # on a CPU the network wants the cores
+    num_workers=1,
+    persistent_workers=True,
     sampler=dict(type="attlas.EndlessSampler", shuffle=True),
     dataset=dict(
         type="attlas.FurnishedRoomsMaps",
@@ -28,7 +29,8 @@ train_dataloader = dict(
 # There is no third split: validation looks at the test rooms. We report the last checkpoint, not the best.
 val_dataloader = test_dataloader = dict(
     batch_size=4,
-    num_workers=0,
+    num_workers=1,
+    persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="attlas.FurnishedRoomsMaps",
