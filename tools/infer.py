@@ -4,8 +4,9 @@
     python tools/infer.py CONFIG WEIGHTS chair.obj
 
 A checkpoint of a training of ours holds its config, which is read as data and never run; other weights need CONFIG.
---out takes a folder for results.json and a picture for each input; of a segmentor also a PNG of its labels, or of a cloud
-a PLY with labels and colors. A file that cannot be read is reported, and the others are not: the exit status is 1 then.
+--out takes a folder for results.json and a picture for each input; of a segmentor also a PNG of its labels, or of a
+cloud a PLY with labels and colors. A file that cannot be read is reported, and the others are not: the exit status is
+1 then.
 """
 
 import argparse
