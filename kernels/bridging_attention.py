@@ -119,7 +119,8 @@ def _read(table: Tensor, query_positions: Tensor, key_positions: Tensor, step: f
     difference = (key_positions.unsqueeze(1) - query_positions.unsqueeze(2)) * step
     width = table.shape[2]
     (x, right, in_x), (y, down, in_y) = (_cell(difference[..., a], table.shape[2 - a]) for a in (0, 1))
-    place = (y * width + x).unsqueeze(-1) + torch.tensor([0, 1, width, width + 1], device=table.device)
+    pair = torch.arange(2, device=table.device)
+    place = (y * width + x).unsqueeze(-1) + (pair.unsqueeze(1) * width + pair).flatten()
     left, up = 1 - right, 1 - down
     weights = torch.stack([up * left, up * right, down * left, down * right], -1)
     corners = table.flatten(1)[:, place].transpose(0, 1)  # B heads N K 4

@@ -9,7 +9,8 @@ CODER = dict(type="DeltaXYWHBBoxCoder")
 ANCHORS = dict(type="AnchorGenerator", octave_base_scale=4, scales_per_octave=2, ratios=[0.5, 1.0], strides=[8, 16, 32])
 ONE_ANCHOR = dict(type="AnchorGenerator", octave_base_scale=8, scales_per_octave=1, ratios=[1.0], strides=[8, 16, 32])
 CENTERS = dict(type="FCOSHead", strides=[8, 16, 32], regress_ranges=((-1, 64), (64, 128), (128, 1e8)), norm_cfg=None)
-KEYS = dict(keypoint_head=dict(feat_channels=8), bridging=dict(num_heads=2, base_size=40))
+# of small maps all key points that are asked for must be peaks: which of the others is chosen is not defined
+KEYS = dict(keypoint_head=dict(feat_channels=8, per_level=4, num_keys=10), bridging=dict(num_heads=2, base_size=40))
 HEADS = dict(
     retina=dict(type="RetinaHead", anchor_generator=ANCHORS, bbox_coder=CODER),
     softmax=dict(type="RetinaHead", anchor_generator=ANCHORS, bbox_coder=CODER, loss_cls=dict(type="CrossEntropyLoss")),

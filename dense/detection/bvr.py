@@ -539,7 +539,7 @@ class BVRMixin:
 
     def _refine(self, bridge: Bridge, maps: list[Tensor], keys: list[Keys]) -> list[Tensor]:
         strides = self.keypoint_head.strides
-        places = [grid(x.shape[2:], stride, x).expand(len(x), -1, -1) for x, stride in zip(maps, strides)]
+        places = [grid(x.shape[2:], stride, x).expand(x.shape[0], -1, -1) for x, stride in zip(maps, strides)]
         refined = bridge(
             [x.flatten(2).mT for x in maps],
             [[place] * len(keys) for place in places],
