@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import attlas  # noqa: F401  before any test imports mmcv, which looks for its extension once
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton
 

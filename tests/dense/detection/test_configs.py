@@ -52,10 +52,12 @@ def test_of_rooms():
     assert [tuple(x.shape[1:]) for x in maps] == [(64, 30, 40), (64, 15, 20), (64, 8, 10), (64, 4, 5)]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*_biformer_rooms.py")), ids=lambda path: path.stem)
-def test_detectors_of_rooms(path):
+@pytest.mark.parametrize(
+    "name", ["retinanet/retinanet", "bvr/bvr_retinanet", "dino/dino", "relation_detr/relation_detr"]
+)
+def test_detectors_of_rooms(name):
     """They begin with the weights that are shipped, lose something, and predict."""
-    config = load_config(path)
+    config = load_config(CONFIGS / f"{name}_biformer_rooms.py")
     fill_channels(config.model)
     model = built(config)
     model.init_weights()
