@@ -448,6 +448,10 @@ class SeededDraws:
         super().__init__(*args, **options)
 
     def __getitem__(self, index: int) -> dict:
+        if index < 0:  # from the end, as of a list
+            index += len(self)
+            if index < 0:
+                raise IndexError(f"item {index - len(self)}, and there are {len(self)}")
         with seeded(self.seed, index):
             return super().__getitem__(index % len(self))  # type: ignore[misc]
 

@@ -101,22 +101,49 @@ def read_map(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     with open(path, "rb") as file:
         content = file.read()
     try:
-        if not content.startswith(PNG):
-            raise ValueError(f"its {len(content)} bytes do not begin as PNG; JPEG and other formats change labels")
-        height, width, content = _png(content)
-        if not 0 < height * width <= max_pixels:
-            raise ValueError(f"{width} x {height} pixels are declared; {max_pixels:,} are the most")
+        content = _whole_png(content, max_pixels)
         depth, kind = content[DEPTH], content[KIND]
         if kind in (GREY, PALETTE):  # the decoder would put colors in place of indices, and stretch 1, 2 and 4 bits
             content = _as_grey(content)
-        numbers = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if numbers is None:
-            raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+        numbers = _unchanged(content)
         if depth < 8:
             numbers = numbers // (255 // (2**depth - 1))
         return numbers if numbers.ndim == 2 else _grey_of(numbers)
     except (cv2.error, ValueError, IndexError) as error:
         raise ValueError(f"{path} is no map of labels: {error}") from error
+
+
+def read_png(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of a PNG, uint8 or uint16: grey (H, W), or blue, green, red, and opacity where it has any (H, W, 3 or
+    4). Less than 8 bits are stretched to these, and a palette gives its colors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no PNG, breaks off, or is larger than `max_pixels`. The message names the file.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return _unchanged(_whole_png(content, max_pixels))
+    except (cv2.error, ValueError, IndexError) as error:
+        raise ValueError(f"{path} is not a readable PNG: {error}") from error
+
+
+def _whole_png(content: bytes, max_pixels: int) -> bytes:
+    """What OpenCV needs of a PNG, whose header was held to the file."""
+    if not content.startswith(PNG):
+        raise ValueError(f"its {len(content)} bytes do not begin as PNG; JPEG and other formats change labels")
+    height, width, content = _png(content)
+    if not 0 < height * width <= max_pixels:
+        raise ValueError(f"{width} x {height} pixels are declared; {max_pixels:,} are the most")
+    return content
+
+
+def _unchanged(content: bytes) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+    return pixels
 
 
 def _grey_of(colors: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.evaluator import BaseMetric
@@ -19,8 +18,9 @@ from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 from torch import Tensor
 
-from ...data import one_of, seeded
+from ...data import SeededDraws, one_of
 from ...files import near_folders, printable
+from ...images import read_png
 from ...registry import DATASETS, METRICS, TRANSFORMS
 
 CHAOS = ("background", "liver", "right kidney", "left kidney", "spleen")
@@ -41,7 +41,7 @@ def gray_levels(classes: Sequence[str], levels: Sequence[int] | None = None) -> 
 
 
 @DATASETS.register_module()
-class MedicalSlices(BaseSegDataset):
+class MedicalSlices(SeededDraws, BaseSegDataset):
     """PNG slices with masks, for mmseg's pipelines; `attlas.ReadSlice` is the first transform of one.
 
     With `attlas.EpochSampler` every epoch draws every slice afresh, the same with any number of workers.
@@ -51,8 +51,8 @@ class MedicalSlices(BaseSegDataset):
         split: folder below it: train, val or test in the authors' layout.
         classes: names of the classes, the background first; CHAOS's by default.
         levels: gray level of each class in the masks; 63 * class by default.
-        seed: seed of the draws.
-        options: further ones of mmseg's BaseSegDataset: pipeline, test_mode, metainfo=dict(palette=...), ...
+        options: `seed` of the draws (0), and those of mmseg's BaseSegDataset: pipeline, test_mode,
+            metainfo=dict(palette=...), ...
 
     Raises:
         FileNotFoundError: no such folder; names the near ones.
@@ -66,10 +66,9 @@ class MedicalSlices(BaseSegDataset):
         split: str = "train",
         classes: Sequence[str] = CHAOS,
         levels: Sequence[int] | None = None,
-        seed: int = 0,
         **options,
     ):
-        self.levels, self.seed = gray_levels(classes, levels), seed
+        self.levels = gray_levels(classes, levels)
         palette = [list(color) for color in PALETTE] if len(classes) == len(PALETTE) else []
         metainfo = dict(classes=tuple(classes), palette=palette) | options.pop("metainfo", {})
         super().__init__(
@@ -78,13 +77,6 @@ class MedicalSlices(BaseSegDataset):
             metainfo=metainfo,
             **options,
         )
-
-    def __getitem__(self, index: int) -> dict:
-        with seeded(self.seed, index):
-            return super().__getitem__(index % len(self))
-
-    def get_data_info(self, index: int) -> dict:
-        return super().get_data_info(index % len(self))
 
     def load_data_list(self) -> list[dict]:
         """The slices in the order of subjects and slices, numbers as numbers."""
@@ -116,7 +108,7 @@ class MedicalSlices(BaseSegDataset):
                     seg_fields=[],
                 )
             )
-        found.sort(key=lambda entry: (_natural(entry["subject"]), entry["slice"]))
+        found.sort(key=lambda entry: (natural(entry["subject"]), entry["slice"]))
         table = ", ".join(f"{level} = {name}" for level, name in zip(self.levels, self.metainfo["classes"]))
         subjects = len({entry["subject"] for entry in found})
         print_log(
@@ -127,25 +119,30 @@ class MedicalSlices(BaseSegDataset):
         return found
 
 
-def _natural(name: str) -> list:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def natural(name: str) -> list:
+    """A key that sorts the numbers in names as numbers."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def read_gray(path: str | Path) -> np.ndarray:
-    """An image of one channel and 8 bits as (H, W); one in color whose channels are equal counts as such.
+    """A PNG of one channel and 8 bits as (H, W); one in color whose channels are equal counts as such.
 
     Raises:
-        ValueError: no image, 16 bits, colors, or transparency; names the file.
+        FileNotFoundError: there is no such file.
+        ValueError: no PNG, or more pixels than `attlas.images.MAX_PIXELS`, 16 bits, colors, or transparency; names the
+            file.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f"{printable(path)} is not there, or no image that can be read.")
+    image = read_png(path)
     if image.dtype != np.uint8:
         raise ValueError(f"{printable(path)} has {image.dtype.itemsize * 8} bits a pixel; slices and masks have 8.")
     if image.ndim == 3 and image.shape[2] == 4:
         if image[..., 3].min() < 255:
             raise ValueError(f"{printable(path)} has transparent pixels; slices and masks have one gray channel.")
         image = image[..., :3]
+    return _gray_of(image, path)
+
+
+def _gray_of(image: np.ndarray, path: str | Path) -> np.ndarray:
     if image.ndim == 3:
         if (image != image[..., :1]).any():
             raise ValueError(f"{printable(path)} is in color; slices and masks have one gray channel.")
@@ -174,13 +171,14 @@ def classes_of(gray: np.ndarray, levels: Sequence[int], path: str | Path) -> np.
 
 @TRANSFORMS.register_module()
 class ReadSlice(BaseTransform):
-    """The slice of a `MedicalSlices` entry and its classes, in mmseg's keys.
+    """The slice of a `MedicalSlices` entry and its classes, in mmseg's keys. Without `seg_map_path` it has no classes,
+    and an `img` that is there already is taken, (H, W) or three equal channels (H, W, 3): so `attlas.inference` asks.
 
     Args:
         channels: 1, or 3 equal ones for a backbone of color images.
 
     Raises:
-        ValueError: as of `read_gray` and `classes_of`; or slice and mask differ in size.
+        ValueError: as of `read_gray` and `classes_of`; slice and mask differ in size, or `img` is in color.
     """
 
     def __init__(self, channels: Literal[1, 3] = 1):
@@ -189,15 +187,19 @@ class ReadSlice(BaseTransform):
         self.channels = channels
 
     def transform(self, results: dict) -> dict:
-        image = read_gray(results["img_path"])
-        gray = read_gray(results["seg_map_path"])
-        if image.shape != gray.shape:
-            raise ValueError(
-                f"{printable(results['img_path'])} has {image.shape[0]} x {image.shape[1]} pixels (height x width), "
-                f"and its mask {printable(results['seg_map_path'])} {gray.shape[0]} x {gray.shape[1]}."
-            )
-        results["gt_seg_map"] = classes_of(gray, results["levels"], results["seg_map_path"])
-        results["seg_fields"].append("gt_seg_map")
+        if "img" in results:
+            image = _gray_of(results["img"], results.get("img_path") or "the image")
+        else:
+            image = read_gray(results["img_path"])
+        if "seg_map_path" in results:
+            gray = read_gray(results["seg_map_path"])
+            if image.shape != gray.shape:
+                raise ValueError(
+                    f"{printable(results['img_path'])} has {image.shape[0]} x {image.shape[1]} pixels (height x "
+                    f"width), and its mask {printable(results['seg_map_path'])} {gray.shape[0]} x {gray.shape[1]}."
+                )
+            results["gt_seg_map"] = classes_of(gray, results["levels"], results["seg_map_path"])
+            results["seg_fields"].append("gt_seg_map")
         results["img"] = image if self.channels == 1 else np.repeat(image[..., None], 3, -1)
         results["img_shape"] = results["ori_shape"] = image.shape
         return results
@@ -249,7 +251,7 @@ class VolumeDice(BaseMetric):
             self.results.append((str(sample["subject"]), int(sample["slice"]), np.stack(counts)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """`case_<class>`, `pooled_<class>`, and `case_mean`, `pooled_mean`."""
+        """`case_<class>`, `pooled_<class>`, and `case_mean`, `pooled_mean`, of those classes that have a figure."""
         names = self.dataset_meta["classes"][1:]
         slices = {(subject, number): counts for subject, number, counts in results}  # a sampler may repeat some
         volumes: dict[str, Any] = defaultdict(int)
@@ -272,9 +274,10 @@ class VolumeDice(BaseMetric):
         print_log("\n".join(lines), logger="current")
         figures: dict[str, float] = {}
         for kind, values in (("case", case), ("pooled", pooled)):
-            figures |= {f"{kind}_{name}": float(value) for name, value in zip(names, values)}
-            there = [value for value in values if np.isfinite(value)]
-            figures[f"{kind}_mean"] = float(np.mean(there)) if there else float("nan")
+            there = {f"{kind}_{name}": float(value) for name, value in zip(names, values) if np.isfinite(value)}
+            figures |= there
+            if there:
+                figures[f"{kind}_mean"] = float(np.mean([*there.values()]))
         return figures
 
     def _dice(self, counts: np.ndarray) -> np.ndarray:
