@@ -10,6 +10,7 @@ It needs nibabel and pydicom: pip install 'attlas[medical]'. Nothing else of the
 
 import gzip
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,10 +30,16 @@ except ModuleNotFoundError as error:
     ) from None
 
 from ...files import near_files, near_folders, printable, replacing
-from .medical import CHAOS, classes_of, gray_levels, read_gray
+from ...images import MAX_PIXELS
+from .medical import CHAOS, classes_of, gray_levels, natural, read_gray
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-EVEN = 0.02  # share of the spacing by which slices may be out of place
+EVEN = 0.02  # share of the spacing by which the distances of slices may differ
+ASIDE = 0.25  # share of a voxel by which a slice may lie beside its place
+MILLIMETERS = dict(meter=1000.0, mm=1.0, micron=0.001, unknown=1.0)
+DEFLATED = 1032  # bytes that one byte of gzip may become
+DICOM = b"DICM"  # at byte 128
+SUFFIXES = (".dcm", ".ima")  # of DICOM; other files are known by their content
 
 
 @dataclass
@@ -61,10 +68,13 @@ class Volume:
         """An array (X, Y, Z) in the order of axes of the file."""
         if values.shape != self.values.shape:
             raise ValueError(f"values has the shape {values.shape}, the volume {self.values.shape}")
-        turn = orientations.ornt_transform(
-            orientations.io_orientation(self.affine), orientations.io_orientation(self.source_affine)
-        )
-        return orientations.apply_orientation(values, turn)
+        # The volume's own affine is not asked: at 45 degrees an axis is as near to one as to another.
+        straight = np.array([[0, 1], [1, 1], [2, 1]])
+        turn = orientations.ornt_transform(straight, orientations.io_orientation(self.source_affine))
+        found = orientations.apply_orientation(values, turn)
+        if found.shape != self.source_shape:
+            raise ValueError(f"{printable(self.source[0])} has {self.source_shape} voxels, and not {found.shape}")
+        return found
 
 
 def _turned(values: np.ndarray, affine: np.ndarray, source: Sequence[Path]) -> Volume:
@@ -72,6 +82,8 @@ def _turned(values: np.ndarray, affine: np.ndarray, source: Sequence[Path]) -> V
     name = printable(source[0])
     if values.ndim != 3 or not all(values.shape):
         raise ValueError(f"{name} has the shape {values.shape}; a volume has three axes, or channels behind.")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {values.dtype}; a voxel has one real number.")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(values))} voxels that are NaN or infinite.")
     turn = orientations.io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)
@@ -90,18 +102,29 @@ def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
     """The volume of a NIfTI file.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: a .nii or .nii.gz file. Its unit of length may be the meter, the millimeter or the micron; one that says
+            none is in millimeters.
         channel: which volume of a file of several (X, Y, Z, channels); it must be said of such.
 
     Raises:
         FileNotFoundError: names the near files.
-        ValueError: broken, not of three axes, NaN, or without a place; no such channel; names the file.
+        ValueError: broken, not of three axes, colors or complex numbers, NaN, without a place (sform_code and
+            qform_code are 0), or of more voxels than the file can hold; no such channel; names the file.
     """
     path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"path={printable(path)} must end in .nii or .nii.gz.")
     if not path.is_file():
         raise FileNotFoundError(f"{printable(path)} does not exist. {near_files(path)}")
     try:
         image: Any = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Pair):
+            raise ValueError(f"it is of the kind {type(image).__name__}")
+        unit = image.header.get_xyzt_units()[0]
+        declared = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+        held = path.stat().st_size * (DEFLATED if path.name.endswith(".gz") else 1)
+        if declared > held:
+            raise ValueError(f"{image.shape} voxels are declared, which its {path.stat().st_size:,} bytes do not hold")
         values = np.asanyarray(image.dataobj)
     except Exception as error:
         raise ValueError(f"{printable(path)} cannot be read as NIfTI: {printable(error)}") from None
@@ -109,7 +132,11 @@ def read_nifti(path: str | Path, channel: int | None = None) -> Volume:
         if values.ndim != 4 or not 0 <= channel < values.shape[3]:
             raise ValueError(f"channel={channel!r}, but {printable(path)} has the shape {values.shape}.")
         values = values[..., channel]
-    return _turned(values, np.asarray(image.affine, float), [path])
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        raise ValueError(f"{printable(path)} says no place: its sform_code and its qform_code are 0.")
+    affine = np.array(image.affine, float)
+    affine[:3] *= MILLIMETERS[unit]
+    return _turned(values, affine, [path])
 
 
 class _Slice(NamedTuple):
@@ -125,6 +152,8 @@ def _read_slice(path: Path) -> tuple[str, _Slice]:
     """The SeriesInstanceUID of a file, and its slice."""
     try:
         data = pydicom.dcmread(path)
+        if (declared := int(data.Rows) * int(data.Columns) * int(data.get("NumberOfFrames") or 1)) > MAX_PIXELS:
+            raise ValueError(f"{declared:,} pixels are declared; {MAX_PIXELS:,} are the most")
         pixels = data.pixel_array.astype(np.float32)
         pixels = pixels * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
         found = _Slice(
@@ -153,20 +182,22 @@ def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
     Neither file names nor InstanceNumber say where a slice lies. The array of the source is (row, column, slice).
 
     Args:
-        folder: a folder of .dcm files, or of files without a suffix.
+        folder: a folder whose DICOM files are meant: all of .dcm and .IMA, and those of other names that hold DICM at
+            byte 128, but for a DICOMDIR.
         series: SeriesInstanceUID of the wanted ones, where there are several.
 
     Raises:
         FileNotFoundError: no such folder, or no DICOM files in it.
         ValueError: several series; slices that differ in size, direction or spacing; two at one place; a gap, with the
-            place of the missing slice; a broken file.
+            place of the missing slice; a slice that lies beside the line of the others (which may lean, as those of a
+            tilted gantry do); a broken file.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder {printable(folder)} does not exist. {near_folders(folder)}")
     found: dict[str, list[_Slice]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in (".dcm", "") and path.is_file() and not path.name.startswith("."):
+        if _is_dicom(path):
             name, one = _read_slice(path)
             found[name].append(one)
     if not found:
@@ -191,10 +222,31 @@ def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
     _check_gaps(folder, np.array([other.position @ normal for other in slices]))
     first, last = slices[0].position, slices[-1].position
     step = (last - first) / (len(slices) - 1) if len(slices) > 1 else normal * one.thickness
+    most = ASIDE * min(*one.spacing, np.linalg.norm(step))
+    for i, other in enumerate(slices):
+        if (away := np.linalg.norm(other.position - (first + i * step))) > most:
+            raise ValueError(
+                f"{printable(other.path)} lies {away:.3f} mm beside its place on the line from the first slice to the "
+                f"last, at {other.position.tolist()} in place of {(first + i * step).round(3).tolist()}."
+            )
     affine = np.eye(4)
     affine[:3] = np.stack([one.direction[3:] * one.spacing[0], one.direction[:3] * one.spacing[1], step, first], 1)
     values = np.stack([other.pixels for other in slices], -1)
     return _turned(values, LPS_TO_RAS @ affine, [other.path for other in slices])
+
+
+def _is_dicom(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == DICOM
+
+
+def _stem(path: Path) -> str:
+    """The name of a slice; in others than those of `SUFFIXES` a dot is part of it, as in 1.2.840.1."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def _check_gaps(folder: Path, depths: np.ndarray) -> None:
@@ -284,7 +336,7 @@ def write_masks(folder: str | Path, labels: np.ndarray, like: Volume, levels: Se
         raise ValueError(f"like is of {len(like.source)} files and {gray.shape[2]} slices: no series of DICOM.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     for i, path in enumerate(like.source):
-        _write_png(Path(folder) / f"{path.stem}.png", gray[..., i])
+        _write_png(Path(folder) / f"{_stem(path)}.png", gray[..., i])
 
 
 def _bytes(labels: np.ndarray) -> np.ndarray:
@@ -351,15 +403,16 @@ class Case(NamedTuple):
         return image, _turned(masks, image.source_affine, [self.label])
 
     def _masks(self, image: Volume) -> list[Path]:
-        """The mask of each slice: that of its name, or if no names are the same, that of its place among the names."""
+        """The mask of each slice: that of its name, or if no names are the same, that of its place among the names,
+        whose numbers count as numbers."""
         assert self.label is not None
-        masks = {path.stem: path for path in sorted(self.label.glob("*.png"))}
-        slices = [path.stem for path in image.source]
+        masks = {path.stem: path for path in sorted(self.label.glob("*.png"), key=lambda path: natural(path.name))}
+        slices = [_stem(path) for path in image.source]
         if masks.keys() == set(slices):
             return [masks[name] for name in slices]
         if len(masks) != len(slices) or masks.keys() & set(slices):
             raise ValueError(f"{printable(self.label)} has {len(masks)} masks, and there are {len(slices)} slices.")
-        of_slice = dict(zip(sorted(slices), masks.values()))
+        of_slice = dict(zip(sorted(slices, key=natural), masks.values()))
         return [of_slice[name] for name in slices]
 
 

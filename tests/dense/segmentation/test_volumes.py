@@ -1,5 +1,6 @@
 """Volumes in the files of scanners: where voxels lie, and that they lie there again after writing."""
 
+import gzip
 import json
 
 import cv2
@@ -13,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from attlas.dense.segmentation.medical import MedicalSlices, ReadSlice
 from attlas.dense.segmentation.volumes import (
+    Case,
     chaos,
     check_same_place,
     decathlon,
@@ -149,6 +151,72 @@ def test_the_corner_voxel_of_dicom_goes_home(tmp_path):
     check_same_place(volume, again)
 
 
+def test_labels_of_45_degrees_go_home(tmp_path):
+    """Each axis is as near to one of the patient's as to another, and rounding decides."""
+    direction, at = (-0.707107, 0.707107, 0, 0, 0, -1), np.array([-84.85, -120.3, 119.76])
+    normal = np.cross(direction[:3], direction[3:])
+    for i in range(25):
+        pixels = np.full((12, 10), i)
+        place = (at + 3 * i * normal).round(4)
+        slice_of(tmp_path / f"a/{i}.dcm", pixels, place, direction, spacing=(0.46875, 0.46875))
+    volume = read_dicom(tmp_path / "a")
+    found = volume.in_source(volume.values)
+    assert found.shape == volume.source_shape == (12, 10, 25)
+    assert np.array_equal(found, np.broadcast_to(np.arange(25) - 5, found.shape))
+    labels = np.zeros(volume.values.shape, np.uint8)
+    labels[volume.values == 3 - 5] = 2
+    write_masks(tmp_path / "masks", labels, volume)
+    assert [i for i in range(25) if cv2.imread(str(tmp_path / f"masks/{i}.png")).any()] == [3]
+
+
+def test_units_and_places_of_nifti(tmp_path):
+    scene, affine = np.zeros(SHAPE, np.int16), np.diag([2.0, 3, 4, 1])
+    for unit, factor in (("mm", 1), ("unknown", 1), ("meter", 1000), ("micron", 0.001)):
+        image = nibabel.Nifti1Image(scene, affine)
+        image.header.set_xyzt_units(unit)
+        nibabel.save(image, tmp_path / "a.nii")
+        assert read_nifti(tmp_path / "a.nii").spacing == pytest.approx((2 * factor, 3 * factor, 4 * factor))
+    nibabel.save(nibabel.Nifti1Image(scene, None), tmp_path / "nowhere.nii")
+    with pytest.raises(ValueError, match=r"nowhere\.nii says no place: its sform_code and its qform_code are 0"):
+        read_nifti(tmp_path / "nowhere.nii")
+    colors = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colors, affine), tmp_path / "colors.nii")
+    with pytest.raises(ValueError, match=r"colors\.nii holds .*; a voxel has one real number"):
+        read_nifti(tmp_path / "colors.nii")
+    header = nibabel.Nifti1Image(np.broadcast_to(np.uint8(0), SHAPE), affine).header
+    header["dim"][1:4] = 30000
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+    with pytest.raises(ValueError, match=r"bomb\.nii\.gz cannot be read .* voxels are declared, which its"):
+        read_nifti(tmp_path / "bomb.nii.gz")
+
+
+def test_slices_beside_their_place(tmp_path):
+    for folder, aside in (("jump", (0, 0, 3, 0, 0)), ("tilted", (0, 1, 2, 3, 4))):
+        for i, away in enumerate(aside):
+            slice_of(tmp_path / f"{folder}/{i}.dcm", np.zeros((6, 5)), (-30, 20 + away, 7 + 4 * i))
+    with pytest.raises(ValueError, match=r"2\.dcm lies 3\.000 mm beside its place"):
+        read_dicom(tmp_path / "jump")
+    assert read_dicom(tmp_path / "tilted").spacing == pytest.approx((1.5, 2, 17**0.5))
+
+
+def test_files_of_dicom_by_any_name(tmp_path):
+    """By DICOM's mark, or a suffix that promises it."""
+    names = ("a.IMA", "b", "1.2.840.3", "1.2.840.4")
+    for i, name in enumerate(names):
+        slice_of(tmp_path / "a" / name, np.full((6, 5), i), (-30, 20, 4 * i))
+    slice_of(tmp_path / "a/DICOMDIR", np.zeros((6, 5)), (0, 0, 0), series="9")
+    (tmp_path / "a/README").write_text("Slices of a phantom. " * 20)
+    volume = read_dicom(tmp_path / "a")
+    assert [path.name for path in volume.source] == [*names]
+    write_masks(tmp_path / "masks", np.zeros(volume.values.shape, int), volume)
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {
+        "a.png", "b.png", "1.2.840.3.png", "1.2.840.4.png"
+    }  # fmt: skip
+    (tmp_path / "a/old.ima").write_bytes(bytes(500))
+    with pytest.raises(ValueError, match=r"old\.ima cannot be read as a slice"):
+        read_dicom(tmp_path / "a")
+
+
 def test_series_that_are_no_volume(tmp_path):
     series(tmp_path / "gap", count=6, skip=(2,))
     with pytest.raises(ValueError, match=r"4\.000 mm apart, but 8\.000 mm between 15\.000 and 23\.000 mm.* missing"):
@@ -205,6 +273,17 @@ def test_chaos(tmp_path, names):
     (cases[0].label / f"{names}-00001.png").unlink()
     with pytest.raises(ValueError, match="has 3 masks, and there are 4 slices"):
         cases[0].read()
+
+
+def test_masks_are_paired_in_the_order_of_numbers(tmp_path):
+    for i in range(12):
+        slice_of(tmp_path / f"images/slice{i}.dcm", np.full((6, 5), i), (-30, 20, 4 * i))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        mask = np.zeros((6, 5), np.uint8)
+        mask[0, 0] = 63 * (i % 5)
+        cv2.imwrite(str(tmp_path / f"masks/m{i:03d}.png"), mask)
+    _, label = Case("a", tmp_path / "images", tmp_path / "masks").read()
+    assert label.values[4, 5].tolist() == [i % 5 for i in range(12)]
 
 
 def test_decathlon(tmp_path):
