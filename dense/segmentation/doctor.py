@@ -43,8 +43,11 @@ def examine_fit(model: Any, batch: dict) -> Iterator[Finding]:
     """Of the pixels of a batch that was learned by heart, how many have the right label."""
     model.eval()
     data = model.data_preprocessor(batch, True)  # as in training: images of several sizes are filled up
-    logits = model.encode_decode(data["inputs"], [sample.metainfo for sample in data["data_samples"]])
+    whole = dict(img_shape=data["inputs"].shape[-2:])  # the truth is filled up, too
+    logits = model.encode_decode(data["inputs"], [sample.metainfo | whole for sample in data["data_samples"]])
+    one = logits.shape[1] == 1  # the share of class 1
+    found = logits[:, 0].sigmoid() > model.decode_head.threshold if one else logits.argmax(1)
     truth = torch.stack([sample.gt_sem_seg.data[0] for sample in data["data_samples"]])
     labeled = truth != IGNORED
-    right = float((logits.argmax(1) == truth)[labeled].float().mean())
+    right = float((found == truth)[labeled].float().mean())
     yield Finding("one batch", f"{100 * right:.1f} % of its labeled pixels get their class")

@@ -49,7 +49,7 @@ class Segmentation(Task):
     def result(self, prediction, classes, top):
         if not torch.isfinite(prediction.seg_logits.data).all():
             raise ValueError("the network gives NaN or infinite numbers for it")
-        labels = prediction.pred_sem_seg.data[0].cpu().numpy()
+        labels = prediction.pred_sem_seg.data[0].long().cpu().numpy()  # of one channel it is a float
         kinds, counts = np.unique(labels, return_counts=True)
         if classes and kinds[-1] >= len(classes):
             raise RuntimeError(f"There are names of {len(classes)} classes, and a pixel is of {kinds[-1]}.")

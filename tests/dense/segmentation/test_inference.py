@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
 from attlas.backbones.channels import fill_channels
 from attlas.config import load_config
 from attlas.data import fill_classes
 from attlas.dense.room_files import LABELS
-from attlas.dense.segmentation.inference import label_map
+from attlas.dense.segmentation.inference import Segmentation, label_map
 from attlas.drawing import palette
 from attlas.images import read_image, read_map
 from attlas.inference import Inferencer
@@ -86,6 +88,41 @@ def test_windows(checkpoint, photos):
         maps.append(label_map(found))
     assert np.array_equal(maps[0], label_map(whole))
     assert not np.array_equal(maps[1], maps[0])
+
+
+def test_labels_of_one_channel():
+    """mmseg gives them as numbers with a point."""
+    labels = torch.zeros(1, 4, 5)
+    labels[:, 3] = 1
+    prediction = SegDataSample(pred_sem_seg=PixelData(data=labels), seg_logits=PixelData(data=torch.rand(1, 4, 5)))
+    result = Segmentation().result(prediction, ("wall", "crack"), 10)
+    assert [(c["label"], c["name"], c["share"]) for c in result["classes"]] == [(0, "wall", 0.75), (1, "crack", 0.25)]
+    assert np.array_equal(label_map(result), labels[0].numpy())
+
+
+def test_slices_of_volumes(tmp_path):
+    """A network of one channel is asked of its checkpoint alone; color is refused."""
+    config = load_config(ROOT / "configs/guided_attention/guided_attention_x101_chaos.py")
+    config.model.backbone = dict(type="ResNet", depth=18, base_channels=8, in_channels=1)
+    config.model.decode_head.update(in_channels=[8, 16, 32, 64], channels=8)
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    names = config.train_dataloader.dataset.classes
+    meta = dict(cfg=config.pretty_text, dataset_meta=dict(classes=names))
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), tmp_path / "epoch_1.pth")
+    gray = np.random.default_rng(0).integers(0, 256, (40, 64), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "gray.png"), gray)
+    cv2.imwrite(str(tmp_path / "color.png"), np.dstack([gray, gray, 255 - gray]))
+    asked = Inferencer(tmp_path / "epoch_1.pth", device="cpu")
+    file, array, color = asked([str(tmp_path / "gray.png"), gray, str(tmp_path / "color.png")])
+    assert label_map(file).shape == (40, 64)
+    assert {entry["name"] for entry in file["classes"]} <= {*names}
+    assert array["classes"] == file["classes"]
+    assert "in color; slices and masks" in color["error"]
+    filled = torch.nn.functional.pad(torch.tensor(gray)[None, None] / 255, (0, 0, 0, 24))
+    with torch.inference_mode():
+        logits = asked.model.encode_decode(filled, [dict(img_shape=(64, 64))])[..., :40, :]
+    assert np.array_equal(label_map(file), logits[0].argmax(0).numpy())
 
 
 @pytest.mark.slow
