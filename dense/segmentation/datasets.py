@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from mmcv.transforms import LoadAnnotations
 from mmengine.logging import print_log
 from mmseg.datasets import ADE20KDataset, BaseSegDataset, CityscapesDataset
 
@@ -15,7 +17,7 @@ from ...drawing import palette
 from ...files import near_files, near_folders, printable
 from ...registry import DATASETS
 from ..room_files import LABELS, room_folder
-from .maps import Meaning, Survey
+from .maps import UNKNOWN, Meaning, Survey
 
 
 @DATASETS.register_module()
@@ -34,7 +36,8 @@ class SegmentationMaps(SeededDraws, BaseSegDataset):
 
     Raises:
         FileNotFoundError: there is no folder, no image, or no map of an image.
-        ValueError: no classes are named, or the maps of the sample do not fit to them; names the file.
+        ValueError: no classes are named, or the maps of the sample do not fit to them (names the file); or `values`
+            that are not the default's, and a pipeline with mmseg's LoadAnnotations, which does not know them.
     """
 
     def __init__(self, *args, values: Mapping[int, str | None] | None = None, **options):
@@ -45,8 +48,12 @@ class SegmentationMaps(SeededDraws, BaseSegDataset):
         classes = self._metainfo.get("classes")
         if not classes:
             raise ValueError(f"{type(self).__name__} has no names of classes: give metainfo=dict(classes=(...)).")
-        published = self.METAINFO.get("classes", classes)
-        self.meaning = Meaning(published, self.given, self.reduce_zero_label).restricted(classes)
+        published = self.METAINFO.get("classes")
+        self.meaning = Meaning(published or classes, self.given, self.reduce_zero_label)
+        if self.given is not None:
+            self._check_reading()
+        if published:
+            self.meaning = self.meaning.restricted(classes)
         self._metainfo["classes"] = tuple(classes)
         if self.ann_file and not Path(self.ann_file).is_file():
             raise FileNotFoundError(
@@ -69,6 +76,13 @@ class SegmentationMaps(SeededDraws, BaseSegDataset):
         if self.data_prefix.get("seg_map_path"):
             self._look(found)
         return found
+
+    def _check_reading(self) -> None:
+        """mmseg's transform takes a number as the label, which is right where `values` say no more."""
+        known = np.flatnonzero(self.meaning.table != UNKNOWN)
+        plain = (self.meaning.table[known] == known).all()
+        if not plain and any(isinstance(step, LoadAnnotations) for step in self.pipeline.transforms):
+            raise ValueError(f"{type(self).__name__}: LoadAnnotations knows nothing of `values`: take attlas.ReadMap.")
 
     def _look(self, found: Sequence[Mapping]) -> None:
         """Hold the maps to their images and classes, by a sample."""

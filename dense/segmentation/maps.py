@@ -62,11 +62,12 @@ class Meaning:
             raise ValueError(f"values has no number for {_some(absent)}")
 
     def restricted(self, classes: Sequence[str]) -> "Meaning":
-        """The same numbers where `classes`, some of these in any order, are all; pixels of others are ignored."""
+        """The same numbers where `classes`, some of these in any order, are all; pixels of others are ignored. What 0
+        means is no question then (`reduce_zero_label` is False): the numbers are those of a published set."""
         found = Meaning(classes)
         new = np.array([found.classes.index(name) if name in found.classes else IGNORED for name in self.classes])
         named = (self.table != UNKNOWN) & (self.table != IGNORED)
-        found.table, found.reduce_zero_label = self.table.copy(), self.reduce_zero_label
+        found.table = self.table.copy()
         found.table[named] = new[self.table[named]]
         return found
 

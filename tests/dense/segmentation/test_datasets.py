@@ -97,6 +97,19 @@ def test_a_bad_file_outside_of_the_sample(tmp_path):
         dataset[paths.index(str(tmp_path / "ann_dir/7.png"))]
 
 
+def test_a_reader_that_does_not_know_the_values(tmp_path):
+    """mmseg's takes numbers for labels: right where `values` say the same."""
+    read = [dict(type="attlas.ReadImage"), dict(type="LoadAnnotations")]
+    written = maps(3, 2)
+    options = folder(tmp_path, written) | dict(metainfo=NAMES, pipeline=read)
+    for values in (None, {0: "sky", 1: "road", 2: "car", 255: None}):
+        assert np.array_equal(SegmentationMaps(**options, values=values)[-1]["gt_seg_map"], written[2])
+    for values in ({0: "road", 1: "sky", 2: "car"}, {0: "sky", 1: "road", 2: "car", 7: None}):
+        with pytest.raises(ValueError, match=r"LoadAnnotations knows nothing of `values`: take attlas.ReadMap"):
+            SegmentationMaps(**options, values=values)
+        SegmentationMaps(**options | dict(pipeline=READ), values=values)
+
+
 def test_the_table_is_told_before_the_first_step(tmp_path):
     told = []
     handler = logging.Handler()

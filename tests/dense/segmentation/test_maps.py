@@ -121,6 +121,8 @@ def test_classes_that_count_from_0_after_all(tmp_path):
     survey = Survey([pair], Meaning(NAMES, reduce_zero_label=True))
     survey.check()
     assert "Do the classes count from 0?" in next(survey.warnings())
+    published = Survey([pair], Meaning(NAMES, reduce_zero_label=True).restricted(NAMES))
+    assert list(published.warnings()) == ["no map of the sample has a pixel of car"]
 
 
 def test_a_sample_holds_maps_to_their_images(tmp_path):
