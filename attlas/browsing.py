@@ -106,7 +106,9 @@ def draw_item(axes: Axes, dataset: Any, number: int, up: str = "y") -> None:
         sample = item.get("data_samples")
         if (maps := getattr(sample, "gt_sem_seg", None)) is not None:
             (labels,) = maps.values()  # `data` of mmseg, `sem_seg` of mmdet
-            draw_regions(image, np.asarray(labels).reshape(image.shape[:2]), names, "", axes, SMALL)
+            labels = np.asarray(labels)
+            labels = _sized(labels.reshape(labels.shape[-2:]), image.shape[:2])
+            draw_regions(image, labels, names, "", axes, SMALL)
         if (found := getattr(sample, "gt_instances", None)) is not None:
             objects = _objects(found, names)
             draw_objects(image, objects, "", axes, SMALL)
@@ -183,6 +185,13 @@ def _levels(image: Any, dataset: Any) -> np.ndarray:
             low, high = planes.min(), planes.max()
             planes = 255 * (planes - low) / (high - low).clamp(min=1e-9)
     return planes.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def _sized(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Labels (H, W), of each pixel of an image of another size the nearest one: a test keeps the map of the file, and
+    resizes the image alone."""
+    rows, columns = ((np.arange(new) + 0.5) * old // new for new, old in zip(size, labels.shape))
+    return labels[rows.astype(int)[:, None], columns.astype(int)]
 
 
 def _objects(found: Any, names: Sequence[str]) -> list[dict]:

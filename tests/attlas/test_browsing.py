@@ -66,6 +66,17 @@ def test_semantic_maps(name):
     np.testing.assert_array_equal(shown, [labels[0] == 0, labels[0] == 1])
 
 
+def test_maps_of_the_size_of_their_files():
+    """A test resizes the image alone."""
+    labels = torch.zeros(1, 16, 30, dtype=torch.long)
+    labels[0, :, 15:] = 1
+    (axes,) = drawn(dict(inputs=INPUTS, data_samples=BaseDataElement(gt_sem_seg=PixelData(data=labels))))
+    chair, lamp = (each.get_array()[..., 3] > 0 for each in axes.images[1:])
+    assert chair.shape == (8, 10)
+    assert chair[:, :5].all()
+    assert np.array_equal(lamp, ~chair)
+
+
 def test_images_of_classes_are_set_back():
     dataset = Items([dict(image=PackImage().apply(IMAGE), label=1), dict(image=IMAGE, label=0)])
     dataset.transform = Compose([PackImage()])
