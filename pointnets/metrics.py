@@ -196,11 +196,12 @@ class SegmentationMetric(PointMetric):
     """What the metrics of segmentation share: they count, cloud by cloud, and compute from the counts.
 
     Samples are `dict(log_probs (M, C), point_labels (M,), category, cloud, protocol, votes, seed)`, with a row for each
-    point that the data have. Only the classes of the category of a cloud compete (`category_parts`).
+    point that the data have.
     """
 
     what: str  # the rows of the table are
     title: str
+    by_category: bool  # only the classes of the category of a cloud compete (`category_parts`)
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
         for sample in data_samples:
@@ -214,10 +215,13 @@ class SegmentationMetric(PointMetric):
                 raise ValueError(f"cloud {cloud} has {len(labels)} labels and {len(log_probs)} predictions.")
             if labels.min() < 0 or labels.max() >= size:
                 raise ValueError(f"labels of cloud {cloud} lie in {labels.min()}..{labels.max()}; of {size} classes.")
-            allowed = np.array(competing(classes, sample["category"]))
+            category = sample["category"] if self.by_category else None
+            if self.by_category and category is None:
+                raise ValueError(f"cloud {cloud} has no category, and only the parts of its category compete.")
+            allowed = np.array(competing(classes, category))
             predictions = allowed[log_probs[:, allowed].argmax(1)]
             counts = (np.bincount(x, minlength=size) for x in (labels, predictions, labels[labels == predictions]))
-            where = cloud, sample.get("protocol") or "", sample["category"] or 0
+            where = cloud, sample.get("protocol") or "", category or 0
             self.results.append((*where, sample["votes"], sample["seed"], Counts(*counts)))
 
     def classes(self, size: int) -> Sequence[str]:
@@ -277,6 +281,7 @@ class PartSegmentationMetric(SegmentationMetric):
     shape.
     """
 
+    by_category = True
     what, title = "category", "IoU of shapes, %; a part absent from truth and prediction counts as 1"
 
     def summary(self, counts, categories):
@@ -307,6 +312,7 @@ class SceneSegmentationMetric(SegmentationMetric):
     Arguments: see `PointMetric`; the arrays are the counts of each scene.
     """
 
+    by_category = False
     what, title = "class", "IoU of classes, % of the points of all scenes"
 
     def summary(self, counts, categories):

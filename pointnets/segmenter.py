@@ -36,8 +36,8 @@ class PointSegmenter(BaseModel):
         up: the axis along which blocks have no end.
 
     `mode="loss"` gives {"loss", "accuracy"} (of points, in percent, with all classes competing); `mode="tensor"` the
-    logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category",
-    "cloud", "protocol", "votes", "seed"}, in the order of its points.
+    logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category" (that
+    of the data, also where the network takes none), "cloud", "protocol", "votes", "seed"}, in the order of its points.
     """
 
     task = PointSegmentation
@@ -77,9 +77,9 @@ class PointSegmenter(BaseModel):
         if mode == "predict":
             return [
                 dict(
-                    log_probs=self.predict(cloud, normals and normals[i], category := self._category(int(labels[i]))),
+                    log_probs=self.predict(cloud, normals and normals[i], self._told(int(labels[i]))),
                     point_labels=point_labels and point_labels[i],
-                    category=category,
+                    category=self._category(int(labels[i])),
                     cloud=identities[i][0],
                     protocol=identities[i][1],
                     votes=self.votes,
@@ -99,11 +99,15 @@ class PointSegmenter(BaseModel):
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
     def _category(self, given: int) -> int | None:
-        """The category for the network; a negative number is that of a cloud that came without."""
+        """The category of a cloud; a negative number is that of one that came without."""
+        return self.category if given < 0 else given
+
+    def _told(self, given: int) -> int | None:
+        """The category for the network, which may take none."""
         count = self.network.num_categories
         if not count:
             return None
-        found = self.category if given < 0 else given
+        found = self._category(given)
         if found is None or not 0 <= found < count:
             names = ", ".join(f"{i} {name}" for i, name in enumerate(category_parts(getattr(self, "classes", ()))))
             raise ValueError(

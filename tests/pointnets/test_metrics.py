@@ -221,6 +221,14 @@ def test_a_class_that_no_scene_has_is_absent_not_zero():
     assert any(line.split() == ["lamp", "absent"] for text in logged for line in text.splitlines())
 
 
+def test_all_classes_of_scenes_compete_whatever_their_names():
+    """The data set of a scene gives it the category 0."""
+    metric = SceneSegmentationMetric()
+    metric.dataset_meta = dict(classes=("floor/wood", "floor/stone", "wall/wood", "wall/stone"))
+    metric.process(None, [scene([0, 1, 2, 3], [0, 1, 2, 3], 0) | dict(category=0)])
+    assert metric.evaluate(1)["z/mIoU"] == 100
+
+
 def test_labels_that_do_not_fit():
     metric = PartSegmentationMetric()
     metric.dataset_meta = dict(classes=PARTS)
@@ -229,6 +237,7 @@ def test_labels_that_do_not_fit():
         (dict(point_labels=None), "cloud 1 has no labels"),
         (dict(point_labels=good["point_labels"][:-1]), "39 labels and 40 predictions"),
         (dict(point_labels=good["point_labels"] + 6), r"lie in 6\.\.7; of 7 classes"),
+        (dict(category=None), "cloud 1 has no category"),
         (dict(category=3), "the category is 3, and the classes are of 3 categories"),
         (dict(log_probs=good["log_probs"] * torch.nan), "NaN or infinite"),
         (dict(log_probs=good["log_probs"][:, 1:]), "gives 6 log-probabilities; the data set has 7 classes"),

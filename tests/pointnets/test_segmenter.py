@@ -61,7 +61,7 @@ def test_whole_clouds_of_any_size_get_predictions_in_their_order(votes):
     for given, found in zip(clouds, model.test_step(pseudo_collate(clouds))):
         torch.testing.assert_close(found["log_probs"], given.pos.log_softmax(-1))
         assert torch.equal(found["point_labels"], given.point_label)
-        assert (found["cloud"], found["category"], found["votes"], found["seed"]) == (given.cloud, None, votes, 0)
+        assert (found["cloud"], found["category"], found["votes"], found["seed"]) == (given.cloud, 0, votes, 0)
 
 
 def test_the_category_reaches_the_network():
@@ -74,6 +74,10 @@ def test_the_category_reaches_the_network():
         assert {tuple(row) for row in x.flatten(0, 1).tolist()} == {tuple(row) for row in same.tolist()}
     with pytest.raises(ValueError, match=r"must know the category of the cloud, 0 to 2 .* got None.*model.category"):
         model.test_step([cloud(50, y=torch.tensor(-1))])
+    unaware = PointSegmenter(dict(type="Coordinates"), num_points=20).eval()
+    found = unaware.test_step([cloud(50, y=torch.tensor(2))])
+    assert (unaware.network.given[2], found[0]["category"]) == (None, 2)  # that of the data, by which metrics go
+    assert unaware.test_step([cloud(50, y=torch.tensor(-1))])[0]["category"] is None
     model.category = 1
     model.test_step([cloud(50, y=torch.tensor(-1))])
     assert model.network.given[2].tolist() == [1, 1, 1]
