@@ -246,7 +246,8 @@ class SegmentationMetric(PointMetric):
         for name in next(iter(columns.values())):
             values = [column[name] for column in columns.values()]
             table.add_row(name, *("absent" if np.isnan(value) else f"{value:.2f}" for value in values))
-        method = f"{whole.truth.sum():,} points, all that the data have; votes {votes[0]}, seed {seeds[0]}"
+        points = whole.truth[np.unique(clouds, return_index=True)[1]].sum()  # each cloud once, in however many views
+        method = f"{points:,} points, all that the data have; votes {votes[0]}, seed {seeds[0]}"
         print_log(f"{self.title} ({method})\n{_as_text(table)}", logger="current")
         self.save(
             "points by cloud and class",
