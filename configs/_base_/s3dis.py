@@ -17,8 +17,9 @@ train_dataloader = dict(
         cache=cache,
         split="train",
         transforms=[
-            dict(type="RandomBlock", size=1.0, num=4096, up="z"),
-            dict(type="EstimateNormals", k=32),
+            dict(type="RandomBlock", size=1.0, num=None, up="z"),
+            dict(type="EstimateNormals", k=32),  # on all points of the block, as in a test
+            dict(type="RandomPoints", num=4096),
             dict(type="RandomRotation", group="z", up="z"),
             dict(type="RandomScale", low=0.9, high=1.1),
         ],
