@@ -67,10 +67,13 @@ class ExportedPointNetwork(Exportable):
 
     def inputs(self, batch, size):
         if size is None:
-            chosen = [
-                step["num"] for step in self.steps if str(step.get("type")).endswith(("RandomPoints", "FarthestPoints"))
-            ]
-            size = chosen[-1:] or [1024]
+            names = [kind.__name__ for kind in CHOOSING]
+            chosen = [step.get("num") for step in self.steps if str(step.get("type")).rpartition(".")[2] in names]
+            size = [number for number in chosen if number is not None][-1:]
+            if not size:
+                raise ValueError(
+                    f"the transforms of the test data choose no number of points ({', '.join(names)} do): give --size"
+                )
         if len(size) != 1:
             raise ValueError("--size takes one number of points")
         normals = torch.nn.functional.normalize(torch.randn(batch, size[0], 3), dim=-1)
@@ -132,9 +135,9 @@ class PointSegmentation(OfShapes):
     """Labels of the points of clouds, in the order of the points, whatever number they are. A dict may have `category`
     besides, the number of the cloud's, for networks that want it.
 
-    A result has the number of "points", the "category" where the network knows one, the "classes" that were found, a
-    list of dict(label, name, points, share), the largest first, and the "labels", a list with one for each point.
-    tools/infer.py writes the labels as PLY.
+    A result has the number of "points", the axis that is "up", the "category" where one is known, the "classes" that
+    were found, a list of dict(label, name, points, share), the largest first, and the "labels", a list with one for
+    each point. tools/infer.py writes the labels as PLY.
     """
 
     top = 50
@@ -190,7 +193,7 @@ class PointSegmentation(OfShapes):
             for i in order
             if counts[i]
         ]
-        return dict(points=len(labels), **known, classes=found, labels=labels.tolist())
+        return dict(points=len(labels), up=prediction["up"], **known, classes=found, labels=labels.tolist())
 
     def said(self, result):
         shares = ", ".join(f"{printable(entry['name'])} {100 * entry['share']:.1f} %" for entry in result["classes"])
@@ -206,7 +209,11 @@ class PointSegmentation(OfShapes):
         points = source.pos.numpy().astype(float)
         shown = np.random.default_rng(0).permutation(len(points))[: 4 * SHOWN_POINTS]
         scene = rendering.spheres(points[shown], class_colors(labels[shown]) / 255)
-        image = rendering.snapshots([scene], rendering.view_direction(), "y", 720)[0]
+        up = result["up"]
+        if up == "x":  # turned, for cameras stand on y or z
+            scene.rotate(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]]), center=np.zeros(3))
+            up = "z"
+        image = rendering.snapshots([scene], rendering.view_direction(up=up), up, 720)[0]
         canvas = Figure(figsize=(8.0, 5.0), layout="constrained", dpi=120)
         axes = canvas.subplots()
         axes.imshow(image)

@@ -21,6 +21,8 @@ from .formats import read_text
 from .shapes import Shape, check_shape
 from .transforms import RandomPoints, select
 
+MANY_BLOCKS, FILLED = 1000, 64  # so many blocks, filled up to so many times their points, are a wrong unit
+
 
 def plan_axes(up: str) -> list[int]:
     """The numbers of the two axes that are not up."""
@@ -47,48 +49,68 @@ def blocks(
         size: side of a block, in the unit of the points.
         overlap: blocks that lie over a point along an axis.
         up: the axis that is not in plan.
+        least: points that a block has at least, where the scene has as many.
+
+    Raises:
+        ValueError: the scene is far too wide for its points, as one in another unit or with an outlier may be.
     """
     plan = points[:, plan_axes(up)].double()
     low = plan.amin(0)
-    cells = ((plan - low) / (size / overlap)).floor().long()
-    count = cells.amax(0) + 1
-    key = cells[:, 0] * count[1] + cells[:, 1]
-    order = key.argsort(stable=True)
-    ends = key.bincount(minlength=int(count[0] * count[1])).cumsum(0)
-    bounds = torch.cat([ends.new_zeros(1), ends]).tolist()
-    rows, columns = count.tolist()
-    for row in range(max(rows - overlap, 0) + 1):
-        for column in range(max(columns - overlap, 0) + 1):
-            last = min(column + overlap, columns)
-            runs = [i * columns for i in range(row, min(row + overlap, rows))]
-            found = torch.cat([order[bounds[start + column] : bounds[start + last]] for start in runs])
-            if not len(found):
-                continue
-            middle = low + size * (torch.tensor([row, column], dtype=torch.float64) / overlap + 0.5)
-            if len(found) < least:
-                distance = (plan - middle).square().sum(1)
-                distance[found] = -1
-                found = distance.topk(min(least, len(points)), largest=False).indices
-            yield found, block_origin(points, middle.to(points.dtype), up)
+    places = ((plan - low) / (size / overlap)).floor()
+    if places.max() >= 2**30:
+        raise ValueError(f"{_few_in_blocks(plan, size)}: does some point lie far outside?")
+    cells = places.long()
+    rows, columns = (cells.amax(0) + 1).tolist()
+    key, order = (cells[:, 0] * columns + cells[:, 1]).sort(stable=True)
+    occupied = key.unique_consecutive()
+    steps = torch.arange(overlap)
+    starts = [  # of the blocks over each occupied cell, along each axis
+        (cell.view(-1, 1) - steps).clamp(0, max(count - overlap, 0))
+        for cell, count in ((occupied // columns, rows), (occupied % columns, columns))
+    ]
+    corners = (starts[0].unsqueeze(2) * columns + starts[1].unsqueeze(1)).unique()
+    runs = corners.view(-1, 1) + steps * columns  # the first cell of each row of cells of a block
+    begin = torch.searchsorted(key, runs)
+    end = torch.searchsorted(key, runs + min(overlap, columns))
+    if len(corners) > MANY_BLOCKS and FILLED * int((end - begin).sum()) < least * len(corners):
+        raise ValueError(
+            f"{_few_in_blocks(plan, size)}: each of {len(corners):,} would be filled up to {least:,} points, from "
+            f"{(end - begin).sum() / len(corners):.1f} on average. Is the scene in the unit of the blocks?"
+        )
+    for corner, first, last in zip(corners.tolist(), begin.tolist(), end.tolist()):
+        found = torch.cat([order[i:j] for i, j in zip(first, last)])
+        middle = low + size * (torch.tensor(divmod(corner, columns), dtype=torch.float64) / overlap + 0.5)
+        if len(found) < least:
+            distance = (plan - middle).square().sum(1)
+            distance[found] = -1
+            found = distance.topk(min(least, len(points)), largest=False).indices
+        yield found, block_origin(points, middle.to(points.dtype), up)
+
+
+def _few_in_blocks(plan: Tensor, size: float) -> str:
+    """Beginning of a sentence on a scene (M, 2) that is too wide for its blocks."""
+    width, depth = (plan.amax(0) - plan.amin(0)).tolist()
+    return f"its {len(plan):,} points lie in {width:.4g} x {depth:.4g} in plan, too wide for blocks of side {size:g}"
 
 
 @TRANSFORMS.register_module()
 class RandomBlock(BaseTransform):
-    """`num` points of a block around a random point of a scene, about the block's origin (see `blocks`).
+    """A block around a random point of a scene, about the block's origin (see `blocks`).
 
     Args:
         size: side of the block, in the unit of the points.
-        num: points; repeated where the block has fewer.
+        num: number of points that are chosen, repeated where the block has fewer; None for all of them, which normals
+            should be estimated on.
         up: the axis that is not in plan.
         least: points that a block should have: the fullest of ten that have fewer is taken.
     """
 
-    def __init__(self, size: float = 1.0, num: int = 4096, up: str = "z", least: int = 512):
+    def __init__(self, size: float = 1.0, num: int | None = 4096, up: str = "z", least: int = 512):
         if not size > 0:
             raise ValueError(f"RandomBlock.size is {size!r}; it must be positive.")
         self.size, self.least = size, positive("RandomBlock.least", least)
         self.up = one_of("RandomBlock.up", up, tuple(UP_AXES))
-        self.choose = RandomPoints(num)
+        self.choose = None if num is None else RandomPoints(num)
 
     def forward(self, data: Data) -> Data:
         plan = data.pos[:, plan_axes(self.up)]
@@ -101,7 +123,8 @@ class RandomBlock(BaseTransform):
             if best.sum() >= self.least:
                 break
         origin = block_origin(data.pos, middle, self.up)
-        data = self.choose(select(data, best.nonzero().squeeze(1)))
+        data = select(data, best.nonzero().squeeze(1))
+        data = self.choose(data) if self.choose else data
         data.pos = data.pos - origin
         return data
 

@@ -37,7 +37,8 @@ class PointSegmenter(BaseModel):
 
     `mode="loss"` gives {"loss", "accuracy"} (of points, in percent, with all classes competing); `mode="tensor"` the
     logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category" (that
-    of the data, also where the network takes none), "cloud", "protocol", "votes", "seed"}, in the order of its points.
+    of the data, also where the network takes none), "up", "cloud", "protocol", "votes", "seed"}, in the order of its
+    points.
     """
 
     task = PointSegmentation
@@ -80,6 +81,7 @@ class PointSegmenter(BaseModel):
                     log_probs=self.predict(cloud, normals and normals[i], self._told(int(labels[i]))),
                     point_labels=point_labels and point_labels[i],
                     category=self._category(int(labels[i])),
+                    up=self.up if self.block else "y",  # shapes that are seen whole stand on y
                     cloud=identities[i][0],
                     protocol=identities[i][1],
                     votes=self.votes,
@@ -138,8 +140,7 @@ class PointSegmenter(BaseModel):
             order = cover(len(points), self.num_points, self.votes, self.seed).to(points.device)
             return order, points.new_zeros(len(order), 3)
         orders, origins = [], []
-        least = min(512, self.num_points)
-        for numbers, origin in scene_blocks(points.cpu(), self.block, self.overlap, self.up, least):
+        for numbers, origin in scene_blocks(points.cpu(), self.block, self.overlap, self.up, self.num_points):
             orders.append(numbers[cover(len(numbers), self.num_points, self.votes, self.seed)])
             origins += [origin] * len(orders[-1])
         return torch.cat(orders).to(points.device), torch.stack(origins).to(points)

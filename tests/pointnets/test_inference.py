@@ -1,15 +1,20 @@
 """Labels of the points of arrays and files; of classes of shapes see tests/attlas/test_inference.py."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from part_files import SEGMENTER, solid, write_segmenter
+from torch_geometric.data import Data
 
+from attlas import rendering
 from attlas.inference import Inferencer
 from attlas.pointnets.datasets import ShapeNetPart
 from attlas.pointnets.formats import labelled_ply
+from attlas.pointnets.inference import PointClassification, PointSegmentation
 
 MUG = ShapeNetPart.CATEGORIES.index("Mug")
 
@@ -55,6 +60,34 @@ def test_transforms_that_choose_points_are_refused(segmenter):
     config.test_dataloader.dataset.dataset.transforms = [dict(type="RandomPoints", num=64)]
     with pytest.raises(ValueError, match=r"choose points \(RandomPoints\).*num_points"):
         Inferencer(segmenter, config)
+
+
+@pytest.mark.parametrize(("up", "axis"), [("x", 0), ("y", 1), ("z", 2)])
+def test_pictures_of_scenes_stand(up, axis, monkeypatch):
+    seen = {}
+
+    def snapshots(scenes, direction, up, size):
+        seen.update(points=np.asarray(scenes[0].vertices), direction=direction, up=up)
+        return [np.zeros((4, 4, 3))]
+
+    monkeypatch.setattr(rendering, "snapshots", snapshots)
+    points = np.zeros((20, 3))
+    points[:, axis] = np.linspace(0, 9, 20)  # a pole
+    found = dict(input="pole", up=up, labels=[0] * 20, classes=[dict(label=0, name="pole", share=1.0)])
+    PointSegmentation().draw(Data(pos=torch.from_numpy(points)), found)
+    shown = "xyz".index(seen["up"])
+    assert np.ptp(seen["points"], 0).argmax() == shown
+    assert seen["direction"][shown] == pytest.approx(np.sin(np.radians(20)))  # from above
+
+
+@pytest.mark.parametrize("kind", ["SamplePoints", "attlas.PoissonPoints", "RandomPoints", "FarthestPoints"])
+def test_an_export_has_as_many_points_as_the_test(kind):
+    model = SimpleNamespace(network=torch.nn.Identity(), classes=())
+    steps = [dict(type=kind, num=77), dict(type="UnitSphere")]
+    points, normals = PointClassification().exportable(model, steps).inputs(2, None)
+    assert points.shape == normals.shape == (2, 77, 3)
+    with pytest.raises(ValueError, match=r"choose no number of points .*: give --size"):
+        PointClassification().exportable(model, steps[1:]).inputs(2, None)
 
 
 def test_labelled_ply_without_normals_and_in_float64():

@@ -1,15 +1,23 @@
 """Rooms as S3DIS has them, and the blocks that a scene is labelled in."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from part_files import SEGMENTER
 from torch import nn
 from torch_geometric.data import Data
 
+from attlas.config import load_config
+from attlas.inference import Inferencer
+from attlas.pointnets.datasets import ShapeNetPart
 from attlas.pointnets.scenes import S3DIS, RandomBlock, SegmentedClouds, blocks
 from attlas.pointnets.segmenter import PointSegmenter
 from attlas.registry import MODELS
 
+ROOT = Path(__file__).parents[2]
 ROOM = {"wall_1": 5, "chair_1": 4, "chair_2": 3, "stairs_1": 2, "floor_1": 6}  # points of each object
 
 
@@ -57,6 +65,34 @@ def test_blocks_of_few_points_are_filled_up_with_the_nearest():
     assert nearest[alone[alone < 600]].max() <= nearest.sort().values[60]
 
 
+def test_a_scene_in_another_unit_is_refused():
+    with pytest.raises(ValueError, match=r"its 3,000 points lie in 399\d x 249\d in plan, .* unit of the blocks\?"):
+        next(blocks(scene() * 1000, 1.0, least=256))
+    points = torch.cat([scene(), torch.tensor([[1e9, 0, 0]])])
+    with pytest.raises(ValueError, match="does some point lie far outside"):
+        next(blocks(points, 1.0))
+    near = [(set(numbers.tolist()), origin.tolist()) for numbers, origin in blocks(scene(), 1.0, least=1)]
+    points[-1, 0] = 1e7
+    wide = [set(numbers.tolist()) for numbers, _ in blocks(points, 1.0, least=1)]  # costs what has points
+    assert wide[-1] == {3000}
+    assert len(near) < len(wide) < 2 * len(near)
+
+
+def test_inference_goes_on_after_a_scene_in_another_unit(tmp_path):
+    torch.manual_seed(0)
+    model = dict(SEGMENTER["model"], block=1.0, network=dict(SEGMENTER["model"]["network"], num_categories=0))
+    config = Config(dict(SEGMENTER, model=model))
+    config.test_dataloader.dataset.dataset.transforms = []
+    path = tmp_path / "scenes.pth"
+    meta = dict(cfg=config.pretty_text, dataset_meta=dict(classes=ShapeNetPart.CLASSES))
+    torch.save(dict(meta=meta, state_dict=MODELS.build(config.model).state_dict()), path)
+    points = scene(600).numpy()
+    wide, good = Inferencer(path)([points * 1000, points])
+    assert "unit of the blocks" in wide["error"]
+    assert len(good["labels"]) == 600
+    assert good["up"] == "z"
+
+
 @MODELS.register_module()
 class NormalsAsLogits(nn.Module):
     """By which one sees which point is which, wherever its block has put it."""
@@ -82,6 +118,9 @@ def test_every_point_of_a_scene_is_labelled_in_its_place():
     cloud = Data(pos=points, normal=normals, y=torch.tensor(0), cloud=0, point_label=torch.zeros(len(points)).long())
     (found,) = model.test_step([cloud])
     torch.testing.assert_close(found["log_probs"], normals.log_softmax(-1))
+    thin = torch.cat([points, points[:30] * 0.1 + torch.tensor([14.0, -7, 2])])  # and 30 points beyond the wall
+    large = PointSegmenter(network, num_points=1024, block=1.0)
+    assert all(len(set(draw.tolist())) == 1024 for draw in large._draws(thin)[0])  # neighbors, no copies
     for options, message in (
         (dict(block=-1.0), "block is -1.0"),
         (dict(up="w"), "up is 'w'"),
@@ -101,8 +140,13 @@ def test_a_random_block_takes_its_points_with_their_labels():
     torch.testing.assert_close(moved, moved[:1].expand(400, -1), atol=1e-5, rtol=0)
     assert block.pos[:, :2].abs().max() <= 0.5 + 1e-5
     assert block.pos[:, 2].min() >= 0
+    whole = RandomBlock(1.0, None)(Data(pos=points.clone(), point_label=torch.arange(len(points))))
+    assert len(set(whole.point_label.tolist())) == len(whole.pos) >= 100
     alone = RandomBlock(1.0, 16)(Data(pos=torch.ones(1, 3), point_label=torch.tensor([7])))
     assert alone.point_label.tolist() == [7] * 16
+    steps = load_config(ROOT / "configs/_base_/s3dis.py").train_dataloader.dataset.transforms
+    assert [step.type for step in steps[:3]] == ["RandomBlock", "EstimateNormals", "RandomPoints"]
+    assert steps[0].num is None
     with pytest.raises(ValueError, match="size is 0"):
         RandomBlock(size=0)
 
