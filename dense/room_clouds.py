@@ -21,7 +21,7 @@ def write_room_clouds(
     """Write `classes.txt`, and a cloud of each room, as `train/000007.npz`.
 
     Args:
-        root: folder, which is made; one that has `classes.txt` already is refused.
+        root: folder, which is made; one that holds clouds already, of whatever settings, is refused.
         train: number of rooms to train on.
         test: number of rooms to test on, of other furniture.
         points: of each room.
@@ -35,8 +35,10 @@ def write_room_clouds(
     for argument, value in (("train", train), ("test", test), ("points", points)):
         positive(argument, value)
     check_seed(seed)
-    if (root / "classes.txt").exists():
-        raise FileExistsError(f"{root} holds clouds already. Remove it, or name another folder.")
+    finished = (root / "classes.txt").exists()
+    if finished or any(any((root / split).glob("*.npz")) for split in SPLITS):
+        which = "" if finished else ", of a run that did not finish"
+        raise FileExistsError(f"{root} holds clouds already{which}. Remove it, or name another folder.")
     for split, count in zip(SPLITS, (train, test)):
         (root / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):

@@ -20,16 +20,16 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    from rich.console import Console  # not for --help
-    from rich.progress import Progress
-
-    from attlas.dense.room_clouds import write_room_clouds
-
     try:
+        from rich.console import Console  # not for --help
+        from rich.progress import Progress
+
+        from attlas.dense.room_clouds import write_room_clouds
+
         with Progress(console=Console(stderr=True), transient=True) as bar:
             job = bar.add_task("rooms", total=args.train + args.test)
             write_room_clouds(args.root, args.train, args.test, args.points, args.seed, lambda: bar.advance(job))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{args.train} rooms to train on and {args.test} to test on, of {args.points:,} points each: {args.root}")
 

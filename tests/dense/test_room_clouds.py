@@ -19,5 +19,8 @@ def test_rooms_as_the_data_set_reads_them(tmp_path):
     assert len(SegmentedClouds(tmp_path, "test")) == 1
     with pytest.raises(FileExistsError, match="holds clouds already"):
         write_room_clouds(tmp_path, 1, 1, 10)
+    (tmp_path / "classes.txt").unlink()  # as if it had been interrupted
+    with pytest.raises(FileExistsError, match="holds clouds already, of a run that did not finish"):
+        write_room_clouds(tmp_path, 1, 1, 10)
     with pytest.raises(ValueError, match="points is 0"):
         write_room_clouds(tmp_path / "new", 1, 1, 0)

@@ -507,6 +507,12 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     assert "atlas.py mixers" in capsys.readouterr().err
 
 
+def test_room_clouds_need_their_packages(refusal, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "attlas.dense.room_clouds", None)
+    said = refusal("make_room_clouds", tmp_path / "clouds")
+    assert said.splitlines()[-1].startswith("make_room_clouds.py: error: import of attlas.dense.room_clouds")
+
+
 def test_atlas_leaves_measured_trainings_alone(run, tmp_path):
     config = tmp_path / "done.py"
     config.with_suffix(".json").write_text("{}")
