@@ -176,6 +176,11 @@ def position_relation(
     ):
         _, found = _answer(asked, subject)
     layer = len(decoder.layers) if layer is None else layer
+    if not biases:
+        raise ValueError(
+            f"no layer of the decoder has a position relation: it relates the boxes of two layers, and "
+            f"the decoder has {len(decoder.layers)}."
+        )
     if layer not in biases:
         raise ValueError(
             f"layer is {layer}; of the {len(decoder.layers)} layers of the decoder, {min(biases)} to {max(biases)} "

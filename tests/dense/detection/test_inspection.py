@@ -123,6 +123,10 @@ def test_detectors_without_a_relation_are_refused(data, tmp_path):
     config.model.decoder.position_relation = None
     with pytest.raises(ValueError, match="a RelationDINO, has no position relation"):
         inspection.position_relation(asked(config, tmp_path), subject)
+    config = relation_config("RelationDETR", data)
+    config.model.decoder.num_layers = 1
+    with pytest.raises(ValueError, match=r"no layer of the decoder has a position relation.* decoder has 1"):
+        inspection.position_relation(asked(config, tmp_path), subject)
 
 
 # --- key points ------------------------------------------------------------------------------------------------------
