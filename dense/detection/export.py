@@ -225,8 +225,16 @@ class ExportedDETR(ExportedDetector):
         return (bbox_cxcywh_to_xyxy(rows(boxes, place)) * limits).clamp(min=0).minimum(limits), scores, labels
 
 
+class Size(tuple):
+    """Height and width of a map, a row of the tensor of them: `tolist()` of a tensor in a trace asks its rows."""
+
+    def tolist(self) -> list[int]:
+        return list(self)
+
+
 class KnownSizes(TorchFunctionMode):
-    """The heights and widths of maps as numbers where mmdet loops over them: it holds them in a tensor."""
+    """The heights and widths of maps as numbers where mmdet, or a mixer of ours, loops over them: mmdet holds them in a
+    tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,5 +245,5 @@ class KnownSizes(TorchFunctionMode):
             self.sizes.append(tuple(args[0].shape[2:]))
             return torch.tensor([0, 0, *args[0].shape[2:]])  # of which mmdet takes the last two
         if function is torch.Tensor.unbind and args[0].dtype == torch.int64 and args[0].shape == (len(self.sizes), 2):
-            return tuple(self.sizes)
+            return tuple(map(Size, self.sizes))
         return function(*args, **(kwargs or {}))

@@ -226,6 +226,18 @@ def test_detrs_in_onnx(make, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_mixer_in_the_encoder(tmp_path):
+    options = detectors.settings()
+    options["encoder"]["layer_cfg"]["self_attn_cfg"] = None
+    options["encoder"]["mixer"] = "LSConv"
+    model, images, out = named(detectors.build(options)), torch.randn(2, 3, 72, 104), tmp_path / "x.pt2"
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2 if p.ndim < 2 else p[0].numel() ** -0.5)
+    tool.export(exportable(model, []).eval(), images, out=out, free=[])
+    check(model, images, torch.export.load(out).module()(images), least=10, order=False)
+
+
+@pytest.mark.slow
 def test_the_network_of_the_rooms(tmp_path):
     config = load_config("configs/retinanet/retinanet_biformer_rooms.py")
     fill_channels(config.model)
