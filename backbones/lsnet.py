@@ -35,6 +35,7 @@ from .layers import (
     Residual,
     SqueezeExcite,
     any_free,
+    as_rows,
     depthwise_norm,
     heads_of,
     make_divisible,
@@ -159,7 +160,8 @@ class LSNetAttention(nn.Module):
     def _split(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> q, k, v (B, heads, N, d)."""
         q, k, v = self.qkv(x).split(self.widths, dim=1)
-        return tuple(y.flatten(2).unflatten(1, (self.heads, -1)).transpose(-1, -2) for y in (self.dw(q), k, v))
+        heads = (y.flatten(2).unflatten(1, (self.heads, -1)) for y in (self.dw(q), k, v))
+        return as_rows(*(y.transpose(-1, -2) for y in heads))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split(x)

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import ConvMlp, ConvNorm, DistilledHead, Head, Residual, SqueezeExcite, depthwise_norm, make_divisible
+from .layers import (
+    ConvMlp,
+    ConvNorm,
+    DistilledHead,
+    Head,
+    Residual,
+    SqueezeExcite,
+    as_rows,
+    depthwise_norm,
+    make_divisible,
+)
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -50,10 +60,10 @@ class SHSA(nn.Module):
         self.qkv = ConvNorm(partial_dim, sum(self.widths))
         self.proj = ConvNorm(dim, dim, weight=0.0)
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
         """x₁ (B, P, H, W) -> q, k (B, 1, N, d), v (B, 1, N, P)."""
-        q, k, v = self.qkv(self.pre_norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).split(self.widths, dim=-1)
-        return q, k, v
+        qkv = self.qkv(self.pre_norm(x)).flatten(2).transpose(1, 2).unsqueeze(1)
+        return as_rows(*qkv.split(self.widths, dim=-1))
 
     def forward(self, x: Tensor) -> Tensor:
         attending, rest = x.split(self.split, dim=1)

@@ -341,7 +341,7 @@ def _position_relation_backward_triton(
 ) -> tuple[Tensor, Tensor]:
     (batch, sources, _), targets, (heads, channels) = source_BN4.shape, target_BM4.shape[1], weight_HC.shape
     wide, blocks = _wide(source_BN4, weight_HC), batch * triton.cdiv(sources * targets, BLOCK)
-    if wide == torch.float64 and mask_NM is not None:  # which Triton 3.6 does not compile
+    if wide == torch.float64:  # Triton 3.6 does not compile it with a mask, nor with weights of a half type
         arguments = source_BN4, target_BM4, weight_HC, bias_H, mask_NM
         return position_relation_backward_reference(grad_BHNM, *arguments)
     programs = min(blocks, PROGRAMS)

@@ -1,6 +1,6 @@
 """What at least two systems share: norms, residual blocks, channel mixers, heads, global attention, positions."""
 
-from .attention import Attention, ClassAttention, heads_of
+from .attention import Attention, ClassAttention, as_rows, heads_of
 from .blocks import Blocks
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
@@ -36,6 +36,7 @@ __all__ = [
     "SqueezeExcite",
     "Tokens",
     "any_free",
+    "as_rows",
     "depthwise",
     "depthwise_norm",
     "fill",

@@ -31,6 +31,12 @@ def heads_of(mixer: str, dim: int, heads: int | None, head_dim: int = 32, multip
     return heads
 
 
+def as_rows(*maps: Tensor) -> tuple[Tensor, ...]:
+    """Copies of views (..., N, d) whose channels lie side by side, as the fused attention of a GPU wants them. It looks
+    at the step from row to row even where there is one row, and there `contiguous()` would copy nothing."""
+    return tuple(x.clone(memory_format=torch.contiguous_format) for x in maps)
+
+
 @MIXERS.register_module()
 class Attention(nn.Module):
     """Multi-head self-attention over all pixels: softmax(q kᵀ / √d) v, then a linear layer.

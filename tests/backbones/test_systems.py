@@ -285,6 +285,67 @@ def test_bad_images(system):
         build(system, out_indices=(0, 99))
 
 
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def exact_products():
+    """Convolutions of float32 without TF32, which rounds to ten bits."""
+    with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+        yield
+
+
+def gradients(module, x):
+    """Tensors of a forward, and gradients of the input and of all parameters."""
+    x = x.detach().clone().requires_grad_()
+    outputs = tensors(module(x))
+    generator = torch.Generator().manual_seed(2)
+    loss = sum((y * torch.randn(y.shape, generator=generator).to(y)).sum() for y in outputs)
+    return [*outputs, *torch.autograd.grad(loss, [x, *module.parameters()], allow_unused=True)]
+
+
+def assert_same_on_a_gpu(module, x):
+    expected = gradients(module, x)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        got = gradients(module.cuda(), x.cuda().contiguous(memory_format=layout))
+        for y, z in zip(got, expected):
+            assert (y is None) == (z is None)
+            if z is not None:
+                close(y.cpu(), z, 1e-3)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("size", [(64, 64), (75, 50), (7, 70)])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_gpu_gives_what_the_cpu_gives(system, size, exact_products):
+    assert_same_on_a_gpu(build(system), image(*size))
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_half_precision_on_a_gpu(system):
+    network, x = build(system, num_classes=5).cuda().train(), image(64, 64).cuda()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = sum(y.float().square().mean() for y in tensors(network(x)))
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    network.eval()
+    with torch.no_grad():
+        exact = network(x)
+        with torch.autocast("cuda", torch.bfloat16):
+            close(network(x), exact, 0.1)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("name", sorted(MIXERS.module_dict))
+def test_a_mixer_on_a_gpu_gives_what_the_cpu_gives(name, exact_products):
+    mixer = MIXERS.build(dict(type=name, dim=64)).eval()
+    for height, width in ((14, 14), (9, 5), (1, 1)):
+        assert_same_on_a_gpu(mixer.cpu(), torch.randn(2, 64, height, width))
+
+
 # --- mixers ----------------------------------------------------------------------------------------------------------
 
 MIXER_NAMES = sorted(MIXERS.module_dict)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attlas.backbones.layers import Attention, ClassAttention, ClassBlock, Mlp
+from attlas.backbones.layers import Attention, ClassAttention, ClassBlock, Mlp, as_rows
 
 
 def normal(*shape, seed=0):
@@ -59,3 +59,9 @@ def test_class_block():
     normed = block.norm1(rows)
     y = tokens + 0.5 * block.mixer(normed[:, 1:].mT.unflatten(2, (3, 5)), normed[:, :1])
     torch.testing.assert_close(block(x, tokens), y + 0.5 * block.mlp(block.norm2(y)))
+
+
+@pytest.mark.parametrize("pixels", [1, 6])
+def test_rows_lie_as_fused_attention_wants_them(pixels):
+    (rows,) = as_rows(normal(2, 16, pixels).transpose(1, 2))
+    assert rows.stride() == (16 * pixels, 16, 1)
