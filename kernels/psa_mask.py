@@ -117,22 +117,38 @@ def _psa_mask_backward_cpu(grad: Tensor, kh: int, kw: int, collect: bool) -> Ten
     return grad_x
 
 
-# Triton: every program makes numbers of one image that lie together. Those that it reads lie apart. Numbers of an image
-# are counted in 32 bits, since 64-bit divisions would take most of the time.
+# Triton: numbers of an image are counted in 32 bits, since 64-bit divisions would take most of the time.
 
-BLOCK = 1024
+TILE = 4096  # ties of a program of the forward
+BLOCK = 1024  # numbers of a program of the backward
 
 
 @triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
-def psa_mask_fwd_kernel(x, out, height, width, kh, kw, COLLECT: tl.constexpr, BLOCK: tl.constexpr):
-    at, image = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
-    pixels = height * width
-    exists = at < pixels * pixels
-    pixel, other = (at % pixels, at // pixels) if COLLECT else (at // pixels, at % pixels)
-    row, column = other // width - pixel // width + (kh - 1) // 2, other % width - pixel % width + (kw - 1) // 2
-    inside = exists & (row >= 0) & (row < kh) & (column >= 0) & (column < kw)
-    value = tl.load(x + image * kh * kw * pixels + (row * kw + column) * pixels + pixel, mask=inside, other=0)
-    tl.store(out + image * pixels * pixels + at, value, mask=exists)
+def psa_mask_fwd_kernel(
+    x, out, tap_stride, pixel_stride, height, width, kh, kw,
+    COLLECT: tl.constexpr, PIXELS: tl.constexpr, OTHERS: tl.constexpr,
+):  # fmt: skip
+    """The ties of some pixels p to some others q in one row of the map.
+
+    They are read along q, whose taps follow each other, and stored as they lie in `out`.
+    """
+    image, pixels = tl.program_id(1).to(tl.int64), height * width
+    parts = tl.cdiv(width, OTHERS)
+    p = tl.program_id(0) // (height * parts) * PIXELS + tl.arange(0, PIXELS)
+    part = tl.program_id(0) % (height * parts)
+    q_row, q_column = part // parts, part % parts * OTHERS + tl.arange(0, OTHERS)
+    row = q_row - p // width + (kh - 1) // 2
+    column = q_column[None, :] - (p % width)[:, None] + (kw - 1) // 2
+    exists = (p < pixels)[:, None] & (q_column < width)[None, :]
+    inside = exists & ((row >= 0) & (row < kh))[:, None] & (column >= 0) & (column < kw)
+    place = (row * kw * tap_stride + p * pixel_stride)[:, None] + column * tap_stride
+    value = tl.load(x + image * kh * kw * pixels + place, mask=inside, other=0)
+    q = q_row * width + q_column
+    out += image * pixels * pixels
+    if COLLECT:
+        tl.store(out + q[:, None] * pixels + p[None, :], tl.trans(value), mask=tl.trans(exists))
+    else:
+        tl.store(out + p[:, None] * pixels + q[None, :], value, mask=exists)
 
 
 @triton.jit(do_not_specialize=["height", "width", "kh", "kw"])
@@ -148,18 +164,21 @@ def psa_mask_bwd_kernel(grad, grad_x, height, width, kh, kw, COLLECT: tl.constex
     tl.store(grad_x + image * kh * kw * pixels + at, value, mask=exists)
 
 
-def _launch(kernel, source: Tensor, target: Tensor, kh: int, kw: int, collect: bool) -> None:
-    if target.numel():
-        grid = triton.cdiv(target[0].numel(), BLOCK), len(target)
-        with torch.cuda.device_of(source):
-            kernel[grid](source.contiguous(), target, *target.shape[2:], kh, kw, COLLECT=collect, BLOCK=BLOCK)
-
-
 def _psa_mask_triton(x: Tensor, kh: int, kw: int, collect: bool) -> Tensor:
-    if x.shape[2:].numel() * max(x.shape[1], x.shape[2:].numel()) >= 2**31 - BLOCK:
+    pixels = x.shape[2:].numel()
+    if pixels * max(x.shape[1], pixels) >= 2**31 - TILE:
         return psa_mask_reference(x, kh, kw, collect)
-    out = x.new_empty(len(x), x.shape[2] * x.shape[3], *x.shape[2:])
-    _launch(psa_mask_fwd_kernel, x, out, kh, kw, collect)
+    out = x.new_empty(len(x), pixels, *x.shape[2:])
+    if out.numel():
+        together = x.is_contiguous(memory_format=torch.channels_last)
+        strides = (1, kh * kw) if together else (pixels, 1)  # of taps and pixels
+        others = min(64, triton.next_power_of_2(x.shape[3]))
+        grid = triton.cdiv(pixels, TILE // others) * x.shape[2] * triton.cdiv(x.shape[3], others), len(x)
+        with torch.cuda.device_of(x):
+            psa_mask_fwd_kernel[grid](
+                x if together else x.contiguous(), out, *strides, *x.shape[2:], kh, kw,
+                COLLECT=collect, PIXELS=TILE // others, OTHERS=others,
+            )  # fmt: skip
     return out
 
 
@@ -167,7 +186,10 @@ def _psa_mask_backward_triton(grad: Tensor, kh: int, kw: int, collect: bool) -> 
     if grad.shape[2:].numel() * max(kh * kw, grad.shape[1]) >= 2**31 - BLOCK:
         return psa_mask_backward_reference(grad, kh, kw, collect)
     grad_x = grad.new_empty(len(grad), kh * kw, *grad.shape[2:])
-    _launch(psa_mask_bwd_kernel, grad, grad_x, kh, kw, collect)
+    if grad_x.numel():
+        grid = triton.cdiv(grad_x[0].numel(), BLOCK), len(grad)
+        with torch.cuda.device_of(grad):
+            psa_mask_bwd_kernel[grid](grad.contiguous(), grad_x, *grad.shape[2:], kh, kw, COLLECT=collect, BLOCK=BLOCK)
     return grad_x
 
 

@@ -69,6 +69,10 @@ def test_operators(path, device):
 
 def test_strided(path, device):
     x = make((2, 4, 3), (3, 3), device=device)
+    large = make((2, 9, 8), (5, 4), device=device).detach()  # of more pixels than a tile of the GPU
+    large = large.contiguous(memory_format=torch.channels_last)
+    for mode in MODES:
+        assert torch.equal(psa_mask(large, (5, 4), mode), by_loops(large, (5, 4), mode))
     for odd in (x.detach().contiguous(memory_format=torch.channels_last), torch.cat([x, x], 1).detach()[:, 9:]):
         for mode in MODES:
             leaf = odd.requires_grad_()
