@@ -507,21 +507,28 @@ def bridging_attention_bwd_kernel(
 PROGRAMS = 1024
 
 
-def _tiles(q: Tensor, v: Tensor) -> dict[str, int]:
-    """Smaller tiles for longer rows, so that the shared memory holds all tiles of a program."""
+def _tiles(q: Tensor, v: Tensor, queries: int) -> dict[str, int]:
+    """Smaller tiles for longer rows, so that the shared memory holds all tiles of a program. Of at most `queries`, for
+    registers to hold the ten tiles of queries by keys. One stage, since others would hold the cells of the next keys in
+    shared memory, too, and leave room for one program alone."""
     (_, count, _, depth), keys, channels = q.shape, v.shape[1], v.shape[-1]
     row = max(depth, channels) * q.element_size()
     return dict(
-        BLOCK_N=tile_of(count, 64 if row <= 128 else 32 if row <= 256 else 16),
+        BLOCK_N=tile_of(count, queries if row <= 256 else 16),
         BLOCK_K=tile_of(keys, 64 if row <= 256 else 32 if row <= 512 else 16),
         BLOCK_D=tile_of(depth),
         BLOCK_C=tile_of(channels),
+        num_stages=1,
     )
 
 
 def _numbers(q: Tensor, table: Tensor, step: float, scale: float) -> Tensor:
-    """scale, step and the least value, as a tensor, since numbers are passed in float32."""
-    return torch.tensor([scale, step, LEAST], dtype=_wide(q, table), device=q.device)
+    """scale, step and the least value, as a tensor, since numbers are passed in float32. Nothing is copied from the
+    CPU, which would wait for the GPU."""
+    numbers = q.new_empty(3, dtype=_wide(q, table))
+    for i, number in enumerate((scale, step, LEAST)):
+        numbers[i].fill_(number)
+    return numbers
 
 
 def _bridging_attention_triton(
@@ -537,7 +544,7 @@ def _bridging_attention_triton(
     (batch, count, heads, depth), channels, numbers = q.shape, v.shape[-1], _numbers(q, table, step, scale)
     out = v.new_empty(batch, count, heads, channels)
     lse = numbers.new_empty(batch, count, heads)
-    tiles = _tiles(q, v)
+    tiles = _tiles(q, v, 32)
     places = [x.to(numbers.dtype).contiguous() for x in (table, query_positions, key_positions)]
     with torch.cuda.device_of(q):
         bridging_attention_fwd_kernel[batch * heads, triton.cdiv(count, tiles["BLOCK_N"])](
@@ -561,7 +568,7 @@ def _bridging_attention_backward_triton(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (batch, count, heads, depth), keys, channels = q.shape, k.shape[1], v.shape[-1]
-    numbers, tiles = _numbers(q, table, step, scale), _tiles(q, v)
+    numbers, tiles = _numbers(q, table, step, scale), _tiles(q, v, 16)
     key_blocks, query_blocks = triton.cdiv(keys, tiles["BLOCK_K"]), triton.cdiv(count, tiles["BLOCK_N"])
     share = triton.cdiv(query_blocks, triton.cdiv(PROGRAMS, batch * heads * key_blocks)) * tiles["BLOCK_N"]
     shares = triton.cdiv(count, share)
@@ -573,9 +580,10 @@ def _bridging_attention_backward_triton(
     with torch.cuda.device_of(q):
         bridging_attention_bwd_kernel[batch * heads, shares, key_blocks](
             *operands(grad, q, k, v), *places, numbers, lse, delta, dq, dk, dv, dtable, dqueries, dkeys,
-            count, keys, heads, depth, channels, *table.shape[1:], batch, share, **tiles,
+            count, keys, heads, depth, channels, *table.shape[1:], batch, share, num_warps=8, **tiles,
         )  # fmt: skip
-    attention = (x.sum(0).to(q.dtype) for x in (dq, dk, dv))
+    dq = dq.squeeze(0) if key_blocks == 1 else dq.sum(0)
+    attention = (x.to(q.dtype) for x in (dq, dk.sum(0), dv.sum(0)))
     moved = (x.to(table.dtype) for x in (dtable, dqueries.sum((0, 3)), dkeys.sum((0, 3))))
     return *attention, *moved  # type: ignore[return-value]
 
