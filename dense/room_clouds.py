@@ -43,8 +43,9 @@ def write_room_clouds(
         (root / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             cloud = Room(split, seed, number).points(points)
+            color = (255 * cloud["color"]).round().astype(np.uint8)
             with replacing(root / split / f"{number:06d}.npz") as temporary:
-                np.savez(temporary, pos=cloud["pos"], normal=cloud["normal"], point_label=cloud["label"])
+                np.savez(temporary, pos=cloud["pos"], normal=cloud["normal"], point_label=cloud["label"], color=color)
             after()
     with replacing(root / "classes.txt") as temporary:  # last: it says that the folder is finished
         temporary.write_text("\n".join(LABELS) + "\n")

@@ -1,9 +1,9 @@
 """Shapes to learn from: the built-in furniture, the published sets in their published layouts, and any folder of yours.
 
 Every data set serves PyTorch Geometric `Data(pos (N, 3) float32, normal (N, 3) float32 or absent, face (3, F) int64 for
-meshes, y () int64, cloud int, name str)`, and those of segmentation `point_label (N,) int64` besides, after its
-`transforms`, which get float64 where a shape needs it (see `read_shape`). Draws are repeatable (`attlas.data.Items`).
-Files are read when they are asked for; no file is ever unpickled.
+meshes, y () int64, cloud int, name str)`, and those of segmentation `point_label (N,) int64` besides, perhaps with
+`color (N, 3) uint8`, after its `transforms`, which get float64 where a shape needs it (see `read_shape`). Draws are
+repeatable (`attlas.data.Items`). Files are read when they are asked for; no file is ever unpickled.
 """
 
 import hashlib

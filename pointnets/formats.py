@@ -793,14 +793,15 @@ def read_npy(content: bytes) -> np.ndarray:
 
 
 def read_npz(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name: `pos`, and `normal`, `face` and `point_label` if they are there; all, where
-    `pos` is not."""
+    """The arrays of an .npz file by name: `pos`, and `normal`, `face`, `point_label` and `color` if they are there; all
+    of them, where `pos` is not."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise ValueError("two arrays have the same name")
         if "pos" in members:
-            members = {key: members[key] for key in ("pos", "normal", "face", "point_label") if key in members}
+            known = ("pos", "normal", "face", "point_label", "color")
+            members = {key: members[key] for key in known if key in members}
         arrays = {}
         for key, member in members.items():
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -132,8 +132,8 @@ class RandomBlock(BaseTransform):
 @DATASETS.register_module()
 class SegmentedClouds(ShapeFiles):
     """Your own clouds with labels of their points: `<root>/classes.txt` has the name of a class in each line, and
-    `<root>/<split>/*.npz` hold `pos` (N, 3), perhaps `normal` (N, 3), and `point_label` (N,), which counts the lines
-    from 0.
+    `<root>/<split>/*.npz` hold `pos` (N, 3), perhaps `normal` (N, 3) and `color` (N, 3) uint8, and `point_label` (N,),
+    which counts the lines from 0. Colors are for pictures alone.
 
     Raises:
         FileNotFoundError: there are no names, or no clouds in the folder of the split.
@@ -175,8 +175,8 @@ class S3DIS(ShapeFiles):
     with 13 classes; in meters, z is up. As published (Stanford3dDataset_v1.2_Aligned_Version), a room is the folder
     `Area_1/office_1/Annotations` of files `chair_1.txt`, one for each object, with a line x y z r g b for each point.
 
-    Items are whole rooms with `point_label` (N,), their points in the order of the files' names; they have no normals,
-    and colors are not used. Stairs, which are no class, count as clutter.
+    Items are whole rooms with `point_label` (N,) and `color` (N, 3), which is for pictures alone, their points in the
+    order of the files' names; they have no normals. Stairs, which are no class, count as clutter.
 
     Args:
         root: the folder of the areas.
@@ -218,11 +218,12 @@ class S3DIS(ShapeFiles):
                 f"{folder} holds no .txt file of an object, such as chair_1.txt. {near_files(folder)}"
             )
         parts = [self._object(path) for path in files]
-        labels = np.repeat([label for label, _ in parts], [len(points) for _, points in parts])
-        return check_shape({"pos": np.concatenate([points for _, points in parts]), "point_label": labels})
+        labels = np.repeat([label for label, _ in parts], [len(table) for _, table in parts])
+        table = np.concatenate([table for _, table in parts])
+        return check_shape({"pos": table[:, :3], "point_label": labels, "color": table[:, 3:].astype(np.uint8)})
 
     def _object(self, path: Path) -> tuple[int, np.ndarray]:
-        """The class of an object and its points (N, 3)."""
+        """The class of an object and its points with their colors (N, 6)."""
         name = path.stem.rpartition("_")[0]
         name = self.ALSO.get(name, name)
         if name not in self.CLASSES:
@@ -233,6 +234,9 @@ class S3DIS(ShapeFiles):
                 raise ValueError(f"columns x y z r g b were expected, not an array of shape {table.shape}")
             if not np.isfinite(table).all():
                 raise ValueError(f"row {int((~np.isfinite(table)).any(1).argmax()) + 1} holds NaN or infinite numbers")
+            low, high = table[:, 3:].min(), table[:, 3:].max()
+            if low < 0 or high > 255:
+                raise ValueError(f"colors of 0 to 255 were expected, not {low:g} to {high:g}")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return self.CLASSES.index(name), table[:, :3]
+        return self.CLASSES.index(name), table

@@ -73,7 +73,7 @@ def select(data: Data, index: Tensor) -> Data:
     are gone."""
     if data.face is not None:
         raise ValueError("a transform that chooses points got a mesh; sample it first (SamplePoints or RandomPoints).")
-    for key in ("pos", "normal", "point_label"):
+    for key in ("pos", "normal", "point_label", "color"):
         if key in data:
             data[key] = data[key][index]
     return data

@@ -16,6 +16,7 @@ def test_rooms_as_the_data_set_reads_them(tmp_path):
     np.testing.assert_allclose(rooms[1].pos, expected["pos"])
     np.testing.assert_allclose(rooms[1].normal, expected["normal"], atol=1e-6)
     assert rooms[1].point_label.tolist() == expected["label"].tolist()
+    assert rooms[1].color.tolist() == (255 * expected["color"]).round().tolist()
     assert len(SegmentedClouds(tmp_path, "test")) == 1
     with pytest.raises(FileExistsError, match="holds clouds already"):
         write_room_clouds(tmp_path, 1, 1, 10)

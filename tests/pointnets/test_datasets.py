@@ -641,13 +641,17 @@ def test_shapenet_part_with_files_missing(tmp_path):
         D.ShapeNetPart(root, "trian")
 
 
-def test_labels_of_points_in_an_npz(tmp_path):
-    np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=np.array([2, 0, 1], np.int16))
+def test_labels_and_colors_of_points_in_an_npz(tmp_path):
+    color = np.full((3, 3), 7, np.uint8)
+    np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=np.array([2, 0, 1], np.int16), color=color)
     assert read_shape(tmp_path / "a.npz")["point_label"].tolist() == [2, 0, 1]
-    for labels, message in (
-        (np.zeros(2, int), r"labels of 3 points were expected, not \(2,\)"),
-        (np.ones(3), "not cast"),
+    assert np.array_equal(read_shape(tmp_path / "a.npz")["color"], color)
+    for arrays, message in (
+        (dict(point_label=np.zeros(2, int)), r"labels of 3 points were expected, not \(2,\)"),
+        (dict(point_label=np.ones(3)), "not cast"),
+        (dict(color=color / 255), r"color must be uint8 \(3, 3\), not float64 \(3, 3\)"),
+        (dict(color=color[:2]), r"color must be uint8 \(3, 3\), not uint8 \(2, 3\)"),
     ):
-        np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=labels)
+        np.savez(tmp_path / "a.npz", pos=np.eye(3), **arrays)
         with pytest.raises(ValueError, match=rf"a\.npz is not a readable shape: .*{message}"):
             read_shape(tmp_path / "a.npz")

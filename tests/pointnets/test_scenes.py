@@ -134,7 +134,9 @@ def test_a_random_block_takes_its_points_with_their_labels():
     points = scene()
     torch.manual_seed(0)
     cloud = Data(pos=points.clone(), point_label=torch.arange(len(points)))
+    cloud.color = cloud.point_label.view(-1, 1).expand(-1, 3)
     block = RandomBlock(1.0, 400)(cloud)
+    assert torch.equal(block.color[:, 0], block.point_label)
     assert block.pos.shape == (400, 3)
     moved = points[block.point_label] - block.pos
     torch.testing.assert_close(moved, moved[:1].expand(400, -1), atol=1e-5, rtol=0)
@@ -168,6 +170,7 @@ def test_s3dis_as_published(tmp_path):
         assert room.point_label.tolist() == expected
         assert room.pos[:, 0].tolist() == [i / 8 for n in names for i in range(ROOM[n])]
         assert room.get("normal") is None
+        assert room.color.tolist() == [[200, 10, 0]] * sum(ROOM.values())
     assert len(list((tmp_path / "cache").iterdir())) == 1
     write_room(tmp_path / "other", {"chair_9": 7})
     (tmp_path / "other/Annotations/chair_9.txt").rename(tmp_path / "Area_1/office_1/Annotations/chair_9.txt")
@@ -178,6 +181,7 @@ def test_s3dis_as_published(tmp_path):
     ("file", "text", "message"),
     [
         ("lamp_1", "0 0 0 1 1 1\n", r"lamp_1\.txt: 'lamp' is no class; these are ceiling"),
+        ("chair_1", "0 0 0 1 1 256\n", r"chair_1\.txt: colors of 0 to 255 were expected, not 1 to 256"),
         ("chair_1", "0 0 0\n", r"chair_1\.txt: columns x y z r g b were expected, not an array of shape \(1, 3\)"),
         ("chair_1", "0 0 0 1 1 1\n0 nan 0 1 1 1\n", r"chair_1\.txt: row 2 holds NaN"),
         ("chair_1", "0 0 0 1 1 1\n0 0 0 1 1\n", r"chair_1\.txt: "),
