@@ -7,7 +7,7 @@ not please it. Coordinates: the shape's own frame, `up` is "y" or "z".
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,16 +57,20 @@ def surface(vertices: np.ndarray, faces: np.ndarray, color=CLAY, crease: float =
     return _mesh(corners.reshape(-1, 3), index, normals.reshape(-1, 3), color)
 
 
+def point_spacing(points: np.ndarray) -> np.ndarray:
+    """The distance (N,) from each of N >= 2 points (N, 3) to its third neighbor."""
+    places = o3d.core.Tensor.from_numpy(np.ascontiguousarray(points))
+    search = o3d.core.nns.NearestNeighborSearch(places)
+    search.knn_index()
+    return np.sqrt(search.knn_search(places, min(4, len(points)))[1].numpy()[:, -1])
+
+
 def point_radius(points: np.ndarray) -> float:
     """A radius at which the spheres of a cloud (N, 3) nearly touch."""
     extent = float(np.linalg.norm(np.ptp(points, axis=0))) or 1.0
     if len(points) < 2:
         return 0.05 * extent
-    places = o3d.core.Tensor.from_numpy(np.ascontiguousarray(points))
-    search = o3d.core.nns.NearestNeighborSearch(places)
-    search.knn_index()
-    near = np.sqrt(np.median(search.knn_search(places, min(4, len(points)))[1].numpy()[:, -1]))
-    return float(np.clip(0.4 * near, 0.004 * extent, 0.02 * extent))
+    return float(np.clip(0.4 * np.median(point_spacing(points)), 0.004 * extent, 0.02 * extent))
 
 
 def spheres(points: np.ndarray, colors, radius: float | np.ndarray | None = None) -> Mesh:
@@ -80,6 +84,21 @@ def spheres(points: np.ndarray, colors, radius: float | np.ndarray | None = None
     return _mesh(
         vertices.reshape(-1, 3), index.reshape(-1, 3), np.tile(normals, (len(points), 1)), colors.reshape(-1, 3)
     )
+
+
+def discs(points: np.ndarray, normals: np.ndarray, colors, radius: float | np.ndarray, corners: int = 8) -> Mesh:
+    """A plate across the normal of each point, both (N, 3), that faces along it; `colors` (3,) or (N, 3) in [0, 1],
+    `radius` a number or (N,)."""
+    angle = 2 * np.pi * np.arange(corners) / corners
+    side = np.cross(normals, np.eye(3)[np.abs(normals).argmin(1)])
+    side /= np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12)
+    other = np.cross(normals, side)
+    around = np.cos(angle)[:, None] * side[:, None] + np.sin(angle)[:, None] * other[:, None]  # (N, corners, 3)
+    vertices = points[:, None] + np.broadcast_to(radius, len(points))[:, None, None] * around
+    fan = np.array([(0, corner, corner + 1) for corner in range(1, corners - 1)])
+    index = fan + corners * np.arange(len(points))[:, None, None]
+    normals, colors = (np.broadcast_to(np.atleast_2d(values)[:, None], vertices.shape) for values in (normals, colors))
+    return _mesh(vertices.reshape(-1, 3), index.reshape(-1, 3), normals.reshape(-1, 3), colors.reshape(-1, 3))
 
 
 def tubes(starts: np.ndarray, ends: np.ndarray, colors, radius: float) -> Mesh:
@@ -210,6 +229,7 @@ class Hits:
     normal: np.ndarray  # (R, 3) smooth
     flat: np.ndarray  # (R, 3) of the triangle
     color: np.ndarray  # (R, 3) sRGB in [0, 1]
+    interpolate: Callable[[np.ndarray], np.ndarray]  # values (V, C) at the vertices of all meshes -> (R, C)
 
 
 class Scene:
@@ -260,7 +280,7 @@ class Scene:
             direction /= np.maximum(np.sqrt(np.einsum("rc,rc->r", direction, direction)), 1e-9)[:, None]
         distance = found["t_hit"]
         place = starts + distance[:, None] * directions
-        return Hits(seen, distance, place, mesh, normal, flat, interpolate(self._colors))
+        return Hits(seen, distance, place, mesh, normal, flat, interpolate(self._colors), interpolate)
 
     def unblocked(self, starts: np.ndarray, directions: np.ndarray, reach: float) -> np.ndarray:
         """Whether nothing lies between `starts` and `starts + reach * directions`, both (N, 3): (N,) booleans."""
@@ -334,6 +354,13 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
     A pixel is the mean of `quality` squared rays. Each that meets the mesh, all of which lies in front of the camera,
     sends rays for ambient occlusion and for the soft shadow of the key light.
     """
+    return render_colors(mesh, [np.asarray(mesh.vertex_colors)], camera, size, quality)[0]
+
+
+def render_colors(
+    mesh: Mesh, colors: Sequence[np.ndarray], camera: Camera, size: int = 512, quality: int = 3
+) -> list[np.ndarray]:
+    """The pictures that `render` makes of a mesh with each of some colors (V, 3); rays are cast once for all."""
     scene = Scene([mesh])
     places = size * camera.project(np.asarray(mesh.vertices))
     low = np.clip(np.floor(places.min(0)), 0, size).astype(int)  # the rays of a rectangle around the mesh suffice
@@ -341,7 +368,7 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
     film = Film(camera, size, size, quality, (*low, *high))
     hits = scene.hit(camera.eye, film.directions)
     if not len(hits.rays):
-        return np.zeros((size, size, 4))
+        return [np.zeros((size, size, 4)) for _ in colors]
     extent = float(np.linalg.norm(mesh.get_max_bound() - mesh.get_min_bound()))
     start = hits.place + 1e-3 * extent * hits.flat
     frame = camera.frame.astype(np.float32)
@@ -356,9 +383,12 @@ def render(mesh: Mesh, camera: Camera, size: int = 512, quality: int = 3) -> np.
     facing = np.clip(hits.normal @ key, 0, None) * ((hits.flat @ key) > 0)
     fill = 0.5 + 0.5 * hits.normal @ frame[2]
     shade = 0.72 * lit * facing + open_sky * (0.24 + 0.30 * fill)
-    picture = film.develop(hits.rays, hits.color**2.2 * shade[:, None])  # sRGB -> light
-    picture[..., :3] = srgb(picture[..., :3])
-    return picture
+    pictures = []
+    for one in colors:
+        light = hits.interpolate(one.astype(np.float32)) ** 2.2 * shade[:, None]  # sRGB -> light
+        pictures.append(film.develop(hits.rays, light))
+        pictures[-1][..., :3] = srgb(pictures[-1][..., :3])
+    return pictures
 
 
 def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) -> list[np.ndarray]:
@@ -371,8 +401,9 @@ def snapshots(meshes: Sequence[Mesh], backward: np.ndarray, up: str, size: int) 
     return [render(mesh, camera, size) for mesh in moved]
 
 
-def window(meshes: Sequence[Mesh], title: str) -> None:
-    """Shows meshes side by side, until the window is closed. RuntimeError where there is no display."""
+def window(meshes: Sequence[Mesh], title: str, backs: bool = True) -> None:
+    """Shows meshes side by side, until the window is closed; without the `backs` of their faces, one looks through
+    these. RuntimeError where there is no display."""
     displays = "DISPLAY", "WAYLAND_DISPLAY"
     # Open3D would fall back to an invisible window, and wait for somebody to close it
     visible = not sys.platform.startswith("linux") or any(map(os.environ.get, displays))
@@ -385,6 +416,6 @@ def window(meshes: Sequence[Mesh], title: str) -> None:
     width = max(float(np.ptp(np.asarray(mesh.vertices)[:, 0])) for mesh in meshes)
     for place, mesh in enumerate(meshes):
         visualizer.add_geometry(Mesh(mesh).translate((1.25 * width * place, 0, 0)))
-    visualizer.get_render_option().mesh_show_back_face = True
+    visualizer.get_render_option().mesh_show_back_face = backs
     visualizer.run()
     visualizer.destroy_window()

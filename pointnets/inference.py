@@ -10,7 +10,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
 from ..data import build_transforms, seeded
-from ..drawing import COLORS
+from ..drawing import palette
 from ..files import printable, replacing
 from ..inference import Classification, Exportable, Task
 from .datasets import as_data, category_parts, competing
@@ -206,13 +206,9 @@ class PointSegmentation(OfShapes):
         from .. import rendering
 
         labels = np.array(result["labels"])
-        points = source.pos.numpy().astype(float)
+        points, up = standing(source.pos.numpy().astype(float), result["up"])
         shown = np.random.default_rng(0).permutation(len(points))[: 4 * SHOWN_POINTS]
         scene = rendering.spheres(points[shown], class_colors(labels[shown]) / 255)
-        up = result["up"]
-        if up == "x":  # turned, for cameras stand on y or z
-            scene.rotate(np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]]), center=np.zeros(3))
-            up = "z"
         image = rendering.snapshots([scene], rendering.view_direction(up=up), up, 720)[0]
         canvas = Figure(figsize=(8.0, 5.0), layout="constrained", dpi=120)
         axes = canvas.subplots()
@@ -239,6 +235,11 @@ class PointSegmentation(OfShapes):
 
 
 def class_colors(labels: np.ndarray) -> np.ndarray:
-    """The color of each label (N,), as pictures of objects have it: uint8 (N, 3)."""
-    palette = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in COLORS], dtype=np.uint8)
-    return palette[labels % len(palette)]
+    """The color of each label (N,), as maps of images have it: uint8 (N, 3)."""
+    return palette(int(labels.max(initial=-1)) + 1)[labels]
+
+
+def standing(vectors: np.ndarray, up: str) -> tuple[np.ndarray, str]:
+    """Points or directions (N, 3) with the axis "y" or "z" up, on which cameras stand, and that axis; those with "x" up
+    are turned."""
+    return (vectors[:, [1, 2, 0]], "z") if up == "x" else (vectors, up)

@@ -124,6 +124,7 @@ SHARED = {
         "inference",
         "layers",
         "metrics",
+        "pictures",
         "scenes",
         "segmenter",
         "shapes",

@@ -9,6 +9,7 @@
     python tools/visualize.py room --number 7 --out room.png
     python tools/visualize.py detections CONFIG CHECKPOINT --items 3 7 12 --out found.png
     python tools/visualize.py maps CONFIG CHECKPOINT --items 3 7 12 --out maps.png
+    python tools/visualize.py segments CONFIG CHECKPOINT --items 3 7 --turned SO3 --out segments.png
     python tools/visualize.py strip CONFIG epoch_1.pth epoch_4.pth epoch_12.pth --item 7 --out strip.png
     python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
@@ -91,6 +92,28 @@ def arguments() -> argparse.ArgumentParser:
     score(sub)
     sub = detector("maps", "the labels that a segmentor gives, below the true ones")
     sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
+    sub = command("segments", "the labels that networks give to points, beside the true ones", None, None, True)
+    sub.add_argument("config", type=Path)
+    sub.add_argument("checkpoint", type=Path)
+    sub.add_argument("--items", type=int, nargs="+", default=[0], metavar="N", help="of the test data (0)")
+    sub.add_argument("--name", help="of the first network in the picture (its class)")
+    sub.add_argument(
+        "--against", type=opponent, nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks"
+    )
+    sub.add_argument("--turned", choices=("z", "SO3"), help="each cloud also turned: about the up axis, or anyhow")
+    sub.add_argument("--seed", type=int, default=0, help="of the rotations (0)")
+    sub.add_argument(
+        "--around", type=int, default=1, metavar="N", help="one cloud from N sides, as a strip around the up axis (1)"
+    )
+    sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye (30)")
+    sub.add_argument("--elevation", type=float, default=40, metavar="DEGREES", help="of the eye (40)")
+    sub.add_argument(
+        "--open",
+        nargs="*",
+        metavar="CLASS",
+        help="classes that are left out where they hide the inside (board ceiling door floor wall window, where there "
+        "are such); without names none",
+    )
     sub = detector("strip", "what a detector finds in one image, over its training", several=True)
     image(sub)
     score(sub)
@@ -194,6 +217,25 @@ def draw_maps(args: argparse.Namespace):
     return draw_maps(config_dataset(config, "test"), Inferencer(args.checkpoint, config), args.items)
 
 
+def draw_segments(args: argparse.Namespace):
+    from attlas.config import load_config
+    from attlas.inference import Inferencer
+    from attlas.pointnets import pictures
+    from attlas.pointnets.viewer import config_dataset
+
+    config = load_config(args.config)
+    first = Inferencer(args.checkpoint, config)
+    name = args.name or type(getattr(first.model, "network", first.model)).__name__
+    networks = {name: first}
+    networks |= {name: Inferencer(checkpoint, load_config(config)) for name, config, checkpoint in args.against}
+    dataset = config_dataset(config)
+    groups = ["none", args.turned] if args.turned else ["none"]
+    seen = [pictures.ask(dataset, item, networks, group, args.seed) for item in args.items for group in groups]
+    if args.out is None:
+        return pictures.show_segments(seen, args.open)
+    return pictures.draw_segments(seen, args.azimuth, args.elevation, args.around, args.open)
+
+
 def draw_strip(args: argparse.Namespace):
     from attlas.dense.detection import inspection, pictures
 
@@ -266,6 +308,7 @@ def run(args: argparse.Namespace) -> None:
         "maps": draw_maps,
         "relation": draw_relation,
         "room": draw_room,
+        "segments": draw_segments,
         "strip": draw_strip,
     }
     draw = commands.get(args.command, draw_shape)

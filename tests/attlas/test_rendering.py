@@ -23,6 +23,30 @@ def test_rays_see_a_square_where_it_is():
     np.testing.assert_allclose(camera.project(SQUARE), [[0.25, 0.75], [0.75, 0.75], [0.75, 0.25], [0.25, 0.25]])
 
 
+def test_one_mesh_in_several_colors():
+    mesh = rendering.surface(SQUARE, TRIANGLES, color=(1, 0.5, 0.2))
+    camera = rendering.look([mesh], rendering.camera_frame(FRONT, "y"), margin=2)
+    others = [np.random.default_rng(0).random((6, 3)), np.asarray(mesh.vertex_colors)]
+    pictures = rendering.render_colors(mesh, others, camera, 20)
+    np.testing.assert_array_equal(pictures[1], rendering.render(mesh, camera, 20))
+    mesh.vertex_colors = rendering.o3d.utility.Vector3dVector(others[0])
+    np.testing.assert_array_equal(pictures[0], rendering.render(mesh, camera, 20))
+    assert np.abs(pictures[0] - pictures[1]).max() > 0.1
+
+
+def test_discs_face_along_the_normals():
+    random = np.random.default_rng(0)
+    points, normals = random.normal(size=(2, 30, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    radius = random.uniform(0.1, 0.2, 30)
+    mesh = rendering.discs(points, normals, random.random((30, 3)), radius, corners=6)
+    corners = np.asarray(mesh.vertices).reshape(30, 6, 3)
+    np.testing.assert_allclose(corners.mean(1), points)
+    np.testing.assert_allclose(np.linalg.norm(corners - points[:, None], axis=2), np.repeat(radius[:, None], 6, 1))
+    mesh.compute_triangle_normals()
+    np.testing.assert_allclose(np.asarray(mesh.triangle_normals).reshape(30, 4, 3), np.repeat(normals[:, None], 4, 1))
+
+
 def test_up_is_up():
     mesh = rendering.surface(np.array([[-0.1, 0, 0], [0.1, 0, 0], [0, 0, 2.0]]), np.array([[0, 1, 2]]))
     picture = rendering.snapshots([mesh], rendering.view_direction(0, 0, "z"), "z", 40)[0][..., 3]
