@@ -23,13 +23,15 @@ import math
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+
+from ..files import printable
 
 Arrays = dict[str, np.ndarray]
 
@@ -306,14 +308,22 @@ def read_ply(content: bytes) -> Arrays:
     return shape
 
 
-def labelled_ply(pos: np.ndarray, labels: np.ndarray, colors: np.ndarray, normal: np.ndarray | None = None) -> bytes:
-    """A cloud as binary PLY that other viewers show: of each point x y z, perhaps nx ny nz, red green blue and label.
+def labelled_ply(
+    pos: np.ndarray,
+    labels: np.ndarray,
+    colors: np.ndarray,
+    normal: np.ndarray | None = None,
+    names: Mapping[int, str] = {},
+) -> bytes:
+    """A cloud as binary PLY that other viewers show: of each point x y z, perhaps nx ny nz, red green blue and label;
+    and in the header a line `comment label 3 chair` for each name.
 
     Args:
         pos: points (N, 3); written as float32, or as double where they are float64.
         labels: integers (N,).
         colors: uint8 (N, 3).
         normal: normals (N, 3).
+        names: names of labels; what is not ASCII is escaped.
     """
     real = "<f8" if pos.dtype == np.float64 else "<f4"
     fields = [(name, real) for name in "xyz"] + [(name, real) for name in ("nx", "ny", "nz") if normal is not None]
@@ -324,8 +334,9 @@ def labelled_ply(pos: np.ndarray, labels: np.ndarray, colors: np.ndarray, normal
         rows[name] = column
     words = {"<f8": "double", "<f4": "float", "<u1": "uchar", "<i4": "int"}
     properties = "".join(f"property {words[kind]} {name}\n" for name, kind in fields)
-    head = f"ply\nformat binary_little_endian 1.0\nelement vertex {len(rows)}\n{properties}end_header\n"
-    return head.encode() + rows.tobytes()
+    comments = "".join(f"comment label {label} {printable(name)}\n" for label, name in names.items())
+    head = f"ply\nformat binary_little_endian 1.0\n{comments}element vertex {len(rows)}\n{properties}end_header\n"
+    return head.encode("ascii", "backslashreplace") + rows.tobytes()
 
 
 def _ply_header(content: bytes) -> tuple[str, dict[str, tuple[int, Properties]], int]:

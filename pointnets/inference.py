@@ -229,8 +229,9 @@ class PointSegmentation(OfShapes):
         labels = np.array(result.pop("labels"))
         path = stem.with_name(f"{stem.name}.ply")
         normal = None if source.get("normal") is None else source.normal.numpy()
+        names = {entry["label"]: entry["name"] for entry in result["classes"]}
         with replacing(path) as temporary:
-            temporary.write_bytes(labelled_ply(source.pos.numpy(), labels, class_colors(labels), normal))
+            temporary.write_bytes(labelled_ply(source.pos.numpy(), labels, class_colors(labels), normal, names))
         return dict(cloud=path.name)
 
 

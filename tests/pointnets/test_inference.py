@@ -4,8 +4,10 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import open3d as o3d
 import pytest
 import torch
+import trimesh
 from mmengine.config import Config
 from part_files import SEGMENTER, solid, write_segmenter
 from torch_geometric.data import Data
@@ -14,7 +16,8 @@ from attlas import rendering
 from attlas.inference import Inferencer
 from attlas.pointnets.datasets import ShapeNetPart
 from attlas.pointnets.formats import labelled_ply
-from attlas.pointnets.inference import PointClassification, PointSegmentation
+from attlas.pointnets.inference import PointClassification, PointSegmentation, class_colors
+from attlas.pointnets.shapes import read_shape
 
 MUG = ShapeNetPart.CATEGORIES.index("Mug")
 
@@ -88,6 +91,33 @@ def test_an_export_has_as_many_points_as_the_test(kind):
     assert points.shape == normals.shape == (2, 77, 3)
     with pytest.raises(ValueError, match=r"choose no number of points .*: give --size"):
         PointClassification().exportable(model, steps[1:]).inputs(2, None)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("normals", [True, False])
+def test_other_viewers_read_a_labelled_ply(tmp_path, kind, normals):
+    random = np.random.default_rng(0)
+    pos, labels = random.normal(size=(60, 3)).astype(kind), random.integers(0, 20, 60)
+    normal = pos / np.linalg.norm(pos, axis=1, keepdims=True) if normals else None
+    colors, path = class_colors(labels), tmp_path / "cloud.ply"
+    path.write_bytes(labelled_ply(pos, labels, colors, normal, {3: "chair", 19: "Stühle\nend_header"}))
+    cloud = o3d.t.io.read_point_cloud(str(path)).point
+    np.testing.assert_array_equal(cloud["positions"].numpy(), pos)
+    np.testing.assert_array_equal(cloud["colors"].numpy(), colors)
+    np.testing.assert_array_equal(cloud["label"].numpy().ravel(), labels)
+    legacy = o3d.io.read_point_cloud(str(path))
+    assert (len(legacy.points), legacy.has_colors(), legacy.has_normals()) == (60, True, normals)
+    other = trimesh.load(path, process=False)
+    np.testing.assert_array_equal(other.vertices, pos)
+    np.testing.assert_array_equal(other.colors[:, :3], colors)
+    np.testing.assert_array_equal(other.metadata["_ply_raw"]["vertex"]["data"]["label"], labels)
+    ours = read_shape(path)
+    np.testing.assert_allclose(ours["pos"], pos, atol=1e-6)
+    if normals:
+        np.testing.assert_array_equal(cloud["normals"].numpy(), normal)
+        np.testing.assert_allclose(ours["normal"], normal, atol=1e-6)
+    head = path.read_bytes().split(b"element")[0].decode("ascii").splitlines()
+    assert head[2:] == ["comment label 3 chair", r"comment label 19 St\xfchle\nend_header"]
 
 
 def test_labelled_ply_without_normals_and_in_float64():

@@ -125,6 +125,8 @@ def test_clouds_whose_points_get_labels(infer, tmp_path):
     assert cv2.imread(str(out / result["picture"])).std() > 3  # not blank
     np.testing.assert_allclose(read_shape(out / result["cloud"])["pos"], rows[:, :3], atol=1e-5)
     content = (out / result["cloud"]).read_bytes()
+    for entry in result["classes"]:
+        assert f"\ncomment label {entry['label']} {entry['name']}\n".encode() in content
     columns = [("place", "<f4", 6), ("color", "u1", 3), ("label", "<i4")]
     written = np.frombuffer(content[content.index(b"end_header\n") + 11 :], dtype=columns)
     counts = np.bincount(written["label"], minlength=50)
