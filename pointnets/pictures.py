@@ -185,7 +185,7 @@ def panels(seen: Labelled) -> dict[str, np.ndarray]:
 def photograph(
     views: Sequence[tuple[Drawing, Sequence[np.ndarray], np.ndarray]], up: str, size: int
 ) -> list[list[np.ndarray]]:
-    """Pictures of clouds in several colors, each cloud centered, all at one scale and cut to what is seen in any.
+    """Pictures of clouds in several colors, each cloud centered, all at one scale and cut to one width.
 
     Args:
         views: drawings with the colors (N, 3) of the points, and the direction to the eye.
@@ -201,9 +201,8 @@ def photograph(
     distance = max(look([mesh], frame).eye @ frame[2] for mesh, _, frame in taken)
     found = [render_colors(mesh, corners, Camera(frame, distance * frame[2]), size) for mesh, corners, frame in taken]
     seen = np.max([pictures[0][..., 3] for pictures in found], axis=0) > 0
-    rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return [[picture[part] for picture in pictures] for pictures in found]
+    columns = np.flatnonzero(seen.any(0))
+    return [[picture[:, columns[0] : columns[-1] + 1] for picture in pictures] for pictures in found]
 
 
 def draw_segments(
@@ -256,11 +255,9 @@ def draw_segments(
         below = [[share.get(title, "") for title in titles] for share in shares]
         figure = draw_grid(pictures, below, titles, [one.name for one in seen])
     there = np.unique(np.concatenate([labels for one in seen for labels in (one.truth, *one.found.values())]))
-    handles = [
-        Patch(color=color / 255, label=printable(seen[0].classes[label], 40).replace("$", r"\$"))
-        for label, color in zip(there, class_colors(there))
-    ]
-    width = max(len(handle.get_label()) for handle in handles)
+    labels = [printable(seen[0].classes[label], 40).replace("$", r"\$") for label in there]
+    handles = [Patch(color=color / 255, label=label) for label, color in zip(labels, class_colors(there))]
+    width = max(map(len, labels))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.45 + 0.075 * width))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     return figure
@@ -272,14 +269,16 @@ def draw_grid(
     columns: Sequence[str],
     rows: Sequence[str],
 ) -> Figure:
-    """Pictures of one size in rows, with a text below each, and titles of the columns and rows."""
-    height, width = np.array(pictures[0][0].shape[:2]) / max(pictures[0][0].shape[:2]) * PANEL
-    size = len(columns) * width + 0.3, len(rows) * (height + 0.25) + 0.9
+    """Pictures of one size in rows, each row cut to its height, with a text below each picture, and titles of columns
+    and rows."""
+    seen = [np.flatnonzero(np.max([picture[..., 3].max(1) for picture in line], axis=0)) for line in pictures]
+    heights = [place[-1] + 1 - place[0] for place in seen]
+    size = len(columns) * PANEL + 0.3, PANEL * sum(heights) / pictures[0][0].shape[1] + 0.25 * len(rows) + 0.9
     figure = Figure(figsize=size, layout="constrained", dpi=150)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     for row, (line, texts) in enumerate(zip(pictures, below)):
         for axes, picture, text in zip(grid[row], line, texts):
-            axes.imshow(picture, interpolation="antialiased")
+            axes.imshow(picture[seen[row][0] : seen[row][-1] + 1], interpolation="antialiased")
             axes.set(xticks=(), yticks=())
             axes.spines[:].set_visible(False)
             axes.set_xlabel(text, fontsize=8, color="0.4", labelpad=2)
