@@ -25,6 +25,7 @@ from attlas.kernels import (
     gather_max,
     gather_neighbors,
     knn,
+    local_reference_axis,
     surface_attention,
     surface_properties,
     three_interpolate,
@@ -74,6 +75,11 @@ def row_sets(index: Tensor) -> Tensor:
 
 def lists_differ(got: Tensor, expected: Tensor) -> float:
     return entries_differ(row_sets(got), row_sets(expected))
+
+
+def axes_differ(got: Tensor, expected: Tensor) -> float:
+    """Share of unit vectors that are more than a degree from the others, whatever the sign."""
+    return ((got * expected).sum(-1).abs() < math.cos(math.radians(1))).double().mean().item()
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
@@ -395,6 +401,26 @@ def make_gather_max(run: Run, B: int, N: int, S: int, K: int, C: int, D: int, mo
     return differentiable({OURS: ours, "naive": plain}, inputs, mode)
 
 
+def make_local_reference_axis(run: Run, B: int, N: int, K: int) -> dict[str, Callable]:
+    """Normals of points from K neighbors. Open3D weights all neighbors alike, so its normals are others."""
+    points, _ = surface(B, N, run.device)
+    calls: dict[str, Callable] = {OURS: functools.partial(local_reference_axis, points, K)}
+    if o3d := run.peers.get("open3d-cpu"):
+
+        def open3d():
+            normals = []
+            for each in points.numpy():
+                cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(each))
+                cloud.estimate_normals(o3d.geometry.KDTreeSearchParamKNN(K))
+                normals.append(np.asarray(cloud.normals, dtype=np.float32))
+            return torch.from_numpy(np.stack(normals))
+
+        calls["open3d-cpu"] = open3d
+    calls["reference"] = as_reference(calls[OURS])
+    calls["naive"] = functools.partial(naive.local_reference_axis, points, K)
+    return calls
+
+
 def make_surface_properties(run: Run, B: int, N: int, S: int, K: int) -> dict[str, Callable]:
     points, normals = surface(B, N, run.device)
     queries, query_normals = points[:, :S].contiguous(), normals[:, :S].contiguous()
@@ -440,6 +466,10 @@ SIZES: dict[str, dict[str, Sizes]] = {
         "grows": [(1, n, n // 4, 32) for n in POWERS],
         "others": [(32, 1024, 256, 32), (16, 4096, 1024, 64)],
     },
+    "local_reference_axis BNK": {
+        "grows": [(1, n, 32) for n in (4096, 65536, 1 << 20)],
+        "others": [(4, 256, 16), (1, 4096, 8), (1, 4096, 16), (8, 4096, 32)],
+    },
     "gather_neighbors BNSKC": {
         "others": [(4, 256, 64, 16, 32), (16, 1024, 512, 16, 64), (32, 4096, 1024, 32, 64)],
     },
@@ -474,6 +504,8 @@ def needs(operator: str, mode: str, sizes: dict[str, int]) -> dict[str, float]:
         return {"bytes": B * N * (12 + 8 * K), "pairs": B * N * N}
     if operator == "ball_query":
         return {"bytes": B * (12 * (N + S) + 8 * S * K), "pairs": B * N * S}
+    if operator == "local_reference_axis":
+        return {"bytes": 24 * B * N, "pairs": B * N * N}
     if operator == "gather_neighbors":
         return {"bytes": B * (4 * C * (N + S * K) + 8 * S * K)}
     if operator == "three_interpolate":
@@ -501,7 +533,11 @@ def modes(operator: str) -> tuple[str, ...]:
 
 def case(operator: str, mode: str, sizes: dict[str, int], grows: bool = False) -> Case:
     make = globals()[f"make_{operator}"]
-    differ = {"farthest_point_sample": samples_differ, "ball_query": lists_differ}
+    differ = {
+        "farthest_point_sample": samples_differ,
+        "ball_query": lists_differ,
+        "local_reference_axis": axes_differ,
+    }
     return Case(
         operator=f"{operator}, {mode}" if mode else operator,
         sizes=sizes,

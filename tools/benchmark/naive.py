@@ -39,6 +39,15 @@ def knn(queries: Tensor, points: Tensor, k: int) -> Tensor:
     return torch.cdist(queries, points).topk(k, dim=-1, largest=False).indices
 
 
+def local_reference_axis(points: Tensor, k: int) -> Tensor:
+    """(B, N, 3) -> (B, N, 3): the axis of least spread of the neighbors, nearer ones weighted more."""
+    offsets = gather(points, knn(points, points, k)) - points.unsqueeze(2)
+    length = offsets.norm(dim=-1, keepdim=True)
+    weight = length.amax(2, keepdim=True) - length
+    weight = weight / weight.sum(2, keepdim=True)
+    return torch.linalg.eigh((weight * offsets).mT @ offsets).eigenvectors[..., 0]
+
+
 def unit(vectors: Tensor) -> Tensor:
     """(..., 3) of length 1, or 0."""
     return vectors / (vectors.norm(dim=-1, keepdim=True) + 1e-7)
