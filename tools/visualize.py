@@ -107,6 +107,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye (30)")
     sub.add_argument("--elevation", type=float, default=40, metavar="DEGREES", help="of the eye (40)")
+    sub.add_argument("--size", type=int, default=640, metavar="PIXELS", help="of a side of a panel (640)")
     sub.add_argument(
         "--open",
         nargs="*",
@@ -233,7 +234,7 @@ def draw_segments(args: argparse.Namespace):
     seen = [pictures.ask(dataset, item, networks, group, args.seed) for item in args.items for group in groups]
     if args.out is None:
         return pictures.show_segments(seen, args.open)
-    return pictures.draw_segments(seen, args.azimuth, args.elevation, args.around, args.open)
+    return pictures.draw_segments(seen, args.azimuth, args.elevation, args.around, args.open, args.size)
 
 
 def draw_strip(args: argparse.Namespace):

@@ -7,6 +7,8 @@ import detectors
 import numpy as np
 import pytest
 from coco_files import write_coco
+from mmengine.config import Config
+from part_files import SEGMENTER, write_parts, write_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,31 @@ def test_what_is_refused(refusal, folder, tmp_path, monkeypatch):
     assert "text.png is not a readable image" in told("keypoints", "tiny_bvr", "--file", text)
     other = refusal("visualize", "strip", detectors.CONFIGS / "tiny_bvr.py", folder / "none.pth", "--out", out)
     assert "none.pth does not exist" in other
+
+
+def test_segments_of_clouds(run, refusal, tmp_path):
+    config, checkpoint, out = tmp_path / "config.py", tmp_path / "parts.pth", tmp_path / "picture.png"
+    write_segmenter(checkpoint)
+    options = Config(SEGMENTER)
+    options.test_dataloader.dataset.dataset.update(root=str(write_parts(tmp_path / "parts")), split="test")
+    config.write_text(options.pretty_text)
+
+    def draw(*arguments):
+        assert str(out) in run(
+            "visualize", "segments", config, checkpoint, *arguments, "--size", 60, "--out", out, "--overwrite"
+        )
+        return cv2.imread(str(out))
+
+    one, more = draw("--items", 1), draw("--items", 1, "--turned", "SO3", "--against", f"other={config}:{checkpoint}")
+    assert one.std() > 20
+    assert more.shape[1] / one.shape[1] == pytest.approx(5 / 3, abs=0.1)  # two panels of the other network
+    assert more.shape[0] > 1.4 * one.shape[0]  # and the turned cloud
+
+    def told(*arguments):
+        return refusal("visualize", "segments", config, checkpoint, *arguments, "--out", tmp_path / "new.png")
+
+    assert "item 3: the data set has items 0 to 2" in told("--items", 0, 3)
+    assert "open is 'ceiling'; it may be 'Airplane/0'" in told("--open", "ceiling")
+    assert "around is 3; it must be at least 1, and 1 for 2 clouds or poses" in told("--around", 3, "--turned", "z")
+    assert "NAME=CONFIG:CHECKPOINT was expected" in told("--against", "other")
+    assert not (tmp_path / "new.png").exists()
