@@ -67,7 +67,8 @@ class SHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attending, rest = x.split(self.split, dim=1)
-        rows = F.scaled_dot_product_attention(*self._rows(attending))
+        q, k, v = self._rows(attending)
+        rows = F.scaled_dot_product_attention(q, k, v)
         attended = rows.squeeze(1).transpose(1, 2).unflatten(2, x.shape[-2:])
         return self.proj(F.relu(torch.cat([attended, rest], dim=1), inplace=True))
 

@@ -250,6 +250,12 @@ def _as_written(gradient: Tensor, like: Tensor) -> Tensor:
     return F.pad(gradient.flatten(1), (0, unread)).view(like.shape)
 
 
+# torch.compile of PyTorch 2.11 lost what the traced backward of a deformable convolution writes into its zeros: the
+# gradient of the input was zero, in silence. 2.13 keeps it. In between nobody looked, so a graph breaks there.
+KEEPS_WRITES = torch.__version__ >= (2, 13)  # TorchVersion compares by numbers
+_beside_graphs: Callable = (lambda function: function) if KEEPS_WRITES else torch.compiler.disable
+
+
 def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
     kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
@@ -260,6 +266,7 @@ def deform_conv_forward(
     output.copy_(deformable_convolution(input, offset, weight, None, None, *steps, group))
 
 
+@_beside_graphs
 def deform_conv_backward_input(
     input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor, grad_offset: Tensor, weight: Tensor,
     columns: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
@@ -271,6 +278,7 @@ def deform_conv_backward_input(
     grad_offset.copy_(of_offset)
 
 
+@_beside_graphs
 def deform_conv_backward_parameters(
     input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor, columns: Tensor, ones: Tensor,
     kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
@@ -293,6 +301,7 @@ def modulated_deform_conv_forward(
     output.copy_(deformable_convolution(input, offset, weight, bias if with_bias else None, mask, *steps, group))
 
 
+@_beside_graphs
 def modulated_deform_conv_backward(
     input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, columns: Tensor,
     grad_input: Tensor, grad_weight: Tensor, grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor,

@@ -116,6 +116,9 @@ def test_deformable_attention():
 # --- deformable_convolution ------------------------------------------------------------------------------------------
 
 
+KEPT = pytest.mark.skipif(not mmcv_ext.KEEPS_WRITES, reason="its graph breaks in this PyTorch")
+
+
 def convolution_of_mmcv(record):
     """mmcv's function, and its differentiable arguments in order."""
     ops, inputs = importlib.import_module("mmcv.ops"), record.inputs
@@ -129,7 +132,7 @@ def convolution_of_mmcv(record):
     return lambda *tensors: function(*tensors, *steps, offset_groups), leaves, inputs["grad"]
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("traced", [False, pytest.param(True, marks=KEPT)])
 @pytest.mark.parametrize(
     "case", ["deform_conv", "deform_conv_groups", "modulated_deform_conv_groups", "modulated_deform_conv_larger"]
 )
