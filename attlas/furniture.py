@@ -17,6 +17,12 @@ CLASSES: tuple[str, ...] = (
     "bed", "cabinet", "car", "chair", "door", "lamp", "person", "plant", "sofa", "table", "vessel", "wallplate",
     "washbasin", "window",
 )  # fmt: skip
+PARTS: tuple[str, ...] = (  # of some models of eight classes
+    "bed/bedding", "bed/frame", "chair/seat", "chair/frame", "lamp/shade", "lamp/stand", "person/head", "person/body",
+    "plant/foliage", "plant/trunk", "plant/pot", "table/top", "table/legs", "wallplate/plate", "wallplate/insert",
+    "window/glass", "window/frame",
+)  # fmt: skip
+NO_PART = 255  # in the asset: the faces of a model without parts
 SPLITS = ("train", "test", "all")
 
 
@@ -33,6 +39,7 @@ class Mesh:
     license: str  # SPDX identifier
     library: str
     model: str  # path of the OBJ file inside the library
+    parts: np.ndarray | None = field(default=None, repr=False)  # (F,) uint8, indices into PARTS; None: it has none
 
 
 def load(split: str) -> list[Mesh]:
@@ -42,6 +49,19 @@ def load(split: str) -> list[Mesh]:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"split: got {split!r}, must be one of {', '.join(map(repr, SPLITS))}{hint}")
     return [mesh for mesh, part in _read(ASSET) if split in ("all", part)]
+
+
+def scattered(
+    triangles: np.ndarray, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points on triangles (F, 3, 3) float64, drawn evenly by area: of each point the number of its triangle (N,) int64,
+    its place (N, 3) and the normal of its triangle (N, 3), float64."""
+    cross = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    areas = np.linalg.norm(cross, axis=1)
+    numbers = random.choice(len(areas), count, p=areas / areas.sum())
+    a, b = np.sqrt(random.random(count)), random.random(count)
+    weights = np.stack([1 - a, a * (1 - b), a * b], axis=1)
+    return numbers, np.einsum("nk,nkc->nc", weights, triangles[numbers]), cross[numbers] / areas[numbers, None]
 
 
 @cache
@@ -63,6 +83,8 @@ def _read(path: Path) -> tuple[tuple[Mesh, str], ...]:
 def _unpack(data: dict[str, np.ndarray]) -> list[tuple[Mesh, str]]:
     if tuple(data["classes"].tolist()) != CLASSES:
         raise ValueError(f"classes are {data['classes'].tolist()}")
+    if tuple(data["parts"].tolist()) != PARTS:
+        raise ValueError(f"parts are {data['parts'].tolist()}")
     meshes = []
     for i, split in enumerate(data["split"].tolist()):
         vertex = slice(*data["vertex_start"][i : i + 2])
@@ -71,9 +93,12 @@ def _unpack(data: dict[str, np.ndarray]) -> list[tuple[Mesh, str]]:
             data["low"][i] + data["vertices"][vertex].astype(np.float32) * data["step"][i],
             data["faces"][face].astype(np.int32),
             data["colors"][face],
+            data["face_part"][face],
         )
         for array in arrays:
             array.setflags(write=False)
         texts = (str(data[key][i]) for key in ("author", "licence", "library", "model"))
-        meshes.append((Mesh(str(data["name"][i]), int(data["label"][i]), *arrays, *texts), split))
+        *surface, part = arrays
+        parts = None if (part == NO_PART).all() else part
+        meshes.append((Mesh(str(data["name"][i]), int(data["label"][i]), *surface, *texts, parts=parts), split))
     return meshes

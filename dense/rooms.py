@@ -19,6 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from ..data import check_seed, one_of, positive
+from ..furniture import scattered
 from ..rendering import Camera, Film, Hits, Mesh, Scene, camera_frame, srgb
 from .furnishing import Box, Furnishing, Thing
 from .interior import GROUND, SKY, Emitter, Interior
@@ -286,26 +287,20 @@ class Room:
         triangles = np.concatenate(corners)
         meshes = np.repeat(np.arange(len(corners)), [len(part) for part in corners])
         colors = np.concatenate([np.asarray(m.vertex_colors)[np.asarray(m.triangles)[:, 0]] for m in self.meshes])
-        cross = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-        areas = np.linalg.norm(cross, axis=1)
         eyes = random.uniform(0.2, self.size - 0.2, size=(20 * SCANS, 3))
         free = [not any(Box(tuple(eye), (0, 0, 0), 0).overlaps(thing.box) for thing in self.things) for eye in eyes]
         eyes = eyes[free][:SCANS]
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
-        while sum(len(drawn) for drawn, _ in parts) < count:
-            drawn = random.choice(len(areas), 2 * count, p=areas / areas.sum())
-            a, b = np.sqrt(random.random(2 * count)), random.random(2 * count)
-            weights = np.stack([1 - a, a * (1 - b), a * b], axis=1)
-            pos = np.einsum("nk,nkc->nc", weights, triangles[drawn])
-            normal = cross[drawn] / areas[drawn, None]
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        while sum(len(drawn) for drawn, *_ in parts) < count:
+            drawn, pos, normal = scattered(triangles, 2 * count, random)
             start = pos + BEFORE * normal
             seen = np.any([self.scene.unblocked(start, eye - start, 1.0) for eye in eyes], axis=0)
-            parts.append((drawn[seen], pos[seen]))
-        drawn, pos = (np.concatenate(part)[:count] for part in zip(*parts))
+            parts.append((drawn[seen], pos[seen], normal[seen]))
+        drawn, pos, normal = (np.concatenate(part)[:count] for part in zip(*parts))
         mesh = meshes[drawn]
         return dict(
             pos=pos.astype(np.float32),
-            normal=(cross[drawn] / areas[drawn, None]).astype(np.float32),
+            normal=normal.astype(np.float32),
             color=np.minimum(self.interior.painted(mesh, pos, colors[drawn]), 1).astype(np.float32),
             label=self.labels[mesh].astype(np.int64),
             instance=np.maximum(mesh - 2, 0),

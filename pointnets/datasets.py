@@ -39,10 +39,11 @@ def as_data(shape: Shape, name: str, label: int = 0, item: int = 0) -> Data:
 
 class PointClouds(Items):
     """Base of the data sets (see `Items`): the `names` and `labels` of the items, and the `load(item) -> Shape` that
-    every data set brings. Where the classes are those of points, the items have no `labels`; their `y` is 0, or the
-    number of their category."""
+    every data set brings. Where the classes are those of points, the items have no `labels`; their `y` is 0, or their
+    number among the `categories`."""
 
     load: Callable[[int], Shape]
+    categories: np.ndarray | None = None
 
     def __init__(self, split: str, classes: Sequence[str], names: Sequence[str], labels, transforms, seed: int):
         self.names = list(names)
@@ -53,8 +54,8 @@ class PointClouds(Items):
         return f"shape {self.names[item]}"
 
     def get(self, item: int) -> Data:
-        label = 0 if self.labels is None else int(self.labels[item])
-        return as_data(self.load(item), self.names[item], label, item)
+        numbers = self.categories if self.labels is None else self.labels
+        return as_data(self.load(item), self.names[item], 0 if numbers is None else int(numbers[item]), item)
 
     def draw(self, epoch: int, item: int) -> Data:
         def transform(data: Data) -> Data:
@@ -393,11 +394,6 @@ class ShapeNetPart(ShapeFiles):
             folders[folder.strip()] = category
         return folders
 
-    def get(self, item: int) -> Data:
-        data = super().get(item)
-        data.y = torch.tensor(int(self.categories[item]))
-        return data
-
     def parse(self, item: int) -> Shape:
         path, category = self.paths[item], self.CATEGORIES[self.categories[item]]
         if not path.is_file():
@@ -413,6 +409,39 @@ class ShapeNetPart(ShapeFiles):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return shape
+
+
+@DATASETS.register_module()
+class FurnitureParts(PointClouds):
+    """Parts of the built-in furniture: 128 models to train on and 60 to test, of eight of its classes and with its
+    splits, whose materials tell 17 parts (see FURNITURE14.md); in meters, y up, normals outward.
+
+    Items are whole clouds as those of `ShapeNetPart`: `point_label` (N,), the number of the part among all 17, and `y`,
+    the number of the category in `category_parts(classes)`.
+
+    Args:
+        split: 'train', 'test' or 'all'.
+        points: size of a cloud, which is drawn evenly by area, the same at every reading.
+    """
+
+    CLASSES = furniture.PARTS
+    CATEGORIES = tuple(category_parts(CLASSES))
+
+    def __init__(self, split: str = "train", transforms=(), seed: int = 0, points: int = 2048):
+        one_of("FurnitureParts.split", split, PARTS)
+        self.points = positive("FurnitureParts.points", points)
+        self.meshes = [mesh for mesh in furniture.load(split) if mesh.parts is not None]
+        names = [furniture.CLASSES[mesh.label] for mesh in self.meshes]
+        self.categories = np.array([self.CATEGORIES.index(name) for name in names])
+        super().__init__(split, self.CLASSES, [mesh.name for mesh in self.meshes], None, transforms, seed)
+
+    def load(self, item: int) -> Shape:
+        mesh = self.meshes[item]
+        assert mesh.parts is not None
+        triangles = mesh.vertices[mesh.faces].astype(np.float64)
+        numbers, pos, normal = furniture.scattered(triangles, self.points, np.random.default_rng(item))
+        label = mesh.parts[numbers].astype(np.int64)
+        return {"pos": pos.astype(np.float32), "normal": normal.astype(np.float32), "point_label": label}
 
 
 def check_point_labels(column: np.ndarray, allowed: Sequence[int], whose: str) -> np.ndarray:

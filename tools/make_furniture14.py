@@ -4,8 +4,10 @@
     python tools/make_furniture14.py --package FILE.deb    # from a package that is already here
     python tools/make_furniture14.py --library-dir DIR     # from a folder with the five .sh3f files
     python tools/make_furniture14.py --check               # build aside, compare with the shipped asset
+    python tools/make_furniture14.py --draw-parts FILE     # a picture of the parts that the shipped asset has
 
-Which models, of which class and split, stands in `furniture14.csv` beside this file.
+Which models, of which class and split, stands in `furniture14.csv` beside this file; which materials of a model make up
+which of its parts, in `furniture14_parts.csv`.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from string import Template
 import numpy as np
 import open3d as o3d
 import PIL.Image
+import PIL.ImageDraw
 import trimesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.sparse import coo_matrix
@@ -34,9 +37,12 @@ from scipy.sparse.csgraph import connected_components
 from trimesh.resolvers import ZipResolver
 
 from attlas.files import replacing
+from attlas.furniture import CLASSES, NO_PART, PARTS, load
+from attlas.rendering import snapshots, surface, view_direction
 
 HERE = Path(__file__).resolve().parent
 MODELS_CSV = HERE / "furniture14.csv"
+PARTS_CSV = HERE / "furniture14_parts.csv"
 CARD = HERE / "furniture14_card.md"
 ASSET = HERE.parent / "attlas" / "furniture14.npz"
 PACKAGE = "sweethome3d-furniture"
@@ -64,15 +70,17 @@ LIFT = 2e-5  # of the diameter: where rays start above the surface
 
 @dataclass
 class Model:
-    """A mesh while it is being made: vertices (V,3) float64 in meters, y up; faces (F,3) int64; colors (F,3) uint8."""
+    """A mesh while it is being made: vertices (V,3) float64 in meters, y up; faces (F,3) int64; colors (F,3) uint8;
+    parts (F,) uint8, numbers of PARTS, or NO_PART."""
 
     vertices: np.ndarray
     faces: np.ndarray
     colors: np.ndarray
+    parts: np.ndarray
 
     def select(self, keep: np.ndarray, flip: np.ndarray) -> "Model":
         faces = np.where(flip[:, None], self.faces[:, ::-1], self.faces)
-        return compact(Model(self.vertices, faces[keep], self.colors[keep]))
+        return compact(Model(self.vertices, faces[keep], self.colors[keep], self.parts[keep]))
 
     def area(self) -> float:
         return float(triangle_areas(self.vertices, self.faces).sum())
@@ -144,8 +152,27 @@ def face_colors(mesh: trimesh.Trimesh) -> np.ndarray:
     return np.tile(np.asarray(color, dtype=np.uint8), (len(mesh.faces), 1))
 
 
-def read_model(library: zipfile.ZipFile, name: str) -> Model:
-    """A Wavefront OBJ of a library as one mesh in the units and axes of its file."""
+def read_parts() -> dict[str, dict[str, int]]:
+    """The number of the part that each material of a model stands for, by model and material."""
+    found: dict[str, dict[str, int]] = {}
+    with PARTS_CSV.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for material in row["materials"].split("; "):
+                found.setdefault(row["model"], {})[material] = PARTS.index(row["part"])
+    return found
+
+
+def read_model(library: zipfile.ZipFile, name: str, part_of: Mapping[str, int] | None = None) -> Model:
+    """A Wavefront OBJ of a library as one mesh in the units and axes of its file.
+
+    Args:
+        library: the opened .sh3f file.
+        name: the model's path in it.
+        part_of: number of the part of each of its materials (`read_parts`); None for a model without parts.
+
+    Raises:
+        ValueError: a material of the model is in no part, or one that `part_of` names is not in the model.
+    """
     files = {entry: io.BytesIO(library.read(entry)) for entry in library.namelist() if same_folder(entry, name)}
     text = library.read(name)
     if wanted := re.search(
@@ -162,15 +189,21 @@ def read_model(library: zipfile.ZipFile, name: str) -> Model:
             resolver=ZipResolver(files, namespace=name.rpartition("/")[0]),
             process=False,
         )
-    vertices, faces, colors, start = [], [], [], 0
+    vertices, faces, colors, materials, start = [], [], [], [], 0
     for mesh in scene.dump():
         if not isinstance(mesh, trimesh.Trimesh):  # lines and points have no surface
             continue
         vertices.append(mesh.vertices)
         faces.append(mesh.faces + start)
         colors.append(face_colors(mesh))
+        materials.append(str(getattr(getattr(mesh.visual, "material", None), "name", None)))
         start += len(mesh.vertices)
-    return Model(np.concatenate(vertices), np.concatenate(faces).astype(np.int64), np.concatenate(colors))
+    if part_of is not None and set(materials) != set(part_of):
+        odd = ", ".join(sorted(set(materials) ^ set(part_of)))
+        raise ValueError(f"{name}: {PARTS_CSV.name} and the model do not name the same materials ({odd})")
+    numbers = [NO_PART if part_of is None else part_of[material] for material in materials]
+    parts = np.repeat(np.array(numbers, dtype=np.uint8), [len(group) for group in faces])
+    return Model(np.concatenate(vertices), np.concatenate(faces).astype(np.int64), np.concatenate(colors), parts)
 
 
 def same_folder(entry: str, model: str) -> bool:
@@ -186,7 +219,7 @@ def to_meters(model: Model, row: Mapping[str, str], rotation: str | None = None)
     low, extent = used.min(0), np.ptp(used, axis=0)
     size = np.array([float(row[key]) for key in ("width_cm", "height_cm", "depth_cm")]) / 100
     vertices = (vertices - low) * np.where(extent > 0, size / np.where(extent > 0, extent, 1), 1)
-    return Model(vertices - size * [0.5, 0, 0.5], model.faces, model.colors)
+    return Model(vertices - size * [0.5, 0, 0.5], model.faces, model.colors, model.parts)
 
 
 # --------------------------------------------------------------------------------------------------------- geometry
@@ -196,14 +229,12 @@ def compact(model: Model, digits: int | None = None) -> Model:
     """Weld equal vertices (to `digits` of a metre when given), drop degenerate and repeated triangles."""
     points = model.vertices if digits is None else model.vertices.round(digits)
     points, index = np.unique(points, axis=0, return_inverse=True)
-    faces, colors = index.reshape(-1)[model.faces], model.colors
-    solid = triangle_areas(points, faces) > 1e-11
-    faces, colors = faces[solid], colors[solid]
-    _, first = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
-    first.sort()
-    faces, colors = faces[first], colors[first]
-    used, faces_flat = np.unique(faces, return_inverse=True)
-    return Model(points[used], faces_flat.reshape(-1, 3), colors)
+    faces = index.reshape(-1)[model.faces]
+    solid = np.flatnonzero(triangle_areas(points, faces) > 1e-11)
+    _, first = np.unique(np.sort(faces[solid], axis=1), axis=0, return_index=True)
+    kept = solid[np.sort(first)]
+    used, faces_flat = np.unique(faces[kept], return_inverse=True)
+    return Model(points[used], faces_flat.reshape(-1, 3), model.colors[kept], model.parts[kept])
 
 
 def triangle_areas(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -312,7 +343,7 @@ def outside_visibility(vertices: np.ndarray, faces: np.ndarray) -> Visibility:
 
 
 def decimate(model: Model, target: int) -> Model:
-    """Quadric decimation to about `target` triangles; each takes the color of the nearest original one."""
+    """Quadric decimation to about `target` triangles; each takes color and part of the nearest original one."""
     mesh = o3d.geometry.TriangleMesh(
         o3d.utility.Vector3dVector(model.vertices), o3d.utility.Vector3iVector(model.faces.astype(np.int32))
     ).simplify_quadric_decimation(target)
@@ -320,7 +351,8 @@ def decimate(model: Model, target: int) -> Model:
     nearest = raycasting_scene(model.vertices, model.faces).compute_closest_points(
         o3d.core.Tensor.from_numpy(vertices[faces].mean(1).astype(np.float32))
     )
-    return compact(Model(vertices, faces, model.colors[nearest["primitive_ids"].numpy().astype(np.int64)]))
+    origin = nearest["primitive_ids"].numpy().astype(np.int64)
+    return compact(Model(vertices, faces, model.colors[origin], model.parts[origin]))
 
 
 def thin_out(model: Model, max_pieces: int) -> Model:
@@ -347,7 +379,7 @@ def thin_out(model: Model, max_pieces: int) -> Model:
         scale[chosen] = np.sqrt(area[small].sum() / area[chosen].sum())
     vertices = center[piece] + scale[piece, None] * offset
     kept = ~np.isin(piece[faces[:, 0]], np.setdiff1d(small, chosen))
-    return compact(Model(vertices, faces[kept], model.colors[kept]))
+    return compact(Model(vertices, faces[kept], model.colors[kept], model.parts[kept]))
 
 
 def simplify(model: Model) -> Model:
@@ -373,7 +405,7 @@ def outer_surface(model: Model, row: Mapping[str, str]) -> tuple[Model, Visibili
     metric = to_meters(simple.select(~hidden, np.zeros_like(hidden)), row)
     low, step = grid(metric.vertices)
     snapped = low + step * np.rint((metric.vertices - low) / step)  # what is stored must hold no degenerate triangle
-    return compact(Model(snapped, metric.faces, metric.colors)), seen
+    return compact(Model(snapped, metric.faces, metric.colors, metric.parts)), seen
 
 
 def grid(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -386,8 +418,8 @@ def grid(vertices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarray]:
-    """The arrays of the asset: a column per property, and the vertices (16 bits within each bounding box), faces and
-    colors of all models end to end."""
+    """The arrays of the asset: a column per property, and the vertices (16 bits within each bounding box), faces, and
+    colors and parts of faces, of all models end to end."""
     classes = sorted({row["label"] for row in rows})
     low, step = (np.stack(column) for column in zip(*(grid(model.vertices) for model in models)))
     cells = [np.rint((m.vertices - lo) / st).clip(0, 65535).astype(np.uint16) for m, lo, st in zip(models, low, step)]
@@ -404,6 +436,8 @@ def pack(models: list[Model], rows: list[dict[str, str]]) -> dict[str, np.ndarra
         "vertices": np.concatenate(cells),
         "faces": np.concatenate([model.faces for model in models]).astype(np.uint16),
         "colors": np.concatenate([model.colors for model in models]),
+        "parts": np.array(PARTS),
+        "face_part": np.concatenate([model.parts for model in models]),
     }
 
 
@@ -418,12 +452,30 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             archive.writestr(entry, buffer.getvalue(), compresslevel=9)
 
 
+def part_shares(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The share of the surface (M, P) that each of PARTS holds of each model; 0 where it has none."""
+    shares = np.zeros((len(arrays["label"]), len(PARTS)))
+    for i, share in enumerate(shares):
+        vertex, face = (slice(*arrays[f"{kind}_start"][i : i + 2]) for kind in ("vertex", "face"))
+        parts = arrays["face_part"][face]
+        areas = triangle_areas(arrays["vertices"][vertex] * arrays["step"][i].astype(np.float64), arrays["faces"][face])
+        named = parts != NO_PART
+        share += np.bincount(parts[named], areas[named], len(PARTS)) / areas.sum()
+    return shares
+
+
 def write_card(
     path: Path, arrays: Mapping[str, np.ndarray], rows: list[dict[str, str]], seen: list[Visibility]
 ) -> None:
     """The data card: the text of furniture14_card.md with the figures of this build and a line for every model."""
     faces = np.diff(arrays["face_start"])
     count = Counter((row["label"], row["split"]) for row in rows)
+    shares, in_split = part_shares(arrays), arrays["split"][:, None] == np.array(["train", "test"])
+    per_part = [
+        f"| {name} | {models[0]} | {models[1]} | {100 * np.median(share[share > 0]):.0f} % |"
+        for name, share in zip(PARTS, shares.T)
+        for models in [(in_split & (share > 0)[:, None]).sum(0)]
+    ]
     per_class = [
         f"| {name} | {count[name, 'train']} | {count[name, 'test']} | {faces[arrays['label'] == i].mean():,.0f} |"
         for i, name in enumerate(arrays["classes"].tolist())
@@ -442,11 +494,38 @@ def write_card(
         "train": str(sum(row["split"] == "train" for row in rows)),
         "test": str(sum(row["split"] == "test" for row in rows)),
         "versions": f"Open3D {o3d.__version__}, trimesh {trimesh.__version__}, NumPy {np.__version__}",
+        "with_parts": str((shares.sum(1) > 0).sum()),
+        "per_part": "\n".join(per_part),
         "per_class": "\n".join(per_class),
         "per_model": "\n".join(per_model),
     }
     with replacing(path) as temporary:
         temporary.write_text(Template(CARD.read_text(encoding="utf-8")).substitute(figures), encoding="utf-8")
+
+
+def draw_parts(columns: int = 10, size: int = 128) -> PIL.Image.Image:
+    """A row for each class with parts: models spread evenly over it, in a color for each part."""
+    colors = np.array([(0.85, 0.33, 0.30), (0.27, 0.47, 0.80), (0.35, 0.65, 0.35)])
+    categories = list(dict.fromkeys(part.split("/")[0] for part in PARTS))
+    first = np.array([PARTS.index(next(p for p in PARTS if p.startswith(f"{c}/"))) for c in categories])
+    sheet = PIL.Image.new("RGB", (columns * size, len(categories) * (size + 20)), "white")
+    for row, category in enumerate(categories):
+        top = row * (size + 20)
+        meshes = [m for m in load("all") if m.parts is not None and CLASSES[m.label] == category]
+        for column, i in enumerate(np.linspace(0, len(meshes) - 1, columns).astype(int)):
+            mesh = meshes[i]
+            vertices = mesh.vertices / np.linalg.norm(np.ptp(mesh.vertices, axis=0))
+            shown = np.repeat(colors[mesh.parts - first[row]], 3, axis=0)
+            direction = view_direction(elevation=0 if category == "wallplate" else 20)
+            picture = snapshots([surface(vertices, mesh.faces, shown)], direction, "y", size)[0]
+            pasted = PIL.Image.fromarray((255 * picture).astype(np.uint8), "RGBA")
+            sheet.paste(pasted, (column * size, top + 18), pasted)
+        names = [part.split("/")[1] for part in PARTS if part.startswith(f"{category}/")]
+        pen = PIL.ImageDraw.Draw(sheet)
+        pen.text((4, top + 4), f"{category} ({len(meshes)})", fill="black")
+        for place, (name, color) in enumerate(zip(names, colors)):
+            pen.text((140 + 90 * place, top + 4), name, fill=tuple((255 * color).astype(int).tolist()))
+    return sheet
 
 
 # ------------------------------------------------------------------------------------------------------------- main
@@ -476,6 +555,7 @@ def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]
     """The asset's arrays, the table of models with license and source added, and what was seen of every model."""
     with MODELS_CSV.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    parts = read_parts()
     missing = [name for name in LICENSES if not (library_dir / f"{name}.sh3f").is_file()]
     if missing:
         raise FileNotFoundError(f"{library_dir}: no {', '.join(f'{name}.sh3f' for name in missing)} there")
@@ -490,7 +570,8 @@ def build(library_dir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, str]
             library = libraries[row["library"]]
             row["license"], row["source"] = license_and_source(library, row["model"], LICENSES[row["library"]])
             rotation = catalogs[row["library"]][row["model"]].get("modelRotation")
-            model, visibility = outer_surface(to_meters(read_model(library, row["model"]), row, rotation), row)
+            original = read_model(library, row["model"], parts.get(row["model"]))
+            model, visibility = outer_surface(to_meters(original, row, rotation), row)
             models.append(model)
             seen.append(visibility)
             progress.advance(task)
@@ -517,7 +598,11 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="compare a fresh build with the shipped asset, write nothing"
     )
+    parser.add_argument("--draw-parts", type=Path, metavar="FILE", help="draw the parts of the asset, build nothing")
     args = parser.parse_args()
+    if args.draw_parts is not None:
+        draw_parts().quantize(128).save(args.draw_parts)
+        return 0
     if args.package is not None and not args.package.is_file():
         parser.error(f"--package: no such file: {args.package}")
     with tempfile.TemporaryDirectory() as temporary:

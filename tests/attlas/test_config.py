@@ -216,7 +216,7 @@ def test_a_name_reaches_what_depends_on_it(monkeypatch):
         load_config(path, {"name": "hornet_tiny_fg"})
 
 
-@pytest.mark.parametrize("data", ["furniture14", "shapenetpart"])
+@pytest.mark.parametrize("data", ["furniture14", "furniture_parts", "shapenetpart"])
 @pytest.mark.parametrize("network", ["risurconv", "pointnet2", "dgcnn"])
 def test_so3_configs_differ_in_the_rotation_alone(network, data):
     z, so3 = (Config.fromfile(ROOT / f"configs/{network}/{network}_{data}{s}.py").to_dict() for s in ("", "_so3"))

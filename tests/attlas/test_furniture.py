@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -88,6 +89,27 @@ def test_licenses_say_what_the_package_says():
     card = (ROOT / "attlas" / "FURNITURE14.md").read_text(encoding="utf-8")
     for mesh in furniture.load("all"):
         assert f"| `{mesh.model}` | {mesh.name} | {mesh.author} | {mesh.license} |" in card
+
+
+def test_parts_are_those_of_the_table(tool):
+    table = tool.read_parts()
+    meshes = furniture.load("all")
+    assert set(table) == {mesh.model for mesh in meshes if mesh.parts is not None}
+    for mesh in meshes:
+        if mesh.parts is None:
+            continue
+        assert mesh.parts.shape == mesh.faces.shape[:1]
+        assert not mesh.parts.flags.writeable
+        assert set(mesh.parts.tolist()) == set(table[mesh.model].values()), mesh.model
+        categories = {furniture.PARTS[part].split("/")[0] for part in table[mesh.model].values()}
+        assert categories == {furniture.CLASSES[mesh.label]}, mesh.model
+
+
+def test_every_part_is_in_both_splits():
+    for split, fewest in (("train", 11), ("test", 4)):
+        meshes = [mesh for mesh in furniture.load(split) if mesh.parts is not None]
+        models = Counter(int(part) for mesh in meshes for part in np.unique(mesh.parts))
+        assert min(models[part] for part in range(len(furniture.PARTS))) >= fewest
 
 
 def test_what_is_seen_from_outside_faces_outward():
@@ -182,18 +204,20 @@ def test_simplified_mesh_keeps_shape_and_colors(tool):
     trimesh = pytest.importorskip("trimesh")
     ball = trimesh.creation.icosphere(subdivisions=5)
     colors = np.where(ball.triangles_center[:, :1] > 0, [255, 0, 0], [0, 0, 255]).astype(np.uint8)
-    simple = tool.simplify(tool.Model(np.array(ball.vertices), np.array(ball.faces), colors))
+    parts = (colors[:, 0] > 0).astype(np.uint8)
+    simple = tool.simplify(tool.Model(np.array(ball.vertices), np.array(ball.faces), colors, parts))
     assert len(simple.faces) <= tool.MAX_FACES
     assert simple.area() == pytest.approx(4 * np.pi, rel=0.01)
     center = simple.vertices[simple.faces].mean(1)
     clear = np.abs(center[:, 0]) > 0.1
     assert ((simple.colors[:, 0] == 255) == (center[:, 0] > 0))[clear].all()
+    assert ((simple.parts == 1) == (simple.colors[:, 0] == 255)).all()
 
 
 def test_model_is_turned_scaled_and_stood_on_the_floor(tool):
     vertices, faces = box(0, 1)
     row = {"width_cm": "100", "depth_cm": "50", "height_cm": "200"}
-    model = tool.Model(vertices * [1, 2, 3], faces, np.zeros((12, 3), np.uint8))
+    model = tool.Model(vertices * [1, 2, 3], faces, np.zeros((12, 3), np.uint8), np.zeros(12, np.uint8))
     metric = tool.to_meters(model, row, "1 0 0 0 0 1 0 -1 0").vertices  # z up -> y up
     np.testing.assert_allclose(metric.min(0), [-0.5, 0, -0.25], atol=1e-12)
     np.testing.assert_allclose(metric.max(0), [0.5, 2, 0.25], atol=1e-12)
@@ -232,7 +256,8 @@ def test_writer_is_deterministic_and_readable(tool, tmp_path):
 def test_packed_models_read_back(tool, rows, tmp_path, monkeypatch):
     some = [next(r for r in rows if r["label"] == name) for name in furniture.CLASSES]
     vertices, faces = box(0, 1)
-    models = [tool.Model(vertices * (i + 1), faces, np.full((12, 3), i, np.uint8)) for i in range(14)]
+    parts = [np.full(12, furniture.NO_PART if i % 2 else i, np.uint8) for i in range(14)]
+    models = [tool.Model(vertices * (i + 1), faces, np.full((12, 3), i, np.uint8), parts[i]) for i in range(14)]
     tool.write_npz(tmp_path / "small.npz", tool.pack(models, [{**r, "license": "CC0-1.0"} for r in some]))
     monkeypatch.setattr(furniture, "ASSET", tmp_path / "small.npz")
     meshes = furniture.load("all")
@@ -241,6 +266,21 @@ def test_packed_models_read_back(tool, rows, tmp_path, monkeypatch):
         np.testing.assert_allclose(mesh.vertices, vertices * (i + 1), atol=1e-5 * (i + 1))
         assert (mesh.faces == faces).all()
         assert (mesh.colors == i).all()
+        assert mesh.parts is None if i % 2 else mesh.parts.tolist() == [i] * 12
+
+
+def test_material_decides_the_part(tool, tmp_path):
+    corners = "".join(f"v {x} {y} 0\n" for x in (0, 1, 2) for y in (0, 1))
+    text = f"{corners}usemtl wood\nf 1 3 4\nf 1 4 2\nusemtl cloth\nf 3 5 6\n"
+    with zipfile.ZipFile(tmp_path / "a.sh3f", "w") as library:
+        library.writestr("a/a.obj", f"mtllib a.mtl\n{text}")
+        library.writestr("a/a.mtl", "newmtl wood\nKd 1 0 0\nnewmtl cloth\nKd 0 0 1\n")
+        model = tool.read_model(library, "a/a.obj", {"wood": 3, "cloth": 2})
+        assert sorted(zip(model.colors[:, 0].tolist(), model.parts.tolist())) == [(0, 2), (255, 3), (255, 3)]
+        assert (tool.read_model(library, "a/a.obj").parts == furniture.NO_PART).all()
+        for wrong in ({"wood": 3}, {"wood": 3, "cloth": 2, "silk": 1}):
+            with pytest.raises(ValueError, match=r"a/a\.obj: .* do not name the same materials \((cloth|silk)\)"):
+                tool.read_model(library, "a/a.obj", wrong)
 
 
 def test_missing_library_names_itself(tool, tmp_path):

@@ -641,6 +641,56 @@ def test_shapenet_part_with_files_missing(tmp_path):
         D.ShapeNetPart(root, "trian")
 
 
+# --- FurnitureParts --------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_built_in_furniture():
+    train, test = (D.FurnitureParts(split, points=512) for split in ("train", "test"))
+    assert (len(train), len(test), train.num_classes, len(train.CATEGORIES)) == (128, 60, 17, 8)
+    assert len(D.FurnitureParts("all")) == 188
+    owned = list(D.category_parts(train.classes).values())
+    for split, clouds in (("train", train), ("test", test)):
+        whole = {(mesh.name, D.furniture.CLASSES[mesh.label]) for mesh in D.furniture.load(split)}
+        counts = np.zeros(17, int)
+        for cloud in clouds:
+            assert cloud.pos.shape == cloud.normal.shape == (512, 3)
+            assert cloud.pos.dtype == cloud.normal.dtype == torch.float32
+            assert cloud.point_label.dtype == torch.int64
+            torch.testing.assert_close(cloud.normal.norm(dim=1), torch.ones(512))
+            assert set(cloud.point_label.tolist()) <= set(owned[int(cloud.y)])
+            assert (cloud.name, clouds.CATEGORIES[int(cloud.y)]) in whole  # the splits of the 14 classes
+            counts += np.bincount(cloud.point_label, minlength=17)
+        assert counts.min() > 100, split
+
+
+def distances(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """From points to a mesh."""
+    o3d = pytest.importorskip("open3d")
+    scene = o3d.t.geometry.RaycastingScene()
+    scene.add_triangles(o3d.core.Tensor(vertices.copy()), o3d.core.Tensor(faces.astype(np.uint32)))
+    return scene.compute_distance(o3d.core.Tensor(points)).numpy()
+
+
+def test_points_of_parts_lie_on_their_triangles():
+    clouds = D.FurnitureParts("test", points=400)
+    for item in (0, 20, 40):
+        cloud, mesh = clouds[item], clouds.meshes[item]
+        for part in np.unique(mesh.parts):
+            own, mine = mesh.faces[mesh.parts == part], (cloud.point_label == int(part)).numpy()
+            assert distances(mesh.vertices, own, cloud.pos.numpy()[mine]).max() < 1e-3  # of Embree, in float32
+            area = trimesh.Trimesh(mesh.vertices, own, process=False).area
+            whole = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False).area
+            assert mine.mean() == pytest.approx(area / whole, abs=0.1)
+    assert torch.equal(clouds[3].pos, D.FurnitureParts("test", points=400)[3].pos)
+
+
+def test_bad_arguments_of_parts():
+    with pytest.raises(ValueError, match=r"FurnitureParts\.split is 'trian'; it may be .* Did you mean 'train'"):
+        D.FurnitureParts("trian")
+    with pytest.raises(ValueError, match=r"FurnitureParts\.points"):
+        D.FurnitureParts(points=0)
+
+
 def test_labels_and_colors_of_points_in_an_npz(tmp_path):
     color = np.full((3, 3), 7, np.uint8)
     np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=np.array([2, 0, 1], np.int16), color=color)
