@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmark import backbones as benchmark_backbones
 from benchmark import cases as benchmark_cases
-from benchmark import command, extension, measure, network
+from benchmark import command, extension, measure, network, scenes
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
 
@@ -35,8 +35,9 @@ SMALL_IMAGES = {
     "roi_align": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2, "ratio": 2},
     "roi_pool": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2},
     "bridging_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "keys": 3, "table": 9},
+    "position_attention": {"B": 2, "N": 10, "C": 8, "D": 2},
 }
-SMALL = {"num_classes": 5, "num_points": 64, "channels": (8, 8, 8, 8, 16), "neighbors": (4, 4, 4, 4)}
+SMALL = {kind: {**found.small, "num_points": 64} for kind, found in network.NETWORKS.items()}
 
 
 def result(ms, **more):
@@ -44,7 +45,7 @@ def result(ms, **more):
 
 
 def record(device="cpu", scale=1.0):
-    """A small record as the tool writes it: two sizes of kNN, and a training step."""
+    """A small record as the tool writes it: two sizes of kNN, a training step, and a scene."""
     knn = [
         {
             "operator": "knn",
@@ -65,23 +66,29 @@ def record(device="cpu", scale=1.0):
         "results": {"attlas": result(scale * 100), "naive": result(500)},
         "logits_differ": 1e-15,
     }
+    labelled = {"ms": 4e5, "normals_ms": 5e3, "points_per_s": 2500.0, "extra_mib": 800.0, "total_mib": 1200.0}
+    scene = {"operator": "scene", "sizes": {"N": 1_000_000}, "results": {"attlas": labelled}}
     machine = {"name": "a machine", "type": device, "threads": 2, "python": "3", "versions": {"torch": "2"}}
     machine |= {"date": "2026-01-01", "command": "python", "bytes_per_s": 1e10, "operations_per_s": 1e11}
-    return {"machine": machine, "missing": {"pykdtree": "no module"}, "cases": [*knn, step], "seconds": 60.0}
+    return {"machine": machine, "missing": {"pykdtree": "no module"}, "cases": [*knn, step, scene], "seconds": 60.0}
 
 
 @pytest.mark.slow
 def test_the_command_measures_and_writes(tmp_path):
     out = tmp_path / "cpu.json"
     command = [sys.executable, str(ROOT / "tools" / "benchmark"), "--quick", "--threads", "1"]
-    command += ["--only", "knn,surface_properties,network", "--out", str(out)]
+    command += ["--only", "knn,surface_properties,network,parts,scene", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads(out.read_text())
     assert written["machine"]["bytes_per_s"] > 1e8
     assert written["machine"]["type"] == "cpu"
     operators = [case["operator"] for case in written["cases"]]
-    assert operators == ["knn", "knn", "surface_properties", "network, inference", "network, training"]
+    steps = [f"{name}, {mode}" for name in ("network", "network of parts") for mode in ("inference", "training")]
+    assert operators == ["knn", "knn", "surface_properties", *steps, "scene"]
+    (scene,) = written["cases"].pop()["results"].values()
+    assert 0 < scene["normals_ms"] < scene["ms"]
+    assert scene["points_per_s"] == pytest.approx(1e7 / scene["ms"])
     for case in written["cases"]:
         assert {"attlas", "naive"} <= case["results"].keys()
         for found in case["results"].values():
@@ -99,13 +106,23 @@ def test_the_command_measures_and_writes(tmp_path):
     assert "### Network, training, ms" in page.read_text()
 
 
-def test_the_naive_twin_computes_what_ours_does():
-    assert network.logits_differ(SMALL, 128) < 1e-10
-    ours, naive = network.twins(SMALL, torch.float64)
+@pytest.mark.parametrize("kind", network.NETWORKS)
+def test_the_naive_twin_computes_what_ours_does(kind):
+    assert network.logits_differ(kind, SMALL[kind], 128) < 1e-10
+    ours, naive = network.twins(kind, SMALL[kind], torch.float64)
     assert [p.numel() for p in ours.parameters()] == [p.numel() for p in naive.parameters()]
-    naive.head.linear3.weight.data *= 1.01
-    cloud = benchmark_cases.surface(2, 128, CPU, torch.float64)
-    assert not torch.allclose(ours.eval()(*cloud), naive.eval()(*cloud))
+    list(naive.head.children())[-1].weight.data *= 1.01
+    inputs = network.clouds(kind, 2, 128, CPU, torch.float64)
+    assert not torch.allclose(ours.eval()(*inputs), naive.eval()(*inputs))
+
+
+def test_the_room_has_points_on_all_sides():
+    points = scenes.room(20_000)
+    size = torch.tensor(scenes.ROOM)
+    sides = torch.cat([(points == 0).double().mean(0), (points == size).double().mean(0)])
+    areas = (size.prod() / size).repeat(2).double()
+    assert torch.allclose(sides, areas / areas.sum(), atol=0.01)
+    assert ((points >= 0) & (points <= size)).all()
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
@@ -152,11 +169,16 @@ def test_small_cases_agree_with_reference_and_naive(case):
 @pytest.mark.parametrize("name", benchmark_images.IMAGE_OPERATORS)
 def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     case = benchmark_images.case(name, mode, SMALL_IMAGES[name])
+    if name == "position_attention":
+        pytest.importorskip("mmseg")
     run = benchmark_cases.Run(CPU, 1, {})
     results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert not left_out
     dense = {"masked sdpa"} if name == "neighborhood_attention" else set()
-    assert results.keys() == {"attlas", "reference", "naive"} | dense
+    if name == "position_attention":  # no operator with a reference, but PyTorch's
+        assert results.keys() == {"attlas", "naive"}
+    else:
+        assert results.keys() == {"attlas", "reference", "naive"} | dense
     assert all(found["differs"] < 1e-3 for found in results.values())
 
 
@@ -293,6 +315,8 @@ def test_the_page(tmp_path):
     step = "| CPU | training step, 512 samples, naive twin over ours"
     assert f"{step} | ≥ 4 | 5.00 (B 16, N 1,024, num_points 512) |" in text
     assert "| GPU | training step, naive twin over ours | ≥ 8 | missing |" in text
+    assert "| N 1,000,000 | 400 | 5.00 | 2,500 | 800 of 1,200 MiB |" in text
+    assert "peak memory in MiB | ≤ 1,907 | 1,200 (N 1,000,000) |" in text
     assert "missing, none was at hand" in text
     assert "pykdtree (no module)" in text
     assert "- knn, B 1, N 1,024, K 16: naive, would take about 99 s" in text

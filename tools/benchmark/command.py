@@ -1,6 +1,6 @@
-"""Measure the operators of `attlas.kernels`, the RISurConv classifier and backbones against what else PyPI has.
+"""Measure the operators of `attlas.kernels`, RISurConv's networks and backbones against what else PyPI has.
 
-    python tools/benchmark                            everything, about 12 minutes: work_dirs/benchmark/cpu.json
+    python tools/benchmark                            everything, half an hour: work_dirs/benchmark/cpu.json
     python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
     python tools/benchmark --only knn,network --quick some of it, small, in seconds
     python tools/benchmark --only mmcv                mmcv's operators, beside its compiled extension if there is one
@@ -13,6 +13,7 @@ in a process of its own, all with the same weights and batch, in turns step by s
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -31,10 +32,11 @@ from .cases import OPERATORS, Run, all_cases
 from .extension import COMPILED, find_extension, mmcv_cases
 from .images import IMAGE_OPERATORS, image_cases
 from .measure import Forecast, find_peers, machine, measure, use_threads
-from .network import TWINS, measure_network
+from .network import NETWORKS, TWINS, measure_network
 from .page import figure, joined, tables, write_page
+from .scenes import measure_scene
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", "network", "backbones"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "scene"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -52,6 +54,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mmcv-ext", nargs="+", type=Path, default=[], metavar="FILE", help="compiled mmcv._ext, or parts (installed)"
     )
+    parser.add_argument("--batch", type=int, default=16, help="clouds of a batch of RISurConv (16)")
     parser.add_argument("--bf16", action="store_true", help="our network under autocast to bfloat16, too")
     parser.add_argument("--out", type=Path, help="JSON to write (default: work_dirs/benchmark/DEVICE.json)")
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the tables of `results` into this page")
@@ -61,8 +64,8 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
-    chosen = args.only.split(",")
-    if unknown := set(chosen) - {*CHOICES}:
+    chosen = {*args.only.split(",")}
+    if unknown := chosen - {*CHOICES}:
         parser.error(f"--only may name {', '.join(CHOICES)}, got {', '.join(sorted(unknown))}")
     if bool(args.markdown) != bool(args.results):
         parser.error("--markdown PAGE goes with the JSON of a CPU and, if there are any, of other runs")
@@ -87,6 +90,8 @@ def main() -> None:
     forecast = Forecast()
     peers |= {COMPILED: compiled} if compiled else {}
     missing |= {} if compiled or not with_mmcv else {"mmcv._ext": "not compiled here, and no --mmcv-ext"}
+    absent = {"position_attention"} if importlib.util.find_spec("mmseg") is None else set()
+    missing |= dict.fromkeys(absent & chosen, "mmseg is not installed, which its head is made for")
     run = Run(device, args.threads, peers)
     at = machine(device, args.threads, peers, args.quick)
     record: dict[str, Any] = {"machine": at, "missing": missing, "cases": []}
@@ -108,7 +113,7 @@ def main() -> None:
     for case in (*all_cases(), *image_cases(), *(mmcv_cases() if with_mmcv else ())):
         sizes = case.sizes
         small = sizes["B"] <= 4 and (sizes.get("N") or sizes.get("S", 0)) <= 4096
-        if case.operator.split(",")[0].split()[0] in chosen and (small or not args.quick):
+        if case.operator.split(",")[0].split()[0] in chosen - absent and (small or not args.quick):
             results, left_out = measure(case, run, forecast, args.quick)
             keep(
                 {
@@ -120,15 +125,18 @@ def main() -> None:
                     "left_out": left_out,
                 }
             )
-    if "network" in chosen:
-        names = [name for name in TWINS if args.bf16 or not TWINS[name][1]]
-        if device.type == "cuda" or args.quick:
-            names.remove("naive, memory kept")
-        for num_points in (64,) if args.quick else (512, 1024):  # ScanObjectNN's variant, and ModelNet40's
-            keep(*measure_network(run, names, num_points, args.quick))
+    names = [name for name in TWINS if args.bf16 or not TWINS[name][1]]
+    if device.type == "cuda" or args.quick:
+        names.remove("naive, memory kept")
+    for kind in NETWORKS:
+        if kind in chosen:
+            for found in measure_network(run, kind, names, args.batch, args.quick):
+                keep(found)
     if "backbones" in chosen:
         for found in measure_backbones(run, args.quick):
             keep(found)
+    if "scene" in chosen:
+        keep(measure_scene(run, args.quick))
     for title, header, rows in tables(record):
         table = Table(*header, title=title, title_justify="left")
         for row in rows:

@@ -51,6 +51,7 @@ class Operator:
         products: how many products with all taps the forward has: q·k and weight·v, or only the latter.
         sizes: of the cases; batches of 8 where the naive form takes less than a second on one core.
         growth: how many numbers of the output there are for one of x.
+        referred: whether there is a PyTorch reference beside ours, as every operator of `attlas.kernels` has one.
     """
 
     shapes: Callable[..., Shapes]
@@ -59,6 +60,7 @@ class Operator:
     products: int
     sizes: list[dict[str, int]]
     growth: Callable[..., float] = lambda **_: 1
+    referred: bool = True
 
     def needs(self, mode: str, sizes: dict[str, int]) -> tuple[float, float]:
         """Bytes and operations of the lower bound: inputs read and the output written once, in float32. A backward
@@ -154,6 +156,12 @@ def position_relation_functions(device: torch.device, B: int, N: int, **_) -> Fu
     }
 
 
+def position_attention_functions(device: torch.device, **_) -> Functions:
+    from attlas.dense.segmentation.guided_attention import position_attention  # which needs mmseg
+
+    return {OURS: lambda query, key, v: position_attention(query, key, v), "naive": naive.position_attention}
+
+
 def bridging_attention_functions(device: torch.device, B: int, side: int, **_) -> Functions:
     """Of pixels 8 apart, as the first level of a detector has them."""
     at = 8 * torch.arange(side, device=device, dtype=torch.float32)
@@ -247,6 +255,10 @@ def relation_shapes(heads: int, **_) -> Shapes:
 def bridging_shapes(B: int, side: int, heads: int, D: int, keys: int, table: int) -> Shapes:
     rows = dict.fromkeys(("keys", "values"), (B, keys, heads, D))
     return {"x": (B, side**2, heads, D), **rows, "table": (heads, table, table), "spread": (B, keys, 2)}
+
+
+def position_shapes(B: int, N: int, C: int, D: int) -> Shapes:
+    return {"query": (B, N, D), "key": (B, N, D), "v": (B, N, C)}
 
 
 def level_shapes(B: int, side: int, heads: int, D: int, places: int) -> Shapes:
@@ -364,13 +376,22 @@ IMAGE_OPERATORS = {
         products=2,
         sizes=[dict(B=batch, side=64, heads=8, D=32, keys=50, table=401) for batch in (1, 8)],
     ),
+    "position_attention": Operator(
+        position_shapes,
+        position_attention_functions,
+        lambda N, C, D, **_: N * (C + D) // C,
+        products=1,
+        sizes=[dict(B=1, N=size, C=64, D=8) for size in (4096, 16384)],  # of images of 256 x 256 and 512 x 512
+        referred=False,
+    ),
 }
 
 
 def make(run: Run, *, operator: Operator, mode: str, **sizes: int) -> dict[str, Callable]:
     shapes = operator.shapes(**sizes).items()
     inputs = {name: random(run, *shape, seed=i) for i, (name, shape) in enumerate(shapes)}
-    return differentiable(operator.functions(run.device, **sizes), inputs, mode)
+    calls = differentiable(operator.functions(run.device, **sizes), inputs, mode)
+    return calls if operator.referred else {name: call for name, call in calls.items() if name != "reference"}
 
 
 def case(name: str, mode: str, sizes: dict[str, int]) -> Case:

@@ -121,7 +121,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """S queries sampled from a cloud, their K neighbors, the properties, the convolution: features of the queries."""
+    """Queries, their K neighbors in a source cloud, the properties, the convolution: features of the queries."""
 
     def __init__(self, in_channels: int, out_channels: int, k: int, width: int = 64):
         super().__init__()
@@ -136,26 +136,16 @@ class Layer(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         self.point_attention = Attention(out_channels, 1)
 
-    def forward(self, points, normals, features, count):
-        """points, normals (B, N, 3), features (B, N, C) or None -> S points, normals, features; None groups all."""
-        if count is None:
-            centered = points - points.mean(1, keepdim=True)
-            distance = centered.norm(dim=-1, keepdim=True)
-            weight = distance.amax(1, keepdim=True) - distance
-            weight = weight / weight.sum(1, keepdim=True)
-            axis = torch.linalg.eigh((weight * centered).transpose(1, 2) @ centered, UPLO="U").eigenvectors[..., 0]
-            projection = (weight * (centered @ axis.unsqueeze(-1))).sum((1, 2))
-            query_normals = torch.where(projection < 0, -1.0, 1.0)[:, None, None] * axis.unsqueeze(1)
-            index = torch.arange(points.shape[1], device=points.device).expand(len(points), 1, -1)
-            queries, offsets = points[:, :1] * 0, centered.unsqueeze(1)
-            step = 1
-        else:
-            sampled = farthest_point_sample(points, count)
-            queries, query_normals = gather(points, sampled), gather(normals, sampled)
-            index = knn(queries, points, self.neighbors)
-            index = torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], -1)
-            offsets = gather(points, index) - queries.unsqueeze(2)
-            step = 2 if count >= 1024 else 1
+    def forward(self, points, normals, features, queries, query_normals):
+        """points, normals (B, N, 3), features (B, N, C) or None, queries, query_normals (B, S, 3) -> (B, S, C')."""
+        index = knn(queries, points, self.neighbors)
+        index = torch.cat([index[..., :-1].sort(-1).values, index[..., -1:]], -1)
+        offsets = gather(points, index) - queries.unsqueeze(2)
+        step = 2 if queries.shape[1] >= 1024 else 1
+        return self.convolve(points, normals, features, queries, query_normals, index, offsets, step)
+
+    def convolve(self, points, normals, features, queries, query_normals, index, offsets, step):
+        """The same, of neighbors at the index (B, S, K), in order of their offsets (B, S, K, 3)."""
         index = index.gather(-1, order(offsets, query_normals.unsqueeze(2)))
         relative = gather(points, index) - queries.unsqueeze(2)
         surface = properties(relative, gather(normals, index), query_normals.unsqueeze(2), step)
@@ -166,7 +156,53 @@ class Layer(nn.Module):
         if features is not None:
             x = torch.cat([x, gather(features, index).permute(0, 3, 2, 1)], dim=1)
         x = F.relu(self.norm(self.linear(x))).max(2).values
-        return queries, query_normals, self.point_attention(x).transpose(1, 2)
+        return self.point_attention(x).transpose(1, 2)
+
+
+class GroupAll(Layer):
+    """The whole cloud around its center: (B, N, 3), (B, N, 3), (B, N, C) -> (B, 1, C')."""
+
+    def forward(self, points, normals, features):
+        centered = points - points.mean(1, keepdim=True)
+        distance = centered.norm(dim=-1, keepdim=True)
+        weight = distance.amax(1, keepdim=True) - distance
+        weight = weight / weight.sum(1, keepdim=True)
+        axis = torch.linalg.eigh((weight * centered).transpose(1, 2) @ centered, UPLO="U").eigenvectors[..., 0]
+        projection = (weight * (centered @ axis.unsqueeze(-1))).sum((1, 2))
+        query_normals = torch.where(projection < 0, -1.0, 1.0)[:, None, None] * axis.unsqueeze(1)
+        index = torch.arange(points.shape[1], device=points.device).expand(len(points), 1, -1)
+        return self.convolve(
+            points, normals, features, points[:, :1] * 0, query_normals, index, centered.unsqueeze(1), 1
+        )
+
+
+class Propagation(Layer):
+    """Features of coarse points at dense ones, beside theirs, and convolutions of both."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, mlp: list[int], k: int):
+        super().__init__(in_channels, out_channels, k)
+        widths = [out_channels + skip_channels, *mlp]
+        self.mlp = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(before, after, 1), nn.BatchNorm1d(after), nn.ReLU())
+            for before, after in zip(widths, mlp)
+        )
+
+    def forward(self, points, normals, features, queries, query_normals, skip):
+        x = super().forward(points, normals, features, queries, query_normals)
+        x = torch.cat([x, skip], dim=-1).transpose(1, 2)
+        for layer in self.mlp:
+            x = layer(x)
+        return x.transpose(1, 2)
+
+
+def encode(layers: nn.ModuleList, counts: list[int], points: Tensor, normals: Tensor) -> list:
+    """Points, normals and features of the input and of every layer."""
+    levels: list = [(points, normals, None)]
+    for layer, count in zip(layers, counts):
+        sampled = farthest_point_sample(levels[-1][0], count)
+        queries = gather(levels[-1][0], sampled), gather(levels[-1][1], sampled)
+        levels.append((*queries, layer(*levels[-1], *queries)))
+    return levels
 
 
 class NaiveRISurConv(nn.Module):
@@ -179,7 +215,7 @@ class NaiveRISurConv(nn.Module):
         self.layers = nn.ModuleList(
             Layer(before, after, k) for before, after, k in zip([0, *channels], channels, neighbors)
         )
-        self.group_all = Layer(channels[-1], pooled, 0)
+        self.group_all = GroupAll(channels[-1], pooled, 0)
         self.head = nn.Sequential()
         for i, (before, after) in enumerate([(pooled, 256), (256, 128)], start=1):
             self.head.add_module(f"linear{i}", nn.Linear(before, after))
@@ -187,18 +223,55 @@ class NaiveRISurConv(nn.Module):
         self.head.linear3 = nn.Linear(128, num_classes)
 
     def forward(self, points: Tensor, normals: Tensor) -> Tensor:
-        features = None
-        for layer, count in zip(self.layers, self.counts):
-            points, normals, features = layer(points, normals, features, count)
-        x = self.group_all(points, normals, features, None)[2].squeeze(1)
+        x = self.group_all(*encode(self.layers, self.counts, points, normals)[-1]).squeeze(1)
         for i in (1, 2):
             linear, norm = self.head.get_submodule(f"linear{i}"), self.head.get_submodule(f"norm{i}")
             x = F.dropout(F.relu(norm(linear(x))), 0.4, self.training)
         return self.head.linear3(x)
 
 
-def load_from_attlas(naive: NaiveRISurConv, network: nn.Module) -> None:
-    """Copy the weights of an `attlas` classifier (encoder_layers=0) of the same sizes."""
+class NaiveRISurConvSegmenter(nn.Module):
+    """Points, normals (B, N, 3) and categories (B,) -> logits (B, N, classes)."""
+
+    def __init__(
+        self,
+        num_classes=50,
+        num_categories=16,
+        num_points=512,
+        channels=(64, 128, 256, 512),
+        neighbors=(8, 16, 32, 64),
+        decoder=((512, 512), (512, 256), (256, 128), (128,)),
+        decoder_neighbors=(64, 32, 32, 32),
+    ):
+        super().__init__()
+        self.num_categories = num_categories
+        self.counts = [num_points >> level for level in range(len(channels))]
+        self.layers = nn.ModuleList(
+            Layer(before, after, k) for before, after, k in zip([0, *channels], channels, neighbors)
+        )
+        coarse, layers = channels[-1], []
+        for (out, *mlp), k, skip in zip(decoder, decoder_neighbors, [*channels[-2::-1], num_categories]):
+            layers.append(Propagation(coarse, skip, out, mlp, k))
+            coarse = mlp[-1] if mlp else out + skip
+        self.propagations = nn.ModuleList(layers[::-1])
+        self.head = nn.Sequential()
+        self.head.linear1, self.head.norm1 = nn.Conv1d(coarse, 128, 1), nn.BatchNorm1d(128)
+        self.head.linear2 = nn.Conv1d(128, num_classes, 1)
+
+    def forward(self, points: Tensor, normals: Tensor, category: Tensor) -> Tensor:
+        one_hot = F.one_hot(category, self.num_categories).to(points)
+        levels = encode(self.layers, self.counts, points, normals)
+        levels[0] = (points, normals, one_hot.unsqueeze(1).repeat(1, points.shape[1], 1))
+        coarse = levels.pop()
+        for propagation in reversed(self.propagations):
+            *dense, skip = levels.pop()
+            coarse = (*dense, propagation(*coarse, *dense, skip))
+        x = self.head.norm1(self.head.linear1(coarse[2].transpose(1, 2)))
+        return self.head.linear2(F.dropout(F.relu(x), 0.4, self.training)).transpose(1, 2)
+
+
+def load_from_attlas(naive: nn.Module, network: nn.Module) -> None:
+    """Copy the weights of an `attlas` network of the same sizes, a classifier with encoder_layers=0."""
     state, shapes = network.state_dict(), {name: value.shape for name, value in naive.state_dict().items()}
     naive.load_state_dict({name: value.view(shapes[name]) for name, value in state.items()})
 
@@ -337,6 +410,11 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: in
     out = torch.softmax(query @ chosen(k).transpose(-1, -2), dim=-1) @ chosen(v)
     out = out.transpose(2, 3).reshape(batch, regions, regions, height // regions, width // regions, heads, -1)
     return out.transpose(2, 3).reshape(v.shape)
+
+
+def position_attention(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
+    """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C): without a scale."""
+    return torch.softmax(query @ key.mT, dim=-1) @ v
 
 
 def bridging_attention(

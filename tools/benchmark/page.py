@@ -35,6 +35,10 @@ def is_mmcv(case: dict) -> bool:
     return case["operator"].startswith("mmcv ")
 
 
+def is_scene(case: dict) -> bool:
+    return case["operator"] == "scene"
+
+
 def joined(records: list[dict]) -> dict | None:
     """One record of several, of machines of one type: of what more than one of them measured, the last counts."""
     if not records:
@@ -96,7 +100,7 @@ def at(sizes: Mapping[str, int | str]) -> str:
 def tables(record: dict, gpu: dict | None = None) -> list[Table]:
     """One of every operator, with columns for `gpu` unless it is None, and one of how times grow."""
     found = []
-    for operator in dict.fromkeys(case["operator"] for case in record["cases"]):
+    for operator in dict.fromkeys(case["operator"] for case in record["cases"] if not is_scene(case)):
         cases = [case for case in record["cases"] if case["operator"] == operator]
         names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
         last = ["logits differ"] if is_network(cases[0]) else ["lower bound", "MiB, ours / theirs", "results differ"]
@@ -109,7 +113,7 @@ def tables(record: dict, gpu: dict | None = None) -> list[Table]:
             ]
         rows = [row(case, names) + (gpu_cells(case, gpu) if gpu is not None else []) for case in cases]
         found.append((f"{operator}, ms", header, rows))
-    return [*found, *growth_table(record), *cores_table(record)]
+    return [*found, *scene_table(record), *growth_table(record), *cores_table(record)]
 
 
 def row(case: dict, names: list[str]) -> list[str]:
@@ -137,6 +141,15 @@ def gpu_cells(case: dict, gpu: dict) -> list[str]:
     return [time(ours), ratio, figure(over_bound(case_gpu))]
 
 
+def scene_table(record: dict) -> list[Table]:
+    rows = []
+    for case in filter(is_scene, record["cases"]):
+        found = case["results"][OURS]
+        seconds = [figure(found[key] / 1e3) for key in ("ms", "normals_ms")]
+        rows.append([at(case["sizes"]), *seconds, figure(found["points_per_s"]), memory(found)])
+    return [("scenes", ["size", "s", "of these normals", "points a second", "peak memory"], rows)] if rows else []
+
+
 def growth_table(record: dict) -> list[Table]:
     series = [case for case in record["cases"] if case.get("grows")]
     names = list(dict.fromkeys(name for case in series for name in case["results"]))
@@ -155,7 +168,7 @@ def growth_table(record: dict) -> list[Table]:
 def cores_table(record: dict) -> list[Table]:
     """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
     Of calls long enough that threads which wait, spinning, for the next do not count."""
-    cases = [case for case in record["cases"] if not (is_network(case) or is_image(case) or is_mmcv(case))]
+    cases = [case for case in record["cases"] if not any(of(case) for of in (is_network, is_image, is_mmcv, is_scene))]
     cases = cases if record["machine"]["type"] == "cpu" else []
     names = list(dict.fromkeys(name for case in cases for name in case["results"]))
     rows = []
@@ -173,7 +186,9 @@ def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
     def worst(record: dict | None, operator: str, value: Callable[[dict], float], choose=max, where=lambda sizes: True):
         cases = [] if record is None else record["cases"]
         cases = [
-            case for case in cases if case["operator"] == operator and where(case["sizes"]) and fastest_other(case)
+            case
+            for case in cases
+            if case["operator"] == operator and where(case["sizes"]) and (is_scene(case) or fastest_other(case))
         ]
         if not cases:
             return MISSING
@@ -192,10 +207,14 @@ def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
     def share(case):
         return case["results"][OURS]["extra_mib"] / case["results"]["naive"]["extra_mib"]
 
+    def mebibytes(case):
+        return case["results"][OURS]["total_mib"]
+
     def per_sample(case):
         return 1e3 * case["results"][OURS]["ms"] / case["sizes"]["S"]
 
     fps, properties, step = "farthest_point_sample", "surface_properties", "network, training"
+    parts = "network of parts, training"
     medium = {"B": 32, "N": 4096, "K": 16}
     return [
         ["CPU", "FPS, over the fastest peer", "≤ 1.2", worst(cpu, fps, over_fastest)],
@@ -206,6 +225,9 @@ def targets(cpu: dict, gpu: dict | None) -> list[list[str]]:
         ["CPU", "training step, 512 samples, naive twin over ours", "≥ 4", worst(cpu, step, gain, min, of(512))],
         ["CPU", "training step, 1,024 samples, the same", "≥ 4", worst(cpu, step, gain, min, of(1024))],
         ["CPU", "training step, peak memory over the naive twin's", "≤ 0.5", worst(cpu, step, share)],
+        ["CPU", "training step of parts, naive twin over ours", "≥ 4", worst(cpu, parts, gain, min)],
+        ["CPU", "training step of parts, peak memory over the naive twin's", "≤ 0.5", worst(cpu, parts, share)],
+        ["CPU", "a scene of 1,000,000 points, peak memory in MiB", "≤ 1,907", worst(cpu, "scene", mebibytes)],
         ["GPU", "FPS, µs a sample", "≤ 1.3", worst(gpu, fps, per_sample)],
         ["GPU", "kNN, over its lower bound", "≤ 4", worst(gpu, "knn", over_bound, where=lambda x: x == medium)],
         ["GPU", "fused attention, over its lower bound", "≤ 3", worst(gpu, "surface_attention, forward", over_bound)],
