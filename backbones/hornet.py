@@ -74,13 +74,16 @@ class GnConv(nn.Module):
     """Recursive gated convolution, see above.
 
     Args:
-        dim: channels C, divisible by 2^(order-1).
+        dim: channels C of the output.
         order: order n; the output is a polynomial of degree n + 1 in the input.
         filter_size: size of the global filter (`GlobalLocalFilter`), None for a convolution.
         scale: factor s on the gates.
         kernel_size: side of the convolution's kernel, odd.
+        in_dim: channels of the input; None for `dim`.
+        dim_ratio: width of the recursion over `dim`, a whole number; the width must be divisible by 2^(order-1).
+        proj_out: whether `proj_out` comes last; it has to where `dim_ratio` is not 1.
 
-    `forward(x (B, C, H, W)) -> (B, C, H, W)`.
+    `forward(x (B, in_dim, H, W)) -> (B, C, H, W)`.
     """
 
     map_kind = "gate"  # what a map of `attention_maps` belongs to
@@ -92,19 +95,30 @@ class GnConv(nn.Module):
         filter_size: tuple[int, int] | None = None,
         scale: float = 1 / 3,
         kernel_size: int = 7,
+        in_dim: int | None = None,
+        dim_ratio: int = 1,
+        proj_out: bool = True,
     ):
         super().__init__()
-        if order < 1 or dim % 2 ** (order - 1):
-            raise ValueError(f"GnConv: dim={dim} must be divisible by 2^(order-1) = {2 ** max(0, order - 1)}")
+        if dim_ratio < 1 or dim_ratio != int(dim_ratio):
+            raise ValueError(f"GnConv: dim_ratio={dim_ratio} must be a whole number, 1 or more")
+        width = dim * int(dim_ratio)
+        if order < 1 or width % 2 ** (order - 1):
+            name = "dim" if dim_ratio == 1 else "dim * dim_ratio"
+            raise ValueError(f"GnConv: {name}={width} must be divisible by 2^(order-1) = {2 ** max(0, order - 1)}")
+        if dim_ratio != 1 and not proj_out:
+            raise ValueError(
+                f"GnConv: dim_ratio={dim_ratio} needs proj_out=True, which brings {width} channels to {dim}"
+            )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"GnConv: kernel_size={kernel_size} must be odd, so that a kernel has a center")
-        self.dims = [dim // 2 ** (order - 1 - k) for k in range(order)]
+        self.dims = [width // 2 ** (order - 1 - k) for k in range(order)]
         self.scale = scale
-        self.proj_in = Pointwise(dim, 2 * dim)
+        self.proj_in = Pointwise(dim if in_dim is None else in_dim, 2 * width)
         total = sum(self.dims)
         self.dwconv = depthwise(total, kernel_size) if filter_size is None else GlobalLocalFilter(total, filter_size)
         self.pws = nn.ModuleList(Pointwise(a, b) for a, b in zip(self.dims, self.dims[1:]))
-        self.proj_out = Pointwise(dim, dim)
+        self.proj_out = Pointwise(width, dim) if proj_out else nn.Identity()
 
     def _branches(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """p and q_0 .. q_(n-1)."""

@@ -2,6 +2,7 @@
 
 from .deformable_attention import MultiScaleDeformableAttention
 from .frozen_batch_norm import FrozenBatchNorm2d
+from .horfpn import HorFPN
 from .upsampled_fpn import UpsampledFPN
 
-__all__ = ["FrozenBatchNorm2d", "MultiScaleDeformableAttention", "UpsampledFPN"]
+__all__ = ["FrozenBatchNorm2d", "HorFPN", "MultiScaleDeformableAttention", "UpsampledFPN"]

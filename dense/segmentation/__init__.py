@@ -3,6 +3,7 @@
 from ..transforms import ReadImage
 from .datasets import ADE20KMaps, CityscapesMaps, FurnishedRoomsMaps, SegmentationMaps
 from .guided_attention import DAFStack, GuidedAttentionHead
+from .horfpn import GNUPerHead
 from .maps import ReadMap
 from .medical import MedicalSlices, ReadSlice, VolumeDice
 from .metrics import MapIoU
@@ -12,6 +13,7 @@ __all__ = [
     "CityscapesMaps",
     "DAFStack",
     "FurnishedRoomsMaps",
+    "GNUPerHead",
     "GuidedAttentionHead",
     "MapIoU",
     "MedicalSlices",
