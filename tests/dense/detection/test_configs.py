@@ -1,7 +1,7 @@
 """Every detection config builds, with maps of the strides that its heads expect; one of each backbone, and so of each
 detector, gives losses and gradients."""
 
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,10 @@ SMALL = dict(  # what makes a step of a detector a quick one
     mask_rcnn={"train_cfg.rcnn.sampler.num": 32, "test_cfg.rpn.max_per_img": 20, "test_cfg.rcnn.max_per_img": 5},
     relation_detr={"num_queries": 20, "num_hybrid_queries": 30, "encoder.num_layers": 1, "decoder.num_layers": 2},
 )
-OTHERS = dict(relation_detr={"r50", "r50_2x", "r50_mixer", "swin_l"})  # backbones of mmdet
+OTHERS = dict(  # beside one of each system
+    mask_rcnn={"hornet_horfpn"},
+    relation_detr={"r50", "r50_2x", "r50_mixer", "swin_l"},
+)
 SYSTEMS = sorted({system.__module__.rpartition(".")[2] for system in backbones.systems().values()})
 
 
@@ -83,8 +86,7 @@ def test_detectors_of_rooms(name):
     assert len(predicted.pred_instances.bboxes) <= 100
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("detector", STRIDES)
+@pytest.mark.parametrize(("detector", "system"), [*product(STRIDES, SYSTEMS), ("mask_rcnn", "hornet_horfpn")])
 def test_maps_have_the_strides_of_the_heads(detector, system):
     size = 256, 384
     with torch.device("meta"):
@@ -117,7 +119,7 @@ def scene():
     return torch.randn(2, 3, 64, 96), samples
 
 
-@pytest.mark.parametrize(("detector", "system"), zip(cycle(STRIDES), SYSTEMS))
+@pytest.mark.parametrize(("detector", "system"), [*zip(cycle(STRIDES), SYSTEMS), ("mask_rcnn", "hornet_horfpn")])
 def test_a_step(detector, system):
     small = dict(SMALL.get(detector, {}))
     if system == "transnext":
