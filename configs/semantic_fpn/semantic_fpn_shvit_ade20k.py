@@ -6,4 +6,5 @@ name = "{{$BACKBONE:shvit_s4}}"
 work_dir = f"work_dirs/semantic_fpn_{name}_ade20k"
 model = dict(
     neck=dict(_delete_=True, type="attlas.UpsampledFPN", in_channels="auto", out_channels=256, num_outs=5, upsample=2),
+    decode_head=dict(in_index=[0, 1, 2, 3, 4], feature_strides=[4, 8, 16, 32, 64]),
 )
