@@ -19,13 +19,23 @@ SEGMENTORS = ("upernet", "semantic_fpn")
 OTHERS = dict(upernet={"hornet_horfpn"})  # beside one of each system
 FOUND = sorted(path for name in SEGMENTORS for path in (CONFIGS / name).glob("*.py"))
 ROOMS = [path for path in FOUND if path.stem.endswith("_rooms")]
+MASK2FORMER = CONFIGS / "mask2former/mask2former_biformer_ade20k.py"
+SMALL = dict(  # what makes a step of a segmentor a quick one
+    mask2former={
+        "classes": 3,
+        "model.decode_head.num_queries": 10,
+        "model.decode_head.train_cfg.num_points": 200,
+        "model.decode_head.pixel_decoder.encoder.num_layers": 1,
+        "model.decode_head.transformer_decoder.num_layers": 2,
+    },
+)
 PUBLISHED = [path for path in FOUND if path not in ROOMS]
 
 
-def built(path, classes=5, **overrides):
+def built(path, number=5, **overrides):
     config = load_config(path, dict(pretrained="None") | overrides)
     fill_channels(config.model)
-    fill_classes(config.model, lambda: classes)
+    fill_classes(config.model, lambda: number)
     with DefaultScope.overwrite_default_scope(config.default_scope):
         return MODELS.build(config.model)
 
@@ -81,13 +91,13 @@ def test_small_backbones_of_rooms(path):
 
 def small(path):
     """The network of a config, for three classes and images of 64 x 96."""
-    overrides = {}
+    overrides = dict(SMALL.get(path.parent.name, {}))
     if "transnext" in path.stem:
         overrides["model.backbone.img_size"] = 96  # 512 is a large table of biases
     return built(path, 3, **overrides)
 
 
-@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FOUND, MASK2FORMER], ids=lambda path: path.stem)
 def test_a_step(path):
     """Every parameter gets a gradient, with pixels that are ignored; then images of any size are predicted."""
     torch.manual_seed(0)
