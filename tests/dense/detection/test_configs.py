@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.registry import DefaultScope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 
 from attlas import backbones, checkpoint
 from attlas.backbones.channels import fill_channels
@@ -86,13 +87,16 @@ def test_detectors_of_rooms(name):
     assert len(predicted.pred_instances.bboxes) <= 100
 
 
-@pytest.mark.parametrize(("detector", "system"), [*product(STRIDES, SYSTEMS), ("mask_rcnn", "hornet_horfpn")])
+@pytest.mark.parametrize(
+    ("detector", "system"), [*product(STRIDES, SYSTEMS), ("mask_rcnn", "hornet_horfpn"), ("panoptic_fpn", "biformer")]
+)
 def test_maps_have_the_strides_of_the_heads(detector, system):
     size = 256, 384
     with torch.device("meta"):
         model = built(read(detector, system))
         maps = model.extract_feat(torch.empty(1, 3, *size))
-    expected = [tuple(-(-side // stride) for side in size) for stride in STRIDES[detector]]
+    strides = STRIDES["mask_rcnn" if detector == "panoptic_fpn" else detector]
+    expected = [tuple(-(-side // stride) for side in size) for stride in strides]
     assert [tuple(x.shape[2:]) for x in maps] == expected
     assert {x.shape[1] for x in maps} == {256}
 
@@ -137,3 +141,31 @@ def test_a_step(detector, system):
     with torch.no_grad():
         results = model.eval().predict(images, scene()[1])
     assert all(result.pred_instances.bboxes.isfinite().all() for result in results)
+
+
+def test_a_step_of_panoptic_segmentation():
+    """Things by Mask R-CNN, stuff by the second head; the fusion gives each pixel one segment or none."""
+    torch.manual_seed(0)
+    options = {"things": 3, "stuff": 2} | {f"model.{key}": value for key, value in SMALL["mask_rcnn"].items()}
+    model = built(read("panoptic_fpn", "biformer", **options)).train()
+    assert (model.roi_head.bbox_head.num_classes, model.roi_head.mask_head.num_classes) == (3, 3)
+    images, samples = scene()
+    for sample in samples:
+        labels = torch.full((1, 64, 96), 3)
+        labels[:, 40:], labels[:, 8:40, 16:72] = 4, 1
+        sample.gt_sem_seg = PixelData(sem_seg=labels)
+    loss, losses = model.parse_losses(model.loss(images, samples))
+    assert {"loss_rpn_cls", "loss_bbox", "loss_mask", "loss_seg"} <= losses.keys()
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    model.test_cfg.rcnn.score_thr = 0.0
+    model.panoptic_fusion_head.test_cfg.stuff_area_limit = 1
+    with torch.no_grad():
+        results = model.eval().predict(images, samples)
+    for result, (height, width) in zip(results, ((64, 96), (50, 96))):
+        found = result.pred_panoptic_seg.sem_seg
+        assert found.shape == (1, height, width)
+        classes = found.unique() % INSTANCE_OFFSET
+        assert set(classes.tolist()) <= set(range(6))  # 5: no segment
+        assert len(classes) > 1
