@@ -1,4 +1,5 @@
-"""Make docs/atlas.md: every system with its published and counted figures, cost laws of mixers, small trainings.
+"""Make docs/atlas.md: every system with its published and counted figures, its configs of detection and segmentation,
+cost laws of mixers, small trainings.
 
     python tools/atlas.py train configs/*/*_furniture_views.py   # train and measure; a .json beside each config
     python tools/atlas.py mixers                                 # measure time and memory against the size of the map
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from attlas.registry import MIXERS, MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, MEASURED = ROOT / "docs/atlas.md", ROOT / "docs/atlas_mixers.json"
+TASKS = dict(mmdet="detection", mmseg="segmentation")  # by the `default_scope` of configs
 SIDES, DIM = (14, 28, 56, 112), 64
 out = Console()
 
@@ -143,6 +145,13 @@ def row_of(name: str, network: str, variant: backbones.Variant) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def title_of(module: str) -> tuple[str, str, str]:
+    """The name of a system, what it is, and its source, from the first two paragraphs of its file."""
+    title, source, *_ = (sys.modules[module].__doc__ or "").split("\n\n")
+    name, _, what = title.strip().rstrip(".").partition(": ")
+    return name, what, source
+
+
 def systems_section() -> list[str]:
     lines = [
         "## Systems",
@@ -159,8 +168,7 @@ def systems_section() -> list[str]:
     for network in backbones.systems().values():
         by_module.setdefault(network.__module__, []).append(network)
     for module, networks in sorted(by_module.items()):
-        title, source, *_ = (sys.modules[module].__doc__ or "").split("\n\n")
-        name, _, what = title.strip().rstrip(".").partition(": ")
+        name, what, source = title_of(module)
         where = module.removeprefix("attlas.").replace(".", "/")
         lines += [f"### {name}", "", f"{what[:1].upper()}{what[1:]}. {' '.join(source.split())}", ""]
         lines += [f"[{where}.py](../{where}.py)", ""]
@@ -169,6 +177,45 @@ def systems_section() -> list[str]:
         lines += [row_of(name, n.__name__, variant) for n in networks for name, variant in n.variants.items()]
         lines.append("")
     return lines
+
+
+def tasks_of_folders(files: Collection[str]) -> dict[Path, str]:
+    """The task of each folder of configs in which a backbone of backbones/ does one, by their `default_scope`."""
+    found = {}
+    for folder in sorted(path for path in ROOT.glob("configs/[!_]*") if path.name not in files):
+        paths = [path for file in files for path in folder.glob(f"{folder.name}*_{file}_*.py")]
+        if paths and (scope := load_config(paths[0]).get("default_scope")) in TASKS:
+            found[folder] = TASKS[scope]
+    return found
+
+
+def tasks_section() -> list[str]:
+    lines = [
+        "## Detection and segmentation",
+        "",
+        "The configs of each backbone with mmdet and mmseg, on COCO, ADE20K, Cityscapes, or the built-in rooms; "
+        "`--cfg-options name=...` chooses the variant. Figures that were published with a backbone stand in its "
+        "configs; none was repeated. [detection.md](detection.md) and [segmentation.md](segmentation.md) have what was "
+        "trained here.",
+        "",
+        f"| backbone | {' | '.join(TASKS.values())} |",
+        "|---|" + "---|" * len(TASKS),
+    ]
+    modules = {network.__module__: network.__module__.rpartition(".")[2] for network in backbones.systems().values()}
+    folders = tasks_of_folders(modules.values())
+    for module, file in sorted(modules.items()):
+        cells = []
+        for task in TASKS.values():
+            paths = [
+                path
+                for folder, of_folder in folders.items()
+                if of_folder == task
+                for path in sorted(folder.glob(f"{folder.name}*_{file}_*.py"))
+            ]
+            links = [f"[{p.stem.replace(f'_{file}', '', 1)}](../{p.relative_to(ROOT).as_posix()})" for p in paths]
+            cells.append(", ".join(links))
+        lines.append(f"| {title_of(module)[0]} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def mixers_section() -> list[str]:
@@ -227,6 +274,7 @@ def write() -> None:
         "<!-- made by tools/atlas.py: change that, not this -->",
         "",
         *systems_section(),
+        *tasks_section(),
         *mixers_section(),
         *trainings_section(),
     ]

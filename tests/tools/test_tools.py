@@ -475,10 +475,20 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     for name, top1 in (("weak", 50.0), ("strong", 71.3)):
         atlas.save(tmp_path / "configs" / "hornet" / f"{name}.json", {**result, "top1": top1})
     atlas.save(tmp_path / "configs" / "hornet" / "other.json", {"loss": 1})
+    for name, scope in (("upernet", "mmseg"), ("fast", "mmdet"), ("slow", "mmdet"), ("other", "attlas")):
+        for extra in ("", "_wide") if name == "slow" else ("",):
+            path = tmp_path / "configs" / name / f"{name}_hornet{extra}_coco.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"default_scope = {scope!r}")
     monkeypatch.setattr(sys, "argv", ["atlas.py", "write"])
     atlas.main()
     page = (tmp_path / "docs" / "atlas.md").read_text()
     assert "### HorNet\n\nRecursive gated convolutions. " in page
+    links = (
+        f"[{name}{extra}_coco](../configs/{name}/{name}_hornet{extra}_coco.py)"
+        for name, extra in (("fast", ""), ("slow", ""), ("slow", "_wide"), ("upernet", ""))
+    )
+    assert "| HorNet | {}, {}, {} | {} |\n".format(*links) in page
     assert f"| `hornet_grain` | HorNet | {PARAMS:,} | 224 |  | 0.0" in page
     several = dataclasses.replace(system.variants["hornet_grain"], gflops={224: 0.04, 896: 1.0}, top1=60.5)
     *_, published, counted, top1, weights = atlas.row_of("hornet_grain", "HorNet", several).split(" | ")
@@ -505,6 +515,16 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     with pytest.raises(SystemExit, match="2"):
         atlas.main()
     assert "atlas.py mixers" in capsys.readouterr().err
+
+
+def test_the_atlas_has_every_config(load):
+    """The page is up to date with the configs, and no backbone is without one of each task."""
+    section = load("atlas").tasks_section()
+    assert "\n".join(section) in (ROOT / "docs" / "atlas.md").read_text()
+    rows = [line.split("|")[1:-1] for line in section if line.startswith("| ")][1:]
+    assert len(rows) == len({network.__module__ for network in backbones.systems().values()})
+    assert all("](" in cell for _, *cells in rows for cell in cells)
+    assert all((ROOT / "docs" / link).exists() for line in section for link in re.findall(r"\((\.\./\S+)\)", line))
 
 
 def test_room_clouds_need_their_packages(refusal, monkeypatch, tmp_path):
