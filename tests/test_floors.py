@@ -140,6 +140,7 @@ SHARED = {
         "inference",
         "inspection",
         "mixer_encoder",
+        "panoptic",
         "pictures",
         "position_relation",
     },

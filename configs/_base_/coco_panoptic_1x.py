@@ -1,6 +1,6 @@
-# COCO's panoptic annotations, or data in their format, 12 epochs ("1x"), by mmdet's classes, which read them with
-# panopticapi: pip install git+https://github.com/cocodataset/panopticapi.git. `data_root`, or DATA in the environment,
-# is the folder.
+# COCO's panoptic annotations, or data in their format, 12 epochs ("1x"). `data_root`, or DATA in the environment, is
+# the folder. Of other classes than COCO's: metainfo=dict(classes=..., thing_classes=..., stuff_classes=...) of both
+# data sets, those of things first.
 _base_ = ["detection_runtime.py", "schedule_detection_1x.py"]
 
 data_root = "{{$DATA:data/coco}}"
@@ -18,8 +18,8 @@ train_dataloader = dict(
         data_prefix=dict(img="train2017", seg="annotations/panoptic_train2017"),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="LoadPanopticAnnotations"),
+            dict(type="attlas.ReadImage"),
+            dict(type="attlas.ReadPanoptic"),
             resize,
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackDetInputs"),
@@ -39,18 +39,14 @@ val_dataloader = test_dataloader = dict(
         data_prefix=dict(img="val2017", seg="annotations/panoptic_val2017"),
         test_mode=True,
         pipeline=[
-            dict(type="LoadImageFromFile"),
+            dict(type="attlas.ReadImage"),
             resize,
-            dict(type="LoadPanopticAnnotations"),
+            dict(type="attlas.ReadPanoptic"),
             dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
         ],
     ),
 )
-val_evaluator = test_evaluator = dict(
-    type="CocoPanopticMetric",
-    ann_file=f"{data_root}/annotations/panoptic_val2017.json",
-    seg_prefix=f"{data_root}/annotations/panoptic_val2017",
-)
+val_evaluator = test_evaluator = dict(type="attlas.PanopticQuality")
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(

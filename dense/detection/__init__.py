@@ -3,8 +3,9 @@
 from ..transforms import ReadImage
 from .bvr import BVRATSSHead, BVRFCOSHead, BVRRetinaHead, BVRRoIHead, BVRShared2FCBBoxHead, KeypointHead
 from .coco import CocoBoxes, CocoDetection, CocoFile
-from .datasets import FurnishedRooms, FurnishedRoomsBoxes
+from .datasets import FurnishedRooms, FurnishedRoomsBoxes, FurnishedRoomsPanoptic
 from .mixer_encoder import MixerDeformableDETR, MixerDINO
+from .panoptic import PanopticQuality, ReadPanoptic
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
 from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
 
@@ -21,11 +22,14 @@ __all__ = [
     "DetectionSwin",
     "FurnishedRooms",
     "FurnishedRoomsBoxes",
+    "FurnishedRoomsPanoptic",
     "KeypointHead",
     "MixerDINO",
     "MixerDeformableDETR",
+    "PanopticQuality",
     "PositionRelation",
     "ReadImage",
+    "ReadPanoptic",
     "RelationDABDETR",
     "RelationDETR",
     "RelationDETRHead",

@@ -172,7 +172,9 @@ class CocoDetection(SeededDraws, CocoDataset):
     afresh, the same with any number of workers and after a resumption.
 
     Args: those of mmdet's CocoDataset: ann_file, data_root, data_prefix=dict(img=...), pipeline, test_mode,
-        filter_cfg, and metainfo=dict(classes=names), by default all of the file. Besides
+        filter_cfg, and metainfo=dict(classes=names), by default all of the file. Where these have stuff, too, whose
+        pixels are in the files of data_prefix=dict(seg=...): thing_classes=names, which come first, and
+        stuff_classes=names. Besides
         seed: seed of the draws.
 
     Raises:
@@ -187,7 +189,7 @@ class CocoDetection(SeededDraws, CocoDataset):
         if "classes" not in self.metainfo:
             names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
             self._metainfo["classes"] = tuple(names[number] for number in sorted(names, key=_as_sorted))
-        self.cat_ids = coco.get_cat_ids(self.metainfo["classes"])
+        self.cat_ids = coco.get_cat_ids(self.metainfo.get("thing_classes", self.metainfo["classes"]))
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         self.cat_img_map = coco.cat_img_map
         found = []

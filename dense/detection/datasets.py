@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ... import furniture
 from ...registry import DATASETS, METRICS
-from ..room_files import annotations, room_folder
+from ..room_files import LABELS, STRUCTURE, annotations, room_folder
 from .coco import CocoBoxes, CocoDetection
 
 
@@ -34,6 +34,17 @@ class FurnishedRooms(CocoDetection):
         folder = room_folder(split, count, size, room_seed, cache, workers)
         images = dict(img=str(folder / "img_dir" / split), seg=str(folder / "ann_dir" / split))
         super().__init__(ann_file=str(annotations(folder, split)), data_prefix=images, **options)
+
+
+@DATASETS.register_module()
+class FurnishedRoomsPanoptic(FurnishedRooms):
+    """`FurnishedRooms` for panoptic segmentation: floor, wall and ceiling are classes of stuff, behind the 14 of
+    things. LoadAnnotations(with_bbox=True, with_mask=True, with_seg=True) reads them.
+
+    Args: as of `FurnishedRooms`.
+    """
+
+    METAINFO = dict(classes=LABELS, thing_classes=furniture.CLASSES, stuff_classes=STRUCTURE)
 
 
 @METRICS.register_module()
