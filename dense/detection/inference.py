@@ -13,6 +13,7 @@ from ...inference import Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage
 from . import doctor, export
+from .panoptic import listed
 
 SHOWN = 0.3  # score from which an object is drawn and counted
 
@@ -20,7 +21,7 @@ SHOWN = 0.3  # score from which an object is drawn and counted
 class Detection(Task):
     """Image files, and arrays uint8 (H, W, 3), red, green, blue, or grey (H, W). A result has the `objects`, a list of
     dict(label, name, score, box [x1, y1, x2, y2] in pixels of the image), with a `mask` (RLE of COCO) where the model
-    gives one, the best first."""
+    gives one, the best first. Of panoptic segmentation they are the segments, the largest first, all with score 1."""
 
     suffixes = ImageClassification.suffixes
     top = 100
@@ -46,6 +47,9 @@ class Detection(Task):
         return tuple(item["inputs"].shape)
 
     def result(self, prediction, classes, top):
+        if "pred_panoptic_seg" in prediction:
+            found = listed(prediction.pred_panoptic_seg.sem_seg.squeeze(0).cpu().numpy(), classes)[:top]
+            return dict(objects=[entry | dict(mask=encoded(entry["mask"])) for entry in found])
         found = prediction.pred_instances
         if not all(torch.isfinite(found[key]).all() for key in ("scores", "bboxes")):
             raise ValueError("the network gives NaN or infinite numbers for it")

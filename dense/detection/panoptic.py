@@ -170,6 +170,25 @@ def found_segments(predicted: np.ndarray, count: int) -> Segments:
     )
 
 
+def listed(predicted: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """The segments of a prediction (H, W) of mmdet as dict(label, name, score 1, box, mask bool (H, W)), the largest
+    first.
+
+    Args:
+        predicted: class + INSTANCE_OFFSET * object of every pixel.
+        classes: names of the classes, things and stuff.
+    """
+    numbers, kinds, _ = found_segments(predicted, len(classes))
+    found = []
+    for number in 1 + np.bincount(numbers.ravel(), minlength=len(kinds))[1:].argsort(kind="stable")[::-1]:
+        mask = numbers == number
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        box = [float(side) for side in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+        label = int(kinds[number])
+        found.append(dict(label=label, name=classes[label], score=1.0, box=box, mask=mask))
+    return found
+
+
 def compare(truth: Segments, found: Segments, count: int) -> Counts:
     """What was found, made up and missed in one image, by class.
 

@@ -17,9 +17,11 @@ from attlas.dense.detection.panoptic import (
     PanopticQuality,
     compare,
     found_segments,
+    listed,
     true_segments,
 )
 from attlas.engine import Runner
+from attlas.inference import Inferencer
 from attlas.registry import DATASETS
 
 CONFIGS = Path(__file__).parents[3] / "configs/panoptic_fpn"
@@ -114,6 +116,18 @@ def test_figures():
     assert figures["PQ"] == pytest.approx(100 * (1 / 1.5 + table + 0) / 3, abs=0.01)
     assert figures["SQ"] == pytest.approx(100 * (1 + table + 0) / 3, abs=0.01)
     assert figures["RQ"] == pytest.approx(100 * (1 / 1.5 + 1 + 0) / 3, abs=0.01)
+
+
+def test_segments_as_objects():
+    """The largest first, without void, with boxes around all parts of a segment."""
+    predicted = np.full((6, 9), 4)
+    predicted[4:, :] = 3
+    predicted[0, 2:4] = predicted[2, 7] = INSTANCE_OFFSET + 1
+    wall, plate = listed(predicted, CLASSES)
+    assert (wall["label"], wall["name"], wall["score"], wall["box"]) == (3, "wall", 1.0, [0, 4, 9, 6])
+    assert (plate["label"], plate["name"], plate["box"]) == (1, "plate", [2, 0, 8, 3])
+    assert (plate["mask"] == (predicted == INSTANCE_OFFSET + 1)).all()
+    assert listed(np.full((2, 2), 4), CLASSES) == []
 
 
 def test_what_the_metric_refuses():
@@ -230,6 +244,10 @@ def test_a_training_on_rooms(furnished, tmp_path):
     figures = runner.test()
     assert {"PQ", "SQ", "RQ", "PQ_things", "PQ_stuff"} == figures.keys()
     assert all(0 <= value <= 100 for value in figures.values())
+
+    (answer,) = Inferencer(str(tmp_path / "epoch_1.pth"))(np.zeros((72, 96, 3), np.uint8))
+    assert "error" not in answer, answer
+    assert all(entry["score"] == 1 and entry["mask"]["size"] == [72, 96] for entry in answer["objects"])
 
     metric = runner.test_evaluator.metrics[0]
     for batch in runner.test_dataloader:
