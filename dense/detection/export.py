@@ -9,12 +9,10 @@ BVR), with class-wise NMS in the graph, and DETRs. mmdet shifts the boxes of eve
 its NMS; so do we, and boxes round alike.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.models.dense_heads import DeformableDETRHead, DETRHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.detectors import DetectionTransformer, SingleStageDetector
@@ -23,8 +21,8 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...inference import Exportable
 from ...kernels import nms
+from ..export import ExportedModel
 from ..layers.deformable_attention import use_kernel
 
 Detections = tuple[Tensor, Tensor, Tensor]  # boxes (B, N, 4), scores (B, N), labels (B, N)
@@ -47,7 +45,7 @@ def inherits(kind: type, *names: str, of: Sequence[type]) -> bool:
     return all(any(getattr(kind, name) is getattr(base, name, None) for base in of) for name in names)
 
 
-class ExportedDetector(Exportable):
+class ExportedDetector(ExportedModel):
     """Images (B, 3, H, W), normalized, to boxes (B, N, 4), scores (B, N) and labels (B, N), the best objects first.
 
     Boxes are (x1, y1, x2, y2) in pixels of the image and clipped to it. All of the image counts as image: nothing is
@@ -60,36 +58,11 @@ class ExportedDetector(Exportable):
     """
 
     def __init__(self, model: Any, steps: Sequence[Mapping[str, Any]], **why_fixed: str):
-        of_backbone = getattr(model.backbone, "fixed_sizes", {})
-        fixed = {suffix: why_fixed | of_backbone.get(suffix, {}) for suffix in (".onnx", ".pt2")}
-        pixels = model.data_preprocessor
-        mean, std = [0.0] * 3, [1.0] * 3
-        if getattr(pixels, "_enable_normalize", False):
-            mean, std = pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()
-        colors = "RGB" if getattr(pixels, "_channel_conversion", False) else "BGR"
-        about = dict(
-            layout=f"{colors}, (image - mean) / std, levels of 0 to 255",
-            mean=",".join(f"{x:.6g}" for x in mean),
-            std=",".join(f"{x:.6g}" for x in std),
-        )
-        if model.classes:
-            about["classes"] = json.dumps(model.classes, ensure_ascii=False)
-        super().__init__(type(model).__name__, ("boxes", "scores", "labels"), about, fixed)
-        self.model, self.steps = model, steps
+        super().__init__(model, steps, ("boxes", "scores", "labels"), **why_fixed)
 
     @property
     def head(self) -> Any:
         return self.model.bbox_head
-
-    def inputs(self, batch, size):
-        """Noise of all scales, in which a detector is the likelier to find something."""
-        if size is None:
-            scales = [step["scale"] for step in self.steps if isinstance(step.get("scale"), (list, tuple))]
-            step = getattr(self.model.data_preprocessor, "pad_size_divisor", 1)
-            size = [-(-n // step) * step for n in (scales[-1][::-1] if scales else (800, 1344))]
-        size = (size[0], size[-1])
-        noise = [torch.randn(batch, 3, *(-(-n // step) for n in size)) for step in (1, 8, 32)]
-        return (sum(F.interpolate(x, size=size, mode="bilinear") for x in noise) / len(noise) ** 0.5,)
 
     def difference(self, outputs, expected):
         """The farthest that an object is from the nearest one of its label, in score, and in its box in image sizes.

@@ -229,6 +229,7 @@ class GuidedAttentionHead(BaseDecodeHead):
     """
 
     checkpoint_rules = RULES
+    fixed_sizes = dict.fromkeys(("height", "width"), "the head checks that its maps lie on each other")
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from ...inference import Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage
 from . import doctor
+from .export import ExportedSegmentor
 from .maps import IGNORED, ReadMap
 
 
@@ -26,6 +27,7 @@ class Segmentation(Task):
 
     suffixes = ImageClassification.suffixes
     top = 255
+    exports = (".onnx", ".pt2")
 
     def read(self, path):
         return self._as_results(ReadImage().transform(dict(img_path=str(path))))
@@ -74,6 +76,9 @@ class Segmentation(Task):
 
     def examine_fit(self, model, batch):
         yield from doctor.examine_fit(model, batch)
+
+    def exportable(self, model, steps):
+        return ExportedSegmentor(model, steps)
 
     def draw(self, source, result):
         from matplotlib.figure import Figure  # here, because only pictures need it

@@ -10,13 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from attlas.backbones.channels import fill_channels
 from attlas.config import load_config
-from attlas.data import fill_classes
 from attlas.dense.room_files import LABELS
 from attlas.dense.segmentation.inference import Segmentation, label_map
 from attlas.drawing import palette
@@ -25,31 +23,6 @@ from attlas.inference import Inferencer
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """As a training of the rooms leaves it, but with random weights."""
-    config = load_config(ROOT / "configs/semantic_fpn/semantic_fpn_lsnet_rooms.py", dict(pretrained="None"))
-    fill_channels(config.model)
-    fill_classes(config.model, lambda: len(LABELS))
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = MODELS.build(config.model)
-    path = tmp_path_factory.mktemp("checkpoint") / "iter_1.pth"
-    meta = dict(cfg=config.pretty_text, dataset_meta=dict(classes=LABELS))
-    torch.save(dict(meta=meta, state_dict=model.state_dict()), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    draw = np.random.default_rng(0)
-    for number, size in enumerate(((48, 64), (50, 70))):
-        image = cv2.resize(draw.integers(0, 256, (4, 5, 3), dtype=np.uint8), size[::-1])
-        cv2.imwrite(str(folder / f"{number}.png"), image)
-    return folder
 
 
 def test_files_and_arrays(checkpoint, photos):
