@@ -60,6 +60,8 @@ def read_keys() -> frozenset[str]:
         "model_wrapper_cfg",
         "sync_bn",
         "tta_model",
+        "tta_pipeline",
+        "tta_views",
     }
 
 

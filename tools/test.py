@@ -3,10 +3,13 @@
     python tools/test.py CONFIG CHECKPOINT
     python tools/test.py CONFIG TRAINED_UNDER_Z --so3 TRAINED_UNDER_SO3
     python tools/test.py CONFIG CHECKPOINT --corruptions all
+    python tools/test.py CONFIG CHECKPOINT --tta
 
 The second prints the protocol of rotation invariance: trained / tested under rotations about the up axis (z) and under
 all rotations (SO3). The third tests on the images under 15 corruptions in 5 severities each, and on the clean ones
-(severity 0), and prints the mean of a metric under corruption (mPC) and its share of the clean metric (rPC).
+(severity 0), and prints the mean of a metric under corruption (mPC) and its share of the clean metric (rPC). The fourth
+averages the predictions in several sizes of an image and its mirrored ones, as the config says: of segmentors
+`tta_views`, for others mm's `tta_pipeline`.
 
 --out FILE takes the predictions: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a
 .json in COCO's format of results. With --corruptions it takes all metrics of every corruption and severity (.json),
@@ -37,6 +40,7 @@ def arguments() -> argparse.ArgumentParser:
         "--severities", nargs="+", type=int, choices=range(6), default=range(6), help="of the corruptions (0 to 5)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the corruptions (0)")
+    parser.add_argument("--tta", action="store_true", help="average over sizes and mirrored images")
     parser.add_argument("--metric", metavar="NAME", help="what the table of --corruptions is of (the first metric)")
     parser.add_argument("--work-dir", type=Path, help="for the logs (work_dirs/<name of the config>)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="for the predictions, or the metrics of --corruptions")
@@ -161,6 +165,12 @@ def prepare(args: argparse.Namespace) -> Config:
         check_out(path, (suffix,), args.overwrite)
     if args.corruptions:
         check_corruptions(args)
+    if args.tta:
+        if args.corruptions:
+            raise ValueError("--tta and --corruptions: one of them at a time")
+        from attlas.dense.segmentation.views import add_views
+
+        add_views(cfg)
     for path in filter(None, (args.checkpoint, args.so3)):
         if not path.is_file():
             raise FileNotFoundError(f"The checkpoint {path} does not exist. {near_files(path)}")

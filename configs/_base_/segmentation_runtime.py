@@ -13,3 +13,6 @@ visualizer = dict(type="SegLocalVisualizer")
 log_processor = dict(window_size=50, by_epoch=False)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
+# What tools/test.py --tta averages: the probabilities in these sizes, as the image is and mirrored.
+tta_model = dict(type="attlas.AveragedSegmentor")
+tta_views = dict(ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)

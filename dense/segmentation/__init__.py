@@ -7,9 +7,11 @@ from .horfpn import GNUPerHead
 from .maps import ReadMap
 from .medical import MedicalSlices, ReadSlice, VolumeDice
 from .metrics import MapIoU
+from .views import AveragedSegmentor
 
 __all__ = [
     "ADE20KMaps",
+    "AveragedSegmentor",
     "CityscapesMaps",
     "DAFStack",
     "FurnishedRoomsMaps",
