@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..confusion import class_accuracy
 from ..files import check_out, replacing
 from ..registry import METRICS
 from .datasets import category_parts, competing
@@ -110,12 +111,6 @@ class ClassificationMetric(PointMetric):
         saved |= dict(classes=np.array(classes), labels=labels, clouds=clouds, protocols=protocols, log_probs=log_probs)
         self.save("confusion matrices and log-probabilities", **saved)
         return metrics
-
-
-def class_accuracy(confusion: np.ndarray) -> np.ndarray:
-    """Recall of each class in percent (C,), of a confusion matrix (C, C; rows: truth); NaN for absent classes."""
-    count = confusion.sum(1)
-    return 100 * np.divide(confusion.diagonal(), count, out=np.full(len(count), np.nan), where=count > 0)
 
 
 def rotation_effect(log_probs: np.ndarray, clouds: np.ndarray) -> dict[str, float]:

@@ -3,7 +3,6 @@
 The 3-D scenes are drawn by `render`, panels and text by Matplotlib.
 """
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from .. import checkpoint
+from ..confusion import draw_confusion, group_name, overall_accuracy, read_results
 from ..data import UP_AXES, build_transforms, drawn, seeded
 from ..files import PICTURES, check_out, near_files, save_figure
 from ..registry import DATASETS, MODELS
@@ -42,7 +42,6 @@ from ..rendering import (
     view_direction,
 )
 from .datasets import PointClouds, RotatedViews, as_data
-from .metrics import class_accuracy
 from .risurconv import Pyramid, RISurConv
 from .shapes import read_shape
 from .transforms import as_float32, random_rotation
@@ -424,86 +423,6 @@ def draw_turning(seen: Turning, canvas: Figure | SubFigure | None = None) -> Fig
 # --- results of tools/test.py ----------------------------------------------------------------------------------------
 
 
-def read_results(path: str | Path) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Classes, and the confusion matrices (C, C; rows: truth) by protocol, of the npz of `ClassificationMetric`."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"The results {path} do not exist. {near_files(path)} tools/test.py --out makes them.")
-    try:
-        if not zipfile.is_zipfile(path):  # what NumPy would call a pickle, and advise to load
-            raise ValueError("it is no npz archive")
-        with np.load(path, allow_pickle=False) as file:
-            names = [name for name in file.files if name.split("_")[0] == "confusion"]
-            classes = tuple(map(str, file["classes"]))
-            confusions = {name.removeprefix("confusion").removeprefix("_"): file[name] for name in names}
-    except Exception as error:  # zipfile, zlib and NumPy have errors of their own, and few of them name the file
-        pickled = "allow_pickle" in str(error)  # NumPy's own words say how to load it
-        reason = "it holds Python objects, and nothing is ever unpickled" if pickled else error
-        raise ValueError(f"{path} is not a file of results: {reason}; tools/test.py --out makes them.") from error
-    if not confusions or any(c.shape != (len(classes), len(classes)) for c in confusions.values()):
-        raise ValueError(
-            f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them."
-        )
-    return classes, confusions
-
-
-def overall_accuracy(confusion: np.ndarray) -> float:
-    return float(100 * np.trace(confusion) / confusion.sum())
-
-
-def draw_confusion(axes: Axes, confusion: np.ndarray, classes: Sequence[str], title: str) -> None:
-    """Counts, shaded by the share of the true class."""
-    count = len(classes)
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1.15)
-    axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(count), classes)
-    axes.tick_params(length=0, labelsize=9 if count <= 15 else 6)
-    if count <= 20:
-        for row, column in zip(*np.nonzero(confusion)):
-            color = "white" if share[row, column] > 0.55 else INK
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=8, color=color)
-    axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="0.92", linewidth=0.6)
-    axes.tick_params(which="minor", length=0)
-    axes.set_xlabel("predicted", fontsize=9.5)
-    axes.set_ylabel("true", fontsize=9.5)
-    axes.set_title(title, fontsize=10.5, color=INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def draw_confusions(results: Mapping[str, str | Path]) -> Figure:
-    """The confusion matrices of one file of results or several: a row for each file, a column for each protocol."""
-    read = {name: read_results(path) for name, path in results.items()}
-    titles = {
-        (name, protocol): f"{name}{f' under {_group(protocol)}' if protocol else ''}\n"
-        f"overall {overall_accuracy(confusion):.1f} %, class {np.nanmean(class_accuracy(confusion)):.1f} %"
-        for name, (_, confusions) in read.items()
-        for protocol, confusion in confusions.items()
-    }
-    columns = max(len(confusions) for _, confusions in read.values())
-    # inches: of a matrix, which is at least as wide as its title, and of the names of the classes
-    side = max(0.36 * len(classes) if len(classes) <= 20 else 7 for classes, _ in read.values())
-    side = max(side, *(0.09 * len(line) for title in titles.values() for line in title.split("\n")))
-    names = max(len(name) * (0.08 if len(classes) <= 15 else 0.055) for classes, _ in read.values() for name in classes)
-    size = (side + names + 0.6) * columns, (side + 0.75 * names + 1.1) * len(read)
-    canvas = Figure(figsize=size, layout="constrained")
-    grid = canvas.subplots(len(read), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for row, (name, (classes, confusions)) in zip(grid, read.items()):
-        for axes, (protocol, confusion) in zip(row, confusions.items()):
-            axes.set_axis_on()
-            draw_confusion(axes, confusion, classes, titles[name, protocol])
-    return canvas
-
-
-def _group(protocol: str) -> str:
-    return {"SO3": "SO(3)", "none": "no rotation"}.get(protocol, protocol)
-
-
 def draw_accuracy(axes: Axes, accuracies: Mapping[str, Mapping[str, float]]) -> None:
     """Bars of accuracy in percent: for each network one a protocol, given as accuracies[network][protocol]."""
     protocols = list(dict.fromkeys(p for by_protocol in accuracies.values() for p in by_protocol))
@@ -512,7 +431,7 @@ def draw_accuracy(axes: Axes, accuracies: Mapping[str, Mapping[str, float]]) -> 
     for number, protocol in enumerate(protocols):
         places = np.arange(len(accuracies)) + (number - (len(protocols) - 1) / 2) * width
         values = [by_protocol.get(protocol, np.nan) for by_protocol in accuracies.values()]
-        label = f"tested under {_group(protocol)}"
+        label = f"tested under {group_name(protocol)}"
         bars = axes.bar(places, values, 0.94 * width, color=shades[protocol], label=label)
         axes.bar_label(bars, fmt="%.1f", fontsize=9.5, padding=2, color=INK)
     axes.set_xticks(range(len(accuracies)), accuracies)

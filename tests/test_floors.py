@@ -148,11 +148,13 @@ SHARED = {
         "__init__",
         "datasets",
         "doctor",
+        "export",
         "inference",
         "maps",
         "medical",
         "metrics",
         "pictures",
+        "views",
         "volumes",
     },
 }

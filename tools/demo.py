@@ -65,7 +65,8 @@ def draw_picture(folder: Path) -> None:
 
 def protocol_rows(folder: Path) -> list[dict]:
     """Per network the figures of the three protocols, from the npz files that tools/test.py wrote."""
-    from attlas.pointnets.metrics import class_accuracy, rotation_effect
+    from attlas.confusion import class_accuracy
+    from attlas.pointnets.metrics import rotation_effect
 
     rows = []
     for name, network in NETWORKS.items():

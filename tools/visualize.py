@@ -164,9 +164,9 @@ def draw_attention(args: argparse.Namespace):
 
 
 def draw_confusion(args: argparse.Namespace):
-    from attlas.pointnets import viewer
+    from attlas.confusion import draw_confusions
 
-    return viewer.draw_confusions({path.stem: path for path in args.results})
+    return draw_confusions({path.stem: path for path in args.results})
 
 
 def draw_room(args: argparse.Namespace):

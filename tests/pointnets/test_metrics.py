@@ -10,7 +10,6 @@ from attlas.pointnets.metrics import (
     ClassificationMetric,
     PartSegmentationMetric,
     SceneSegmentationMetric,
-    class_accuracy,
     rotation_effect,
 )
 from attlas.registry import METRICS
@@ -69,11 +68,6 @@ def test_views_are_compared_within_a_cloud_only():
     assert rotation_effect(log_probs, np.array([0, 1, 2])) == {}
     effect = rotation_effect(log_probs, np.array([0, 1, 0]))
     assert effect == dict(log_prob_change=0.5, log_prob_change_median=0.5, flips=0.0)
-
-
-def test_class_accuracy_is_recall():
-    confusion = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 0]])
-    np.testing.assert_array_equal(class_accuracy(confusion), [75, np.nan, 0])
 
 
 def test_padding_of_the_last_batch_is_dropped():

@@ -133,47 +133,6 @@ def test_turning_turns_picture_and_cloud_alike(chair, network):
     assert texts.count("✓ chair  100 %") == 3
 
 
-def test_confusion(results, tmp_path):
-    classes, confusions = viewer.read_results(results)
-    assert classes == ("bed", "car")
-    assert viewer.overall_accuracy(confusions["SO3"]) == 87.5
-    canvas = viewer.draw_confusions({"ours": results, "again": results})
-    assert [axes.get_title() for axes in canvas.axes[:2]] == [
-        "ours under z\noverall 87.5 %, class 87.5 %",
-        "ours under SO(3)\noverall 87.5 %, class 87.5 %",
-    ]
-    assert [text.get_text() for text in canvas.axes[1].texts] == ["12", "4", "16"]
-    (tmp_path / "text.npz").write_text("no zip file")
-    with pytest.raises(
-        ValueError, match=r"text\.npz is not a file of results: it is no npz archive; tools/test.py --out makes them"
-    ):
-        viewer.read_results(tmp_path / "text.npz")
-    np.savez(tmp_path / "object.npz", classes=np.array([{}]), confusion=np.array([{}]))
-    with pytest.raises(
-        ValueError, match=r"object\.npz is not a file of results: it holds Python objects, and nothing is"
-    ):
-        viewer.read_results(tmp_path / "object.npz")
-    np.savez(tmp_path / "none.npz", classes=np.array(["bed"]))
-    with pytest.raises(ValueError, match=r"none\.npz has no confusion matrices of its 1 classes"):
-        viewer.read_results(tmp_path / "none.npz")
-
-
-@pytest.mark.parametrize("count", [2, 14, 25])
-def test_confusion_shows_whole_names_and_titles(tmp_path, count):
-    classes = np.array([f"a rather long name of class {i}" for i in range(count)])
-    np.savez(tmp_path / "a.npz", classes=classes, confusion=np.ones((count, count), int))
-    canvas = viewer.draw_confusions({"a result with a name": tmp_path / "a.npz"})
-    canvas.draw_without_rendering()
-    axes = canvas.axes[0]
-    for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
-        box = text.get_window_extent()
-        assert box.x0 >= 0
-        assert box.y0 >= 0
-        assert box.x1 <= canvas.bbox.x1
-        assert box.y1 <= canvas.bbox.y1
-    assert axes.get_window_extent().width > 0.25 * canvas.bbox.width
-
-
 def test_figure(chair, network, results, tmp_path):
     out = tmp_path / "figure.png"
     viewer.figure(chair, {"ours": network}, {"ours": results}, out, views=2, size=48)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.dense.segmentation.metrics import MapIoU, areas
+from attlas.confusion import read_results
+from attlas.dense.segmentation.metrics import MapIoU, boundary_areas, confusion
 
 NAMES = ("sky", "road", "car", "cat", "dog")
 
@@ -82,4 +83,75 @@ def test_what_cannot_be_judged():
     with pytest.raises(ValueError, match="true labels go from 7 to 7, and there are 5 classes"):
         judged([(truth, truth + 7)])
     with pytest.raises(ValueError, match=r"\(4, 4\) was predicted, and the truth is \(2, 4\)"):
-        areas(torch.tensor(truth), torch.tensor(truth[:2]), 5)
+        confusion(torch.tensor(truth), torch.tensor(truth[:2]), 5)
+
+
+def slow_boundary(found, truth, label, distance, ignored):
+    """Boundary IoU of a class, by its sets of pixels."""
+    height, width = truth.shape
+
+    def near(labels):
+        pixels = {(y, x) for y in range(height) for x in range(width) if labels[y, x] == label}
+        steps = [(a, b) for a in range(-distance, distance + 1) for b in range(-distance, distance + 1)]
+        return {(y, x) for y, x in pixels if any((y + a, x + b) not in pixels for a, b in steps)}
+
+    g, p = near(truth), near(np.where(truth == ignored, ignored, found))
+    return len(g & p) / len(g | p) if g | p else None
+
+
+@pytest.mark.parametrize("ignored", [255, 3])
+@pytest.mark.parametrize("distance", [1, 2, 9])
+def test_boundaries_against_the_definition(distance, ignored):
+    """Also a distance as large as the image, where it is the plain IoU."""
+    draw = np.random.default_rng(distance)
+    truth = np.repeat(np.repeat(draw.integers(0, 4, (3, 2)), 5, 0), 6, 1)
+    found = np.roll(truth, (1, 2), (0, 1))
+    truth[4:7, 3:8] = ignored
+    both, one, other = boundary_areas(found, truth, 5, distance, ignored)
+    for label in range(5):
+        if label == ignored:
+            continue
+        union = one[label] + other[label] - both[label]
+        assert (both[label] / union if union else None) == slow_boundary(found, truth, label, distance, ignored)
+    if distance == 9:
+        plain = confusion(torch.tensor(found), torch.tensor(truth), 5, ignored).numpy()
+        labels = [i for i in range(5) if i != ignored]
+        assert np.array_equal(both[labels], plain.diagonal()[labels])
+        assert np.array_equal(other[labels], plain.sum(1)[labels])
+
+
+def test_a_coarse_boundary_lowers_its_figure_more():
+    truth = np.zeros((60, 80), int)
+    truth[:, 40:] = 1
+    found = np.zeros_like(truth)
+    found[:, 41:] = 1
+    truth[:5] = found[:5] = 255
+    truth[:5] = 255
+    figures = judged([(np.where(found == 255, 0, found), truth)], boundary=0.02)  # 2 pixels of a diagonal of 100
+    assert figures["BIoU/road"] < figures["IoU/road"] - 20
+    assert figures["mBIoU"] == pytest.approx((figures["BIoU/sky"] + figures["BIoU/road"]) / 2, abs=0.011)
+    assert not any("car" in name for name in figures)  # absent, not 0
+    assert judged([(truth % 255, truth)], boundary=0.02)["mBIoU"] == 100
+    with pytest.raises(ValueError, match="boundary=3 must be a share of the image's diagonal"):
+        MapIoU(boundary=3)
+
+
+def test_the_file_of_results(tmp_path):
+    """It holds the table by class, NaN for those that are absent, and the matrix of a picture."""
+    truth = np.zeros((4, 4), int)
+    truth[:, 2:] = 1
+    truth[0, 0] = 255
+    found = np.where(truth == 1, 2, 0)
+    path = tmp_path / "maps.npz"
+    judged([(found, truth), (truth % 255, truth)], out_file=path, boundary=0.1)
+    classes, confusions = read_results(path)
+    assert classes == NAMES
+    expected = np.zeros((5, 5), int)
+    expected[0, 0], expected[1, 2], expected[1, 1] = 14, 8, 8
+    assert np.array_equal(confusions[""], expected)
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["iou"], [100, 50, 0, np.nan, np.nan])
+        np.testing.assert_allclose(file["accuracy"], [100, 50, np.nan, np.nan, np.nan])
+        np.testing.assert_allclose(file["boundary_iou"], [100, 50, 0, np.nan, np.nan])
+    with pytest.raises(FileExistsError):
+        MapIoU(out_file=path)
