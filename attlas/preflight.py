@@ -111,8 +111,8 @@ def check_classes(dataset: Any, model: nn.Module) -> None:
 
 
 def check_losses(model: nn.Module) -> None:
-    """Refuse heads of mmseg that give one number for a pixel to a loss that wants one for each class: on a GPU that is
-    an assertion of the device.
+    """Refuse heads of mmseg that give one number for a pixel to a loss, or to a choice of hard pixels, that wants one
+    for each class: on a GPU that is an assertion of the device.
 
     Raises:
         CannotTrain: names the head.
@@ -120,6 +120,11 @@ def check_losses(model: nn.Module) -> None:
     for name, part in model.named_modules():
         if getattr(part, "out_channels", None) != 1 or not hasattr(part, "loss_decode"):
             continue
+        if getattr(getattr(part, "sampler", None), "thresh", None) is not None:
+            raise CannotTrain(
+                f"{name or type(part).__name__} has out_channels=1, one number for each pixel, and its "
+                f"{type(part.sampler).__name__} with a thresh wants one for each class: leave thresh out."
+            )
         losses = part.loss_decode if isinstance(part.loss_decode, nn.ModuleList) else [part.loss_decode]
         for loss in losses:
             if getattr(loss, "use_sigmoid", True) is False:

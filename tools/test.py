@@ -12,8 +12,8 @@ averages the predictions in several sizes of an image and its mirrored ones, as 
 `tta_views`, for others mm's `tta_pipeline`.
 
 --out FILE takes the predictions: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a
-.json in COCO's format of results. With --corruptions it takes all metrics of every corruption and severity (.json),
-written anew after each.
+.json in COCO's format of results; of segmentors an .npz (confusion matrix, figures by class). With --corruptions it
+takes all metrics of every corruption and severity (.json), written anew after each.
 """
 
 import argparse

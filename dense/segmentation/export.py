@@ -33,11 +33,12 @@ class ExportedSegmentor(ExportedModel):
         if not isinstance(model, EncoderDecoder):
             raise ValueError(f"a {type(model).__name__} cannot be exported whole: only mmseg's EncoderDecoder can")
         super().__init__(model, steps, ("labels", "probabilities"), **getattr(model.decode_head, "fixed_sizes", {}))
-        for module in model.decode_head.modules():
-            if type(module) is Upsample and module.size is None and float(module.scale_factor).is_integer():
-                module.forward = partial(enlarged, module)
-            elif type(module) is nn.AdaptiveAvgPool2d and isinstance(module.output_size, int):
-                module.forward = partial(averaged, module.output_size)
+        part: Any
+        for part in model.decode_head.modules():
+            if type(part) is Upsample and part.size is None and float(part.scale_factor).is_integer():
+                part.forward = partial(enlarged, part)
+            elif isinstance(part, nn.AdaptiveAvgPool2d) and isinstance(part.output_size, int):
+                vars(part)["forward"] = partial(averaged, part.output_size)
 
     def inputs(self, batch, size):
         """Noise in the size of a window, where the model is tested in windows."""
@@ -61,7 +62,7 @@ class ExportedSegmentor(ExportedModel):
         return float(torch.maximum(other, far.double()))
 
 
-def enlarged(module: nn.Module, x: Tensor) -> Tensor:
+def enlarged(module: Any, x: Tensor) -> Tensor:
     """What mmseg's `Upsample` by a whole factor gives. It makes integers of the sizes, which would fix them."""
     size = [side * int(module.scale_factor) for side in x.shape[2:]]
     return F.interpolate(x, size, mode=module.mode, align_corners=module.align_corners)

@@ -43,6 +43,7 @@ class AveragedSegmentor(nn.Module):
             data: lists of `inputs` and `data_samples`: of views, and in each of images.
         """
         count = len(data["inputs"])
+        head: Any = unwrapped(self.module).decode_head
         samples: list = []
         sums: list[Tensor] = []
         for view in range(count):
@@ -56,7 +57,7 @@ class AveragedSegmentor(nn.Module):
                 labels = mean.argmax(0, keepdim=True)
                 mean = mean.clamp(min=torch.finfo(torch.float32).tiny).log()
             else:
-                labels = (mean > unwrapped(self.module).decode_head.threshold).to(mean)
+                labels = (mean > head.threshold).to(mean)
             sample.set_data(dict(pred_sem_seg=PixelData(data=labels), seg_logits=PixelData(data=mean.float())))
         return samples
 

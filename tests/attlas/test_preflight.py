@@ -176,5 +176,11 @@ def test_one_output_and_a_loss_for_several(warned):
         preflight.CannotTrain, match=r"head has out_channels=1, .* CrossEntropyLoss .*: take use_sigmoid"
     ):
         preflight.check_batches(loader(), model)
+    model.head.loss_decode[0].use_sigmoid = True
+    model.head.sampler = SimpleNamespace(thresh=None)  # the hardest by their loss
+    preflight.check_batches(loader(), model)
+    model.head.sampler.thresh = 0.7  # by a softmax
+    with pytest.raises(preflight.CannotTrain, match=r"head has out_channels=1, .* with a thresh wants .*: leave"):
+        preflight.check_batches(loader(), model)
     model.head.out_channels = 2
     preflight.check_batches(loader(), model)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from attlas.confusion import read_results
+from attlas.dense.segmentation import metrics
 from attlas.dense.segmentation.metrics import MapIoU, boundary_areas, confusion
 
 NAMES = ("sky", "road", "car", "cat", "dog")
@@ -74,6 +75,19 @@ def test_a_room_without_an_object():
     figures = judged([(found, truth)])
     assert figures["IoU/car"] == 0
     assert figures["mIoU"] == pytest.approx(100 * (7 / 8 + 1 + 0) / 3, abs=0.006)
+
+
+def test_the_log_says_which_classes_were_averaged(monkeypatch):
+    """Of five, without the ignored one and the two that are nowhere."""
+    told = []
+    monkeypatch.setattr(metrics, "print_log", lambda text, **_: told.append(text))
+    truth = np.zeros((4, 4), int)
+    truth[:, 1:] = 1
+    truth[:, 2:] = 2
+    figures = judged([(truth, truth)], ignore_index=0)
+    assert figures["mIoU"] == figures["mAcc"] == figures["aAcc"] == 100
+    assert "mean over 2 of 5 classes" in told[-1]
+    assert "absent, and left out: sky, cat, dog" in told[-1]
 
 
 def test_what_cannot_be_judged():

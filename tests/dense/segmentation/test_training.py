@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from attlas import confusion
 from attlas.dense.room_files import LABELS
 from attlas.inference import load
 
@@ -46,4 +47,11 @@ def test_train_resume_test(rooms, tmp_path):
     assert again == losses[6:]
     tested = tool("test", CONFIG, tmp_path / "a/iter_12.pth", "--work-dir", tmp_path / "a", "--cfg-options", *small)
     assert "mIoU is the mean over" in tested
+    views = ["--tta", "--out", tmp_path / "maps.npz", "--cfg-options", *small, "tta_views.ratios=0.5,1.0"]
+    averaged = tool("test", CONFIG, tmp_path / "a/iter_12.pth", "--work-dir", tmp_path / "a", *views)
+    last = [re.search(r"Iter\(test\).* mIoU: ([\d.]+)", text)[1] for text in (tested, averaged)]
+    assert last[0] != last[1]
+    assert confusion.read_results(tmp_path / "maps.npz")[0] == LABELS
+    tool("visualize", "confusion", tmp_path / "maps.npz", "--out", tmp_path / "confusion.png")
+    assert (tmp_path / "confusion.png").stat().st_size > 10_000
     assert load(tmp_path / "a/iter_12.pth").classes == LABELS
