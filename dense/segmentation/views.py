@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ class AveragedSegmentor(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module: Any = module
+        self.count = 0  # of views
 
     @torch.no_grad()
     def test_step(self, data: Mapping[str, Sequence]) -> list:
@@ -43,6 +45,9 @@ class AveragedSegmentor(nn.Module):
             data: lists of `inputs` and `data_samples`: of views, and in each of images.
         """
         count = len(data["inputs"])
+        if count != self.count:
+            self.count = count
+            print_log(f"probabilities of {count} views of each image are averaged", logger="current")
         head: Any = unwrapped(self.module).decode_head
         samples: list = []
         sums: list[Tensor] = []
