@@ -1,7 +1,8 @@
 """Scenes as point clouds: S3DIS in its published layout, clouds of your own, and the blocks that networks see of them.
 
-A block is a column of `size` by `size` meters in plan, of the whole height. Its points are given relative to the middle
-of the column in plan and to the lowest point of the scene.
+A block is a column of `size` by `size` meters in plan, of the whole height: its points are given relative to the middle
+of the column in plan and to the lowest point of the scene. Or it is a ball of diameter `size` around one of the points,
+relative to which the others are given; balls turn with the scene, and columns do not.
 """
 
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from torch_geometric.transforms import BaseTransform
 
 from ..data import SPLITS, UP_AXES, existing_root, folders, one_of, positive
 from ..files import near_files, printable
+from ..kernels import farthest_point_sample
 from ..registry import DATASETS, TRANSFORMS
 from .datasets import PointClouds, ShapeFiles, check_point_labels
 from .formats import read_text
 from .shapes import Shape, check_shape
 from .transforms import RandomPoints, select
 
+SHAPES = ("column", "ball")
 MANY_BLOCKS, FILLED = 1000, 64  # so many blocks, filled up to so many times their points, are a wrong unit
 
 
@@ -93,36 +96,80 @@ def _few_in_blocks(plan: Tensor, size: float) -> str:
     return f"its {len(plan):,} points lie in {width:.4g} x {depth:.4g} in plan, too wide for blocks of side {size:g}"
 
 
-@TRANSFORMS.register_module()
-class RandomBlock(BaseTransform):
-    """A block around a random point of a scene, about the block's origin (see `blocks`).
+def balls(points: Tensor, size: float, overlap: int = 2, least: int = 512) -> Iterator[tuple[Tensor, Tensor]]:
+    """The balls that together hold all points of a scene: numbers of points (K,), and the center (3,) of each.
+
+    Centers are points, each the farthest from those before it, from the first point of the scene on, until no point is
+    farther from them than half of `size` over `overlap`. However the scene is turned, they are the same but for
+    rounding. A ball that has fewer than `least` points gets those that are nearest to its center, as many as there are.
 
     Args:
-        size: side of the block, in the unit of the points.
+        points: a scene (M, 3), on the CPU.
+        size: diameter of a ball, in the unit of the points.
+        overlap: radius of a ball over the distance at which centers cover the scene.
+        least: points that a ball has at least, where the scene has as many.
+
+    Raises:
+        ValueError: the scene is far too wide for its points, as one in another unit or with an outlier may be.
+    """
+    reach, count = size / 2 / overlap, 32
+    while True:
+        count = min(2 * count, len(points))
+        centers = points[farthest_point_sample(points[None], count)[0]]
+        # how far the farthest point is from the centers before each
+        left = torch.cdist(centers.double(), centers.double()).tril(-1)
+        left = left.masked_fill(torch.ones_like(left).triu().bool(), torch.inf).amin(1)
+        done = (left <= reach).nonzero()
+        if len(done) or count == len(points):
+            break
+        if count > MANY_BLOCKS and FILLED * len(points) < least * count:
+            raise ValueError(
+                f"its {len(points):,} points are not covered by {count:,} balls of diameter {size:g}. Is the scene in "
+                "the unit of the balls, and does some point lie far outside?"
+            )
+    for center in centers[: int(done[0])] if len(done) else centers:
+        distance = (points - center).square().sum(1)
+        found = (distance <= (size / 2) ** 2).nonzero().squeeze(1)
+        if len(found) < least:
+            found = distance.topk(min(least, len(points)), largest=False).indices
+        yield found, center
+
+
+@TRANSFORMS.register_module()
+class RandomBlock(BaseTransform):
+    """A block around a random point of a scene, about the block's origin (see `blocks`, `balls`).
+
+    Args:
+        size: side of the column, or diameter of the ball, in the unit of the points.
         num: number of points that are chosen, repeated where the block has fewer; None for all of them, which normals
             should be estimated on.
-        up: the axis that is not in plan.
+        up: the axis that is not in plan, of columns.
         least: points that a block should have: the fullest of ten that have fewer is taken.
+        shape: "column" or "ball".
     """
 
-    def __init__(self, size: float = 1.0, num: int | None = 4096, up: str = "z", least: int = 512):
+    def __init__(
+        self, size: float = 1.0, num: int | None = 4096, up: str = "z", least: int = 512, shape: str = "column"
+    ):
         if not size > 0:
             raise ValueError(f"RandomBlock.size is {size!r}; it must be positive.")
         self.size, self.least = size, positive("RandomBlock.least", least)
-        self.up = one_of("RandomBlock.up", up, tuple(UP_AXES))
+        self.up, self.shape = one_of("RandomBlock.up", up, tuple(UP_AXES)), one_of("RandomBlock.shape", shape, SHAPES)
         self.choose = None if num is None else RandomPoints(num)
 
     def forward(self, data: Data) -> Data:
-        plan = data.pos[:, plan_axes(self.up)]
+        ball = self.shape == "ball"
+        plan = data.pos if ball else data.pos[:, plan_axes(self.up)]
         best, middle = torch.zeros(len(plan), dtype=torch.bool), plan[0]
         for _ in range(10):
             center = plan[int(torch.randint(len(plan), ()))]
-            inside = ((plan - center).abs() <= self.size / 2).all(1)
+            away = plan - center
+            inside = (away.norm(dim=1) if ball else away.abs().amax(1)) <= self.size / 2
             if inside.sum() > best.sum():
                 best, middle = inside, center
             if best.sum() >= self.least:
                 break
-        origin = block_origin(data.pos, middle, self.up)
+        origin = middle if ball else block_origin(data.pos, middle, self.up)
         data = select(data, best.nonzero().squeeze(1))
         data = self.choose(data) if self.choose else data
         data.pos = data.pos - origin

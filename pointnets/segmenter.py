@@ -11,7 +11,8 @@ from ..data import UP_AXES, check_seed, one_of, positive
 from ..registry import MODELS
 from .datasets import category_parts
 from .inference import PointSegmentation
-from .scenes import blocks as scene_blocks
+from .scenes import SHAPES, balls
+from .scenes import blocks as columns
 
 
 @MODELS.register_module()
@@ -20,7 +21,7 @@ class PointSegmenter(BaseModel):
 
     A prediction covers a cloud by random draws of `num_points`, so that each of its points is in at least one; what a
     point gets in several is averaged. Points that are drawn twice fill up the last draw, and a smaller cloud. With
-    `block`, it is each block of a scene that is covered so (see `scenes.blocks`).
+    `block`, it is each block of a scene that is covered so (see `scenes.blocks`, `scenes.balls`).
 
     Args:
         network: config of a module `network(points (B, N, 3), normals (B, N, 3) or None, category (B,) or None) ->
@@ -33,7 +34,8 @@ class PointSegmenter(BaseModel):
         category: number of the category of clouds that come without one (see `PointSegmentation`).
         block: side of the blocks of a scene, in the unit of the points; None for clouds that are seen as a whole.
         overlap: blocks that lie over a point along an axis.
-        up: the axis along which blocks have no end.
+        up: the axis along which columns have no end, and that points up in pictures.
+        block_shape: "column", or "ball" of the diameter `block`, which turns with the scene (see `scenes.balls`).
 
     `mode="loss"` gives {"loss", "accuracy"} (of points, in percent, with all classes competing); `mode="tensor"` the
     logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category" (that
@@ -55,6 +57,7 @@ class PointSegmenter(BaseModel):
         block: float | None = None,
         overlap: int = 2,
         up: str = "z",
+        block_shape: str = "column",
         data_preprocessor=None,
         init_cfg=None,
     ):
@@ -66,7 +69,7 @@ class PointSegmenter(BaseModel):
         if block is not None and not block > 0:
             raise ValueError(f"block is {block!r}; it must be positive, or None.")
         self.block, self.overlap = block, positive("overlap", overlap)
-        self.up = one_of("up", up, tuple(UP_AXES))
+        self.up, self.block_shape = one_of("up", up, tuple(UP_AXES)), one_of("block_shape", block_shape, SHAPES)
 
     @property
     def checkpoint_rules(self) -> list:
@@ -139,8 +142,12 @@ class PointSegmenter(BaseModel):
         if self.block is None:
             order = cover(len(points), self.num_points, self.votes, self.seed).to(points.device)
             return order, points.new_zeros(len(order), 3)
-        orders, origins = [], []
-        for numbers, origin in scene_blocks(points.cpu(), self.block, self.overlap, self.up, self.num_points):
+        orders, origins, scene = [], [], points.cpu()
+        if self.block_shape == "ball":
+            found = balls(scene, self.block, self.overlap, self.num_points)
+        else:
+            found = columns(scene, self.block, self.overlap, self.up, self.num_points)
+        for numbers, origin in found:
             orders.append(numbers[cover(len(numbers), self.num_points, self.votes, self.seed)])
             origins += [origin] * len(orders[-1])
         return torch.cat(orders).to(points.device), torch.stack(origins).to(points)

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from attlas.config import load_config
 from attlas.inference import Inferencer
 from attlas.pointnets.datasets import ShapeNetPart
-from attlas.pointnets.scenes import S3DIS, RandomBlock, SegmentedClouds, blocks
+from attlas.pointnets.scenes import S3DIS, RandomBlock, SegmentedClouds, balls, blocks
 from attlas.pointnets.segmenter import PointSegmenter
 from attlas.registry import MODELS
 
@@ -63,6 +63,32 @@ def test_blocks_of_few_points_are_filled_up_with_the_nearest():
     nearest = (points[:600, 0] - 30).square().add((points[:600, 1]).square())
     assert len(alone) == 50
     assert nearest[alone[alone < 600]].max() <= nearest.sort().values[60]
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(1.0, 1), (1.5, 2), (100.0, 1)])
+def test_balls_hold_every_point_and_turn_with_the_scene(size, overlap):
+    points = scene().double()
+    found = list(balls(points, size, overlap, least=1))
+    centers = torch.stack([center for _, center in found])
+    distance = torch.cdist(points, centers)
+    assert (distance.amin(1) <= size / 2 / overlap).all()
+    for number, (numbers, _) in enumerate(found):
+        assert numbers.tolist() == (distance[:, number] <= size / 2).nonzero().squeeze(1).tolist()
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    turned = list(balls(points @ turn + 5, size, overlap, least=1))
+    assert [numbers.tolist() for numbers, _ in turned] == [numbers.tolist() for numbers, _ in found]
+
+
+def test_balls_of_few_points():
+    points = scene()
+    for numbers, center in balls(points, 0.5, 1, least=50):
+        distance = (points - center).norm(dim=1)
+        assert len(numbers) >= 50
+        assert set(numbers.tolist()) >= set((distance < 0.25).nonzero().squeeze(1).tolist())
+    assert [numbers.tolist() for numbers, _ in balls(points[:1], 1.0)] == [[0]]
+    assert [len(numbers) for numbers, _ in balls(points[:1].repeat(5, 1), 1.0)] == [5]
+    with pytest.raises(ValueError, match="unit of the balls"):
+        next(balls(scene() * 1000, 1.0, least=512))
 
 
 def test_a_scene_in_another_unit_is_refused():
@@ -144,6 +170,11 @@ def test_a_random_block_takes_its_points_with_their_labels():
     assert block.pos[:, 2].min() >= 0
     whole = RandomBlock(1.0, None)(Data(pos=points.clone(), point_label=torch.arange(len(points))))
     assert len(set(whole.point_label.tolist())) == len(whole.pos) >= 100
+    ball = RandomBlock(1.0, None, shape="ball")(Data(pos=points.clone(), point_label=torch.arange(len(points))))
+    assert ball.pos.norm(dim=1).max() <= 0.5
+    origin = points[ball.point_label] - ball.pos
+    torch.testing.assert_close(origin, origin[:1].expand_as(origin))
+    assert len(ball.pos) == ((points - origin[0]).norm(dim=1) <= 0.5).sum()
     alone = RandomBlock(1.0, 16)(Data(pos=torch.ones(1, 3), point_label=torch.tensor([7])))
     assert alone.point_label.tolist() == [7] * 16
     steps = load_config(ROOT / "configs/_base_/s3dis.py").train_dataloader.dataset.transforms
