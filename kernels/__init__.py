@@ -29,7 +29,7 @@ from .farthest_point_sample import farthest_point_sample
 from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .gather import gather_neighbors, scatter_neighbors
 from .gather_max import gather_max
-from .halo_attention import halo_attention
+from .halo_attention import halo_attention, window_attention
 from .local_reference_axis import local_reference_axis, principal_axis
 from .neighbor_moments import neighbor_moments
 from .neighborhood_aggregate import neighborhood_aggregate
@@ -84,4 +84,5 @@ __all__ = [
     "surface_properties",
     "three_interpolate",
     "three_nn",
+    "window_attention",
 ]

@@ -7,19 +7,27 @@ Outside the map k and v are zero but not masked: such a key has the logit of its
 With a stride the queries are a coarser map; their positions in a block are 0, 1, ... regardless of the stride, as in
 the published weights.
 
+`window_attention` is the same with another term of position, a number b[h, i, j] for every head h and pair of a query
+and a key in a window, the same for all blocks: the relative position bias of Swin (halo 0) and of overlapping windows
+(HAT). Without a halo the map may be a cyclic shift by `shift` pixels: pixels that the shift brought together from two
+ends of an axis hardly see each other, as their logits are 100 less (for each axis), as in the published networks.
+
 Memory never holds all windows, (win / block)² copies of k and v: Triton reads windows in place, and a CPU copies those
 of a few blocks at a time into a buffer that fits a cache. The two terms of position are products of q with small
 tables, which PyTorch computes: `position` (..., 2 win) holds q_i·Rh for all u, then q_i·Rw for all w. The backward
-recomputes the weights: Triton from lse_i, the logarithm of the sum over j, a CPU by another softmax.
+recomputes the weights: Triton from lse_i, the logarithm of the sum over j, a CPU by another softmax. In the operator an
+empty `position` (..., 0) or `bias` (heads, Q, 0) stands for none.
 
 Gradients, for g = ∂/∂out, δ_i = g_i·out_i and S_ij = P_ij (g_i·v_j - δ_i):
 
     ∂q_i = scale Σ_j S_ij k_j;  ∂k_j = scale Σ_i S_ij q_i;  ∂v_j = Σ_i P_ij g_i;  ∂position = sums of S over w, over u
+    ∂b[h, i, j] = sum of S_ij over images and blocks
 
 Legend: B images, D channels of q and k, C channels of v, N all (image, head), P problems: all (image, head, block), Q
 queries of a block.
 
-Source: HaloNet, arXiv 2103.12731, without official code; details as in layers/halo_attn.py of timm 1.0.31.
+Source: HaloNet, arXiv 2103.12731, without official code; details as in layers/halo_attn.py of timm 1.0.31. Windows with
+a bias: Swin, arXiv 2103.14030, and HAT, arXiv 2205.04437.
 """
 
 import torch
@@ -64,12 +72,68 @@ def halo_attention(
     """
     check_maps(q, k, v)
     check_floats(q=q, height_rel=height_rel, width_rel=width_rel)
+    check_flags(scale_position=scale_position)
+    stride, scale = _check_blocks(q, k, block_size, halo_size, scale)
+    window, depth = block_size + 2 * halo_size, q.shape[-1]
+    for name, table in (("height_rel", height_rel), ("width_rel", width_rel)):
+        if table.shape != (2 * window - 1, depth):
+            raise ValueError(
+                f"{name} must have shape (2 win - 1, D) = ({2 * window - 1}, {depth}) for the window side "
+                f"block_size + 2 halo_size = {window}, got {tuple(table.shape)}"
+            )
+    with without_autocast(q):
+        position = position_terms(q, height_rel, width_rel, window, block_size // stride)
+    position, no_bias = position * scale if scale_position else position, q.new_empty(q.shape[3], 0, 0)
+    return halo_attention_op(q, k, v, position, no_bias, block_size, halo_size, 0, scale)[0]
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    block_size: int,
+    halo_size: int = 0,
+    shift: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of blocks to their windows with a bias for every pair; differentiable in all tensors. Half types are
+    summed in float32.
+
+    Args:
+        q, k, v, block_size, scale: as of `halo_attention`.
+        bias: addend of the logits (heads, Q, win²), floating point, for the Q queries of a block and the win² pixels of
+            its window, both row by row.
+        halo_size: width of the halo, 0 or more: windows of neighboring blocks overlap by twice as much.
+        shift: number of pixels, below `block_size`, by which the map was rolled up and to the left before; the last
+            `shift` rows and columns come from the other end. 0 with a halo or a stride.
+
+    Returns:
+        (B, Hq, Wq, heads, C), in the dtype of v.
+
+    Raises:
+        ValueError: shapes and sizes that do not fit together.
+        TypeError: dtypes of q, k and v that differ or are not floating point; sizes that are not integers.
+    """
+    check_maps(q, k, v)
+    check_floats(q=q, bias=bias)
+    stride, scale = _check_blocks(q, k, block_size, halo_size, scale)
+    check_integer(shift, "shift", 0, block_size - 1)
+    if shift and (halo_size or stride > 1):
+        raise ValueError(f"shift = {shift} must be 0 with halo_size = {halo_size} and stride {stride}")
+    shape = q.shape[3], (block_size // stride) ** 2, (block_size + 2 * halo_size) ** 2
+    if bias.shape != shape:
+        raise ValueError(f"bias must have shape (heads, Q, win²) = {shape}, got {tuple(bias.shape)}")
+    return halo_attention_op(q, k, v, q.new_empty(*q.shape[:-1], 0), bias, block_size, halo_size, shift, scale)[0]
+
+
+def _check_blocks(q: Tensor, k: Tensor, block_size: int, halo_size: int, scale: float | None) -> tuple[int, float]:
+    """The stride of the queries and the scale, of arguments that are checked."""
     check_integer(block_size, "block_size")
     check_integer(halo_size, "halo_size", at_least=0)
-    check_flags(scale_position=scale_position)
     if scale is not None:
         check_number(scale, "scale")
-    (rows, columns), (height, width), depth = q.shape[1:3], k.shape[1:3], q.shape[-1]
+    (rows, columns), (height, width) = q.shape[1:3], k.shape[1:3]
     if height % block_size or width % block_size:
         raise ValueError(f"H and W of k must be multiples of block_size = {block_size}, got {height} and {width}")
     stride = height // rows
@@ -78,17 +142,7 @@ def halo_attention(
             f"q must have the height and width of k, {height} and {width}, both divided by a stride that divides "
             f"block_size = {block_size}, got {rows} and {columns}"
         )
-    window = block_size + 2 * halo_size
-    for name, table in (("height_rel", height_rel), ("width_rel", width_rel)):
-        if table.shape != (2 * window - 1, depth):
-            raise ValueError(
-                f"{name} must have shape (2 win - 1, D) = ({2 * window - 1}, {depth}) for the window side "
-                f"block_size + 2 halo_size = {window}, got {tuple(table.shape)}"
-            )
-    scale = depth**-0.5 if scale is None else float(scale)
-    with without_autocast(q):
-        position = position_terms(q, height_rel, width_rel, window, block_size // stride)
-    return halo_attention_op(q, k, v, position * scale if scale_position else position, block_size, halo_size, scale)[0]
+    return stride, q.shape[-1] ** -0.5 if scale is None else float(scale)
 
 
 def position_terms(q: Tensor, height_rel: Tensor, width_rel: Tensor, window: int, side: int) -> Tensor:
@@ -139,22 +193,43 @@ def _add_windows(windows: Tensor, like: Tensor, block: int, halo: int) -> Tensor
     return x[:, halo : halo + height, halo : halo + width].contiguous()
 
 
-def _weights(q: Tensor, k: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+def _apart(blocks: int, block: int, shift: int, like: Tensor) -> Tensor:
+    """-100 (blocks, block, block) where two places on one axis of a block come from different ends of the map."""
+    place = torch.arange(blocks * block, device=like.device).view(blocks, block)
+    wrapped = place >= blocks * block - shift
+    return (wrapped.unsqueeze(-1) != wrapped.unsqueeze(-2)).to(like.dtype) * -100
+
+
+def _weights(
+    q: Tensor, k: Tensor, position: Tensor, bias: Tensor, grid: tuple[int, int], block: int, shift: int
+) -> tuple[Tensor, Tensor]:
     """Weights and logits (P, Q, win²)."""
-    vertical, horizontal = position.chunk(2, -1)
-    place = (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(-2)
-    logits = q @ k.mT + place
+    logits, (rows, columns) = q @ k.mT, grid
+    if position.shape[-1]:
+        vertical, horizontal = position.chunk(2, -1)
+        logits = logits + (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(-2)
+    if bias.shape[-1]:
+        heads = len(bias)
+        images = len(logits) // (heads * rows * columns)
+        logits = logits.unflatten(0, (images, heads, rows * columns)) + bias.to(logits.dtype).unsqueeze(1)
+        logits = logits.flatten(0, 2)
+    if shift:
+        by_row, by_column = (_apart(blocks, block, shift, logits) for blocks in grid)
+        apart = by_row[:, None, :, None, :, None] + by_column[None, :, None, :, None, :]
+        apart = apart.reshape(rows * columns, block**2, block**2)
+        logits = (logits.unflatten(0, (len(logits) // len(apart), len(apart))) + apart).flatten(0, 1)
     return torch.softmax(logits, -1), logits
 
 
 def halo_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out, with all windows in memory, and lse (B, Hq, Wq, heads)."""
     rows, columns = _grid(k, block)
     k_windows, v_windows = _read_windows(k, block, halo), _read_windows(v, block, halo)
     place = to_regions(position, rows, columns).to(k_windows.dtype)
-    weight, logits = _weights(to_regions(q, rows, columns) * scale, k_windows, place)
+    q_blocks = to_regions(q, rows, columns) * scale
+    weight, logits = _weights(q_blocks, k_windows, place, bias, (rows, columns), block, shift)
     lse = from_regions(logits.logsumexp(-1, keepdim=True), q, rows, columns).squeeze(-1)
     return from_regions(weight @ v_windows, q, rows, columns).to(v.dtype), lse
 
@@ -165,24 +240,30 @@ def halo_attention_backward_reference(
     k: Tensor,
     v: Tensor,
     position: Tensor,
+    bias: Tensor,
     out: Tensor,
     lse: Tensor,
     block: int,
     halo: int,
+    shift: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, columns = _grid(k, block)
     window = block + 2 * halo
     k_windows, v_windows = _read_windows(k, block, halo), _read_windows(v, block, halo)
     g, q_blocks, place, out_blocks = (to_regions(x, rows, columns).to(lse.dtype) for x in (grad, q, position, out))
-    weight, _ = _weights(q_blocks * scale, k_windows, place)
+    weight, _ = _weights(q_blocks * scale, k_windows, place, bias, (rows, columns), block, shift)
     logits_grad = weight * (g @ v_windows.mT - (g * out_blocks).sum(-1, keepdim=True))
-    by_place = logits_grad.unflatten(-1, (window, window))
     dq = from_regions(logits_grad @ k_windows * scale, q, rows, columns)
     dk = _add_windows(logits_grad.mT @ (q_blocks * scale), k, block, halo)
     dv = _add_windows(weight.mT @ g, v, block, halo)
-    dposition = from_regions(torch.cat([by_place.sum(-1), by_place.sum(-2)], -1), q, rows, columns)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dposition.to(position.dtype)
+    dposition, dbias = torch.empty_like(position), torch.empty_like(bias)
+    if position.shape[-1]:
+        by_place = logits_grad.unflatten(-1, (window, window))
+        dposition = from_regions(torch.cat([by_place.sum(-1), by_place.sum(-2)], -1), q, rows, columns)
+    if bias.shape[-1]:
+        dbias = logits_grad.unflatten(0, (len(q), q.shape[3], rows * columns)).sum((0, 2))
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dposition.to(position.dtype), dbias.to(bias.dtype)
 
 
 # The CPU's path: products of matrices, for as many blocks at a time as have weights that fit a cache.
@@ -257,11 +338,43 @@ def _schedule(pairs: int, rows: int, columns: int, queries: int, keys: int) -> l
     return [[(n, y, x) for y, x in parts] for n in slices(0, pairs, max(1, count // (rows * columns)))]
 
 
-def _some_weights(q: Tensor, k: Tensor, place: Tensor) -> Tensor:
-    """Weights (problems, Q, win²) of a part."""
-    logits, window = torch.bmm(q, k.mT), place.shape[-1] // 2
-    _add_places(logits.view(-1, window, window).numpy(), place.flatten(0, 1).numpy())
-    return torch.softmax(logits, -1)
+class _Addends:
+    """What the logits of a part are added to: terms of position, bias and, in the last blocks, the mask of a shift."""
+
+    def __init__(
+        self, position: Tensor, bias: Tensor, grid: tuple[int, int], block: int, shift: int, dtype: torch.dtype
+    ):
+        self.place = _blocks(position, *grid, dtype) if position.shape[-1] else None
+        self.bias = bias.detach().to(dtype) if bias.shape[-1] else None
+        self.grid, self.shape = grid, (block, block)
+        # of the last block on an axis: (block, block)
+        self.apart = _apart(1, block, shift, torch.empty(0, dtype=dtype))[0] if shift else None
+
+    def heads(self, images_and_heads: slice) -> Tensor:
+        """The bias (n, 1, 1, Q, win²) of some (image, head)."""
+        assert self.bias is not None
+        count = len(self.bias)
+        if images_and_heads.stop - images_and_heads.start == 1:
+            return self.bias[images_and_heads.start % count][None, None, None]  # a view
+        index = torch.arange(images_and_heads.start, images_and_heads.stop) % count
+        return self.bias[index][:, None, None]
+
+    def add(self, logits: Tensor, part: tuple[slice, slice, slice]) -> None:
+        """Add to logits (problems, Q, win²), in place."""
+        n, y, x = part
+        if self.place is not None:
+            place = _part(self.place, part)
+            window = place.shape[-1] // 2
+            _add_places(logits.view(-1, window, window).numpy(), place.flatten(0, 1).numpy())
+        blocks = logits.view(n.stop - n.start, y.stop - y.start, x.stop - x.start, *logits.shape[1:])
+        if self.bias is not None:
+            blocks += self.heads(n)
+        if self.apart is not None:
+            pairs = blocks.unflatten(-1, self.shape).unflatten(3, self.shape)  # ... y x u w
+            if y.stop == self.grid[0]:
+                pairs[:, -1] += self.apart[:, None, :, None]
+            if x.stop == self.grid[1]:
+                pairs[:, :, -1] += self.apart[None, :, None, :]
 
 
 def _blocks(x: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -276,16 +389,21 @@ def _part(x: Tensor, part: tuple[slice, slice, slice]) -> Tensor:
 
 
 def _halo_attention_cpu(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     (rows, columns), dtype = _grid(k, block), sum_dtype(q)
-    q_blocks, place = _blocks(q, rows, columns, dtype) * scale, _blocks(position, rows, columns, dtype)
+    q_blocks, addends = (
+        _blocks(q, rows, columns, dtype) * scale,
+        _Addends(position, bias, (rows, columns), block, shift, dtype),
+    )
     k_windows, v_windows = (_windows(_padded(x, halo), block, halo) for x in (k, v))
     out = q_blocks.new_empty(*q_blocks.shape[:-1], v.shape[-1])
 
     def work(turn: list) -> None:
         for part in turn:
-            weight = _some_weights(_part(q_blocks, part), _gathered(k_windows[part]), _part(place, part))
+            logits = torch.bmm(_part(q_blocks, part), _gathered(k_windows[part]).mT)
+            addends.add(logits, part)
+            weight = torch.softmax(logits, -1)
             torch.bmm(weight, _gathered(v_windows[part]), out=_part(out, part))
 
     each(work, _schedule(len(out), rows, columns, out.shape[3], (block + 2 * halo) ** 2))
@@ -299,19 +417,24 @@ def _halo_attention_backward_cpu(
     k: Tensor,
     v: Tensor,
     position: Tensor,
+    bias: Tensor,
     out: Tensor,
     lse: Tensor,
     block: int,
     halo: int,
+    shift: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (rows, columns), window = _grid(k, block), block + 2 * halo
-    g_blocks, q_blocks, place, out_blocks = (_blocks(x, rows, columns, lse.dtype) for x in (grad, q, position, out))
+    g_blocks, q_blocks, out_blocks = (_blocks(x, rows, columns, lse.dtype) for x in (grad, q, out))
+    addends = _Addends(position, bias, (rows, columns), block, shift, lse.dtype)
     q_blocks = q_blocks * scale
     delta = (g_blocks * out_blocks).sum(-1, keepdim=True)
     k_padded, v_padded = _padded(k, halo), _padded(v, halo)
     k_windows, v_windows = _windows(k_padded, block, halo), _windows(v_padded, block, halo)
-    dq, dplace = torch.empty_like(q_blocks), torch.empty_like(place)
+    dq, dplace = torch.empty_like(q_blocks), None if addends.place is None else torch.empty_like(addends.place)
+    # of each image by itself, so that no two threads add to the same sum
+    dbias = None if addends.bias is None else q_blocks.new_zeros(len(q_blocks), *bias.shape[1:])
     dk_padded, dv_padded = torch.zeros_like(k_padded), torch.zeros_like(v_padded)
     dk_windows, dv_windows = _windows(dk_padded, block, halo), _windows(dv_padded, block, halo)
     apart = -(-window // block)  # windows at this distance in blocks do not overlap, and are added together
@@ -326,12 +449,17 @@ def _halo_attention_backward_cpu(
         for part in turn:
             g, q_part, delta_part = (_part(x, part) for x in (g_blocks, q_blocks, delta))
             k_part, v_part = _gathered(k_windows[part]), _gathered(v_windows[part])
-            weight = _some_weights(q_part, k_part, _part(place, part))
+            logits = torch.bmm(q_part, k_part.mT)
+            addends.add(logits, part)
+            weight = torch.softmax(logits, -1)
             add(dv_windows[part], torch.bmm(weight.mT, g))
-            logits_grad = torch.bmm(g, v_part.mT).sub_(delta_part).mul_(weight)
+            logits_grad = torch.bmm(g, v_part.mT, out=logits).sub_(delta_part).mul_(weight)
             torch.bmm(logits_grad, k_part, out=_part(dq, part))
             add(dk_windows[part], torch.bmm(logits_grad.mT, q_part))
-            _sum_places(logits_grad.view(-1, window, window).numpy(), _part(dplace, part).flatten(0, 1).numpy())
+            if dplace is not None:
+                _sum_places(logits_grad.view(-1, window, window).numpy(), _part(dplace, part).flatten(0, 1).numpy())
+            if dbias is not None:
+                dbias[part[0]] += logits_grad.view(*k_windows[part].shape[:3], *bias.shape[1:]).sum((1, 2))
 
     each(work, _schedule(len(dq), rows, columns, dq.shape[3], window**2))
     dq *= scale
@@ -339,7 +467,8 @@ def _halo_attention_backward_cpu(
         from_regions(dq, q, rows, columns).to(q.dtype),
         _cropped(dk_padded, k, halo),
         _cropped(dv_padded, v, halo),
-        from_regions(dplace, q, rows, columns).to(position.dtype),
+        torch.empty_like(position) if dplace is None else from_regions(dplace, q, rows, columns).to(position.dtype),
+        torch.empty_like(bias) if dbias is None else dbias.unflatten(0, (len(q), len(bias))).sum(0).to(bias.dtype),
     )
 
 
@@ -347,9 +476,20 @@ def _halo_attention_backward_cpu(
 # For win <= 16, two or four rows at a time would give larger products.
 
 
+@triton.jit
+def apart(region, query, y, x, rows, columns, block, SHIFT: tl.constexpr, SUM: tl.constexpr):
+    """-100 (queries, keys) for each axis on which a query of a block and a key at (y, x) come from different ends."""
+    low, right = rows * block - SHIFT, columns * block - SHIFT
+    query_low = (region // columns * block + query // block >= low).to(SUM)
+    query_right = (region % columns * block + query % block >= right).to(SUM)
+    by_row = tl.abs(query_low[:, None] - (y >= low).to(SUM)[None, :])
+    return (by_row + tl.abs(query_right[:, None] - (x >= right).to(SUM)[None, :])) * -100
+
+
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
 def halo_attention_fwd_kernel(
-    q, k, v, position, scale, out, lse, heads, rows, columns, side, block, halo, width, channels,
+    q, k, v, position, bias, scale, out, lse, heads, rows, columns, side, block, halo, width, channels,
+    POSITION: tl.constexpr, BIAS: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out and lse of some queries of a block, with a running softmax over the rows of its window."""
@@ -361,10 +501,9 @@ def halo_attention_fwd_kernel(
     inside = query < side * side
     row = region_rows(image, region, query, head, heads, rows * columns, columns, side, side)
     q_tile = load_rows(q, row, d, inside, width)
-    place = position + row * (2 * window)
-    horizontal = tl.load(
-        place[:, None] + window + w[None, :], mask=inside[:, None] & (w < window)[None, :], other=0.0
-    ).to(factor.dtype)
+    place, mask = position + row * (2 * window), inside[:, None] & (w < window)[None, :]
+    if POSITION:
+        horizontal = tl.load(place[:, None] + window + w[None, :], mask=mask, other=0.0).to(factor.dtype)
     x = region % columns * block - halo + w
     on_map = (x >= 0) & (x < columns * block) & (w < window)
     top = tl.full((BLOCK_Q,), float("-inf"), factor.dtype)
@@ -375,8 +514,14 @@ def halo_attention_fwd_kernel(
         key_row = ((image * rows * block + y) * (columns * block) + x) * heads + head
         key = on_map & (y >= 0) & (y < rows * block)
         k_tile = load_rows(k, key_row, d, key, width)
-        vertical = tl.load(place + u, mask=inside, other=0.0).to(factor.dtype)
-        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor + vertical[:, None] + horizontal
+        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor
+        if POSITION:
+            logits += tl.load(place + u, mask=inside, other=0.0).to(factor.dtype)[:, None] + horizontal
+        if BIAS:
+            pair = bias + ((head * side * side + query) * window + u)[:, None] * window + w[None, :]
+            logits += tl.load(pair, mask=mask, other=0.0).to(factor.dtype)
+        if SHIFT:
+            logits += apart(region, query, y, x, rows, columns, block, SHIFT, factor.dtype)
         logits = tl.where((w < window)[None, :], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1))
         weight, decay = tl.exp(logits - new_top[:, None]), tl.exp(top - new_top)
@@ -389,7 +534,9 @@ def halo_attention_fwd_kernel(
 
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
 def halo_attention_bwd_q_kernel(
-    g, q, k, v, position, scale, lse, delta, dq, dposition, heads, rows, columns, side, block, halo, width, channels,
+    g, q, k, v, position, bias, scale, lse, delta, dq, dposition, dbias,
+    heads, rows, columns, side, block, halo, width, channels,
+    POSITION: tl.constexpr, BIAS: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """∂q and ∂position of some queries of a block."""
@@ -405,7 +552,8 @@ def halo_attention_bwd_q_kernel(
     norm = tl.load(lse + row, mask=inside, other=0.0)
     mean = tl.load(delta + row, mask=inside, other=0.0)
     place, mask = row * (2 * window), inside[:, None] & (w < window)[None, :]
-    horizontal = tl.load(position + place[:, None] + window + w[None, :], mask=mask, other=0.0).to(factor.dtype)
+    if POSITION:
+        horizontal = tl.load(position + place[:, None] + window + w[None, :], mask=mask, other=0.0).to(factor.dtype)
     x = region % columns * block - halo + w
     on_map = (x >= 0) & (x < columns * block) & (w < window)
     total = tl.zeros((BLOCK_Q, BLOCK_D), factor.dtype)
@@ -416,21 +564,32 @@ def halo_attention_bwd_q_kernel(
         key = on_map & (y >= 0) & (y < rows * block)
         k_tile = load_rows(k, key_row, d, key, width)
         v_tile = load_rows(v, key_row, c, key, channels)
-        vertical = tl.load(position + place + u, mask=inside, other=0.0).to(factor.dtype)
-        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor + vertical[:, None] + horizontal
+        pair = ((head * side * side + query) * window + u)[:, None] * window + w[None, :]
+        logits = dot(q_tile, tl.trans(k_tile), factor.dtype) * factor
+        if POSITION:
+            logits += tl.load(position + place + u, mask=inside, other=0.0).to(factor.dtype)[:, None] + horizontal
+        if BIAS:
+            logits += tl.load(bias + pair, mask=mask, other=0.0).to(factor.dtype)
+        if SHIFT:
+            logits += apart(region, query, y, x, rows, columns, block, SHIFT, factor.dtype)
         weight = tl.where(mask, tl.exp(logits - norm[:, None]), 0.0)
         grad = weight * (dot(g_tile, tl.trans(v_tile), factor.dtype) - mean[:, None])
         total += dot(grad, k_tile, factor.dtype)
-        by_column += grad
-        tl.store(dposition + place + u, tl.sum(grad, 1).to(dposition.dtype.element_ty), mask=inside)
+        if POSITION:
+            by_column += grad
+            tl.store(dposition + place + u, tl.sum(grad, 1).to(dposition.dtype.element_ty), mask=inside)
+        if BIAS:
+            tl.atomic_add(dbias + pair, grad, mask=mask)
     store_rows(dq, total * factor, row, d, inside, width)
-    out = dposition + place[:, None] + window + w[None, :]
-    tl.store(out, by_column.to(dposition.dtype.element_ty), mask=mask)
+    if POSITION:
+        out = dposition + place[:, None] + window + w[None, :]
+        tl.store(out, by_column.to(dposition.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["heads", "rows", "columns"])
 def halo_attention_bwd_kv_kernel(
-    g, q, k, v, position, scale, lse, delta, dk, dv, heads, rows, columns, side, block, halo, width, channels,
+    g, q, k, v, position, bias, scale, lse, delta, dk, dv, heads, rows, columns, side, block, halo, width, channels,
+    POSITION: tl.constexpr, BIAS: tl.constexpr, SHIFT: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """∂k and ∂v of some pixels of a block, from all blocks whose windows reach it."""
@@ -464,10 +623,17 @@ def halo_attention_bwd_kv_kernel(
                 g_tile = load_rows(g, row, c, inside, channels)
                 norm = tl.load(lse + row, mask=inside, other=0.0)
                 mean = tl.load(delta + row, mask=inside, other=0.0)
-                places = load_rows(position, row, p, inside, 2 * window)
                 logits = dot(k_tile, tl.trans(q_tile), factor.dtype) * factor
-                logits += dot(chosen, tl.trans(places), factor.dtype)
                 mask = in_window[:, None] & inside[None, :]
+                if POSITION:
+                    places = load_rows(position, row, p, inside, 2 * window)
+                    logits += dot(chosen, tl.trans(places), factor.dtype)
+                if BIAS:
+                    pair = bias + ((head * side * side + query) * window)[None, :] * window + (u * window + w)[:, None]
+                    logits += tl.load(pair, mask=mask, other=0.0).to(factor.dtype)
+                if SHIFT:
+                    y, x = top + key // block, left + key % block
+                    logits += tl.trans(apart(other, query, y, x, rows, columns, block, SHIFT, factor.dtype))
                 weight = tl.where(mask, tl.exp(logits - norm[None, :]), 0.0)
                 grad = weight * (dot(v_tile, tl.trans(g_tile), factor.dtype) - mean[None, :])
                 total_v += dot(weight, g_tile, factor.dtype)
@@ -499,14 +665,21 @@ def _query_tiles(q: Tensor, k: Tensor, block: int, halo: int) -> tuple[tuple[int
     return (len(q) * rows * columns, triton.cdiv(queries, tile)), tiles
 
 
+def _terms(position: Tensor, bias: Tensor, shift: int) -> dict:
+    """Which terms the logits have."""
+    return {"POSITION": position.shape[-1] > 0, "BIAS": bias.shape[-1] > 0, "SHIFT": shift}
+
+
 def _halo_attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     factor = torch.full((1,), scale, dtype=sum_dtype(q), device=q.device)  # a tensor, as numbers are passed in float32
     out, lse = v.new_empty(*q.shape[:-1], v.shape[-1]), factor.new_empty(q.shape[:-1])
-    q, k, v, position = operands(q, k, v, position)
-    plan = _query_tiles(q, k, block, halo)
-    _launch(halo_attention_fwd_kernel, q, v, block, halo, *plan, q, k, v, position, factor, out, lse)
+    terms = _terms(position, bias, shift)
+    q, k, v, position, bias = operands(q, k, v, position, bias)
+    grid, tiles = _query_tiles(q, k, block, halo)
+    inputs = q, k, v, position, bias, factor
+    _launch(halo_attention_fwd_kernel, q, v, block, halo, grid, tiles | terms, *inputs, out, lse)
     return out, lse
 
 
@@ -516,29 +689,33 @@ def _halo_attention_backward_triton(
     k: Tensor,
     v: Tensor,
     position: Tensor,
+    bias: Tensor,
     out: Tensor,
     lse: Tensor,
     block: int,
     halo: int,
+    shift: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     factor = torch.full((1,), scale, dtype=lse.dtype, device=q.device)
     dq, dk, dv, dposition = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, position))
+    dbias, bias_dtype = lse.new_zeros(bias.shape), bias.dtype
     delta = (grad.to(lse.dtype) * out).sum(-1)
-    g, q, k, v, position = operands(grad, q, k, v, position)
-    inputs = g, q, k, v, position, factor, lse, delta
-    plan = _query_tiles(q, k, block, halo)
-    _launch(halo_attention_bwd_q_kernel, q, v, block, halo, *plan, *inputs, dq, dposition)
+    terms = _terms(position, bias, shift)
+    g, q, k, v, position, bias = operands(grad, q, k, v, position, bias)
+    inputs = g, q, k, v, position, bias, factor, lse, delta
+    grid, tiles = _query_tiles(q, k, block, halo)
+    _launch(halo_attention_bwd_q_kernel, q, v, block, halo, grid, tiles | terms, *inputs, dq, dposition, dbias)
     rows, columns = _grid(k, block)
     grid = len(k) * rows * columns, triton.cdiv(block**2, 16)
     tiles = {"BLOCK_Q": 16, "BLOCK_X": 16, "BLOCK_P": tile_of(2 * (block + 2 * halo))}  # larger ones spill in float32
-    _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles, *inputs, dk, dv, num_warps=1)
-    return dq, dk, dv, dposition
+    _launch(halo_attention_bwd_kv_kernel, q, v, block, halo, grid, tiles | terms, *inputs, dk, dv, num_warps=1)
+    return dq, dk, dv, dposition, dbias.to(bias_dtype)
 
 
 @torch.library.custom_op("attlas::halo_attention", mutates_args=())
 def halo_attention_op(
-    q: Tensor, k: Tensor, v: Tensor, position: Tensor, block: int, halo: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """out (B, Hq, Wq, heads, C), and lse (B, Hq, Wq, heads) for the backward of the same path.
 
@@ -546,11 +723,11 @@ def halo_attention_op(
     path (ATTLAS_KERNELS must not change in between).
     """
     run = pick(q, reference=halo_attention_reference, triton=_halo_attention_triton, cpu=_halo_attention_cpu)
-    return run(q, k, v, position, block, halo, scale)
+    return run(q, k, v, position, bias, block, halo, shift, scale)
 
 
 @halo_attention_op.register_fake
-def _(q, k, v, position, block, halo, scale):
+def _(q, k, v, position, bias, block, halo, shift, scale):
     return v.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=sum_dtype(q))
 
 
@@ -561,34 +738,36 @@ def halo_attention_backward_op(
     k: Tensor,
     v: Tensor,
     position: Tensor,
+    bias: Tensor,
     out: Tensor,
     lse: Tensor,
     block: int,
     halo: int,
+    shift: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     run = pick(
         q,
         reference=halo_attention_backward_reference,
         triton=_halo_attention_backward_triton,
         cpu=_halo_attention_backward_cpu,
     )
-    return run(grad, q, k, v, position, out, lse, block, halo, scale)
+    return run(grad, q, k, v, position, bias, out, lse, block, halo, shift, scale)
 
 
 @halo_attention_backward_op.register_fake
-def _(grad, q, k, v, position, out, lse, block, halo, scale):
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, position))
+def _(grad, q, k, v, position, bias, out, lse, block, halo, shift, scale):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, position, bias))
 
 
 def _save(ctx, inputs, output):
-    q, k, v, position, *ctx.numbers = inputs
-    ctx.save_for_backward(q, k, v, position, *output)
+    q, k, v, position, bias, *ctx.numbers = inputs
+    ctx.save_for_backward(q, k, v, position, bias, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _):
-    return *halo_attention_backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 3
+    return *halo_attention_backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 4
 
 
 halo_attention_op.register_autograd(_backward, setup_context=_save)

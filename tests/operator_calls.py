@@ -372,6 +372,17 @@ def _halo_attention(draw: Draw) -> dict:
     )
 
 
+def _window_attention(draw: Draw) -> dict:
+    keywords, shift = _halo_attention(draw), draw.choice((0, 0, 1))
+    for name in ("height_rel", "width_rel", "scale_position"):
+        del keywords[name]
+    q, k, block, halo = (keywords[name] for name in ("q", "k", "block_size", "halo_size"))
+    side = block * q.shape[1] // k.shape[1]
+    shift = shift if halo == 0 and side == block > 1 else 0
+    bias = draw.tensor(q.shape[3], side**2, (block + 2 * halo) ** 2, dtype=draw.dtype())
+    return dict(**keywords, bias=bias, shift=shift)
+
+
 def _position_relation(draw: Draw) -> dict:
     batch, sources, targets, heads, dtype = draw.batch(), draw.size(), draw.size(), draw.choice((1, 2, 8)), draw.dtype()
     boxes = [draw.tensor(batch, size, 4, dtype=draw.coordinates()) for size in (sources, targets)]

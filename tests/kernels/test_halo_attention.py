@@ -9,6 +9,7 @@ from attlas.kernels.halo_attention import (
     halo_attention,
     halo_attention_backward_op,
     halo_attention_op,
+    window_attention,
 )
 
 # (B, H, W, heads), block, halo, stride, dtype: halos smaller and larger than the block, none; a block beyond a tile
@@ -144,10 +145,103 @@ def test_gradcheck(path, device):
 def test_operators(path, device):
     q, k, v, *_ = tensors((1, 2, 2, 1), 2, 1, device=device)
     position = torch.randn(*q.shape[:-1], 8, dtype=q.dtype, device=device)
-    arguments = (2, 1, 0.5)
-    out, lse = halo_attention_op(q, k, v, position, *arguments)
-    torch.library.opcheck(halo_attention_backward_op, (out, q, k, v, position, out, lse, *arguments))
-    torch.library.opcheck(halo_attention_op, (*leaves([q, k, v, position]), *arguments))
+    bias = torch.randn(1, 4, 16, dtype=q.dtype, device=device)
+    for terms in ((position, bias[..., :0]), (position[..., :0], bias)):
+        arguments = (2, 1, 0, 0.5)
+        out, lse = halo_attention_op(q, k, v, *terms, *arguments)
+        torch.library.opcheck(halo_attention_backward_op, (out, q, k, v, *terms, out, lse, *arguments))
+        torch.library.opcheck(halo_attention_op, (*leaves([x.detach() for x in (q, k, v, *terms)]), *arguments))
+
+
+# --- with a bias for every pair --------------------------------------------------------------------------------------
+
+# (B, H, W, heads), block, halo, shift, dtype; one window that is its own neighbor, windows of one pixel
+WINDOWS = [
+    ((2, 4, 6, 2), 2, 1, 0, torch.float64),
+    ((2, 4, 6, 2), 2, 0, 1, torch.float64),
+    ((1, 3, 3, 3), 3, 0, 2, torch.float32),
+    ((1, 2, 3, 2), 1, 2, 0, torch.float32),
+    ((2, 6, 3, 1), 3, 0, 1, torch.bfloat16),
+    ((1, 10, 5, 1), 5, 2, 0, torch.float32),
+]
+
+
+def window_tensors(shape, block, halo, dtype=torch.float64, device="cpu"):
+    q, k, v, *_ = tensors(shape, block, halo, dtype=dtype, device=device)
+    return q, k, v, torch.randn(shape[3], block**2, (block + 2 * halo) ** 2, dtype=torch.float64).to(device, dtype)
+
+
+def windows_by_definition(q, k, v, bias, block, halo, shift):
+    """Query by query. A pixel beyond H - shift or W - shift comes from the other end of the map."""
+    (batch, height, width, heads, depth), side = q.shape, block + 2 * halo
+    k, v = (F.pad(x, (0, 0, 0, 0, halo, halo, halo, halo)) for x in (k, v))
+    out = []
+    for i in range(height):
+        for j in range(width):
+            top, left = i // block * block, j // block * block
+            keys, values = (x[:, top : top + side, left : left + side] for x in (k, v))
+            logits = (q[:, i, j, None, None] * keys).sum(-1) * depth**-0.5  # (B, win, win, heads)
+            logits = logits + bias[:, i % block * block + j % block].unflatten(-1, (side, side)).permute(1, 2, 0)
+            for u in range(side if shift else 0):
+                for w in range(side):
+                    ends = (
+                        (i >= height - shift, top + u >= height - shift),
+                        (j >= width - shift, left + w >= width - shift),
+                    )
+                    logits[:, u, w] -= 100 * sum(one != other for one, other in ends)
+            weight = logits.flatten(1, 2).softmax(1).view_as(logits)
+            out.append((weight.unsqueeze(-1) * values).sum((1, 2)))
+    return torch.stack(out, 1).view(batch, height, width, heads, -1)
+
+
+@pytest.mark.parametrize(("shape", "block", "halo", "shift", "dtype"), WINDOWS)
+def test_windows_equal_the_sums(shape, block, halo, shift, dtype, path, device):
+    inputs = leaves(window_tensors(shape, block, halo, dtype, device))
+    work = torch.promote_types(dtype, torch.float32)
+    assert_gradients_agree(
+        lambda *x: window_attention(*x, block, halo, shift),
+        lambda *x: windows_by_definition(*(y.to(work) for y in x), block, halo, shift).to(dtype),
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("block", [1, 150, 600, 2000])
+@pytest.mark.parametrize(("halo", "shift"), [(1, 0), (0, 1)])
+def test_blocks_of_windows(block, halo, shift, monkeypatch):
+    module = importlib.import_module("attlas.kernels.halo_attention")
+    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "QUERIES", 1)
+    inputs = leaves(window_tensors((2, 6, 6, 2), 2, halo))
+    function, expected = (lambda *x, f=f: f(*x, 2, halo, shift) for f in (window_attention, windows_by_definition))
+    assert_gradients_agree(function, expected, inputs)
+
+
+def test_windows_of_no_image(path, device):
+    inputs = leaves(window_tensors((0, 4, 4, 2), 2, 0, device=device))
+    window_attention(*inputs, 2, 0, 1).sum().backward()
+    assert not inputs[3].grad.any()
+
+
+def test_windows_with_a_stride(path, device):
+    """A coarser map of queries: those of the full map at these pixels."""
+    q, k, v, bias = window_tensors((1, 4, 8, 1), 4, 1, device=device)
+    rows = bias.unflatten(1, (4, 4))[:, ::2, ::2].flatten(1, 2)
+    full = window_attention(q, k, v, bias, 4, 1)[:, ::2, ::2]
+    assert_agree("out", window_attention(q[:, ::2, ::2], k, v, rows, 4, 1), full)
+
+
+def test_bad_arguments_of_windows():
+    q, k, v, bias = window_tensors((2, 4, 6, 3), 2, 1)
+    with pytest.raises(ValueError, match=r"bias must have shape \(heads, Q, win²\) = \(3, 4, 16\), got \(2, 4, 16\)"):
+        window_attention(q, k, v, bias[1:], 2, 1)
+    with pytest.raises(ValueError, match="shift = 1 must be 0 with halo_size = 1 and stride 1"):
+        window_attention(q, k, v, bias, 2, 1, 1)
+    with pytest.raises(ValueError, match=r"shift must lie in 0\.\.1, got 2"):
+        window_attention(q, k, v, bias[..., :4], 2, 0, 2)
+    with pytest.raises(ValueError, match="multiples of block_size = 4, got 4 and 6"):
+        window_attention(q, k, v, bias, 4)
+    with pytest.raises(TypeError, match=r"bias must be floating point .*, got torch\.int64"):
+        window_attention(q, k, v, bias.long(), 2, 1)
 
 
 def test_bad_arguments():

@@ -85,6 +85,7 @@ BLOCKS = {
         "surface_attention.BLOCK": 16,
         "surface_attention.SMALL_PRODUCT": 20,
     },
+    "window_attention": {"halo_attention.BLOCK": 64},
 }
 
 
@@ -198,6 +199,7 @@ VALUES = [
     "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "position_relation",
     "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
     "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "surface_attention", "three_interpolate",
+    "window_attention",
 ]  # fmt: skip
 
 
