@@ -139,6 +139,7 @@ MODELS = Registry(
     "dense.layers",
     "dense.detection",
     "dense.segmentation",
+    "dense.restoration",
 )
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")

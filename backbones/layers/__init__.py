@@ -9,12 +9,14 @@ from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
 from .patches import Patches, any_free, fill
 from .position import PositionTable, Tokens
 from .residual import Block, ClassBlock, DropPath, LayerScale, Residual, depthwise, depthwise_norm
+from .windows import ChannelAttention, HybridAttention, OverlappingAttention, WindowAttention, pair_bias
 
 __all__ = [
     "Attention",
     "Block",
     "Blocks",
     "ByChannels",
+    "ChannelAttention",
     "ClassAttention",
     "ClassBlock",
     "ClassHead",
@@ -24,17 +26,20 @@ __all__ = [
     "DistilledHead",
     "DropPath",
     "Head",
+    "HybridAttention",
     "LayerNorm2d",
     "LayerScale",
     "Linear",
     "Linear2d",
     "Mlp",
+    "OverlappingAttention",
     "Patches",
     "Pointwise",
     "PositionTable",
     "Residual",
     "SqueezeExcite",
     "Tokens",
+    "WindowAttention",
     "any_free",
     "as_rows",
     "depthwise",
@@ -45,4 +50,5 @@ __all__ = [
     "heads_of",
     "linear",
     "make_divisible",
+    "pair_bias",
 ]
