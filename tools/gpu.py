@@ -47,6 +47,10 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
     "position_relation": [{"B": 8, "N": 900, "heads": 8}],
     "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
+    "window_attention": [
+        {"B": 4, "side": 64, "heads": 6, "D": 30, "block": 16, "halo": halo, "shift": shift}
+        for halo, shift in ((0, 8), (4, 0))
+    ],
     "roi_align": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7, "ratio": 2}],
     "roi_pool": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7}],
     "routed_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "regions": 7, "topk": 4}],
@@ -70,6 +74,10 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
     "position_relation": [{"B": 1, "N": 9, "heads": 8}],
     "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
+    "window_attention": [
+        {"B": 1, "side": 32, "heads": 2, "D": 30, "block": 16, "halo": halo, "shift": shift}
+        for halo, shift in ((0, 8), (4, 0))
+    ],
     "roi_align": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7, "ratio": 2}],
     "roi_pool": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7}],
     "routed_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "regions": 7, "topk": 4}],

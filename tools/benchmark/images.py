@@ -29,6 +29,7 @@ from attlas.kernels import (
     roi_pool,
     routed_attention,
     small_kernel_aggregate,
+    window_attention,
 )
 
 from . import naive
@@ -109,6 +110,13 @@ def halo_attention_functions(device: torch.device, block: int, halo: int, **_) -
     return {
         OURS: lambda q, k, v, high, wide: halo_attention(q, k, v, high, wide, block, halo),
         "naive": lambda q, k, v, high, wide: naive.halo_attention(q, k, v, high, wide, block, halo),
+    }
+
+
+def window_attention_functions(device: torch.device, block: int, halo: int, shift: int, **_) -> Functions:
+    return {
+        OURS: lambda q, k, v, bias: window_attention(q, k, v, bias, block, halo, shift),
+        "naive": lambda q, k, v, bias: naive.window_attention(q, k, v, bias, block, halo, shift),
     }
 
 
@@ -226,6 +234,11 @@ def halo_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int) ->
     return attention_shapes(B, side, heads, D) | {"high": table, "wide": table}
 
 
+def window_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int, shift: int) -> Shapes:
+    bias = (heads, block**2, (block + 2 * halo) ** 2)
+    return attention_shapes(B, side, heads, D) | {"bias": bias}
+
+
 def aggregate_shapes(B: int, side: int, heads: int, D: int, kernel: int) -> Shapes:
     table = (heads, 2 * kernel - 1, 2 * kernel - 1)
     return {"logits": (B, side, side, heads, kernel**2), "v": (B, side, side, heads, D), "bias": table}
@@ -322,6 +335,14 @@ IMAGE_OPERATORS = {
         lambda block, halo, **_: (block + 2 * halo) ** 2,
         products=2,
         sizes=[dict(B=batch, side=32, heads=8, D=16, block=8, halo=3) for batch in (1, 8)],
+    ),
+    "window_attention": Operator(
+        window_shapes,
+        window_attention_functions,
+        lambda block, halo, **_: (block + 2 * halo) ** 2,
+        products=2,
+        # HAT's: shifted windows, and overlapping ones
+        sizes=[dict(B=1, side=64, heads=6, D=30, block=16, halo=halo, shift=shift) for halo, shift in ((0, 8), (4, 0))],
     ),
     "roi_align": Operator(
         map_shapes,

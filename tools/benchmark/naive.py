@@ -395,6 +395,33 @@ def halo_attention(
     return out.unflatten(4, (block, block)).permute(0, 1, 4, 2, 5, 3, 6).reshape(v.shape)
 
 
+def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, block: int, halo: int, shift: int) -> Tensor:
+    """(B, H, W, heads, D) each and a bias (heads, block², win²), win = block + 2 halo -> (B, H, W, heads, D); the
+    windows unfolded, the mask of a shift made every time, as HAT's authors have it."""
+    side, (batch, height, width, heads, depth) = block + 2 * halo, q.shape
+    rows, columns = height // block, width // block
+
+    def cut(x: Tensor) -> Tensor:  # (B · blocks, heads, block², D)
+        x = x.unflatten(2, (columns, block)).unflatten(1, (rows, block)).permute(0, 1, 3, 5, 2, 4, 6)
+        return x.flatten(4, 5).flatten(0, 2)
+
+    def unfolded(x: Tensor) -> Tensor:  # (B · blocks, heads, win², D)
+        x = F.unfold(x.flatten(3).permute(0, 3, 1, 2), side, padding=halo, stride=block)
+        return x.unflatten(1, (heads, depth, -1)).permute(0, 4, 1, 3, 2).flatten(0, 1).contiguous()
+
+    k, v = (unfolded(x) if halo else cut(x) for x in (k, v))
+    logits = cut(q) * depth**-0.5 @ k.transpose(-1, -2) + bias
+    if shift:
+        down, right = (torch.arange(size, device=q.device) >= size - shift for size in (height, width))
+        part = 2 * down.unsqueeze(1) + right
+        part = part.unflatten(1, (columns, block)).unflatten(0, (rows, block)).transpose(1, 2).flatten(2).flatten(0, 1)
+        mask = (part.unsqueeze(1) != part.unsqueeze(2)).to(q.dtype) * -100
+        logits = (logits.unflatten(0, (batch, -1)) + mask.unsqueeze(1)).flatten(0, 1)
+    out = torch.softmax(logits, dim=-1) @ v
+    out = out.unflatten(2, (block, block)).unflatten(0, (batch, rows, columns)).permute(0, 1, 4, 2, 5, 3, 6)
+    return out.reshape(batch, height, width, heads, -1)
+
+
 def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: int) -> Tensor:
     """(B, H, W, heads, D) each, which regions every region reads (B, regions², topk) -> (B, H, W, heads, D)."""
     batch, height, width, heads, _ = v.shape
