@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attlas import backbones, pointnets  # noqa: F401  the last two register
-from attlas.dense import detection, segmentation  # noqa: F401
+from attlas.dense import detection, restoration, segmentation  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -157,6 +157,7 @@ SHARED = {
         "views",
         "volumes",
     },
+    "dense/restoration": {"__init__"},
 }
 
 
@@ -170,9 +171,7 @@ def test_a_file_beside_the_systems_is_a_system():
     registered = {system.__module__ for system in backbones.systems().values()}
     assert {name for name in systems("backbones") if name not in registered} == set()
     networks = {entry.__module__ for entry in MODELS.module_dict.values()}
-    assert {
-        name for floor in ("pointnets", "dense/detection", "dense/segmentation") for name in systems(floor) - networks
-    } == set()
+    assert {name for floor in SHARED if floor != "backbones" for name in systems(floor) - networks} == set()
 
 
 @pytest.mark.parametrize("floor", SHARED)

@@ -1,5 +1,9 @@
-"""Restoration: degraded images to clean ones, of the same or a larger size."""
+"""Restoration: degraded images to images.
 
-from .hat import HAT
+Every network takes (B, C, H, W) in [0, 1], of any height and width, and gives (B, C, scale H, scale W). Its
+attributes are `scale` and `multiple`, the number that its sides are padded to a multiple of inside.
+"""
 
-__all__ = ["HAT"]
+from .weighted_convolution import WeightedConv1d, WeightedConv2d, WeightedConv3d, convert, fold
+
+__all__ = ["WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]
