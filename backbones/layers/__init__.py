@@ -2,6 +2,7 @@
 
 from .attention import Attention, ClassAttention, as_rows, heads_of
 from .blocks import Blocks
+from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
@@ -23,8 +24,10 @@ __all__ = [
     "ConvGlu",
     "ConvMlp",
     "ConvNorm",
+    "DepthwiseMlp",
     "DistilledHead",
     "DropPath",
+    "FFNifiedAttention",
     "Head",
     "HybridAttention",
     "LayerNorm2d",
@@ -36,6 +39,7 @@ __all__ = [
     "Patches",
     "Pointwise",
     "PositionTable",
+    "RepDepthwise",
     "Residual",
     "SqueezeExcite",
     "Tokens",
