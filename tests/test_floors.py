@@ -157,7 +157,7 @@ SHARED = {
         "views",
         "volumes",
     },
-    "dense/restoration": {"__init__"},
+    "dense/restoration": {"__init__", "network"},
 }
 
 

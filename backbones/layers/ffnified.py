@@ -34,7 +34,7 @@ class RepDepthwise(nn.Module):
         super().__init__()
         if kernel_size % 2 == 0 or small_size % 2 == 0 or not 1 <= small_size < kernel_size:
             raise ValueError(
-                f"RepDepthwise: kernel_size={kernel_size} and small_size={small_size} must be odd, and the second smaller"
+                f"RepDepthwise: kernel_size={kernel_size} and small_size={small_size} must be odd, the second smaller"
             )
         self.large: nn.Module = ConvNorm(in_dim, dim, kernel_size, stride, groups=in_dim)
         self.small: nn.Module = ConvNorm(in_dim, dim, small_size, stride, groups=in_dim)

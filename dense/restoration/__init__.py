@@ -4,7 +4,8 @@ Every network takes (B, C, H, W) in [0, 1], of any height and width, and gives (
 attributes are `scale` and `multiple`, the number that its sides are padded to a multiple of inside.
 """
 
+from .dncnn import DnCNN
 from .ffnet_sr import FFNetSR
 from .weighted_convolution import WeightedConv1d, WeightedConv2d, WeightedConv3d, convert, fold
 
-__all__ = ["FFNetSR", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]
+__all__ = ["DnCNN", "FFNetSR", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]

@@ -15,9 +15,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...backbones.layers import Blocks, DepthwiseMlp, FFNifiedAttention, LayerNorm2d, fuse
+from ...backbones.layers import Blocks, DepthwiseMlp, FFNifiedAttention, LayerNorm2d
 from ...checkpoint import Rules
 from ...registry import MODELS
+from .network import RestorationNetwork, check_whole, shape_of
 
 NORMS = ("layer", "batch", None)
 
@@ -37,7 +38,7 @@ class FFNetSRBlock(nn.Module):
 
 
 @MODELS.register_module()
-class FFNetSR(nn.Module):
+class FFNetSR(RestorationNetwork):
     """See above.
 
     Args:
@@ -55,7 +56,6 @@ class FFNetSR(nn.Module):
         ValueError: an option that is none of these.
     """
 
-    multiple = 1
     checkpoint_rules: Rules = [
         (r"\.token_mixer\.0\.", ".token_mixer.query."),
         (r"\.token_mixer\.1\.", ".token_mixer.key."),
@@ -76,9 +76,7 @@ class FFNetSR(nn.Module):
         norm: str | None = None,
     ):
         super().__init__()
-        for name, value in dict(scale=scale, in_channels=in_channels, dim=dim, depth=depth).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"FFNetSR: {name}={value!r} must be a whole number from 1")
+        check_whole("FFNetSR", scale=scale, in_channels=in_channels, dim=dim, depth=depth)
         if norm not in NORMS:
             raise ValueError(f"FFNetSR: norm={norm!r} must be one of {', '.join(map(repr, NORMS))}")
         self.scale = scale
@@ -90,33 +88,25 @@ class FFNetSR(nn.Module):
         nearest = x.repeat_interleave(self.scale**2, 1)
         return F.pixel_shuffle(self.conv_bef_up(self.body(self.proj(x))) + nearest, self.scale)
 
-    def fuse(self) -> "FFNetSR":
-        """Merge batch norms and the branches of large kernels into convolutions: the same output, fewer operations.
-        For inference and exports only, and for good; changes the network and returns it."""
-        if self.training:
-            raise RuntimeError("FFNetSR is in training mode; fusing is for inference: call eval() first")
-        for name, child in self.named_children():
-            setattr(self, name, fuse(child))
-        return self
-
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The options of the network that has these weights, the authors' or ours; {} if they are of another network.
-
-        Those with kernels of 3 taps and without norms are known, as released.
-        """
+        """As the base's. Networks of 3 taps without norms are known, as released."""
+        dim, channels = shape_of(state, "proj.weight", "FFNetSR")[:2]
+        rows = shape_of(state, "conv_bef_up.weight", "FFNetSR")[0]
+        query, fc1 = ("query", "fc1") if "body.0.channel_mixer.fc1.bias" in state else ("0", "1")
+        shape_of(state, f"body.0.token_mixer.{query}.bias", "FFNetSR with kernels of 3 taps and without norms")
+        hidden = shape_of(state, f"body.0.channel_mixer.{fc1}.weight", "FFNetSR")[0]
         depth = len({name.split(".")[1] for name in state if name.startswith("body.")})
-        first = next((name for name in ("token_mixer.0", "token_mixer.query") if f"body.0.{name}.bias" in state), None)
-        if first is None or not {"proj.weight", "conv_bef_up.weight"} <= state.keys():
-            return {}
-        hidden = state[f"body.0.channel_mixer.{'fc1' if first.endswith('query') else '1'}.weight"]
-        dim, channels = state["proj.weight"].shape[:2]
-        scale = round((len(state["conv_bef_up.weight"]) / channels) ** 0.5)
-        return dict(scale=scale, in_channels=channels, dim=dim, depth=depth, mlp_ratio=len(hidden) / dim)
+        scale = round((rows / channels) ** 0.5)
+        return dict(scale=scale, in_channels=channels, dim=dim, depth=depth, mlp_ratio=hidden / dim)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"ffnet_sr{suffix}_x{scale}": dict(scale=scale, depth=depth)
-    for suffix, depth in (("_light", 36), ("", 48))
-    for scale in (2, 3, 4)
+# Options and numbers of parameters, which are counted.
+VARIANTS: dict[str, tuple[dict[str, Any], int]] = {
+    f"ffnet_sr{suffix}_x{scale}": (dict(scale=scale, depth=depth), count)
+    for suffix, depth, counts in (
+        ("_light", 36, (1_789_452, 1_802_427, 1_820_592)),
+        ("", 48, (2_381_580, 2_394_555, 2_412_720)),
+    )
+    for scale, count in zip((2, 3, 4), counts)
 }

@@ -73,5 +73,5 @@ def test_bad_sizes():
         FFNifiedAttention(4, (3, 4))
     with pytest.raises(ValueError, match=r"DepthwiseMlp: kernel_size=\(6,\) must be 1 odd number"):
         DepthwiseMlp(4, kernel_size=6)
-    with pytest.raises(ValueError, match="kernel_size=3 and small_size=3 must be odd, and the second smaller"):
+    with pytest.raises(ValueError, match="kernel_size=3 and small_size=3 must be odd, the second smaller"):
         RepDepthwise(4, 4, 3)

@@ -44,8 +44,8 @@ def test_equals_the_authors():
 )
 def test_parameters(name, params):
     with torch.device("meta"):
-        network = MODELS.build(dict(type="FFNetSR", **ffnet_sr.VARIANTS[name]))
-    assert sum(p.numel() for p in network.parameters()) == params
+        network = MODELS.build(dict(type="FFNetSR", **ffnet_sr.VARIANTS[name][0]))
+    assert sum(p.numel() for p in network.parameters()) == params == ffnet_sr.VARIANTS[name][1]
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -108,6 +108,9 @@ def test_bad_options(options, message):
 
 
 def test_files_of_other_networks():
-    assert FFNetSR.options_of({"conv_first.weight": torch.zeros(1)}) == {}
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(ValueError, match=r"no state dict of FFNetSR: it lacks proj\.weight"):
+        FFNetSR.options_of({"conv_first.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"of 3 taps and without norms: it lacks body\.0\.token_mixer\.0\.bias"):
+        FFNetSR.options_of({name: x for name, x in small().state_dict().items() if "body" not in name})
+    with pytest.raises(ValueError, match=r"The file looks like FFNetSR\(scale=3, in_channels=3, dim=8, depth=2"):
         checkpoint.load(small(scale=2), small(scale=3).state_dict())

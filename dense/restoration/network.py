@@ -1,0 +1,88 @@
+"""What restoration networks share: a file's shapes say which network it is of, and norms merge before an export."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ... import checkpoint
+from ...backbones.layers import fuse
+from ...checkpoint import Rules
+
+Network = TypeVar("Network", bound="RestorationNetwork")
+
+
+class RestorationNetwork(nn.Module):
+    """`forward(x (B, C, H, W) in [0, 1]) -> (B, C, scale H, scale W)`, any H, W >= 1. A subclass has `options_of` and
+    `checkpoint_rules`."""
+
+    scale = 1
+    multiple = 1  # what sides are padded to a multiple of inside
+    checkpoint_rules: Rules = []
+
+    @staticmethod
+    def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The options of the network that a state dict belongs to, the authors' or ours: all that shapes can tell.
+
+        Raises:
+            ValueError: the state dict is of another network; says what it lacks.
+        """
+        raise ValueError("Nothing is known of this network's files.")
+
+    @classmethod
+    def from_file(
+        cls: type[Network], path: str | Path | Mapping, container: str | None = None, **options: Any
+    ) -> Network:
+        """The network of a file of the authors or of ours, with its weights, in inference mode.
+
+        Args:
+            path: a file, or what `attlas.checkpoint.read` returned.
+            container: name under which the file has the weights, as of `attlas.checkpoint.load`.
+            **options: keyword arguments of the class, over those that the file's shapes tell.
+
+        Raises:
+            ValueError: the file is of another network, or does not fit; says why.
+        """
+        found = path if isinstance(path, Mapping) else checkpoint.read(path)
+        network = cls(**{**cls.options_of(checkpoint.weights(found, container)), **options})
+        account = checkpoint.load(network, found, container=container, name=None if found is path else str(path))
+        if not account.complete:
+            raise ValueError(str(account))
+        return network.eval()
+
+    def looks_like(self, state: Mapping[str, Tensor]) -> str:
+        """What a state dict is of, if it is of this class with other options; for `attlas.checkpoint.load`."""
+        try:
+            found, own = self.options_of(state), self.options_of(self.state_dict())
+        except ValueError:
+            return ""
+        shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        return "" if found == own else f"The file looks like {type(self).__name__}({shown})."
+
+    def fuse(self: Network) -> Network:
+        """Merge norms, parallel branches and densities into convolutions: the same output, fewer operations. For
+        inference and exports only, and for good; changes the network and returns it."""
+        if self.training:
+            raise RuntimeError(f"{type(self).__name__} is in training mode; fusing is for inference: call eval() first")
+        for name, child in self.named_children():
+            setattr(self, name, fuse(child))
+        return self
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, network: str) -> tuple[int, ...]:
+    """The shape of a tensor that a network's state dict must have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in state:
+        raise ValueError(f"This is no state dict of {network}: it lacks {name}.")
+    return tuple(state[name].shape)
+
+
+def check_whole(network: str, least: int = 1, **values: Any) -> None:
+    """Refuse options that are no whole numbers from `least`."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{network}: {name}={value!r} must be a whole number from {least}")
