@@ -6,6 +6,7 @@ attributes are `scale` and `multiple`, the number that its sides are padded to a
 
 from .dncnn import DnCNN
 from .ffnet_sr import FFNetSR
+from .nafnet import NAFNet
 from .weighted_convolution import WeightedConv1d, WeightedConv2d, WeightedConv3d, convert, fold
 
-__all__ = ["DnCNN", "FFNetSR", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]
+__all__ = ["DnCNN", "FFNetSR", "NAFNet", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]
