@@ -9,9 +9,9 @@ whose weights load. Written from the paper. With the gate G(a, b) = a b of the t
 A level has half the sides of the one above and twice the channels; what the decoder gets from the encoder is added. The
 output is added to the image.
 
-Paper and code: the published figures of GoPro and REDS are of a test that replaces the means over the image by means
-over windows of 384 pixels (TLC, arXiv 2112.04491), which is not here: an image much larger than 256 pixels has other
-means than a patch of the training, so cut it into tiles.
+Paper and code: the published figures of GoPro and REDS are of networks that take the means over windows of 384 pixels,
+one and a half times the side of a training patch, when they are tested on whole images (TLC, arXiv 2112.04491): here
+`window=384`. Those of SIDD are of means over the image, which is of 256 pixels there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,19 +34,50 @@ def gate(x: Tensor) -> Tensor:
     return one * other
 
 
+def local_mean(x: Tensor, window: int) -> Tensor:
+    """Means of a map over square windows around every pixel, moved inwards at borders.
+
+    Args:
+        x: (B, C, H, W).
+        window: side; one above H or W is H or W.
+
+    Returns:
+        (B, C, H, W), or (B, C, 1, 1) where one window has the whole map.
+    """
+    height, width = x.shape[2:]
+    if window >= height and window >= width:
+        return x.mean((2, 3), keepdim=True)
+    for axis, length in ((2, height), (3, width)):
+        side = min(window, length)
+        sums = F.pad(x.cumsum(axis), (0, 0, 1, 0) if axis == 2 else (1, 0))  # of all that stands before a pixel
+        places = length - side + 1
+        x = (sums.narrow(axis, side, places) - sums.narrow(axis, 0, places)) / side
+    rows, columns = height - x.shape[2], width - x.shape[3]
+    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    return F.pad(x, margins, mode="replicate")
+
+
 class NAFBlock(nn.Module):
     """See above.
 
     Args:
         dim: channels C.
+        window: side of the windows whose means are taken in inference; None is the map.
         dropout: rate of dropout of both branches.
         conv_cfg: config of the 3x3 convolution, as of mmcv.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, dropout: float = 0.0, conv_cfg: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        dim: int,
+        window: int | None = None,
+        dropout: float = 0.0,
+        conv_cfg: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
+        self.window = window
         self.norm1, self.norm2 = LayerNorm2d(dim), LayerNorm2d(dim)
         self.conv1 = Pointwise(dim, 2 * dim)
         self.conv2 = build_conv_layer(conv_cfg, 2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
@@ -59,7 +90,8 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = gate(self.conv2(self.conv1(self.norm1(x))))
-        u = self.conv3(u * self.sca(u.mean((2, 3), keepdim=True)))
+        window = max(u.shape[2:]) if self.window is None or self.training else self.window
+        u = self.conv3(u * self.sca(local_mean(u, window)))
         y = x + self.dropout(u) * self.beta
         return y + self.dropout(self.conv5(gate(self.conv4(self.norm2(y))))) * self.gamma
 
@@ -74,6 +106,8 @@ class NAFNet(RestorationNetwork):
         encoders: number of blocks of each level on the way down.
         middle: number of blocks of the level below.
         decoders: number of blocks of each level on the way up, the lowest first; as many levels.
+        window: side in pixels of the windows whose means are taken in inference, 384 as published for whole images;
+            None is the image, the only one that exports with free sizes.
         dropout: rate of dropout in training.
         conv_cfg: config of the 3x3 convolutions, as of mmcv, such as dict(type="WeightedConv2d", den=[0.7]).
 
@@ -92,6 +126,7 @@ class NAFNet(RestorationNetwork):
         encoders: Sequence[int] = (2, 2, 4, 8),
         middle: int = 12,
         decoders: Sequence[int] = (2, 2, 2, 2),
+        window: int | None = None,
         dropout: float = 0.0,
         conv_cfg: Mapping[str, Any] | None = None,
     ):
@@ -101,21 +136,26 @@ class NAFNet(RestorationNetwork):
         check_whole("NAFNet", 0, **counts, **{f"decoders[{i}]": n for i, n in enumerate(decoders)})
         if len(encoders) != len(decoders):
             raise ValueError(f"NAFNet: encoders={encoders!r} and decoders={decoders!r} must have as many levels")
+        if window is not None:
+            check_whole("NAFNet", 2 ** len(encoders), window=window)
         conv_cfg = None if conv_cfg is None else dict(conv_cfg)
 
-        def blocks(dim: int, count: int) -> Blocks:
-            return Blocks(NAFBlock(dim, dropout, conv_cfg) for _ in range(count))
+        def blocks(level: int, count: int) -> Blocks:
+            side = None if window is None else window >> level
+            return Blocks(NAFBlock(width << level, side, dropout, conv_cfg) for _ in range(count))
 
         dims = [width << level for level in range(len(encoders) + 1)]
         self.multiple = 2 ** len(encoders)
         self.intro = build_conv_layer(conv_cfg, in_channels, width, 3, padding=1)
-        self.encoders = nn.ModuleList(blocks(dim, count) for dim, count in zip(dims, encoders))
+        self.encoders = nn.ModuleList(blocks(level, count) for level, count in enumerate(encoders))
         self.downs = nn.ModuleList(nn.Conv2d(dim, 2 * dim, 2, stride=2) for dim in dims[:-1])
-        self.middle = blocks(dims[-1], middle)
+        self.middle = blocks(len(encoders), middle)
         self.ups = nn.ModuleList(
             nn.Sequential(Pointwise(dim, 2 * dim, bias=False), nn.PixelShuffle(2)) for dim in dims[:0:-1]
         )
-        self.decoders = nn.ModuleList(blocks(dim, count) for dim, count in zip(dims[-2::-1], decoders))
+        self.decoders = nn.ModuleList(
+            blocks(level, count) for level, count in zip(reversed(range(len(encoders))), decoders)
+        )
         self.ending = build_conv_layer(conv_cfg, width, in_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +190,7 @@ class NAFNet(RestorationNetwork):
 
 
 _DENOISING = dict(encoders=(2, 2, 4, 8), middle=12, decoders=(2, 2, 2, 2))
-_DEBLURRING = dict(encoders=(1, 1, 1, 28), middle=1, decoders=(1, 1, 1, 1))
+_DEBLURRING = dict(encoders=(1, 1, 1, 28), middle=1, decoders=(1, 1, 1, 1), window=384)
 
 # Options and numbers of parameters, which are counted.
 VARIANTS: dict[str, tuple[dict[str, Any], int]] = {

@@ -96,7 +96,7 @@ def test_parameters(name):
     by_hand += sum(8 * c * c + 2 * c + 2 * (2 * c) ** 2 for c in dims[:4])  # between the levels
     by_hand += 2 * 27 * w + w + 3
     assert sum(p.numel() for p in network.parameters()) == params == by_hand
-    assert NAFNet.options_of(network.state_dict()) == dict(in_channels=3, **options)
+    assert dict(options, **NAFNet.options_of(network.state_dict())) == dict(in_channels=3, **options)
     assert (network.scale, network.multiple) == (1, 16)
 
 
@@ -107,6 +107,42 @@ def test_begins_with_blocks_that_do_nothing():
     assert torch.equal(network(x), x)
     fresh, y = nafnet.NAFBlock(4), torch.randn(1, 4, 3, 3)
     assert torch.equal(fresh(y), y)
+
+
+@pytest.mark.parametrize(("window", "size"), [(4, (9, 7)), (5, (6, 20)), (6, (4, 11)), (1, (3, 2))])
+def test_local_means(window, size):
+    x = torch.rand(2, 3, *size)
+    sides = [min(window, length) for length in size]
+    means = F.avg_pool2d(x, sides, stride=1)
+    rows, columns = (side - 1 for side in sides)
+    margins = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+    assert_close(nafnet.local_mean(x, window), F.pad(means, margins, mode="replicate"))
+    assert_close(nafnet.local_mean(x, 20), x.mean((2, 3), keepdim=True))
+
+
+@torch.no_grad()
+def test_windows_in_inference():
+    """A window of the image's size changes nothing, one below makes far pixels independent; training has none."""
+    whole, x = small(), torch.rand(1, 3, 64, 16)
+    state = whole.state_dict()
+    same = NAFNet.from_file(state, window=64)
+    assert_close(same(x), whole(x))
+    local = NAFNet.from_file(state, window=8)
+    other = torch.cat([x[:, :, :56], torch.rand(1, 3, 8, 16)], 2)
+    assert torch.equal(local(x)[:, :, :4], local(other)[:, :, :4])
+    assert not torch.equal(whole(x)[:, :, :4], whole(other)[:, :, :4])
+    assert torch.equal(local.train()(x), whole(x))
+    assert [block.window for block in (local.encoders[0][0], local.middle[0], local.decoders[0][0])] == [8, 2, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_exports_at_multiples():
+    network = small()
+    sizes = {axis: 4 * torch.export.Dim(name, min=1, max=512) for axis, name in ((2, "rows"), (3, "columns"))}
+    program = torch.export.export(network, (torch.rand(1, 3, 16, 12),), dynamic_shapes=(sizes,))
+    x = torch.rand(1, 3, 8, 20)
+    assert_close(program.module()(x), network(x))
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -132,6 +168,7 @@ def test_with_weighted_convolutions(learned):
     ("options", "message"),
     [
         (dict(width=0), "NAFNet: width=0 must be a whole number from 1"),
+        (dict(window=3), "NAFNet: window=3 must be a whole number from 4"),
         (dict(middle=-1), "NAFNet: middle=-1 must be a whole number from 0"),
         (dict(encoders=(1, 1.5)), r"NAFNet: encoders\[1\]=1.5 must"),
         (dict(encoders=(1, 1, 1)), r"encoders=\(1, 1, 1\) and decoders=\(1, 1\) must have as many levels"),
