@@ -92,6 +92,23 @@ def test_exports_at_any_size():
     assert_close(program.module()(x), network(x))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_at_any_size():
+    import onnxruntime
+
+    network = small(scale=3, kernel_sizes=(7, 7)).fuse()
+    sizes = {2: torch.export.Dim("height", min=1), 3: torch.export.Dim("width", min=1)}
+    program = torch.export.export(network, (torch.rand(1, 3, 16, 12),), dynamic_shapes=(sizes,))
+    written = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert written is not None
+    session = onnxruntime.InferenceSession(written.model_proto.SerializeToString())
+    for size in ((7, 21), (1, 1), (16, 12)):
+        x = torch.rand(1, 3, *size)
+        (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(torch.from_numpy(output), network(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
