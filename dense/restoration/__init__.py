@@ -6,7 +6,8 @@ attributes are `scale` and `multiple`, the number that its sides are padded to a
 
 from .dncnn import DnCNN
 from .ffnet_sr import FFNetSR
+from .hat import HAT
 from .nafnet import NAFNet
 from .weighted_convolution import WeightedConv1d, WeightedConv2d, WeightedConv3d, convert, fold
 
-__all__ = ["DnCNN", "FFNetSR", "NAFNet", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]
+__all__ = ["HAT", "DnCNN", "FFNetSR", "NAFNet", "WeightedConv1d", "WeightedConv2d", "WeightedConv3d", "convert", "fold"]

@@ -16,16 +16,15 @@ Here the body counts, in the form that SwinIR has for these tasks.
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import checkpoint
 from ...backbones.layers import Block, DropPath, HybridAttention, LayerNorm2d, Mlp
 from ...checkpoint import Rules
 from ...registry import MIXERS, MODELS
+from .network import RestorationNetwork, shape_of
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in red, green and blue
 
@@ -81,7 +80,7 @@ def pad_to(x: Tensor, multiple: int) -> Tensor:
 
 
 @MODELS.register_module()
-class HAT(nn.Module):
+class HAT(RestorationNetwork):
     """HAT, for images of any size.
 
     Args:
@@ -207,30 +206,28 @@ class HAT(nn.Module):
         Raises:
             ValueError: the state dict is not one of HAT with its own attention; says what is missing.
         """
-        shapes = {}
+        found: dict[str, Tensor] = {}
         for name, value in state.items():
             for pattern, replacement in RULES:
                 name = re.sub(pattern, replacement or "", name)
-            shapes[name] = tuple(value.shape)
+            found[name] = value
 
         def shape(name: str) -> tuple[int, ...]:
-            if name not in shapes:
-                raise ValueError(f"This is no state dict of HAT with its own attention: it lacks {name}.")
-            return shapes[name]
+            return shape_of(found, name, "HAT with its own attention")
 
         depths: list[int] = []
-        while f"layers.{len(depths)}.conv.weight" in shapes:
+        while f"layers.{len(depths)}.conv.weight" in found:
             start = f"layers.{len(depths)}.blocks."
-            depths.append(len({name[len(start) :].split(".")[0] for name in shapes if name.startswith(start)}))
+            depths.append(len({name[len(start) :].split(".")[0] for name in found if name.startswith(start)}))
         dim, in_channels = shape("conv_first.weight")[:2]
         block, overlap = "layers.0.blocks.0.", "layers.0.overlap.mixer.table"
         pairs, count = shape(block + "mixer.mixer.table")
         window = (round(pairs**0.5) + 1) // 2
         reach = round(shape(overlap)[0] ** 0.5) + 1 - window
         scale = 1
-        for name, (rows, *_) in shapes.items():
+        for name, value in found.items():
             if re.fullmatch(r"upsample\.\d+\.weight", name):
-                scale *= round((rows / 64) ** 0.5)
+                scale *= round((len(value) / 64) ** 0.5)
         heads = tuple(shape(f"layers.{group}.blocks.0.mixer.mixer.table")[1] for group in range(len(depths)))
         return dict(
             scale=scale,
@@ -243,36 +240,8 @@ class HAT(nn.Module):
             compress=dim // shape(block + "mixer.channels.conv1.weight")[0],
             squeeze=dim // shape(block + "mixer.channels.gate.fc1.weight")[0],
             mlp_ratio=shape(block + "mlp.fc1.weight")[0] / dim,
-            qkv_bias=block + "mixer.mixer.qkv.bias" in shapes,
+            qkv_bias=block + "mixer.mixer.qkv.bias" in found,
         )
-
-    @staticmethod
-    def looks_like(state: Mapping[str, Tensor]) -> str:
-        """What a state dict belongs to, for the errors of `attlas.checkpoint.load`."""
-        try:
-            options = HAT.options_of(state)
-        except ValueError:
-            return ""
-        return f"The file looks like HAT({', '.join(f'{name}={value}' for name, value in options.items())})."
-
-    @classmethod
-    def from_file(cls, path: str | Path | Mapping, container: str | None = None, **options) -> "HAT":
-        """The network of a file of the authors or of ours, with its weights, in inference mode.
-
-        Args:
-            path: a file, or what `attlas.checkpoint.read` returned.
-            container: name under which the file has the weights, as of `attlas.checkpoint.load`.
-            **options: keyword arguments of the class, over those that the file's shapes tell.
-
-        Raises:
-            ValueError: the file is none of HAT, or does not fit.
-        """
-        found = path if isinstance(path, Mapping) else checkpoint.read(path)
-        network = cls(**{**cls.options_of(checkpoint.weights(found, container)), **options})
-        account = checkpoint.load(network, found, container=container, name="" if found is path else str(path))
-        if not account.complete:
-            raise ValueError(str(account))
-        return network.eval()
 
 
 def _variants() -> dict[str, tuple[dict, int]]:
