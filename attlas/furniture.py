@@ -97,8 +97,10 @@ def _unpack(data: dict[str, np.ndarray]) -> list[tuple[Mesh, str]]:
         )
         for array in arrays:
             array.setflags(write=False)
-        texts = (str(data[key][i]) for key in ("author", "licence", "library", "model"))
-        *surface, part = arrays
+        vertices, faces, colors, part = arrays
+        author, licence, library, model = (str(data[key][i]) for key in ("author", "licence", "library", "model"))
         parts = None if (part == NO_PART).all() else part
-        meshes.append((Mesh(str(data["name"][i]), int(data["label"][i]), *surface, *texts, parts=parts), split))
+        name, label = str(data["name"][i]), int(data["label"][i])
+        mesh = Mesh(name, label, vertices, faces, colors, author, licence, library, model, parts)
+        meshes.append((mesh, split))
     return meshes

@@ -252,7 +252,7 @@ def _as_written(gradient: Tensor, like: Tensor) -> Tensor:
 
 # torch.compile of PyTorch 2.11 lost what the traced backward of a deformable convolution writes into its zeros: the
 # gradient of the input was zero, in silence. 2.13 keeps it. In between nobody looked, so a graph breaks there.
-KEEPS_WRITES = torch.__version__ >= (2, 13)  # TorchVersion compares by numbers
+KEEPS_WRITES = torch.__version__ >= "2.13"  # a TorchVersion, which compares by numbers
 _beside_graphs: Callable = (lambda function: function) if KEEPS_WRITES else torch.compiler.disable
 
 

@@ -356,6 +356,7 @@ class ShapeNetPart(ShapeFiles):
         f"({FOLDER})."
     )
     PARTS_OF_SPLIT = {"trainval": ("train", "val"), "all": ("train", "val", "test")}
+    categories: np.ndarray
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, cache=None):
         one_of("ShapeNetPart.split", split, (*SPLITS, *self.PARTS_OF_SPLIT))

@@ -133,6 +133,7 @@ class HAT(RestorationNetwork):
         if len(heads) != len(depths):
             raise ValueError(f"HAT: heads={heads} must be one number, or one for each of the {len(depths)} groups")
         self.scale, self.multiple, self.in_channels = scale, window, in_channels
+        self.mean: Tensor
         mean = torch.tensor(MEAN if in_channels == 3 else (0.0,) * in_channels)
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.conv_first = nn.Conv2d(in_channels, dim, 3, padding=1)
@@ -246,7 +247,7 @@ class HAT(RestorationNetwork):
 
 def _variants() -> dict[str, tuple[dict, int]]:
     """Options and number of parameters of the published networks by name, such as "hat_s_x4"."""
-    sizes = {
+    sizes: dict[str, tuple[dict, tuple[int, int, int]]] = {
         "hat_s": (dict(dim=144, compress=24, squeeze=24), (9_473_471, 9_658_111, 9_621_183)),
         "hat": (dict(), (20_624_795, 20_809_435, 20_772_507)),
         "hat_l": (dict(depths=(6,) * 12), (40_698_863, 40_883_503, 40_846_575)),
