@@ -120,7 +120,14 @@ RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
 HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
 STRATEGIES = Registry(root.STRATEGIES)
-DATASETS = Registry(root.DATASETS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
+DATASETS = Registry(
+    root.DATASETS,
+    "backbones.classification",
+    "pointnets",
+    "dense.detection",
+    "dense.segmentation",
+    "dense.restoration",
+)
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(
     root.TRANSFORMS,
@@ -130,6 +137,7 @@ TRANSFORMS = Registry(
     "dense.transforms",
     "dense.detection",
     "dense.segmentation",
+    "dense.restoration",
 )
 MODELS = Registry(
     root.MODELS,
@@ -149,7 +157,14 @@ OPTIMIZERS = Registry(root.OPTIMIZERS, "optim")
 OPTIM_WRAPPERS = Registry(root.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(root.OPTIM_WRAPPER_CONSTRUCTORS, "optim")
 PARAM_SCHEDULERS = Registry(root.PARAM_SCHEDULERS)
-METRICS = Registry(root.METRICS, "backbones.classification", "pointnets", "dense.detection", "dense.segmentation")
+METRICS = Registry(
+    root.METRICS,
+    "backbones.classification",
+    "pointnets",
+    "dense.detection",
+    "dense.segmentation",
+    "dense.restoration",
+)
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)
 VISUALIZERS = Registry(root.VISUALIZERS)

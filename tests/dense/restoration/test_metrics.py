@@ -1,0 +1,148 @@
+"""PSNR and SSIM against the authors' record, and against numbers worked out by hand."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from golden_records import Record
+
+from attlas.dense.restoration import metrics as module
+from attlas.dense.restoration.metrics import ImagePSNR, ImageSSIM, luma, psnr, ssim
+
+
+def test_equals_the_record():
+    record = Record("hat/metrics")
+    truth, restored = (record.arrays[name].numpy()[..., ::-1] for name in ("gt", "pred"))  # stored blue first
+    crop = record.config["crop_border"]
+    got = [f(restored, truth, crop, channels) for channels in ("Y", "RGB") for f in (psnr, ssim)]
+    expected = record.output().tolist()
+    assert abs(got[0] - expected[0]) < 1e-4
+    assert abs(got[2] - expected[2]) < 1e-4
+    assert abs(got[1] - expected[1]) < 1e-6
+    assert abs(got[3] - expected[3]) < 1e-6
+
+
+def test_luma():
+    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    np.testing.assert_allclose(luma(colors), [[16, 235, 81.481, 144.553, 40.966]], atol=1e-9)
+    np.testing.assert_allclose(luma(colors, full=True), [[0, 255, 76.245, 149.685, 29.07]], atol=1e-9)
+
+
+def pictures(seed=0, size=(24, 30, 3)):
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, 256, size, dtype=np.uint8)
+    return np.clip(truth + random.integers(-9, 10, size), 0, 255).astype(np.uint8), truth
+
+
+def test_psnr_by_hand():
+    truth = np.zeros((4, 4), np.uint8)
+    restored = truth.copy()
+    restored[1, 1] = 8  # squared error 64 in 16 pixels, or in the 4 inside a border of 1
+    assert abs(psnr(restored, truth) - 10 * np.log10(255**2 / 4)) < 1e-12
+    assert abs(psnr(restored, truth, crop=1) - 10 * np.log10(255**2 / 16)) < 1e-12
+    assert psnr(truth, truth) == np.inf
+    white = np.full((4, 4, 3), 255, np.uint8)
+    # of grey differences Y has 219/255 of their size, 1.32 dB
+    assert abs(psnr(white - 51, white, channels="Y") - psnr(white - 51, white, channels="RGB") - 1.3219) < 1e-3
+    assert abs(psnr(white - 51, white, channels="Y_full") - 20 * np.log10(5)) < 1e-9
+
+
+def test_ssim_by_hand():
+    restored, truth = pictures()
+    assert abs(ssim(truth, truth) - 1) < 1e-12
+    flat = np.full((15, 15), 100, np.uint8)
+    # of flat pictures only the means count
+    expected = (2 * 100 * 110 + 6.5025) / (100**2 + 110**2 + 6.5025)
+    assert abs(ssim(flat + 10, flat) - expected) < 1e-9
+    # the definition, at the one place where an 11 x 11 window lies inside
+    a, b = (luma(image[:11, :11]) for image in (restored, truth))
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weight = np.outer(line, line) / line.sum() ** 2
+    mean_a, mean_b = (weight * a).sum(), (weight * b).sum()
+    var_a, var_b = (weight * (a - mean_a) ** 2).sum(), (weight * (b - mean_b) ** 2).sum()
+    both = (weight * (a - mean_a) * (b - mean_b)).sum()
+    c1, c2 = 2.55**2, 7.65**2
+    value = (2 * mean_a * mean_b + c1) * (2 * both + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    assert abs(ssim(restored[:11, :11], truth[:11, :11]) - value) < 1e-9
+
+
+def test_a_pixel_of_shift_costs_much():
+    """A truth that is out of phase would show at once."""
+    rows, columns = np.mgrid[:40, :40]
+    wave = (128 + 100 * np.sin(rows) * np.cos(columns)).astype(np.uint8)
+    assert psnr(wave[:, 1:], wave[:, :-1]) < 20
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda a, b: (a[1:], b), {}, r"\(23, 30, 3\).*\(24, 30, 3\)"),
+        (lambda a, b: (a / 255, b), {}, "must be uint8"),
+        (lambda a, b: (a, b), dict(crop=12), "leaves nothing"),
+        (lambda a, b: (a, b), dict(crop=-1), "crop is -1"),
+        (lambda a, b: (a, b), dict(channels="y"), "Did you mean 'Y'"),
+        (lambda a, b: (a[:10], b[:10]), {}, "SSIM needs 11 x 11"),
+    ],
+)
+def test_bad_pictures(change, options, words):
+    with pytest.raises(ValueError, match=words):
+        ssim(*change(*pictures()), **options)
+
+
+# --- metrics of MMEngine ---------------------------------------------------------------------------------------------
+
+
+def sample(restored, truth, scale=2, name="a.png"):
+    pair = (torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1) / 255 for image in (restored, truth))
+    return dict(zip(("restored", "truth"), pair), scale=scale, name=name)
+
+
+def evaluated(metric, samples):
+    metric.process(None, samples)
+    return metric.evaluate(len(samples))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(module, "print_log", lambda text, logger, level=logging.INFO: lines.append(text))
+    return lines
+
+
+def test_metrics_say_what_they_are(said):
+    near, far = pictures(0), pictures(1, (40, 30, 3))
+    far = (np.zeros_like(far[0]), far[1])
+    samples = [sample(*near), sample(*far)]
+    each = [psnr(*pair, crop=2) for pair in (near, far)]
+    assert evaluated(ImagePSNR(), samples) == dict(PSNR_Y=pytest.approx(np.mean(each), abs=1e-4))
+    pooled = 10 * np.log10(255**2 / np.mean([255**2 / 10 ** (value / 10) for value in each]))
+    assert evaluated(ImagePSNR("pooled"), samples) == dict(PSNR_Y=pytest.approx(pooled, abs=1e-4))
+    got = evaluated(ImageSSIM(channels="RGB", crop=4), samples)
+    assert got == dict(SSIM_RGB=pytest.approx(np.mean([ssim(*p, 4, "RGB") for p in (near, far)]), abs=1e-6))
+    assert "16 to 235" in said[0]
+    assert "border of 2 pixels" in said[0]
+    assert "mean of the PSNR, of 2 pictures" in said[0]
+    assert "PSNR of the mean squared error" in said[1]
+    assert "all three channels" in said[2]
+    assert "11 x 11" in said[2]
+
+
+def test_scale_one_has_no_border_and_grey_counts_as_it_is():
+    restored, truth = pictures(size=(16, 16))
+    got = evaluated(ImagePSNR(), [sample(restored, truth, scale=1)])
+    assert got == dict(PSNR_Y=pytest.approx(psnr(restored, truth), abs=1e-4))
+
+
+def test_bad_samples():
+    restored, truth = pictures()
+    bad = sample(restored, truth)
+    bad["restored"][0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"NaN or infinite numbers for a\.png"):
+        ImagePSNR().process(None, [bad])
+    with pytest.raises(ValueError, match=r"a\.png came without its true picture"):
+        ImagePSNR().process(None, [sample(restored, truth) | dict(truth=None)])
+    with pytest.raises(ValueError, match=r"a\.png: the restored picture is \(23"):
+        ImagePSNR().process(None, [sample(restored[1:], truth)])
+    with pytest.raises(ValueError, match="'scale', or an integer"):
+        ImagePSNR(crop="2")
