@@ -8,8 +8,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
+from torch import Tensor
 
 from ...data import one_of
 from ...files import printable
@@ -139,12 +141,11 @@ class Likeness(BaseMetric):
             if sample.get("truth") is None:
                 raise ValueError(f"{name} came without its true picture (truth).")
             crop = self.crop if isinstance(self.crop, int) else (sample["scale"] if sample["scale"] > 1 else 0)
-            pair = [sample[key].detach().float().cpu().permute(1, 2, 0).numpy() for key in ("restored", "truth")]
-            if not np.isfinite(pair[0]).all():
+            if not torch.isfinite(sample["restored"]).all():
                 raise ValueError(f"the network gives NaN or infinite numbers for {name}.")
-            pixels = [as_bytes(image[..., 0] if image.shape[2] == 1 else image) for image in pair]
+            restored, truth = _pixels(sample["restored"]), _pixels(sample["truth"])
             try:
-                self.results.append((self.measure(*pixels, crop), crop))
+                self.results.append((self.measure(restored, truth, crop), crop))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
 
@@ -157,6 +158,12 @@ class Likeness(BaseMetric):
             f"{len(results)} pictures.",
             logger="current",
         )
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """uint8 (H, W, 3), or of one channel (H, W), of floats (C, H, W) in [0, 1]."""
+    numbers = image.detach().float().cpu().permute(1, 2, 0).numpy()
+    return as_bytes(numbers[..., 0] if numbers.shape[2] == 1 else numbers)
 
 
 @METRICS.register_module()

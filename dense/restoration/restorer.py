@@ -1,0 +1,387 @@
+"""Restoration as an MMEngine model: a network, its losses, tiles for pictures of any size, the mean over symmetries.
+
+A network maps pictures (B, C, H, W) in [0, 1] to (B, C, scale H, scale W), for sides that are multiples of `multiple`;
+`scale` and `multiple` are its attributes. All padding is done here.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import Tensor, nn
+
+from ...data import one_of, positive
+from ...files import printable
+from ...registry import MODELS
+
+# --- from a batch to the network's arguments -------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class RestorationPreprocessor(BaseDataPreprocessor):
+    """A collated batch -> the arguments of `Restorer.forward`, on the model's device.
+
+    The batch is dict(image, truth, name), each stacked (`default_collate`) or a list (`pseudo_collate`): pictures
+    float (C, H, W) of one size, perhaps the true ones, and the names of their files. Numbers are looked at before they
+    leave the CPU, where that costs nothing.
+
+    Raises:
+        ValueError: the batch is empty, its pictures are of several sizes or no floats, or hold NaN (names the file).
+    """
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        names = data.get("name")
+        return dict(
+            images=self._batch("image", data["image"], names),
+            truths=None if data.get("truth") is None else self._batch("truth", data["truth"], names),
+            names=names,
+        )
+
+    def _batch(self, key: str, images: Tensor | Sequence[Tensor], names: Sequence[str] | None) -> Tensor:
+        if len(images) == 0:
+            raise ValueError("the batch is empty: it must hold at least one picture.")
+        if not isinstance(images, Tensor):
+            sizes = sorted({tuple(image.shape) for image in images})
+            if len(sizes) != 1:
+                raise ValueError(
+                    f"the pictures ({key}) of a batch must have one size, got {sizes}: take patches, or batch_size=1."
+                )
+            images = torch.stack(list(images))
+        if images.ndim != 4 or not images.is_floating_point():
+            raise ValueError(
+                f"pictures ({key}) must be floats (B, C, H, W), got {images.dtype} of {tuple(images.shape)}: end the "
+                "transforms by dict(type='PackPair')."
+            )
+        if not images.is_cuda and not (finite := torch.isfinite(images).flatten(1).all(1)).all():
+            place = int((~finite).nonzero()[0])
+            named = f" ({printable(names[place])})" if names else ""
+            raise ValueError(f"{key} {place} of the batch{named} holds NaN or infinite numbers.")
+        return images.to(self.device, non_blocking=self._non_blocking)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def l1(restored: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return F.l1_loss(restored, truth)
+
+
+def mse(restored: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error."""
+    return F.mse_loss(restored, truth)
+
+
+def charbonnier(restored: Tensor, truth: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """Mean of sqrt(difference^2 + epsilon^2): L1 with a rounded tip (Lai et al., LapSRN, CVPR 2017)."""
+    return ((restored - truth).square() + epsilon**2).sqrt().mean()
+
+
+def frequency(restored: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error of real and imaginary parts of the 2-D Fourier transforms, which are not normalized (Cho et
+    al., MIMO-UNet, ICCV 2021)."""
+    return torch.view_as_real(torch.fft.rfft2(restored) - torch.fft.rfft2(truth)).abs().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
+    l1=l1, mse=mse, charbonnier=charbonnier, frequency=frequency
+)
+
+# --- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def padded(network: nn.Module, image: Tensor) -> Tensor:
+    """The network's output for a picture of any size: its right and bottom are mirrored up to multiples, or, where the
+    picture is too small for that, its last pixels repeated, and the output is cut.
+
+    Args:
+        image: (B, C, H, W).
+
+    Raises:
+        ValueError: the output is not `network.scale` times as large.
+    """
+    height, width = image.shape[2:]
+    missing = [-side % network.multiple for side in (height, width)]  # type: ignore[operator]
+    if any(missing):
+        mode = "reflect" if missing[0] < height and missing[1] < width else "replicate"
+        image = F.pad(image, (0, missing[1], 0, missing[0]), mode=mode)
+    output, scale = network(image), network.scale
+    if output.shape[2:] != tuple(scale * side for side in image.shape[2:]):  # type: ignore[operator]
+        raise ValueError(
+            f"{type(network).__name__} has scale={scale}, and made {tuple(output.shape)} of {tuple(image.shape)}."
+        )
+    return output[..., : scale * height, : scale * width]  # type: ignore[operator]
+
+
+def tiles(
+    network: nn.Module,
+    image: Tensor,
+    tile: int | None = None,
+    overlap: int = 0,
+    half: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The network's output for a picture in tiles, which overlap and are blended.
+
+    Of the overlap the quarter at the border of a tile has no weight, and the half behind it a rising one. So the output
+    is that of the whole picture if the network reads no farther than overlap / 4 (see `reach`) and `tile` and `overlap`
+    keep its grid. Beside the picture and the output, memory is that of one tile, on the device of the network: a
+    picture on the CPU goes there tile by tile, and the output comes back.
+
+    Args:
+        network: see above; in inference mode.
+        image: (B, C, H, W), on any device.
+        tile: side of a tile in pixels of `image`; None for the whole picture at once.
+        overlap: least overlap of two tiles, at most half a tile.
+        half: float16 or bfloat16, in which the network runs under autocast. A tile that is not finite then is done
+            again in float32, with a word in the log.
+        progress: called with the tiles that are done and their number.
+
+    Returns:
+        float32 (B, C, scale H, scale W), on the device of `image`; not clamped.
+
+    Raises:
+        ValueError: a bad tile or overlap, or output that is not finite in float32 either.
+    """
+    height, width = image.shape[2:]
+    if tile is None:
+        tile, overlap = max(height, width), 0
+    positive("tile", tile)
+    if not 0 <= overlap <= tile // 2:
+        raise ValueError(f"overlap is {overlap!r}; it must be from 0 to half of tile={tile}.")
+    device = next((parameter.device for parameter in network.parameters()), image.device)
+    scale: int = network.scale  # type: ignore[assignment]
+    rows, columns = (_shares(side, tile, overlap, scale) for side in (height, width))
+    output, redone = None, 0
+    for done, ((top, row), (left, column)) in enumerate(product(rows, columns), 1):
+        part = image[..., top : top + tile, left : left + tile].to(device)
+        restored, again = _finite(network, part, half, f"rows from {top}, columns from {left}")
+        redone += again
+        if output is None:
+            output = image.new_zeros((*restored.shape[:2], scale * height, scale * width), dtype=torch.float32)
+        place = output[..., scale * top : scale * (top + tile), scale * left : scale * (left + tile)]
+        place += (restored * (row[:, None] * column).to(device)).to(output.device)
+        if progress:
+            progress(done, len(rows) * len(columns))
+    if redone:
+        print_log(
+            f"{redone} of {len(rows) * len(columns)} tiles were not finite in {str(half).removeprefix('torch.')}, and "
+            "were done again in float32.",
+            logger="current",
+            level=logging.WARNING,
+        )
+    assert output is not None
+    return output
+
+
+def _shares(length: int, tile: int, overlap: int, scale: int) -> list[tuple[int, Tensor]]:
+    """Where tiles begin along a side, and the weights of their output pixels, whose sum over the tiles is 1."""
+    count = 1 if length <= tile else -(-(length - overlap) // (tile - overlap))
+    starts = [number * (length - tile) // max(count - 1, 1) for number in range(count)] if count > 1 else [0]
+    side = min(tile, length)
+    place = (torch.arange(scale * side, dtype=torch.float64) + 0.5) / scale
+    total, weights = torch.zeros(scale * length, dtype=torch.float64), []
+    for start in starts:
+        weight = torch.ones_like(place)
+        for inside, distance in ((start > 0, place), (start + side < length, side - place)):
+            if inside and overlap:
+                weight = weight * ((distance - overlap / 4) / (overlap / 2)).clamp(0, 1)
+        weights.append(weight)
+        total[scale * start : scale * (start + side)] += weight
+    return [(s, (w / total[scale * s : scale * (s + side)]).float()) for s, w in zip(starts, weights)]
+
+
+def _finite(network: nn.Module, image: Tensor, half: torch.dtype | None, where: str) -> tuple[Tensor, bool]:
+    """The output in float32, and whether it had to be computed in it."""
+    if half is not None:
+        with torch.autocast(image.device.type, dtype=half):
+            output = padded(network, image).float()
+        if torch.isfinite(output).all():
+            return output, False
+    with torch.autocast(image.device.type, enabled=False):
+        output = padded(network, image.float()).float()
+    if not torch.isfinite(output).all():
+        raise ValueError(f"the network gives NaN or infinite numbers ({where}), in float32.")
+    return output, half is not None
+
+
+def reach(network: nn.Module, size: int = 64, channels: int = 3, share: float = 0.99) -> int:
+    """How far a network looks, measured: the least distance r, in pixels of its input, so that a `share` of the
+    absolute gradient of a pixel of the output lies within r rows and r columns of it.
+
+    Args:
+        network: see above.
+        size: side of the picture of noise that is looked at, at least; r is at most half of it.
+        channels: channels of the picture.
+        share: 1 for all pixels that have any influence.
+    """
+    size += -size % network.multiple  # type: ignore[operator]
+    parameter = next(network.parameters(), torch.zeros(1))
+    with torch.inference_mode(False), torch.enable_grad():
+        noise = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+        image = noise.to(parameter).requires_grad_()
+        middle = network.scale * (size // 2)  # type: ignore[operator]
+        (gradient,) = torch.autograd.grad(network(image)[..., middle, middle].sum(), image)
+    influence = gradient[0].double().abs().sum(0).cpu()
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = torch.maximum((rows - size // 2).abs(), (columns - size // 2).abs())
+    within = torch.zeros(size // 2 + 1).double().index_add_(0, distance.flatten(), influence.flatten()).cumsum(0)
+    return int((within >= share * within[-1] * (1 - 1e-12)).nonzero()[0])
+
+
+# --- symmetries ------------------------------------------------------------------------------------------------------
+
+
+def symmetry(image: Tensor, number: int) -> Tensor:
+    """One of the eight symmetries of a square, of the last two axes: bit 0 flips columns, bit 1 rows, bit 2 then
+    transposes."""
+    axes = [axis for axis, bit in ((-1, 1), (-2, 2)) if number & bit]
+    image = image.flip(axes) if axes else image
+    return image.transpose(-1, -2) if number & 4 else image
+
+
+def unsymmetry(image: Tensor, number: int) -> Tensor:
+    """What `symmetry` made, as it was."""
+    return symmetry(image.transpose(-1, -2) if number & 4 else image, number & 3)
+
+
+def ensemble(restore: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """Mean of what `restore` makes of the eight symmetric forms of a picture, turned back (geometric self-ensemble,
+    Lim et al., EDSR, CVPR Workshops 2017). Eight times the time, and the memory of two outputs more."""
+    total = restore(image)
+    for number in range(1, 8):
+        total = total + unsymmetry(restore(symmetry(image, number).contiguous()), number)
+    return total / 8
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@MODELS.register_module()
+class Restorer(BaseModel):
+    """Training and prediction of a network that restores pictures.
+
+    Args:
+        network: config of a module with `scale` and `multiple` (see above), such as dict(type='HAT', ...).
+        losses: weights of losses by name, of 'l1', 'mse', 'charbonnier', 'frequency'.
+        ensemble: at test, the mean over the eight symmetries.
+        tile: at test, side of the tiles in pixels of the input; None for whole pictures.
+        overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile.
+        half: at test, 'float16' or 'bfloat16' for autocast in it; see `tiles`.
+
+    `mode="loss"` gives {"loss_<name>"}, weighted, and {"psnr"}, in dB, of all channels; `mode="tensor"` the network's
+    output (B, C, scale H, scale W); `mode="predict"` for each picture {"restored" (C, scale H, scale W), float32 in
+    [0, 1], "truth", "scale", "name"}.
+    """
+
+    def __init__(
+        self,
+        network: dict,
+        losses: Mapping[str, float] = {"l1": 1.0},
+        ensemble: bool = False,
+        tile: int | None = None,
+        overlap: int | None = None,
+        half: str | None = None,
+        data_preprocessor=None,
+        init_cfg=None,
+    ):
+        super().__init__(data_preprocessor or dict(type="RestorationPreprocessor"), init_cfg)
+        if not losses:
+            raise ValueError("Restorer.losses is empty; name at least one, such as losses=dict(l1=1.0).")
+        for name, weight in losses.items():
+            one_of("Restorer.losses", name, tuple(LOSSES))
+            if not weight > 0:
+                raise ValueError(f"Restorer.losses: the weight of {name!r} is {weight!r}; it must be positive.")
+        if half is not None:
+            one_of("Restorer.half", half, ("float16", "bfloat16"))
+        if tile is not None:
+            positive("Restorer.tile", tile)
+        if overlap is not None and (tile is None or not 0 <= overlap <= tile // 2):
+            raise ValueError(f"Restorer.overlap is {overlap!r}; it must be from 0 to half of tile={tile!r}.")
+        self.network = MODELS.build(network)
+        lacking = [name for name in ("scale", "multiple") if not isinstance(getattr(self.network, name, None), int)]
+        if lacking:
+            raise ValueError(f"Restorer.network: {type(self.network).__name__} has no integer {' and '.join(lacking)}.")
+        self.losses, self.ensemble = dict(losses), ensemble
+        self.tile, self.overlap = tile, overlap
+        self.half: torch.dtype | None = getattr(torch, half) if half else None
+        self.progress: Callable[[int, int], None] | None = None
+
+    @property
+    def scale(self) -> int:
+        """Factor of both sides."""
+        return self.network.scale
+
+    @property
+    def checkpoint_rules(self) -> list:
+        """The rules for the authors' files, which hold a network and no more."""
+        return [*getattr(self.network, "checkpoint_rules", ()), (r"^(?!network\.)", "network.")]
+
+    @property
+    def checkpoint_optional(self) -> list[str]:
+        patterns = getattr(self.network, "checkpoint_optional", ())
+        return [rf"^network\.{p[1:]}" if p.startswith("^") else p for p in patterns]
+
+    def looks_like(self, state: Mapping[str, Tensor]) -> str:
+        """Which variant a state dict is of, if it is of another one than the network (see `attlas.checkpoint`)."""
+        looks_like = getattr(self.network, "looks_like", lambda state: "")
+        return looks_like({name.removeprefix("network."): value for name, value in state.items()})
+
+    def forward(self, images: Tensor, truths: Tensor | None = None, names=None, mode: str = "tensor"):
+        one_of("mode", mode, ("loss", "predict", "tensor"))
+        if truths is not None:
+            self._check_scale(images, truths)
+        if mode == "tensor":
+            return padded(self.network, images)
+        if mode == "loss":
+            if truths is None:
+                raise ValueError("mode='loss' needs the true pictures (truth), got None")
+            return self._losses(padded(self.network, images).float(), truths.float())
+        restored = self.restore(images).clamp(0, 1)
+        return [
+            dict(restored=picture, truth=truth, scale=self.scale, name=name)
+            for picture, truth, name in zip(
+                restored,
+                [None] * len(images) if truths is None else truths,
+                [None] * len(images) if names is None else names,
+            )
+        ]
+
+    def restore(self, images: Tensor) -> Tensor:
+        """Pictures (B, C, H, W), on any device -> float32 (B, C, scale H, scale W) on that device, in tiles and with
+        the symmetries that the options ask for; not clamped."""
+        if self.tile is not None and self.overlap is None:
+            self.overlap = min(self.tile // 2, 4 * reach(self.network, channels=images.shape[1]))
+            print_log(f"tiles of {self.tile} overlap by {self.overlap} pixels, as measured.", logger="current")
+
+        def one(image: Tensor) -> Tensor:
+            return tiles(self.network, image, self.tile, self.overlap or 0, self.half, self.progress)
+
+        return ensemble(one, images) if self.ensemble else one(images)
+
+    def _check_scale(self, images: Tensor, truths: Tensor) -> None:
+        small, large = images.shape[2:], truths.shape[2:]
+        if large == tuple(self.scale * side for side in small) and images.shape[0] == truths.shape[0]:
+            return
+        factors = {new / old for new, old in zip(large, small)}
+        found = f"scale {factors.pop():g}" if len(factors) == 1 else "no one scale"
+        raise ValueError(
+            f"the network has scale={self.scale}, and the data have {found}: pictures {tuple(images.shape)}, truth "
+            f"{tuple(truths.shape)}."
+        )
+
+    def _losses(self, restored: Tensor, truths: Tensor) -> dict[str, Tensor]:
+        found = {f"loss_{name}": weight * LOSSES[name](restored, truths) for name, weight in self.losses.items()}
+        total = torch.stack(list(found.values())).sum()
+        if not torch.compiler.is_compiling() and total.device.type == "cpu" and not torch.isfinite(total):
+            raise FloatingPointError(
+                "the loss is NaN or infinite: the training has diverged (a lower learning rate, a warm-up or gradient "
+                "clipping may help)."
+            )
+        with torch.no_grad():
+            error = F.mse_loss(restored.clamp(0, 1), truths).clamp(min=1e-10)
+        return found | dict(psnr=-10 * error.log10())
