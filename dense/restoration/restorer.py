@@ -7,12 +7,13 @@ A network maps pictures (B, C, H, W) in [0, 1] to (B, C, scale H, scale W), for 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data import one_of, positive
 from ...files import printable
@@ -94,7 +95,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 
-def padded(network: nn.Module, image: Tensor) -> Tensor:
+def padded(network: Any, image: Tensor) -> Tensor:
     """The network's output for a picture of any size: its right and bottom are mirrored up to multiples, or, where the
     picture is too small for that, its last pixels repeated, and the output is cut.
 
@@ -104,21 +105,29 @@ def padded(network: nn.Module, image: Tensor) -> Tensor:
     Raises:
         ValueError: the output is not `network.scale` times as large.
     """
+    height, width = (network.scale * side for side in image.shape[2:])
+    return _checked(network, _mirrored(image, network.multiple))[..., :height, :width]
+
+
+def _mirrored(image: Tensor, multiple: int) -> Tensor:
     height, width = image.shape[2:]
-    missing = [-side % network.multiple for side in (height, width)]  # type: ignore[operator]
-    if any(missing):
-        mode = "reflect" if missing[0] < height and missing[1] < width else "replicate"
-        image = F.pad(image, (0, missing[1], 0, missing[0]), mode=mode)
+    low, right = -height % multiple, -width % multiple
+    if not (low or right):
+        return image
+    return F.pad(image, (0, right, 0, low), mode="reflect" if low < height and right < width else "replicate")
+
+
+def _checked(network: Any, image: Tensor) -> Tensor:
     output, scale = network(image), network.scale
-    if output.shape[2:] != tuple(scale * side for side in image.shape[2:]):  # type: ignore[operator]
+    if output.shape[2:] != tuple(scale * side for side in image.shape[2:]):
         raise ValueError(
             f"{type(network).__name__} has scale={scale}, and made {tuple(output.shape)} of {tuple(image.shape)}."
         )
-    return output[..., : scale * height, : scale * width]  # type: ignore[operator]
+    return output
 
 
 def tiles(
-    network: nn.Module,
+    network: Any,
     image: Tensor,
     tile: int | None = None,
     overlap: int = 0,
@@ -128,14 +137,14 @@ def tiles(
     """The network's output for a picture in tiles, which overlap and are blended.
 
     Of the overlap the quarter at the border of a tile has no weight, and the half behind it a rising one. So the output
-    is that of the whole picture if the network reads no farther than overlap / 4 (see `reach`) and `tile` and `overlap`
-    keep its grid. Beside the picture and the output, memory is that of one tile, on the device of the network: a
-    picture on the CPU goes there tile by tile, and the output comes back.
+    is that of the whole picture if the network reads no farther than overlap / 4 (see `reach`). Tiles lie on the grid
+    of multiples, on which a network may have windows. Beside the picture and the output, memory is that of one tile, on
+    the device of the network: a picture on the CPU goes there tile by tile, and the output comes back.
 
     Args:
         network: see above; in inference mode.
         image: (B, C, H, W), on any device.
-        tile: side of a tile in pixels of `image`; None for the whole picture at once.
+        tile: side of a tile in pixels of `image`, a multiple of `network.multiple`; None for the whole picture at once.
         overlap: least overlap of two tiles, at most half a tile.
         half: float16 or bfloat16, in which the network runs under autocast. A tile that is not finite then is done
             again in float32, with a word in the log.
@@ -147,15 +156,17 @@ def tiles(
     Raises:
         ValueError: a bad tile or overlap, or output that is not finite in float32 either.
     """
+    scale: int = network.scale
+    multiple: int = network.multiple
+    wanted = [scale * side for side in image.shape[2:]]
+    image = _mirrored(image, multiple)
     height, width = image.shape[2:]
     if tile is None:
         tile, overlap = max(height, width), 0
-    positive("tile", tile)
-    if not 0 <= overlap <= tile // 2:
-        raise ValueError(f"overlap is {overlap!r}; it must be from 0 to half of tile={tile}.")
+    check_tiles(tile, overlap, multiple)
     device = next((parameter.device for parameter in network.parameters()), image.device)
-    scale: int = network.scale  # type: ignore[assignment]
-    rows, columns = (_shares(side, tile, overlap, scale) for side in (height, width))
+    step = (tile - overlap) // multiple * multiple
+    rows, columns = (_shares(side, tile, step, overlap, scale) for side in (height, width))
     output, redone = None, 0
     for done, ((top, row), (left, column)) in enumerate(product(rows, columns), 1):
         part = image[..., top : top + tile, left : left + tile].to(device)
@@ -175,13 +186,24 @@ def tiles(
             level=logging.WARNING,
         )
     assert output is not None
-    return output
+    return output[..., : wanted[0], : wanted[1]]
 
 
-def _shares(length: int, tile: int, overlap: int, scale: int) -> list[tuple[int, Tensor]]:
+def check_tiles(tile: int, overlap: int, multiple: int) -> None:
+    """Refuse, by a ValueError, tiles that do not fit a network; see `tiles`."""
+    positive("tile", tile)
+    if tile % multiple:
+        raise ValueError(f"tile is {tile}; it must be a multiple of {multiple}, as the network is built.")
+    if not 0 <= overlap <= tile // 2 or tile - overlap < multiple:
+        raise ValueError(
+            f"overlap is {overlap!r}; it must be from 0 to {min(tile // 2, tile - multiple)}: half of tile={tile}, and "
+            f"a multiple of {multiple} must be left."
+        )
+
+
+def _shares(length: int, tile: int, step: int, overlap: int, scale: int) -> list[tuple[int, Tensor]]:
     """Where tiles begin along a side, and the weights of their output pixels, whose sum over the tiles is 1."""
-    count = 1 if length <= tile else -(-(length - overlap) // (tile - overlap))
-    starts = [number * (length - tile) // max(count - 1, 1) for number in range(count)] if count > 1 else [0]
+    starts = [*range(0, max(length - tile, 0), step), max(length - tile, 0)]
     side = min(tile, length)
     place = (torch.arange(scale * side, dtype=torch.float64) + 0.5) / scale
     total, weights = torch.zeros(scale * length, dtype=torch.float64), []
@@ -195,21 +217,21 @@ def _shares(length: int, tile: int, overlap: int, scale: int) -> list[tuple[int,
     return [(s, (w / total[scale * s : scale * (s + side)]).float()) for s, w in zip(starts, weights)]
 
 
-def _finite(network: nn.Module, image: Tensor, half: torch.dtype | None, where: str) -> tuple[Tensor, bool]:
+def _finite(network: Any, image: Tensor, half: torch.dtype | None, where: str) -> tuple[Tensor, bool]:
     """The output in float32, and whether it had to be computed in it."""
     if half is not None:
         with torch.autocast(image.device.type, dtype=half):
-            output = padded(network, image).float()
+            output = _checked(network, image).float()
         if torch.isfinite(output).all():
             return output, False
     with torch.autocast(image.device.type, enabled=False):
-        output = padded(network, image.float()).float()
+        output = _checked(network, image.float()).float()
     if not torch.isfinite(output).all():
         raise ValueError(f"the network gives NaN or infinite numbers ({where}), in float32.")
     return output, half is not None
 
 
-def reach(network: nn.Module, size: int = 64, channels: int = 3, share: float = 0.99) -> int:
+def reach(network: Any, size: int = 64, channels: int = 3, share: float = 0.99) -> int:
     """How far a network looks, measured: the least distance r, in pixels of its input, so that a `share` of the
     absolute gradient of a pixel of the output lies within r rows and r columns of it.
 
@@ -219,12 +241,12 @@ def reach(network: nn.Module, size: int = 64, channels: int = 3, share: float = 
         channels: channels of the picture.
         share: 1 for all pixels that have any influence.
     """
-    size += -size % network.multiple  # type: ignore[operator]
+    size += -size % network.multiple
     parameter = next(network.parameters(), torch.zeros(1))
     with torch.inference_mode(False), torch.enable_grad():
         noise = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
         image = noise.to(parameter).requires_grad_()
-        middle = network.scale * (size // 2)  # type: ignore[operator]
+        middle = network.scale * (size // 2)
         (gradient,) = torch.autograd.grad(network(image)[..., middle, middle].sum(), image)
     influence = gradient[0].double().abs().sum(0).cpu()
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
@@ -298,14 +320,14 @@ class Restorer(BaseModel):
                 raise ValueError(f"Restorer.losses: the weight of {name!r} is {weight!r}; it must be positive.")
         if half is not None:
             one_of("Restorer.half", half, ("float16", "bfloat16"))
-        if tile is not None:
-            positive("Restorer.tile", tile)
-        if overlap is not None and (tile is None or not 0 <= overlap <= tile // 2):
-            raise ValueError(f"Restorer.overlap is {overlap!r}; it must be from 0 to half of tile={tile!r}.")
+        if overlap is not None and tile is None:
+            raise ValueError(f"Restorer.overlap is {overlap!r}, and there are no tiles (tile=None).")
         self.network = MODELS.build(network)
         lacking = [name for name in ("scale", "multiple") if not isinstance(getattr(self.network, name, None), int)]
         if lacking:
             raise ValueError(f"Restorer.network: {type(self.network).__name__} has no integer {' and '.join(lacking)}.")
+        if tile is not None:
+            check_tiles(tile, overlap or 0, self.network.multiple)
         self.losses, self.ensemble = dict(losses), ensemble
         self.tile, self.overlap = tile, overlap
         self.half: torch.dtype | None = getattr(torch, half) if half else None
@@ -355,7 +377,8 @@ class Restorer(BaseModel):
         """Pictures (B, C, H, W), on any device -> float32 (B, C, scale H, scale W) on that device, in tiles and with
         the symmetries that the options ask for; not clamped."""
         if self.tile is not None and self.overlap is None:
-            self.overlap = min(self.tile // 2, 4 * reach(self.network, channels=images.shape[1]))
+            most = min(self.tile // 2, self.tile - self.network.multiple)
+            self.overlap = min(most, 4 * reach(self.network, channels=images.shape[1]))
             print_log(f"tiles of {self.tile} overlap by {self.overlap} pixels, as measured.", logger="current")
 
         def one(image: Tensor) -> Tensor:

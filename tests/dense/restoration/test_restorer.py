@@ -113,11 +113,11 @@ def identity():
 @pytest.mark.parametrize("scale", [1, 2, 3])
 @pytest.mark.parametrize("size", [(70, 45), (16, 100), (7, 7), (64, 33)])
 def test_tiles_equal_the_whole_picture(scale, size):
-    network = SmallUpscaler(scale, start=0.1, multiple=1).eval()
+    network = SmallUpscaler(scale, start=0.1, multiple=4).eval()
     image = pictures(2, 3, *size)
     calls = []
     with torch.no_grad():
-        whole = network(image)
+        whole = padded(network, image)
         got = tiles(network, image, tile=24, overlap=12, progress=lambda *done: calls.append(done))
     torch.testing.assert_close(got, whole, atol=1e-5, rtol=0)
     assert calls == [(n + 1, len(calls)) for n in range(len(calls))]
@@ -138,7 +138,7 @@ def test_weights_sum_to_one():
     for length in range(1, 90, 7):
         for tile, overlap in ((16, 8), (16, 0), (17, 5), (31, 1)):
             total = torch.zeros(2 * length)
-            for start, weight in module._shares(length, tile, overlap, 2):
+            for start, weight in module._shares(length, tile, tile - overlap, overlap, 2):
                 total[2 * start : 2 * start + len(weight)] += weight
             torch.testing.assert_close(total, torch.ones(2 * length))
 
@@ -169,9 +169,9 @@ def test_overlap_is_measured_once(said):
     torch.testing.assert_close(got, model(image), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (16, 9), (16, -1)])
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (14, 0), (16, 9), (16, -1), (4, 1)])
 def test_bad_tiles(tile, overlap):
-    with pytest.raises(ValueError, match=r"^tile is 0|^overlap is (9|-1)"):
+    with pytest.raises(ValueError, match=r"^tile is (0|14)|^overlap is (9|-1|1)"):
         tiles(SmallUpscaler(), pictures(1, 3, 8, 8), tile, overlap)
 
 
@@ -288,6 +288,7 @@ def test_a_training_that_diverged_stops():
         (dict(half="fp16"), "half is 'fp16'"),
         (dict(overlap=8), "tile=None"),
         (dict(tile=16, overlap=9), "half of tile=16"),
+        (dict(tile=18), "multiple of 4"),
         (dict(network=dict(type="PooledHead", num_classes=2, in_channels=2)), "no integer scale and multiple"),
     ],
 )
