@@ -22,13 +22,16 @@ MAX_PIXELS = 89_478_485
 PNG = b"\x89PNG\r\n\x1a\n"  # how it begins
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True, deep: bool = False
+) -> np.ndarray:
     """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
     times, opacity is dropped; of several pages or frames the first is read.
 
     Args:
         max_pixels: most pixels of an image, of width times height.
         upright: whether EXIF turns the image; its pixels are else in the order in which they are stored.
+        deep: whether 16 bits stay 16 bits (uint16), instead of being cut to 8.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,7 +50,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = T
             raise ValueError(f"{width} x {height} pixels are declared")
         if height * width > max_pixels:
             raise ValueError(f"{width} x {height} pixels are declared, more than max_pixels = {max_pixels:,}")
-        image = _decoded(content, upright)
+        image = _decoded(content, upright, deep)
         if header is _jpeg and _ends_early(content, image, upright):
             raise ValueError("the JPEG ends before its last row; a decoder makes the rest grey")
         if sorted(image.shape[:2]) != sorted((height, width)):
@@ -57,11 +60,14 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = T
     return image
 
 
-def _decoded(content: bytes, upright: bool) -> np.ndarray:
+def _decoded(content: bytes, upright: bool, deep: bool = False) -> np.ndarray:
     flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    flags |= cv2.IMREAD_ANYDEPTH if deep else 0
     image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
         raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"its numbers are {image.dtype}; 8 and 16 bits are read")
     return image
 
 

@@ -249,3 +249,12 @@ def test_a_map_shows_in_colors(tmp_path):
     (tmp_path / "a.png").write_bytes(encode_map(labels, colors))
     assert np.array_equal(read_map(tmp_path / "a.png"), labels)
     assert np.array_equal(read_image(tmp_path / "a.png"), colors[labels])
+
+
+def test_sixteen_bits_stay_if_asked_for(tmp_path):
+    deep = np.arange(12, dtype=np.uint16).reshape(2, 2, 3) * 5000
+    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
+    assert np.array_equal(read_image(tmp_path / "a.png", deep=True), deep)
+    assert np.array_equal(read_image(tmp_path / "a.png"), deep >> 8)
+    cv2.imwrite(str(tmp_path / "b.png"), deep[..., ::-1].astype(np.uint8))
+    assert read_image(tmp_path / "b.png", deep=True).dtype == np.uint8
