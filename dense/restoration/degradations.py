@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from ...data import one_of, positive
 
@@ -154,12 +155,19 @@ def build_degradation(config: Mapping | Degradation) -> Degradation:
     """
     if isinstance(config, Degradation):
         return config
-    options = dict(config)
+    options = _tuples(config)
     kind = one_of("degradation.type", options.pop("type", ""), tuple(DEGRADATIONS))
     try:
         return DEGRADATIONS[kind](**options)
     except TypeError as error:
         raise ValueError(f"degradation {kind}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """A value with tuples for the lists that JSON makes of them."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(part) for key, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)
@@ -272,4 +280,160 @@ class Chain(Degradation):
         return image
 
 
-DEGRADATIONS: dict[str, type[Degradation]] = {kind.__name__: kind for kind in (Bicubic, GaussianNoise, JPEG, Chain)}
+# --- Real-ESRGAN -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the two stages of `RealESRGAN`: blur, resize, noise, JPEG. Pairs are least and most.
+
+    Args:
+        blur: probability of a blur.
+        sinc: share of circular low-passes among the kernels.
+        sigma: deviation of the Gaussian kernels, in pixels, along each axis.
+        resize: probabilities of larger, smaller, and the same size.
+        factor: factor of the sides, where they change.
+        gaussian: probability of Gaussian noise; else it is Poisson's.
+        noise: deviation of Gaussian noise in units of 1/255.
+        poisson: factor of Poisson's noise.
+        grey: probability that the channels share their noise.
+        quality: of JPEG.
+    """
+
+    blur: float
+    sinc: float
+    sigma: tuple[float, float]
+    resize: tuple[float, float, float]
+    factor: tuple[float, float]
+    gaussian: float
+    noise: tuple[float, float]
+    poisson: tuple[float, float]
+    grey: float
+    quality: tuple[int, int]
+
+
+FIRST = Stage(1.0, 0.1, (0.2, 3), (0.2, 0.7, 0.1), (0.15, 1.5), 0.5, (1, 30), (0.05, 3), 0.4, (30, 95))
+SECOND = Stage(0.8, 0.1, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), 0.5, (1, 25), (0.05, 2.5), 0.4, (30, 95))
+KERNELS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # shares: Gaussian, generalized, plateau; of each isotropic first
+GENERALIZED, PLATEAU = (0.5, 4), (1, 2)  # their exponents
+SIDES = range(7, 22, 2)  # of kernels
+
+
+@dataclass(frozen=True)
+class RealESRGAN(Degradation):
+    """Real-ESRGAN's degradation of second order (Wang et al., ICCV Workshops 2021, arXiv 2107.10833): two `Stage`s of
+    blur, resize, noise and JPEG, the second of which ends in the wanted size and a circular low-pass, in either order
+    with its JPEG. The picture becomes uint8. The distributions are those of the paper's training.
+
+    Not the authors' pictures to the digit: their kernels and noise come from other generators, and they compress by a
+    differentiable JPEG.
+
+    Args:
+        scale: factor by which the sides get smaller.
+        first, second: the stages, or their dicts.
+        last_sinc: probability of the low-pass at the end.
+    """
+
+    scale: int = 4
+    first: Any = FIRST
+    second: Any = SECOND
+    last_sinc: float = 0.8
+
+    def __post_init__(self):
+        positive("RealESRGAN.scale", self.scale)
+        for name in ("first", "second"):
+            if isinstance(value := getattr(self, name), Mapping):
+                object.__setattr__(self, name, Stage(**value))
+
+    def __call__(self, image):
+        height, width = image.shape[:2]
+        if height % self.scale or width % self.scale:
+            raise ValueError(f"a picture of {width} x {height} pixels: both must be multiples of scale={self.scale}.")
+        made = _worse(as_floats(image), self.first)
+        made = as_floats(through_jpeg(made, _integer(self.first.quality)))
+        made = _worse(made, self.second, (height // self.scale, width // self.scale))
+        low_pass = _sinc_kernel(np.random.choice(SIDES)) if np.random.rand() < self.last_sinc else None
+        jpeg_first = np.random.rand() < 0.5
+        for jpeg in (jpeg_first, not jpeg_first):
+            if not jpeg:
+                made = _resized(made, (height // self.scale, width // self.scale))
+                made = _filtered(made, low_pass) if low_pass is not None else made
+            else:
+                made = as_floats(through_jpeg(made, _integer(self.second.quality)))
+        return as_bytes(made)
+
+
+def _worse(image: np.ndarray, stage: Stage, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Blur, another size (a factor of the picture's, or of `size`) and noise."""
+    if np.random.rand() < stage.blur:
+        image = _filtered(image, _kernel(stage))
+    least, most = stage.factor
+    larger, smaller, _ = stage.resize
+    draw = np.random.rand()
+    factor = 1.0
+    if draw < larger:
+        factor = np.random.uniform(1, most)
+    elif draw < larger + smaller:
+        factor = np.random.uniform(least, 1)
+    image = _resized(image, tuple(max(1, round(factor * side)) for side in size or image.shape[:2]))
+    grey = image.ndim == 3 and np.random.rand() < stage.grey
+    if np.random.rand() < stage.gaussian:
+        shape = (*image.shape[:2], 1) if grey else image.shape
+        noise = np.random.uniform(*stage.noise) / 255 * np.random.standard_normal(shape)
+    else:
+        source = as_bytes(image) / 255
+        if grey:
+            source = source @ np.array([[0.299], [0.587], [0.114]])
+        levels = 2 ** np.ceil(np.log2(max(2, len(np.unique(np.round(255 * source))))))
+        noise = np.random.uniform(*stage.poisson) * (np.random.poisson(source * levels) / levels - source)
+    return np.clip(image + noise, 0, 1).astype(np.float32)
+
+
+def _integer(bounds: Sequence[int]) -> int:
+    return int(np.random.randint(bounds[0], bounds[1] + 1))
+
+
+def _resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """In another size, by area, bilinear or bicubic (OpenCV's, without antialias: that is the point)."""
+    way = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)[np.random.randint(3)]
+    return np.clip(cv2.resize(image, (size[1], size[0]), interpolation=way), 0, 1)
+
+
+def _filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    return np.clip(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101), 0, 1)
+
+
+def _kernel(stage: Stage) -> np.ndarray:
+    """A kernel of blur, odd, of sum 1: a low-pass, or a Gaussian, generalized or with a plateau, perhaps turned."""
+    side = int(np.random.choice(SIDES))
+    if np.random.rand() < stage.sinc:
+        return _sinc_kernel(side)
+    kind = int(np.random.choice(len(KERNELS), p=KERNELS))
+    first, second = np.random.uniform(*stage.sigma, 2)
+    second, angle = (second, np.random.uniform(-np.pi, np.pi)) if kind % 2 else (first, 0.0)
+    y, x = np.mgrid[:side, :side] - side // 2
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    distance = (along / first) ** 2 + (across / second) ** 2
+    if kind < 2:
+        kernel = np.exp(-distance / 2)
+    else:
+        bounds = GENERALIZED if kind < 4 else PLATEAU
+        power = np.random.uniform(bounds[0], 1) if np.random.rand() < 0.5 else np.random.uniform(1, bounds[1])
+        kernel = np.exp(-(distance**power) / 2) if kind < 4 else 1 / (1 + distance**power)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _sinc_kernel(side: int) -> np.ndarray:
+    """A circular low-pass: the Fourier transform of a disc of frequencies up to a cut-off, which is drawn."""
+    cutoff = np.random.uniform(np.pi / 3 if side < 13 else np.pi / 5, np.pi)
+    y, x = np.mgrid[:side, :side] - side // 2
+    radius = np.hypot(x, y)
+    radius[side // 2, side // 2] = 1
+    kernel = cutoff * torch.special.bessel_j1(torch.from_numpy(cutoff * radius)).numpy() / (2 * np.pi * radius)
+    kernel[side // 2, side // 2] = cutoff**2 / (4 * np.pi)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+DEGRADATIONS: dict[str, type[Degradation]] = {
+    kind.__name__: kind for kind in (Bicubic, GaussianNoise, JPEG, Chain, RealESRGAN)
+}

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from attlas.data import seeded
+from attlas.dense.restoration import degradations as module
 from attlas.dense.restoration.degradations import (
     JPEG,
     Bicubic,
     Chain,
     GaussianNoise,
+    RealESRGAN,
     as_bytes,
     build_degradation,
     imresize,
@@ -162,7 +164,7 @@ def test_a_degradation_is_a_value_that_json_keeps():
     chain = Chain([Bicubic(2), dict(type="GaussianNoise", sigma=(1, 5)), JPEG((30, 95)), Bicubic(2)])
     assert chain.scale == 4
     again = build_degradation(json.loads(json.dumps(chain.config)))
-    assert again.config == json.loads(json.dumps(chain.config))
+    assert again == chain
     image = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
     with seeded(1):
         first = chain(image)
@@ -170,6 +172,66 @@ def test_a_degradation_is_a_value_that_json_keeps():
         second = again(image)
     assert first.shape == (4, 6, 3)
     assert (first == second).all()
+
+
+# --- Real-ESRGAN -----------------------------------------------------------------------------------------------------
+
+
+def test_real_esrgan_is_repeatable_and_worse_than_bicubic():
+    random = np.random.default_rng(0)
+    image = imresize(random.integers(0, 256, (6, 8, 3)).astype(np.uint8), 16)
+    degradation = build_degradation(json.loads(json.dumps(RealESRGAN(scale=4).config)))
+    assert degradation == RealESRGAN(scale=4)
+    plain = Bicubic(4)(image).astype(float)
+    made = []
+    for seed in (*range(12), 0):
+        with seeded(seed):
+            made.append(degradation(image))
+    assert all(picture.shape == (24, 32, 3) and picture.dtype == np.uint8 for picture in made)
+    assert np.array_equal(made[0], made[-1])
+    assert len({picture.tobytes() for picture in made}) == 12
+    errors = [np.abs(picture - plain).mean() for picture in made]
+    assert min(errors) > 1
+    # no tint and no shift: the mean of many is near to the picture, and nearer than a pixel beside it
+    mean = np.mean(made, 0)
+    assert abs(mean.mean() - plain.mean()) < 3
+    inside = (slice(2, -2),) * 2
+
+    def likeness(shift, axis):
+        return np.corrcoef(np.roll(mean, shift, axis)[inside].ravel(), plain[inside].ravel())[0, 1]
+
+    assert likeness(0, 0) > 0.95
+    assert all(likeness(shift, axis) < likeness(0, 0) - 0.03 for shift in (-1, 1) for axis in (0, 1))
+    with seeded(0):
+        assert degradation(image[..., 0]).shape == (24, 32)
+    with pytest.raises(ValueError, match="multiples of scale=4"):
+        degradation(image[:-1])
+
+
+def test_without_blur_noise_and_resize_little_is_left_to_undo():
+    calm = dict(
+        blur=0, sinc=0, sigma=(1, 1), resize=(0, 0, 1), factor=(1, 1), gaussian=1, noise=(0, 0), poisson=(0, 0),
+        grey=0, quality=(100, 100),
+    )  # fmt: skip
+    image = np.tile(np.linspace(40, 200, 32).astype(np.uint8)[:, None, None], (1, 24, 3))
+    with seeded(0):
+        got = RealESRGAN(1, calm, calm, last_sinc=0)(image)
+    assert np.abs(got.astype(int) - image).max() <= 3
+
+
+def test_kernels_of_blur():
+    for seed in range(40):
+        with seeded(seed):
+            kernel = module._kernel(module.FIRST)
+        side = len(kernel)
+        assert side in range(7, 22, 2)
+        assert abs(kernel.sum() - 1) < 1e-5
+        np.testing.assert_allclose(kernel, kernel[::-1, ::-1], atol=1e-6)  # no shift
+    with seeded(0):
+        sinc = module._sinc_kernel(21)
+    response = np.abs(np.fft.fft2(sinc, (64, 64)))
+    assert abs(response[0, 0] - 1) < 1e-5
+    assert response[32, 32] < 0.2  # beyond the cut-off in any case
 
 
 @pytest.mark.parametrize(
@@ -181,6 +243,8 @@ def test_a_degradation_is_a_value_that_json_keeps():
         (dict(type="GaussianNoise", sigma=(5, 1)), "GaussianNoise.sigma"),
         (dict(type="JPEG", quality=0), "JPEG.quality is 0"),
         (dict(type="Chain", steps=[]), "empty"),
+        (dict(type="RealESRGAN", scale=0), "RealESRGAN.scale is 0"),
+        (dict(type="RealESRGAN", first=dict(blur=1)), "missing"),
     ],
 )
 def test_bad_degradations(config, words):
