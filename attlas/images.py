@@ -22,9 +22,7 @@ MAX_PIXELS = 89_478_485
 PNG = b"\x89PNG\r\n\x1a\n"  # how it begins
 
 
-def read_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True, deep: bool = False
-) -> np.ndarray:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True, deep: bool = False) -> np.ndarray:
     """An image file as uint8 (H, W, 3), red, green, blue, turned as its EXIF orientation says; grey is given three
     times, opacity is dropped; of several pages or frames the first is read.
 

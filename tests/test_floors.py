@@ -157,7 +157,7 @@ SHARED = {
         "views",
         "volumes",
     },
-    "dense/restoration": {"__init__", "network"},
+    "dense/restoration": {"__init__", "datasets", "degradations", "metrics", "network", "restorer"},
 }
 
 
