@@ -239,6 +239,7 @@ OF_SEVERAL_FILES = {
     "backbones/test_systems.py",
     "dense/detection/test_configs.py",
     "dense/detection/test_training.py",
+    "dense/restoration/test_training.py",
     "dense/segmentation/test_configs.py",
     "dense/segmentation/test_training.py",
     "kernels/test_operators.py",
