@@ -43,8 +43,17 @@ class AveragedSegmentor(nn.Module):
 
         Args:
             data: lists of `inputs` and `data_samples`: of views, and in each of images.
+
+        Raises:
+            ValueError: a sample does not tell whether it is mirrored, so that nothing turns its prediction back.
         """
         count = len(data["inputs"])
+        told: list[Any] = [sample for samples in data["data_samples"] for sample in samples]
+        if not all("flip" in sample.metainfo for sample in told):
+            raise ValueError(
+                "samples do not tell whether they are mirrored: meta_keys of PackSegInputs must have 'flip' and "
+                "'flip_direction'"
+            )
         if count != self.count:
             self.count = count
             print_log(f"probabilities of {count} views of each image are averaged", logger="current")
@@ -76,7 +85,7 @@ def views(pipeline: Sequence[Mapping[str, Any]], ratios: Sequence[float], flip: 
     """A test pipeline that gives an image in several sizes and, in each, as it is and mirrored.
 
     Sizes are multiples of that to which the pipeline resizes an image or, if it does not, of the image's. Maps are read
-    behind it, so that figures are of the pixels of their files.
+    behind it, so that figures are of the pixels of their files. `meta_keys` get what turns predictions back.
 
     Args:
         pipeline: configs of the transforms of test data, with the reading of the image first.
@@ -90,6 +99,9 @@ def views(pipeline: Sequence[Mapping[str, Any]], ratios: Sequence[float], flip: 
     if not ratios or min(ratios) <= 0:
         raise ValueError(f"ratios must be positive numbers, not {ratios!r}")
     steps = [dict(step) for step in pipeline]
+    for step in steps:
+        if "meta_keys" in step:
+            step["meta_keys"] = tuple(dict.fromkeys((*step["meta_keys"], "flip", "flip_direction")))
     kinds = [str(step["type"]).rpartition(".")[2] for step in steps]
     resizes = [place for place, kind in enumerate(kinds) if "Resize" in kind]
     if len(resizes) > 1 or "TestTimeAug" in kinds or any(kinds[place] != "Resize" for place in resizes):

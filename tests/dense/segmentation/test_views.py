@@ -69,6 +69,23 @@ def test_probabilities_of_both_sides_are_averaged(rooms, model, channels):
     assert not torch.equal(squash(both[0]), squash(both[1]))
 
 
+@torch.no_grad()
+def test_mirrored_views_are_turned_back_whatever_meta_keys_say(rooms, model):
+    """mmseg turns a prediction back where `flip` and `flip_direction` are in the sample."""
+    keys = ("img_path", "ori_shape", "img_shape")
+    few = [*PLAIN[:2], PLAIN[2] | dict(meta_keys=keys)]
+    averaged = AveragedSegmentor(model)
+    found = averaged.test_step(batch(rooms, views(few, [1.0])))
+    for one, other in zip(found, averaged.test_step(batch(rooms, views(PLAIN, [1.0])))):
+        assert torch.equal(one.seg_logits.data, other.seg_logits.data)
+        assert {*keys, "flip", "flip_direction"} == one.metainfo.keys() - {"pad_shape", "img_padding_size"}
+    assert few[2]["meta_keys"] == keys
+    several = views(PLAIN, [1.0])
+    several[-1]["transforms"][-1] = [few[2]]
+    with pytest.raises(ValueError, match="meta_keys of PackSegInputs must have 'flip' and 'flip_direction'"):
+        averaged.test_step(batch(rooms, several))
+
+
 def test_sizes_are_multiples_of_the_test_size():
     """mmseg's own pipelines take multiples of the image; papers of ADE20K those of 2048 x 512, as we do."""
     config = load_config(CONFIGS / "upernet/upernet_davit_ade20k.py", dict(pretrained="None"))
