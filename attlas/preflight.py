@@ -91,7 +91,8 @@ def check_batches(loader: Any, model: Any) -> None:
 
 
 def check_classes(dataset: Any, model: nn.Module) -> None:
-    """Compare the number of classes of a data set with `num_classes` of a model, or of its parts.
+    """Compare the number of classes of a data set with `num_classes` of a model, or of its parts; of panoptic ones
+    those of things and of stuff.
 
     Raises:
         CannotTrain: names the part.
@@ -107,6 +108,27 @@ def check_classes(dataset: Any, model: nn.Module) -> None:
             raise CannotTrain(
                 f"num_classes of {name or type(model).__name__} is {count}, and the data set has "
                 f"{len(classes)} classes ({_some(classes)})."
+            )
+    _check_things(dataset.metainfo, model)
+
+
+def _check_things(metainfo: Mapping, model: nn.Module) -> None:
+    """As `check_classes`, of the parts of a panoptic model: RoI heads tell things apart."""
+    if not {"thing_classes", "stuff_classes"} <= metainfo.keys():
+        return
+    names = dict(num_things_classes=metainfo["thing_classes"], num_stuff_classes=metainfo["stuff_classes"])
+    parts = dict(model.named_modules())
+    found = [(name, key, getattr(part, key)) for name, part in parts.items() for key in names if hasattr(part, key)]
+    if found:
+        names["num_classes"] = names["num_things_classes"]
+        rois = ((name, getattr(part, "num_classes", None)) for name, part in parts.items() if "roi_head" in name)
+        found += [(name, "num_classes", count) for name, count in rois if type(count) is int]
+    for name, key, count in found:
+        if count != len(names[key]):
+            kind = "stuff" if key == "num_stuff_classes" else "things"
+            raise CannotTrain(
+                f"{key} of {name or type(model).__name__} is {count}, and the data set has {len(names[key])} classes "
+                f"of {kind} ({_some(names[key])})."
             )
 
 

@@ -95,6 +95,29 @@ def test_a_part_that_tells_no_classes_apart(warned):
         preflight.check_classes(loader(classes=6).dataset, net)
 
 
+def test_things_and_stuff_are_counted_for_themselves():
+    """Their sum is right in all of these."""
+    names = tuple("abcde")
+    data = SimpleNamespace(metainfo=dict(classes=names, thing_classes=names[:3], stuff_classes=names[3:]))
+
+    def panoptic(things=3, stuff=2, roi=3):
+        net = nn.Module()
+        net.num_classes = 5
+        net.seg_head, net.roi_head = nn.Module(), nn.ModuleDict(dict(bbox_head=nn.Module()))
+        net.seg_head.num_things_classes, net.seg_head.num_stuff_classes = things, stuff
+        net.roi_head.bbox_head.num_classes = roi
+        return net
+
+    preflight.check_classes(data, panoptic())
+    for wrong, words in [
+        (dict(things=2, stuff=3), r"num_things_classes of seg_head is 2, .* 3 classes of things \(a, b, c\)"),
+        (dict(stuff=3), r"num_stuff_classes of seg_head is 3, .* 2 classes of stuff \(d, e\)"),
+        (dict(roi=5), r"num_classes of roi_head\.bbox_head is 5, .* 3 classes of things"),
+    ]:
+        with pytest.raises(preflight.CannotTrain, match=words):
+            preflight.check_classes(data, panoptic(**wrong))
+
+
 def test_a_class_without_training_items_is_told(warned):
     preflight.check_batches(DataLoader(Dots([0, 2, 0, 2], 3), 2), Net(num_classes=3))
     assert warned == ["No training item is of the class b: it will not be learned."]
