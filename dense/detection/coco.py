@@ -29,6 +29,7 @@ from ...data import SeededDraws
 from ...files import check_out, near_files, printable, replacing
 from ...images import read_image
 from ...registry import DATASETS, METRICS
+from .panoptic import things_and_stuff
 
 
 class CocoFile(COCO):
@@ -178,7 +179,7 @@ class CocoDetection(SeededDraws, CocoDataset):
         seed: seed of the draws.
 
     Raises:
-        FileNotFoundError, ValueError: as of `CocoFile`; or no image is left to learn from.
+        FileNotFoundError, ValueError: as of `CocoFile`; or no image is left to learn from, or things do not come first.
     """
 
     METAINFO: dict = {}
@@ -189,6 +190,8 @@ class CocoDetection(SeededDraws, CocoDataset):
         if "classes" not in self.metainfo:
             names = {category["id"]: category["name"] for category in coco.dataset["categories"]}
             self._metainfo["classes"] = tuple(names[number] for number in sorted(names, key=_as_sorted))
+        if not {"thing_classes", "stuff_classes"}.isdisjoint(self.metainfo):
+            things_and_stuff(self.metainfo)
         self.cat_ids = coco.get_cat_ids(self.metainfo.get("thing_classes", self.metainfo["classes"]))
         self.cat2label = {number: label for label, number in enumerate(self.cat_ids)}
         self.cat_img_map = coco.cat_img_map

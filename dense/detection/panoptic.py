@@ -3,7 +3,7 @@
 Every pixel belongs to one segment: an object of a thing class, or all of a stuff class. Classes of things come first.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,28 @@ from ...images import read_image
 from ...registry import METRICS, TRANSFORMS
 
 VOID = 255  # label of a pixel that belongs to no segment
+
+
+def things_and_stuff(metainfo: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """The names of the classes of things, and of stuff, of a data set.
+
+    Raises:
+        ValueError: it does not tell them, or they are not its classes, those of things first.
+    """
+    if not {"thing_classes", "stuff_classes"} <= metainfo.keys():
+        raise ValueError(
+            "The data set does not tell which of its classes are stuff: give it "
+            "metainfo=dict(classes=..., thing_classes=..., stuff_classes=...), those of things first."
+        )
+    things, stuff, classes = (metainfo[key] for key in ("thing_classes", "stuff_classes", "classes"))
+    if (*things, *stuff) != (*classes,):
+        others = [*classes, None], [*things, *stuff, None]
+        place, found, wanted = next((i, *pair) for i, pair in enumerate(zip(*others)) if pair[0] != pair[1])
+        raise ValueError(
+            "metainfo: classes must be thing_classes and, behind them, stuff_classes; class "
+            f"{place} is {printable(found)} in the one and {printable(wanted)} in the others"
+        )
+    return things, stuff
 
 
 @TRANSFORMS.register_module()
@@ -90,17 +112,8 @@ class PanopticQuality(BaseMetric):
 
     default_prefix = ""
 
-    def classes(self) -> tuple[Sequence[str], Sequence[str]]:
-        """The names of the classes of things, and of stuff."""
-        if not {"thing_classes", "stuff_classes"} <= self.dataset_meta.keys():
-            raise ValueError(
-                "The data set does not tell which of its classes are stuff: give it "
-                "metainfo=dict(classes=..., thing_classes=..., stuff_classes=...), those of things first."
-            )
-        return self.dataset_meta["thing_classes"], self.dataset_meta["stuff_classes"]
-
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        things, stuff = map(len, self.classes())
+        things, stuff = map(len, things_and_stuff(self.dataset_meta))
         for sample in data_samples:
             if "gt_sem_seg" not in sample or "masks" not in sample["gt_instances"]:
                 raise ValueError(
@@ -117,7 +130,7 @@ class PanopticQuality(BaseMetric):
             self.results.append(np.stack(compare(truth, found, things + stuff)))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
-        things, stuff = self.classes()
+        things, stuff = things_and_stuff(self.dataset_meta)
         iou, found, wrong, missed = np.sum(results, 0)
         there = found + wrong + missed > 0
         if not there.any():

@@ -33,6 +33,13 @@ def dataset(path, **options):
     return CocoDetection(ann_file=str(path), data_prefix=dict(img=str(path.parent / "images")), **options)
 
 
+def test_things_come_first(coco):
+    names = dict(classes=NAMES, thing_classes=NAMES[1:], stuff_classes=NAMES[:1])
+    with pytest.raises(ValueError, match="classes must be thing_classes and, behind them, stuff_classes; class 0 is"):
+        dataset(coco(), metainfo=names)
+    assert len(dataset(coco(), metainfo=names | dict(thing_classes=NAMES[:1], stuff_classes=NAMES[1:]))) == 6
+
+
 def test_boxes_labels_and_names(coco):
     path = coco()
     data, found = dataset(path), json.loads(path.read_text())

@@ -135,6 +135,13 @@ def test_what_the_metric_refuses():
     metric.dataset_meta = dict(classes=CLASSES[:2])
     with pytest.raises(ValueError, match="does not tell which of its classes are stuff: give it metainfo="):
         metric.process(None, [])
+    for classes, words in [
+        (CLASSES[::-1], "class 0 is wall in the one and cup in the others"),
+        (CLASSES[:3], "class 3 is None in the one and wall in the others"),
+    ]:
+        metric.dataset_meta = META | dict(classes=classes)
+        with pytest.raises(ValueError, match=f"thing_classes and, behind them, stuff_classes; {words}"):
+            metric.process(None, [])
     metric.dataset_meta = META
     with pytest.raises(ValueError, match="came without labels of its pixels and masks: is ReadPanoptic"):
         metric.process(None, [dict(img_path="a.jpg", gt_instances=InstanceData())])
