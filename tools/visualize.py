@@ -166,7 +166,23 @@ def draw_attention(args: argparse.Namespace):
 def draw_confusion(args: argparse.Namespace):
     from attlas.confusion import draw_confusions
 
-    return draw_confusions({path.stem: path for path in args.results})
+    return draw_confusions(dict(zip(shortest_names(args.results), args.results)))
+
+
+def shortest_names(paths: list[Path]) -> list[str]:
+    """The ends of paths, without suffix, that tell them apart.
+
+    Raises:
+        ValueError: a path is there twice.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a file of results is named twice: {', '.join(map(str, paths))}")
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [str(Path(*part[-length:])) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]  # they differ in their suffix alone
 
 
 def draw_room(args: argparse.Namespace):

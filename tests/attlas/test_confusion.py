@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import visualize
 
 from attlas import confusion
 
@@ -66,3 +67,11 @@ def test_millions_of_pixels_are_shown_in_percent(tmp_path):
     axes = confusion.draw_confusions({"a": tmp_path / "a.npz"}).axes[0]
     assert [text.get_text() for text in axes.texts] == ["75", "25", "", "100"]
     assert axes.get_ylabel() == "true, % of each"
+
+
+def test_files_of_one_name_keep_apart(tmp_path):
+    ours, theirs = (tmp_path / name / "results.npz" for name in ("ours", "theirs"))
+    assert visualize.shortest_names([ours, tmp_path / "other.npz"]) == ["results", "other"]
+    assert visualize.shortest_names([ours, theirs]) == ["ours/results", "theirs/results"]
+    with pytest.raises(ValueError, match="a file of results is named twice"):
+        visualize.shortest_names([ours, tmp_path / "theirs/../ours/results.npz"])
