@@ -11,6 +11,7 @@ from mmseg.models.utils.wrappers import Upsample
 from torch import Tensor, nn
 
 from ..export import ExportedModel
+from .scores import OF_MASKS
 
 
 class ExportedSegmentor(ExportedModel):
@@ -24,7 +25,7 @@ class ExportedSegmentor(ExportedModel):
         steps: configs of the transforms of its test data.
 
     Raises:
-        ValueError: the model is no `EncoderDecoder`.
+        ValueError: the model is no `EncoderDecoder`, or its head is one of masks (Mask2Former, MaskFormer).
     """
 
     unknown_size = (512, 512)
@@ -32,6 +33,8 @@ class ExportedSegmentor(ExportedModel):
     def __init__(self, model: Any, steps: Sequence[Mapping[str, Any]]):
         if not isinstance(model, EncoderDecoder):
             raise ValueError(f"a {type(model).__name__} cannot be exported whole: only mmseg's EncoderDecoder can")
+        if isinstance(model.decode_head, OF_MASKS):
+            raise ValueError(f"a {type(model.decode_head).__name__} cannot be exported. --dense exports its backbone")
         super().__init__(model, steps, ("labels", "probabilities"), **getattr(model.decode_head, "fixed_sizes", {}))
         part: Any
         for part in model.decode_head.modules():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import unwrapped
 from ...registry import MODELS
+from .scores import probabilities
 
 READERS = ("LoadAnnotations", "ReadMap")  # of maps, whose truth must stay that of the file
 
@@ -62,7 +63,8 @@ class AveragedSegmentor(nn.Module):
         sums: list[Tensor] = []
         for view in range(count):
             found = self.module.test_step({key: values[view] for key, values in data.items()})
-            these = [self._probabilities(sample.seg_logits.data) for sample in found]
+            # float64, so that one view has the labels of the plain prediction
+            these = [probabilities(sample.seg_logits.data.double(), head) for sample in found]
             samples = samples or found
             sums = [total + more for total, more in zip(sums, these)] if sums else these
         for sample, total in zip(samples, sums):
@@ -74,11 +76,6 @@ class AveragedSegmentor(nn.Module):
                 labels = (mean > head.threshold).to(mean)
             sample.set_data(dict(pred_sem_seg=PixelData(data=labels), seg_logits=PixelData(data=mean.float())))
         return samples
-
-    @staticmethod
-    def _probabilities(scores: Tensor) -> Tensor:
-        """Float64, so that one view has the labels of the plain prediction; mmseg gives one channel as a sigmoid."""
-        return scores.double().softmax(0) if len(scores) > 1 else scores.double()
 
 
 def views(pipeline: Sequence[Mapping[str, Any]], ratios: Sequence[float], flip: bool = True) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ import onnxruntime
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmseg.models import EncoderDecoder
+from mmseg.models.decode_heads import Mask2FormerHead
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,6 +21,7 @@ from attlas.config import load_config
 from attlas.data import fill_classes
 from attlas.dense.segmentation.export import ExportedSegmentor, averaged
 from attlas.dense.segmentation.inference import Segmentation, label_map
+from attlas.dense.segmentation.scores import probabilities
 from attlas.images import read_image
 from attlas.inference import Inferencer
 from attlas.registry import MODELS
@@ -127,6 +130,23 @@ def test_what_a_user_must_know():
         tool.free_sizes(network, "height", ".pt2")
 
 
+def mask2former_head():
+    """One without weights."""
+    head = Mask2FormerHead.__new__(Mask2FormerHead)
+    nn.Module.__init__(head)
+    return head
+
+
+def test_scores_of_masks_are_no_logits():
+    """Two queries, sure of a class each, over a pixel of the one and one of both."""
+    scores = torch.tensor([[[1.0, 0.5]], [[0.0, 1.0]]])
+    found = probabilities(scores, mask2former_head())
+    assert_close(found, torch.tensor([[[1.0, 1 / 3]], [[0.0, 2 / 3]]]))
+    assert_close(probabilities(scores, nn.Conv2d(1, 1, 1)), scores.softmax(0))
+    assert probabilities(torch.zeros_like(scores), mask2former_head()).isfinite().all()
+    assert_close(probabilities(scores[:1], nn.Conv2d(1, 1, 1)), scores[:1])
+
+
 def test_difference():
     network = ExportedSegmentor(of_config("semantic_fpn/semantic_fpn_lsnet_rooms"), [])
     labels, probabilities = torch.zeros(1, 10, 10, dtype=torch.int64), torch.linspace(0.5, 0.6, 100).view(1, 10, 10)
@@ -142,6 +162,11 @@ def test_difference():
 def test_others_are_refused():
     with pytest.raises(ValueError, match="a Linear cannot be exported whole: only mmseg's EncoderDecoder can"):
         ExportedSegmentor(nn.Linear(1, 1), [])
+    model = EncoderDecoder.__new__(EncoderDecoder)
+    nn.Module.__init__(model)
+    model.decode_head = mask2former_head()
+    with pytest.raises(ValueError, match="a Mask2FormerHead cannot be exported. --dense exports its backbone"):
+        ExportedSegmentor(model, [])
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
