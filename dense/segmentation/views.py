@@ -6,6 +6,7 @@ A config says `tta_model`, and either `tta_views`, from which the views are made
 `tta_pipeline`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 from ...checkpoint import unwrapped
+from ...data import one_of
 from ...registry import MODELS
 from .scores import probabilities
 
@@ -57,7 +59,7 @@ class AveragedSegmentor(nn.Module):
             )
         if count != self.count:
             self.count = count
-            print_log(f"probabilities of {count} views of each image are averaged", logger="current")
+            print_log(f"views of each image whose probabilities are averaged: {count}", logger="current")
         head: Any = unwrapped(self.module).decode_head
         samples: list = []
         sums: list[Tensor] = []
@@ -90,16 +92,21 @@ def views(pipeline: Sequence[Mapping[str, Any]], ratios: Sequence[float], flip: 
         flip: whether to add mirrored views.
 
     Raises:
-        ValueError: a ratio is not positive, or there are none; the pipeline resizes twice or in another way, or already
-            has several views.
+        ValueError: a ratio is not positive or leaves no pixel of a side, or there are none; the pipeline resizes twice
+            or in another way, reads maps together with images, or already has several views.
     """
-    if not ratios or min(ratios) <= 0:
-        raise ValueError(f"ratios must be positive numbers, not {ratios!r}")
+    numbers = isinstance(ratios, Sequence) and all(type(ratio) in (int, float) for ratio in ratios)
+    if not numbers or not ratios or not all(0 < ratio < math.inf for ratio in ratios):
+        raise ValueError(f"ratios must be a list of positive numbers, not {ratios!r}")
+    if not isinstance(flip, bool):
+        raise ValueError(f"flip must be True or False, not {flip!r}")
     steps = [dict(step) for step in pipeline]
     for step in steps:
         if "meta_keys" in step:
             step["meta_keys"] = tuple(dict.fromkeys((*step["meta_keys"], "flip", "flip_direction")))
     kinds = [str(step["type"]).rpartition(".")[2] for step in steps]
+    if "ReadSlice" in kinds:
+        raise ValueError("ReadSlice reads the map with the image: views would change it, too")
     resizes = [place for place, kind in enumerate(kinds) if "Resize" in kind]
     if len(resizes) > 1 or "TestTimeAug" in kinds or any(kinds[place] != "Resize" for place in resizes):
         raise ValueError(f"views are made of a pipeline with one Resize or none, not of {', '.join(kinds)}")
@@ -107,6 +114,9 @@ def views(pipeline: Sequence[Mapping[str, Any]], ratios: Sequence[float], flip: 
     given = steps[place] if resizes else dict(type="mmseg.Resize", scale_factor=1.0, keep_ratio=True)
     named = [key for key in ("scale", "scale_factor") if given.get(key)]
     sizes = [given | {key: _times(given[key], ratio) for key in named} for ratio in ratios]
+    for ratio, size in zip(ratios, sizes):
+        if any(0 in (side if isinstance(side, tuple) else (side,)) for side in (size[key] for key in named)):
+            raise ValueError(f"ratios: {ratio!r} times {given} leaves no pixel of a side")
     flips = [dict(type="mmseg.RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)[: 1 + flip]]
     maps = [step for step, kind in zip(steps, kinds) if kind in READERS]
     before, behind = (
@@ -127,7 +137,7 @@ def add_views(config: Config) -> None:
     """Have a config test with `tta_model`; changed in place.
 
     Raises:
-        ValueError: it does not say how.
+        ValueError: it does not say how, or not of which pipeline; or as of `views`.
     """
     how = config.get("tta_pipeline") or config.get("tta_views")
     if not config.get("tta_model") or not how:
@@ -136,6 +146,20 @@ def add_views(config: Config) -> None:
             "configs/_base_/segmentation_runtime.py"
         )
     dataset = config.test_dataloader.dataset
-    dataset.pipeline = config.get("tta_pipeline") or views(dataset.pipeline, **config.tta_views)
+    if "pipeline" not in dataset:
+        raise ValueError(
+            f"test_dataloader.dataset, {dataset.get('type')}, has no pipeline to make views of: name the data "
+            "themselves, not what wraps them"
+        )
+    if not config.get("tta_pipeline"):
+        if not isinstance(how, Mapping):
+            raise ValueError(f"tta_views must be dict(ratios=..., flip=...), not {how!r}")
+        for key in how:
+            one_of("a key of tta_views", key, ("ratios", "flip"))
+        try:
+            how = views(dataset.pipeline, **{"ratios": (), **how})
+        except ValueError as error:
+            raise ValueError(f"tta_views: {error}") from None
+    dataset.pipeline = how
     hooks = config.get("custom_hooks") or []
     config.custom_hooks = [*hooks, dict(type="PrepareTTAHook", tta_cfg=dict(config.tta_model))]

@@ -70,12 +70,12 @@ def check(model, images, outputs, share=1e-3):
     """The outputs are what the model predicts; classes that are nearly equal may change places."""
     with torch.no_grad():
         found = model.predict(images)
-    for sample, labels, probabilities in zip(found, *outputs):
+    for sample, labels, given in zip(found, *outputs):
         truth, logits = sample.pred_sem_seg.data[0].long(), sample.seg_logits.data
         assert labels.unique().numel() > 1
         assert (labels != truth).double().mean() <= share
         sure = logits.softmax(0).amax(0) if len(logits) > 1 else torch.where(truth > 0, logits[0], 1 - logits[0])
-        assert_close(probabilities, sure, rtol=1e-3, atol=1e-4)
+        assert_close(given, sure, rtol=1e-3, atol=1e-4)
 
 
 LSNET = dict(type="attlas.NamedBackbone", name="lsnet_t", depths=(1, 1, 1, 1), out_indices=None)
@@ -165,7 +165,7 @@ def test_others_are_refused():
     model = EncoderDecoder.__new__(EncoderDecoder)
     nn.Module.__init__(model)
     model.decode_head = mask2former_head()
-    with pytest.raises(ValueError, match="a Mask2FormerHead cannot be exported. --dense exports its backbone"):
+    with pytest.raises(ValueError, match=r"a Mask2FormerHead cannot be exported\. --dense exports its backbone"):
         ExportedSegmentor(model, [])
 
 

@@ -49,7 +49,7 @@ def test_train_resume_test(rooms, tmp_path):
     assert "mIoU is the mean over" in tested
     views = ["--tta", "--out", tmp_path / "maps.npz", "--cfg-options", *small, "tta_views.ratios=0.5,1.0"]
     averaged = tool("test", CONFIG, tmp_path / "a/iter_12.pth", "--work-dir", tmp_path / "a", *views)
-    assert "probabilities of 4 views" in averaged
+    assert "probabilities are averaged: 4" in averaged
     last = [re.search(r"Iter\(test\).* mIoU: ([\d.]+)", text)[1] for text in (tested, averaged)]
     assert last[0] != last[1]
     assert confusion.read_results(tmp_path / "maps.npz")[0] == LABELS

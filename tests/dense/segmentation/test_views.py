@@ -122,9 +122,29 @@ def test_what_is_refused():
     config.tta_views = None
     with pytest.raises(ValueError, match="no tta_model with tta_views or tta_pipeline"):
         add_views(config)
-    for ratios in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="ratios must be positive numbers"):
+    for ratios in ([], [1.0, 0.0], 1.0, "a", ["a"], [float("nan")], None):
+        with pytest.raises(ValueError, match="ratios must be a list of positive numbers"):
             views(PLAIN, ratios)
+    with pytest.raises(ValueError, match="flip must be True or False, not 2"):
+        views(PLAIN, [1.0], flip=2)
+    with pytest.raises(ValueError, match=r"ratios: 0\.001 times .* leaves no pixel of a side"):
+        views([PLAIN[0], dict(type="Resize", scale=(400, 300)), *PLAIN[1:]], [1.0, 0.001])
+    with pytest.raises(ValueError, match="ReadSlice reads the map with the image"):
+        views([dict(type="attlas.ReadSlice"), PLAIN[2]], [1.0])
+    for given, words in [
+        (dict(ratios=1.0), "tta_views: ratios must be a list"),
+        (dict(flip=True), r"tta_views: ratios must be a list of positive numbers, not \(\)"),
+        (dict(ratios=(1.0,), flp=True), "a key of tta_views is 'flp'.* Did you mean 'flip'"),
+        ("a", "tta_views must be dict"),
+    ]:
+        config = load_config(ROOMS, dict(pretrained="None"))
+        config._cfg_dict["tta_views"] = given
+        with pytest.raises(ValueError, match=words):
+            add_views(config)
+    config = load_config(ROOMS, dict(pretrained="None"))
+    config.test_dataloader.dataset = dict(type="ConcatDataset", datasets=[config.test_dataloader.dataset])
+    with pytest.raises(ValueError, match=r"test_dataloader\.dataset, ConcatDataset, has no pipeline"):
+        add_views(config)
     for step in (dict(type="TestTimeAug", transforms=[]), dict(type="RandomResize", scale=(9, 9))):
         with pytest.raises(ValueError, match="one Resize or none, not of ReadImage, "):
             views([PLAIN[0], step, *PLAIN[1:]], [1.0])
