@@ -6,7 +6,7 @@ from agreement import assert_agree, assert_gradients_agree
 from golden_records import Record
 
 from attlas.kernels import psa_mask
-from attlas.kernels.psa_mask import psa_mask_backward_op, psa_mask_op
+from attlas.kernels.psa_mask import psa_mask_backward_op, psa_mask_op, psa_mask_reference
 
 MODES = ("collect", "distribute")
 
@@ -79,6 +79,15 @@ def test_strided(path, device):
             assert torch.equal(psa_mask(leaf, (3, 3), mode), by_loops(leaf, (3, 3), mode))
             (grad,) = torch.autograd.grad(psa_mask(leaf, (3, 3), mode).sum(), leaf)  # of one number, expanded
             assert_agree("gradient", grad, torch.autograd.grad(by_loops(leaf, (3, 3), mode).sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(3, 70), (9, 65)])  # parts of a row, and blocks of pixels, of the GPU's forward
+def test_maps_of_several_tiles(path, device, size, mode):
+    x = torch.randn(1, 15, *size, device=device)
+    expected = psa_mask_reference(x, 3, 5, mode == "collect")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert torch.equal(psa_mask(x.contiguous(memory_format=layout), (3, 5), mode), expected)
 
 
 def test_empty(path, device):
