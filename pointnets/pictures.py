@@ -101,12 +101,13 @@ def ask(
     up = model.up if model.block else "y"  # as the model says of its predictions
     with seeded(seed, item):
         data = rotate(data, random_rotation(one_of("group", group, GROUPS), up))
-    asked = dict(pos=data.pos.numpy(), category=int(data.y))
+    asked = dict(pos=data.pos.numpy())
     if data.get("normal") is not None:
         asked["normal"] = data.normal.numpy()
     found = {}
     for name, network in networks.items():
-        (result,) = network([dict(asked)])
+        told = clouds.categories is not None and network.model.network.num_categories
+        (result,) = network([asked | dict(category=int(data.y)) if told else dict(asked)])
         if "error" in result:
             raise ValueError(f"{name}: {printable(data.name)}: {result['error']}")
         found[name] = np.array(result["labels"])

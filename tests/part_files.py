@@ -104,9 +104,11 @@ SEGMENTER = dict(
 )  # fmt: skip
 
 
-def write_segmenter(path: Path) -> Path:
+def write_segmenter(path: Path, classes=ShapeNetPart.CLASSES, **network) -> Path:
     """A checkpoint of a small random network, as MMEngine writes it."""
     torch.manual_seed(1)
-    meta = dict(cfg=Config(SEGMENTER).pretty_text, dataset_meta=dict(classes=ShapeNetPart.CLASSES))
-    torch.save(dict(meta=meta, state_dict=MODELS.build(SEGMENTER["model"]).state_dict()), path)
+    config = Config(SEGMENTER)
+    config.model.network.update(num_classes=len(classes), **network)
+    meta = dict(cfg=config.pretty_text, dataset_meta=dict(classes=classes))
+    torch.save(dict(meta=meta, state_dict=MODELS.build(config.model).state_dict()), path)
     return path

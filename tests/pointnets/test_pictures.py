@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from part_files import write_parts, write_segmenter
+from part_files import solid, write_parts, write_segmenter
 
 from attlas import rendering
 from attlas.inference import Inferencer
@@ -125,6 +125,21 @@ def test_what_networks_are_asked(tmp_path):
     assert upright.name == f"3: {raw.name}, upright"
     with pytest.raises(ValueError, match=r"item 99: the data set has items 0 to"):
         pictures.ask(views, 99, {"ours": ask})
+
+
+def test_all_classes_of_a_scene_compete(tmp_path):
+    (tmp_path / "train").mkdir()
+    classes = ("table/desk", "floor", "table/top")  # as of parts, and yet of no categories
+    (tmp_path / "classes.txt").write_text("\n".join(classes))
+    rows = solid("Mug", np.random.default_rng(0), 300)
+    np.savez(tmp_path / "train/a.npz", pos=rows[:, :3], normal=rows[:, 3:6], point_label=np.arange(300) % 3)
+    clouds = SegmentedClouds(tmp_path)
+    ask = Inferencer(write_segmenter(tmp_path / "scene.pth", classes, num_categories=0))
+    found = pictures.ask(clouds, 0, {"ours": ask}).found["ours"]
+    data = clouds.get(0)
+    (prediction,) = ask.model.test_step([ask.model.transforms(data)])
+    assert np.array_equal(found, prediction["log_probs"].argmax(1))
+    assert 1 in found  # which the first category lacks
 
 
 def test_what_is_no_segmented_cloud(tmp_path):
