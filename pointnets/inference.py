@@ -133,7 +133,7 @@ class PointClassification(OfShapes, Classification):
 
 class PointSegmentation(OfShapes):
     """Labels of the points of clouds, in the order of the points, whatever number they are. A dict may have `category`
-    besides, the number of the cloud's, for networks that want it.
+    besides, the number of the cloud's, for networks that want it; with others it is an error of that input.
 
     A result has the number of "points", the axis that is "up", the "category" where one is known, the "classes" that
     were found, a list of dict(label, name, points, share), the largest first, and the "labels", a list with one for
@@ -151,9 +151,10 @@ class PointSegmentation(OfShapes):
         category = NO_CATEGORY
         if isinstance(source, Mapping):
             source = dict(source)
-            category = source.pop("category", NO_CATEGORY)
-            if isinstance(category, bool) or not isinstance(category, (int, np.integer)):
-                raise ValueError(f"category must be the number of one, not {category!r}")
+            if "category" in source:
+                category = source.pop("category")
+                if isinstance(category, bool) or not isinstance(category, (int, np.integer)) or category < 0:
+                    raise ValueError(f"category must be the number of one, from 0, not {category!r}")
         data = super().take(source)
         data.y = torch.tensor(int(category))
         return data
@@ -182,7 +183,10 @@ class PointSegmentation(OfShapes):
         if classes and len(classes) != log_probs.shape[1]:
             raise RuntimeError(f"There are names of {len(classes)} classes, and the network has {log_probs.shape[1]}.")
         names = classes or [f"class {number}" for number in range(log_probs.shape[1])]
-        category = prediction["category"] if classes else None
+        category = prediction["category"]
+        if category is not None and not prediction["num_categories"]:
+            raise ValueError(f"category is {category}, and the network takes none: leave it out")
+        category = category if classes else None
         known = {} if category is None else dict(category=list(category_parts(names))[category])
         allowed = torch.tensor(competing(names, category))
         labels = allowed[log_probs[:, allowed].argmax(1)]

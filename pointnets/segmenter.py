@@ -39,8 +39,8 @@ class PointSegmenter(BaseModel):
 
     `mode="loss"` gives {"loss", "accuracy"} (of points, in percent, with all classes competing); `mode="tensor"` the
     logits; and `mode="predict"` for each cloud {"log_probs" (M, classes), "point_labels" (M,) or None, "category" (that
-    of the data, also where the network takes none), "up", "cloud", "protocol", "votes", "seed"}, in the order of its
-    points.
+    of the data, also where the network takes none), "num_categories" (of the network), "up", "cloud", "protocol",
+    "votes", "seed"}, in the order of its points.
     """
 
     task = PointSegmentation
@@ -84,6 +84,7 @@ class PointSegmenter(BaseModel):
                     log_probs=self.predict(cloud, normals and normals[i], self._told(int(labels[i]))),
                     point_labels=point_labels and point_labels[i],
                     category=self._category(int(labels[i])),
+                    num_categories=self.network.num_categories,
                     up=self.up if self.block else "y",  # shapes that are seen whole stand on y
                     cloud=identities[i][0],
                     protocol=identities[i][1],

@@ -53,9 +53,20 @@ def test_labels_in_the_order_of_the_points(segmenter, mug):
     prediction = ask.model.test_step([ask.model.transforms(ask.task.take(mug | dict(category=MUG)))])[0]
     assert (36 + prediction["log_probs"][:, 36:38].argmax(1)).tolist() == found["labels"]
     errors = ask([dict(mug, category="Mug"), dict(mug, category=99), dict(mug, face=np.array([[0, 1, 2]]), category=0)])
-    assert "category must be the number of one, not 'Mug'" in errors[0]["error"]
+    assert "category must be the number of one, from 0, not 'Mug'" in errors[0]["error"]
     assert "got 99" in errors[1]["error"]
     assert "it is a mesh" in errors[2]["error"]
+    assert "category must be the number of one, from 0, not -7" in ask([mug | dict(category=-7)])[0]["error"]
+
+
+@pytest.mark.parametrize("classes", [("floor", "wall", "lamp"), ("lamp/pole", "lamp/foot", "floor")])
+def test_a_category_for_a_network_that_takes_none(tmp_path, mug, classes):
+    ask = Inferencer(write_segmenter(tmp_path / "scene.pth", classes, num_categories=0))
+    bare, *told = ask([mug, *(mug | dict(category=number) for number in (0, 99))])
+    assert len(bare["labels"]) == 300
+    assert "category" not in bare
+    for number, found in zip((0, 99), told):
+        assert found["error"] == f"category is {number}, and the network takes none: leave it out"
 
 
 def test_transforms_that_choose_points_are_refused(segmenter):
