@@ -82,7 +82,13 @@ class Furniture14(PointClouds):
 
 class ShapeFiles(PointClouds):
     """A data set with one file, or one folder of files, per shape. With a `cache` folder, what was parsed is kept there
-    as npz, which loads much faster than text. A file that changed is parsed again."""
+    as npz, which loads much faster than text. A file that changed is parsed again.
+
+    Attributes:
+        colors: whether the colors of the points are read, and checked (see `read_shape`).
+    """
+
+    colors = False
 
     def __init__(self, split, classes, files: Sequence[tuple[Path, int]], transforms, seed, cache=None):
         names = [f"{classes[label]}/{path.stem}" for path, label in files]
@@ -105,11 +111,11 @@ class ShapeFiles(PointClouds):
             shape: dict[str, Any] = self.parse(item)
             with replacing(cached) as temporary:
                 np.savez(temporary, **shape)
-        return read_shape(cached)
+        return read_shape(cached, self.colors)
 
     def parse(self, item: int) -> Shape:
         """The shape in the file of an item."""
-        return read_shape(self.paths[item])
+        return read_shape(self.paths[item], self.colors)
 
 
 def find_shapes(

@@ -803,15 +803,15 @@ def read_npy(content: bytes) -> np.ndarray:
     return _npy(io.BytesIO(content), len(content))
 
 
-def read_npz(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name: `pos`, and `normal`, `face`, `point_label` and `color` if they are there; all
-    of them, where `pos` is not."""
+def read_npz(content: bytes, colors: bool = False) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name: `pos`, and `normal`, `face`, `point_label`, and with `colors` `color`, if
+    they are there; all of them, where `pos` is not."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise ValueError("two arrays have the same name")
         if "pos" in members:
-            known = ("pos", "normal", "face", "point_label", "color")
+            known = ("pos", "normal", "face", "point_label", *(("color",) if colors else ()))
             members = {key: members[key] for key in known if key in members}
         arrays = {}
         for key, member in members.items():

@@ -179,14 +179,15 @@ class RandomBlock(BaseTransform):
 @DATASETS.register_module()
 class SegmentedClouds(ShapeFiles):
     """Your own clouds with labels of their points: `<root>/classes.txt` has the name of a class in each line, and
-    `<root>/<split>/*.npz` hold `pos` (N, 3), perhaps `normal` (N, 3) and `color` (N, 3) uint8, and `point_label` (N,),
-    which counts the lines from 0. Colors are for pictures alone.
+    `<root>/<split>/*.npz` hold `pos` (N, 3), perhaps `normal` (N, 3) and `color` (N, 3), and `point_label` (N,), which
+    counts the lines from 0. Colors are integers of 0 to 255, and for pictures alone.
 
     Raises:
         FileNotFoundError: there are no names, or no clouds in the folder of the split.
         ValueError: two classes have one name; or names the file that cannot be read, or whose labels are of no class.
     """
 
+    colors = True
     LAYOUT = "classes.txt beside train/<name>.npz and test/<name>.npz."
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0):
@@ -233,14 +234,16 @@ class S3DIS(ShapeFiles):
 
     Raises:
         FileNotFoundError: there is no area, or an area without rooms.
-        ValueError: names the file that is of no class, or is no table of six columns of finite numbers. (In the release
-            `Area_5/hallway_6/Annotations/ceiling_1.txt` holds a byte that is none of a number; replace it by a space.)
+        ValueError: names the file that is of no class, or is no table of six columns of finite numbers, the last three
+            whole ones of 0 to 255. (In the release `Area_5/hallway_6/Annotations/ceiling_1.txt` holds a byte that is
+            none of a number; replace it by a space.)
     """
 
     CLASSES = (
         "ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board",
         "clutter",
     )  # fmt: skip
+    colors = True
     ALSO = {"stairs": "clutter"}
     LAYOUT = "Area_1/office_1/Annotations/chair_1.txt and its siblings, of Area_1 to Area_6."
 
@@ -284,6 +287,8 @@ class S3DIS(ShapeFiles):
             low, high = table[:, 3:].min(), table[:, 3:].max()
             if low < 0 or high > 255:
                 raise ValueError(f"colors of 0 to 255 were expected, not {low:g} to {high:g}")
+            if (broken := (table[:, 3:] % 1 != 0).any(1)).any():
+                raise ValueError(f"row {int(broken.argmax()) + 1} holds a color that is no whole number")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return self.CLASSES.index(name), table

@@ -8,7 +8,7 @@ import numpy as np
 from .formats import READERS, read_gltf, read_npy, read_npz, read_text
 
 # pos (N, 3) float32 or float64, [normal (N, 3), likewise], [face (F, 3) int64], [point_label (N,) int64],
-# [color (N, 3) uint8, red, green, blue]
+# [color (N, 3) uint8, red, green, blue, of data sets with `colors`]
 Shape = dict[str, np.ndarray]
 
 ROUNDING = 1e-5  # of the longest side of a shape: the most that float32 may move a point
@@ -18,14 +18,15 @@ NORMALS = ("nx", "ny", "nz")
 SUFFIXES = (*READERS, ".glb", ".gltf", ".npy", ".npz", *TABLES)
 
 
-def read_shape(path: Path) -> Shape:
+def read_shape(path: Path, colors: bool = False) -> Shape:
     """A mesh (.glb .gltf .obj .off .ply .stl) or a cloud (.npy .npz .pcd .ply .pts .txt .xyz).
 
     A file is held to what it declares (see `formats`). Tables have the columns x y z [nx ny nz]; a .pts may have x y z
     intensity [r g b] as well, and a text whose first line names its columns may have any others. An npz holds one such
-    table, or `pos`, and perhaps `normal`, `face` (F, 3), `point_label` (N,) and `color` (N, 3). Other formats are not
-    read: archives, formats of XML (.3mf .dae .x3d) and of CAD have no reader that is safe with any file. Export them as
-    .glb, .ply or .obj.
+    table, or `pos`, and perhaps `normal`, `face` (F, 3) and `point_label` (N,). Its `color` (N, 3), integers of 0 to
+    255, is read and checked with `colors` alone, and else left out, whatever it is. Other formats are not read:
+    archives, formats of XML (.3mf .dae .x3d) and of CAD have no reader that is safe with any file. Export them as .glb,
+    .ply or .obj.
 
     Points and normals are float32. They are float64 where float32 would lose the shape, because it lies far from the
     origin for its size (half a meter in UTM coordinates): center it first, as `UnitSphere` and `Center` do.
@@ -46,7 +47,7 @@ def read_shape(path: Path) -> Shape:
         if suffix == ".npy":
             shape = _columns(read_npy(content))
         elif suffix == ".npz":
-            arrays = read_npz(content)
+            arrays = read_npz(content, colors)
             shape = arrays if "pos" in arrays else _columns(*arrays.values())
         elif suffix in TABLES:
             shape = _text(content, suffix)
@@ -88,9 +89,12 @@ def check_shape(shape: Shape) -> Shape:
         if labels.shape != pos.shape[:1]:
             raise ValueError(f"labels of {len(pos)} points were expected, not {labels.shape}")
     if "color" in shape:
-        color = shape["color"] = np.asarray(shape["color"])
-        if color.shape != pos.shape or color.dtype != np.uint8:
-            raise ValueError(f"color must be uint8 {pos.shape}, not {color.dtype} {color.shape}")
+        color = np.asarray(shape["color"])
+        if color.shape != pos.shape or color.dtype.kind not in "iu":
+            raise ValueError(f"color must be integers {pos.shape} of 0 to 255, not {color.dtype} {color.shape}")
+        if color.min() < 0 or color.max() > 255:
+            raise ValueError(f"color must be integers of 0 to 255, not {color.min()} to {color.max()}")
+        shape["color"] = color.astype(np.uint8)
     if "face" in shape:
         face = shape["face"] = np.array(shape["face"], dtype=np.int64)
         if face.ndim != 2 or face.shape[1] != 3 or len(face) == 0:

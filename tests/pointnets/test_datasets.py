@@ -695,12 +695,26 @@ def test_labels_and_colors_of_points_in_an_npz(tmp_path):
     color = np.full((3, 3), 7, np.uint8)
     np.savez(tmp_path / "a.npz", pos=np.eye(3), point_label=np.array([2, 0, 1], np.int16), color=color)
     assert read_shape(tmp_path / "a.npz")["point_label"].tolist() == [2, 0, 1]
-    assert np.array_equal(read_shape(tmp_path / "a.npz")["color"], color)
+    assert "color" not in read_shape(tmp_path / "a.npz")
+    for same in (color, color.astype(np.int64)):
+        np.savez(tmp_path / "a.npz", pos=np.eye(3), color=same)
+        found = read_shape(tmp_path / "a.npz", colors=True)["color"]
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, color)
+    for other, message in (
+        (color / 255, r"color must be integers \(3, 3\) of 0 to 255, not float64 \(3, 3\)"),
+        (np.zeros((3, 4), np.uint8), r"color must be integers \(3, 3\) of 0 to 255, not uint8 \(3, 4\)"),
+        (color[:2], r"color must be integers \(3, 3\) of 0 to 255, not uint8 \(2, 3\)"),
+        (color.astype(int) * 40, "color must be integers of 0 to 255, not 280 to 280"),
+        (color.astype(str), "an array of numbers was expected"),
+    ):
+        np.savez(tmp_path / "a.npz", pos=np.eye(3), color=other)
+        assert "color" not in read_shape(tmp_path / "a.npz")  # nobody needs it
+        with pytest.raises(ValueError, match=rf"a\.npz is not a readable shape: .*{message}"):
+            read_shape(tmp_path / "a.npz", colors=True)
     for arrays, message in (
         (dict(point_label=np.zeros(2, int)), r"labels of 3 points were expected, not \(2,\)"),
         (dict(point_label=np.ones(3)), "not cast"),
-        (dict(color=color / 255), r"color must be uint8 \(3, 3\), not float64 \(3, 3\)"),
-        (dict(color=color[:2]), r"color must be uint8 \(3, 3\), not uint8 \(2, 3\)"),
     ):
         np.savez(tmp_path / "a.npz", pos=np.eye(3), **arrays)
         with pytest.raises(ValueError, match=rf"a\.npz is not a readable shape: .*{message}"):

@@ -213,6 +213,7 @@ def test_s3dis_as_published(tmp_path):
     [
         ("lamp_1", "0 0 0 1 1 1\n", r"lamp_1\.txt: 'lamp' is no class; these are ceiling"),
         ("chair_1", "0 0 0 1 1 256\n", r"chair_1\.txt: colors of 0 to 255 were expected, not 1 to 256"),
+        ("chair_1", "0 0 0 1 1 0\n0 0 0 1 0.5 1\n", r"chair_1\.txt: row 2 holds a color that is no whole number"),
         ("chair_1", "0 0 0\n", r"chair_1\.txt: columns x y z r g b were expected, not an array of shape \(1, 3\)"),
         ("chair_1", "0 0 0 1 1 1\n0 nan 0 1 1 1\n", r"chair_1\.txt: row 2 holds NaN"),
         ("chair_1", "0 0 0 1 1 1\n0 0 0 1 1\n", r"chair_1\.txt: "),
