@@ -26,8 +26,6 @@ from .formats import DEFLATED, read_text
 from .shapes import SUFFIXES, Shape, check_shape, read_shape
 from .transforms import GROUPS, as_float32, random_rotation, rotate
 
-PARTS = ("train", "test", "all")
-
 
 def as_data(shape: Shape, name: str, label: int = 0, item: int = 0) -> Data:
     """A shape as the transforms take it; its arrays are copied."""
@@ -71,7 +69,7 @@ class Furniture14(PointClouds):
     CLASSES = furniture.CLASSES
 
     def __init__(self, split: str = "train", transforms=(), seed: int = 0):
-        self.meshes = furniture.load(one_of("Furniture14.split", split, PARTS))
+        self.meshes = furniture.load(one_of("Furniture14.split", split, furniture.SPLITS))
         names, labels = [mesh.name for mesh in self.meshes], [mesh.label for mesh in self.meshes]
         super().__init__(split, self.CLASSES, names, labels, transforms, seed)
 
@@ -169,7 +167,7 @@ class ModelNet40(ShapeFiles):
     TEN = ("bathtub", "bed", "chair", "desk", "dresser", "monitor", "night_stand", "sofa", "table", "toilet")
 
     def __init__(self, root, split: str = "train", transforms=(), seed: int = 0, names: str = "modelnet40", cache=None):
-        one_of("ModelNet40.split", split, PARTS)
+        one_of("ModelNet40.split", split, furniture.SPLITS)
         one_of("ModelNet40.names", names, ("modelnet40", "modelnet10"))
         root = existing_root("ModelNet40", root, self.LAYOUT)
         for folder in ("modelnet40_normal_resampled", "ModelNet40"):
@@ -210,7 +208,7 @@ class FG3D(ShapeFiles):
     LAYOUT = "<category>/<train|test>/<class>/*.obj or <category>/<class>/<train|test>/*.obj (or .off)."
 
     def __init__(self, root, category: str, split: str = "train", transforms=(), seed: int = 0, cache=None):
-        one_of("FG3D.split", split, PARTS)
+        one_of("FG3D.split", split, furniture.SPLITS)
         one_of("FG3D.category", category, ("Airplane", "Car", "Chair"))
         root = existing_root("FG3D", Path(root).expanduser() / category, self.LAYOUT)
         classes, files = find_shapes("FG3D", root, split, (".obj", ".off"), self.LAYOUT)
@@ -435,7 +433,7 @@ class FurnitureParts(PointClouds):
     CATEGORIES = tuple(category_parts(CLASSES))
 
     def __init__(self, split: str = "train", transforms=(), seed: int = 0, points: int = 2048):
-        one_of("FurnitureParts.split", split, PARTS)
+        one_of("FurnitureParts.split", split, furniture.SPLITS)
         self.points = positive("FurnitureParts.points", points)
         self.meshes = [mesh for mesh in furniture.load(split) if mesh.parts is not None]
         names = [furniture.CLASSES[mesh.label] for mesh in self.meshes]
