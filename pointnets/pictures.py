@@ -15,7 +15,6 @@ from ..browsing import choose
 from ..data import one_of, seeded
 from ..files import printable
 from ..inference import Inferencer
-from ..kernels import local_reference_axis
 from ..rendering import (
     CLAY,
     Camera,
@@ -32,7 +31,7 @@ from ..rendering import (
 )
 from .datasets import PointClouds, RotatedViews
 from .inference import PointSegmentation, class_colors, standing
-from .transforms import GROUPS, random_rotation, rotate
+from .transforms import GROUPS, estimated_normals, random_rotation, rotate
 
 SHELL = ("board", "ceiling", "door", "floor", "wall", "window")  # classes that are opened, where there are such
 SHOWN = 100_000  # most points of a cloud in a picture
@@ -113,7 +112,7 @@ def ask(
         found[name] = np.array(result["labels"])
     points = data.pos.double()
     points -= points.mean(0)
-    normals = local_reference_axis(points[None], min(32, len(points)))[0] if "normal" not in asked else data.normal
+    normals = data.normal if "normal" in asked else estimated_normals(points)
     (points, stands), (normals, _) = (standing(x.double().numpy(), up) for x in (points, normals))
     colors = None if data.get("color") is None else data.color.numpy() / 255
     name = f"{item}: {printable(data.name, 40)}, {TURNS[group]}"

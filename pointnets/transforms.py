@@ -25,6 +25,7 @@ from ..registry import TRANSFORMS
 from .shapes import fits_float32
 
 GROUPS = ("none", "z", "SO3")
+FEWEST = 5  # points that `local_reference_axis` takes
 
 for transform in (pyg.Center, pyg.NormalizeScale, pyg.NormalizeRotation):
     TRANSFORMS.register_module(module=transform)
@@ -174,17 +175,28 @@ class UnitSphere(BaseTransform):
         return data
 
 
+def estimated_normals(points: Tensor, k: int = 32) -> Tensor:
+    """Normals (N, 3) of points (N, 3), from `k` nearest neighbors, or from all points where a cloud has fewer.
+
+    Raises ValueError where `k`, or the number of points, is below 5."""
+    if len(points) < FEWEST:
+        have = "1 point" if len(points) == 1 else f"{len(points)} points"
+        raise ValueError(f"a cloud of {have} is too small to estimate normals; {FEWEST} are needed")
+    return local_reference_axis(points[None], min(k, len(points)))[0]
+
+
 @TRANSFORMS.register_module()
 class EstimateNormals(BaseTransform):
-    """Normals of a cloud as the local reference axis of `k` nearest neighbors; with `only_missing`, shapes that have
-    normals keep theirs. Put it after every rotation: only then does a test of invariance cover the estimate too."""
+    """Normals of a cloud as the local reference axis of `k` nearest neighbors (see `estimated_normals`); with
+    `only_missing`, shapes that have normals keep theirs. Put it after every rotation: only then does a test of
+    invariance cover the estimate too."""
 
     def __init__(self, k: int = 32, only_missing: bool = False):
         self.k, self.only_missing = positive("EstimateNormals.k", k), only_missing
 
     def forward(self, data: Data) -> Data:
         if not (self.only_missing and "normal" in data):
-            data.normal = local_reference_axis(data.pos[None], self.k)[0]
+            data.normal = estimated_normals(data.pos, self.k)
         return data
 
 

@@ -184,3 +184,15 @@ def test_meshes_and_clouds_are_told_apart():
             transform(two_triangles())
     with pytest.raises(ValueError, match=r"num=201\) got a cloud of 200 points"):
         T.FarthestPoints(201)(cloud())
+
+
+def test_normals_of_small_clouds():
+    plane = torch.rand(9, 3) * torch.tensor([1.0, 1, 0])
+    for size in (5, 9):
+        normal = T.EstimateNormals()(Data(pos=plane[:size])).normal
+        assert torch.allclose(normal[:, 2].abs(), torch.ones(size), atol=1e-5)
+    for size, message in ((1, "a cloud of 1 point is too small"), (4, "4 points is too small .*; 5 are needed")):
+        with pytest.raises(ValueError, match=message):
+            T.EstimateNormals(k=8)(Data(pos=plane[:size]))
+    with pytest.raises(ValueError, match=r"k must lie in 5\.\.9 .*got 4"):
+        T.EstimateNormals(k=4)(Data(pos=plane))
