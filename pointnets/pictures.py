@@ -159,8 +159,10 @@ class Drawing:
 
     def from_eye(self, colors: Sequence[np.ndarray], backward: np.ndarray) -> tuple[Mesh, list[np.ndarray]]:
         """The discs that an eye in this direction sees, without colors, and those of their corners, of some colors
-        (N, 3) of all points of the cloud."""
+        (N, 3) of all points of the cloud. What would leave nothing to see is not opened."""
         seen = ~self.is_shell | (self.normals @ backward > 0)
+        if not seen.any():
+            seen[:] = True
         mesh = discs(self.points[seen], self.normals[seen], CLAY, self.radius[seen], CORNERS)
         return mesh, [np.repeat(one[self.rows[seen]], CORNERS, axis=0) for one in colors]
 
@@ -171,14 +173,16 @@ class Drawing:
         return joined(discs(self.points, self.normals, colors, self.radius, CORNERS), back)
 
 
-def panels(seen: Labelled) -> dict[str, np.ndarray]:
-    """Colors (N, 3) of the points in each panel, by its title."""
-    found = {} if seen.colors is None else {"points": seen.colors}
+def panels(seen: Labelled, colored: bool) -> dict[str, np.ndarray]:
+    """Colors (N, 3) of the points in each panel, by its title. With `colored` the first has the cloud's own colors, and
+    is of clay where it has none."""
+    clay = np.tile(CLAY, (len(seen.points), 1))
+    found = {"points": clay if seen.colors is None else seen.colors} if colored else {}
     found["truth"] = class_colors(seen.truth) / 255
     for name, labels in seen.found.items():
         wrong = labels != seen.truth
         found[f"{name}: predicted"] = class_colors(labels) / 255
-        found[f"{name}: wrong"] = np.where(wrong[:, None], WRONG, np.array(CLAY))
+        found[f"{name}: wrong"] = np.where(wrong[:, None], WRONG, clay)
     return found
 
 
@@ -213,11 +217,11 @@ def draw_segments(
     shell: Sequence[str] | None = None,
     size: int = 640,
 ) -> Figure:
-    """Clouds below each other: in their colors, if they have some, with the true labels, with those that each network
+    """Clouds below each other: in their colors, if some have any, with the true labels, with those that each network
     predicts, and with what is wrong in red.
 
     Args:
-        seen: clouds, all with the same panels.
+        seen: clouds, all with the same networks.
         azimuth, elevation: degrees, of the eye.
         around: number of eyes around the up axis. With several, each panel is a row, and each eye a column.
         shell: names of classes that are opened; see `shell_of`.
@@ -231,7 +235,8 @@ def draw_segments(
     up = seen[0].up
     eyes = [view_direction(azimuth + 360 * turn / around, elevation, up) for turn in range(around)]
     opened = shell_of(seen[0].classes, shell)
-    colors = [panels(one) for one in seen]
+    colored = any(one.colors is not None for one in seen)
+    colors = [panels(one, colored) for one in seen]
     views = [
         (drawing, list(by_title.values()), eye)
         for drawing, by_title in zip((Drawing(one, opened) for one in seen), colors)
@@ -292,5 +297,9 @@ def draw_grid(
 def show_segments(seen: Sequence[Labelled], shell: Sequence[str] | None = None) -> None:
     """The same clouds in a window, side by side. RuntimeError where there is no display."""
     drawings = [Drawing(one, shell_of(one.classes, shell)) for one in seen]
-    meshes = [drawing.all_round(colors) for drawing, one in zip(drawings, seen) for colors in panels(one).values()]
+    meshes = [
+        drawing.all_round(colors)
+        for drawing, one in zip(drawings, seen)
+        for colors in panels(one, one.colors is not None).values()
+    ]
     window(meshes, ", ".join(one.name for one in seen), backs=False)

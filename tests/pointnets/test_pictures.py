@@ -1,5 +1,7 @@
 """Pictures of labelled clouds show what was asked, and open a room where it hides its inside."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_what_stands_before_the_inside_is_left_out(flip, backward):
 
 def test_panels_have_the_colors_of_classes_and_errors_in_red():
     seen = room()
-    found = pictures.panels(seen)
+    found = pictures.panels(seen, colored=False)
     assert list(found) == ["truth", "ours: predicted", "ours: wrong"]
     assert np.array_equal(found["truth"], class_colors(seen.truth) / 255)
     wrong = (found["ours: wrong"] == pictures.WRONG).all(1)
@@ -87,6 +89,27 @@ def test_the_figure():
     assert np.abs(views[0] - views[1]).max() > 0.3
     with pytest.raises(ValueError, match="around is 2; it must be at least 1, and 1 for 2 clouds"):
         pictures.draw_segments([room(), room()], around=2)
+
+
+def test_colors_that_some_clouds_lack():
+    bare = room()
+    colors = np.full((len(bare.points), 3), 0.25)
+    for clouds in ([bare, replace(bare, colors=colors)], [replace(bare, colors=colors), bare]):
+        figure = pictures.draw_segments(clouds, size=80)
+        titles = [axes.get_title() for axes in figure.axes[:4]]
+        assert titles == ["points", "truth", "ours: predicted", "ours: wrong"]
+        assert [axes.get_xlabel() != "" for axes in figure.axes] == 2 * [False, False, True, False]
+    assert (pictures.panels(bare, colored=True)["points"] == pictures.CLAY).all()
+
+
+@pytest.mark.parametrize("points", [np.zeros((1, 3)), np.random.default_rng(0).random((400, 3)) * (1, 0, 1)])
+@pytest.mark.parametrize("elevation", [-40, 40])
+def test_a_shell_alone_is_drawn_whole(points, elevation):
+    count = len(points)
+    normals, labels = np.eye(3)[[1] * count], np.full(count, CLASSES.index("floor"))
+    seen = pictures.Labelled("a floor", points, normals, None, labels, {"ours": labels}, CLASSES, "y")
+    for axes in pictures.draw_segments([seen], elevation=elevation, size=80).axes:
+        assert axes.images[0].get_array()[..., 3].mean() > 0.1
 
 
 def test_clouds_are_drawn_at_one_scale():
