@@ -19,6 +19,7 @@ Items are those of the config's test data; --file takes a mesh, a cloud or an im
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from attlas.files import PICTURES, check_out, save_figure
@@ -147,6 +148,14 @@ def opponent(text: str) -> tuple[str, Path, Path]:
     return name, Path(config), Path(checkpoint)
 
 
+def check_names(first: str, args: argparse.Namespace) -> None:
+    """ValueError where two networks of a picture have one name."""
+    names = [first, *(name for name, _, _ in args.against)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--name and --against name {names.count(name)} networks {name!r}; name each otherwise")
+
+
 def draw_attention(args: argparse.Namespace):
     from attlas.backbones.inspection.attention_maps import draw, look, read_image
     from attlas.backbones.zoo import find
@@ -236,13 +245,19 @@ def draw_maps(args: argparse.Namespace):
 
 def draw_segments(args: argparse.Namespace):
     from attlas.config import load_config
+    from attlas.data import positive
     from attlas.inference import Inferencer
     from attlas.pointnets import pictures
     from attlas.pointnets.viewer import config_dataset
 
+    positive("--size", args.size)
+    for option in ("azimuth", "elevation"):
+        if not math.isfinite(getattr(args, option)):
+            raise ValueError(f"--{option} is {getattr(args, option)}; it must be a finite number")
     config = load_config(args.config)
     first = Inferencer(args.checkpoint, config)
     name = args.name or type(getattr(first.model, "network", first.model)).__name__
+    check_names(name, args)
     networks = {name: first}
     networks |= {name: Inferencer(checkpoint, load_config(config)) for name, config, checkpoint in args.against}
     dataset = config_dataset(config)
@@ -296,6 +311,7 @@ def draw_shape(args: argparse.Namespace):
         raise ValueError("--item is an item of a config's test data: name the config, or give --file.")
     backward = rendering.view_direction(args.azimuth, args.elevation, args.up)
     if args.command == "turning":
+        check_names(args.name, args)
         networks = {args.name: network(args.config, args.checkpoint)}
         networks |= {name: network(config, checkpoint) for name, config, checkpoint in args.against}
         turned = viewer.turning(shape, networks, args.views, args.seed, args.azimuth, args.elevation, args.up)

@@ -120,4 +120,9 @@ def test_segments_of_clouds(run, refusal, tmp_path):
     assert "open is 'ceiling'; it may be 'Airplane/0'" in told("--open", "ceiling")
     assert "around is 3; it must be at least 1, and 1 for 2 clouds or poses" in told("--around", 3, "--turned", "z")
     assert "NAME=CONFIG:CHECKPOINT was expected" in told("--against", "other")
+    twice = "--against", f"x={config}:{checkpoint}", f"x={config}:{checkpoint}"
+    assert "--name and --against name 2 networks 'x'" in told(*twice)
+    assert "--name and --against name 2 networks 'x'" in told(*twice[:2], "--name", "x")
+    assert "--size is 0" in told("--size", 0)
+    assert "--azimuth is nan" in told("--azimuth", "nan")
     assert not (tmp_path / "new.png").exists()
