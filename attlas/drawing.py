@@ -12,6 +12,7 @@ COLORS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#d4a017", "#f032e6", "#808000", "#000075",
     "#9a6324", "#46c7c7", "#800000", "#5f9e2f", "#8c8c8c", "#b09f7f", "#6f8fa8",
 )  # fmt: skip
+WRONG = (215, 0, 0)  # of what is wrong, in pictures; no color of a class
 
 
 def palette(count: int) -> np.ndarray:

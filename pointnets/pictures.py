@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from ..browsing import choose
 from ..data import one_of, seeded
+from ..drawing import WRONG
 from ..files import printable
 from ..inference import Inferencer
 from ..rendering import (
@@ -37,7 +38,6 @@ SHELL = ("board", "ceiling", "door", "floor", "wall", "window")  # classes that 
 SHOWN = 100_000  # most points of a cloud in a picture
 PANEL, CORNERS = 2.6, 8  # inches of a panel; corners of a disc
 SPREAD = 1.25  # radius of a disc, in distances to the third neighbor
-WRONG = np.array((230, 25, 75)) / 255  # as in the maps of `dense.segmentation.pictures`
 TURNS = {"none": "upright", "z": "turned about the up axis", "SO3": "turned"}
 
 
@@ -182,7 +182,7 @@ def panels(seen: Labelled, colored: bool) -> dict[str, np.ndarray]:
     for name, labels in seen.found.items():
         wrong = labels != seen.truth
         found[f"{name}: predicted"] = class_colors(labels) / 255
-        found[f"{name}: wrong"] = np.where(wrong[:, None], WRONG, clay)
+        found[f"{name}: wrong"] = np.where(wrong[:, None], np.array(WRONG) / 255, clay)
     return found
 
 
@@ -262,6 +262,9 @@ def draw_segments(
     there = np.unique(np.concatenate([labels for one in seen for labels in (one.truth, *one.found.values())]))
     labels = [printable(seen[0].classes[label], 40).replace("$", r"\$") for label in there]
     handles = [Patch(color=color / 255, label=label) for label, color in zip(labels, class_colors(there))]
+    if any(one.found for one in seen):
+        labels.append("wrong")
+        handles.append(Patch(color=np.array(WRONG) / 255, label="wrong"))
     width = max(map(len, labels))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.45 + 0.075 * width))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

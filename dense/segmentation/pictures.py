@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ...browsing import choose
-from ...drawing import draw_regions
+from ...drawing import WRONG, draw_regions
 from ...files import printable
 from ...inference import Inferencer
 from ..transforms import ReadImage
@@ -15,7 +15,6 @@ from .inference import Segmentation, label_map
 from .maps import IGNORED, ReadMap
 
 SMALL = 6  # points, of names
-WRONG = (230, 25, 75)
 
 
 def draw_maps(dataset: Any, asked: Inferencer, items: Sequence[int]) -> Figure:

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from attlas.drawing import COLORS, draw_objects, draw_regions
+from attlas.drawing import COLORS, WRONG, draw_objects, draw_regions, palette
 
 IMAGE = np.full((20, 30, 3), 200, np.uint8)
 
@@ -62,3 +62,7 @@ def test_one_over_the_other():
     draw_objects(IMAGE, [dict(label=0, name="lamp", box=[0, 0, 3, 3])], axes=axes)
     assert len(axes.images) == 2  # the image once
     assert [text.get_text() for text in axes.texts] == ["floor", "lamp"]
+
+
+def test_what_is_wrong_has_no_color_of_a_class():
+    assert np.abs(palette(50).astype(int) - WRONG).sum(1).min() > 60

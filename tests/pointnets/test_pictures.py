@@ -8,6 +8,7 @@ import torch
 from part_files import solid, write_parts, write_segmenter
 
 from attlas import rendering
+from attlas.drawing import WRONG
 from attlas.inference import Inferencer
 from attlas.pointnets import pictures
 from attlas.pointnets.datasets import RotatedViews, ShapeNetPart
@@ -67,7 +68,7 @@ def test_panels_have_the_colors_of_classes_and_errors_in_red():
     found = pictures.panels(seen, colored=False)
     assert list(found) == ["truth", "ours: predicted", "ours: wrong"]
     assert np.array_equal(found["truth"], class_colors(seen.truth) / 255)
-    wrong = (found["ours: wrong"] == pictures.WRONG).all(1)
+    wrong = (found["ours: wrong"] == np.array(WRONG) / 255).all(1)
     assert np.array_equal(wrong, seen.found["ours"] != seen.truth)
     assert np.array_equal(found["ours: predicted"][~wrong], found["truth"][~wrong])
 
@@ -78,7 +79,7 @@ def test_the_figure():
     assert [axes.get_title() for axes in figure.axes[:2]] == ["truth", "ours: predicted"]
     right = 100 * (1 - np.ceil(2000 / 4) / 2000)
     assert [axes.get_xlabel() for axes in figure.axes[:3]] == ["", f"{right:.1f} % of the points right", ""]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["lamp", "wall", "floor", "ceiling"]
+    assert [text.get_text() for text in figure.legends[0].texts] == [*CLASSES, "wrong"]
     for axes in figure.axes:
         assert axes.images[0].get_array()[..., 3].mean() > 0.3
     strip = pictures.draw_segments([room()], around=3, size=80)
