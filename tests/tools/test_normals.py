@@ -1,7 +1,26 @@
 """tools/normals.py: angles between lines, of the points that are asked about."""
 
+import os
+
 import numpy as np
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    """Threads stay as they were: the tool holds its process to fewer."""
+    before = torch.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):
+        mask = os.sched_getaffinity(0)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(variable, os.environ.get(variable, ""))
+        if not os.environ[variable]:
+            monkeypatch.delenv(variable)
+    yield
+    torch.set_num_threads(before)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, mask)
 
 
 @pytest.fixture
@@ -43,12 +62,28 @@ def test_angles(load, config):
     assert float(noisy["median"]) > 5
 
 
+def test_points_that_have_no_labels(refusal, tmp_path):
+    (tmp_path / "ball").mkdir()
+    normal = np.random.default_rng(0).normal(size=(60, 3))
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    np.savez(tmp_path / "ball/a.npz", pos=normal, normal=normal)
+    dataset = dict(type="ShapeFolder", root=str(tmp_path), split="all", transforms=[])
+    (tmp_path / "config.py").write_text(f"test_dataloader = dict(dataset={dataset!r})\n")
+    message = refusal("normals", tmp_path / "config.py", "--without", "ball")
+    assert "--without leaves out points by their labels, and shape ball/a has none" in message
+
+
 def test_the_table_and_what_is_refused(run, refusal, config, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     printed = run("normals", config, "--k", 12)
-    assert "1 clouds, 800 points counted, noise 0; " in printed
+    assert "1 clouds, 800 points counted, noise 0; 1 thread " in printed
     assert "over Open3D" in printed
     assert "--noise is -1.0" in refusal("normals", config, "--noise", -1)
+    assert "--noise is nan; it must be a finite number" in refusal("normals", config, "--noise", "nan")
+    for option in ("--points", "--clouds", "--threads"):
+        assert f"{option} is 0; it must be a positive integer" in refusal("normals", config, option, 0)
+    every = refusal("normals", config, "--without", "floor", "ball")
+    assert "--without floor ball leaves no point of the clouds to count" in every
     assert "--without is 'flor'; it may be 'floor', 'ball'. Did you mean 'floor'?" in refusal(
         "normals", config, "--without", "flor"
     )
