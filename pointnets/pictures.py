@@ -261,10 +261,10 @@ def draw_segments(
         figure = draw_grid(pictures, below, titles, [one.name for one in seen])
     there = np.unique(np.concatenate([labels for one in seen for labels in (one.truth, *one.found.values())]))
     labels = [printable(seen[0].classes[label], 40).replace("$", r"\$") for label in there]
-    handles = [Patch(color=color / 255, label=label) for label, color in zip(labels, class_colors(there))]
+    colors_of = class_colors(there).tolist()
     if any(one.found for one in seen):
-        labels.append("wrong")
-        handles.append(Patch(color=np.array(WRONG) / 255, label="wrong"))
+        labels, colors_of = [*labels, "wrong"], [*colors_of, WRONG]
+    handles = [Patch(color=(r / 255, g / 255, b / 255), label=label) for label, (r, g, b) in zip(labels, colors_of)]
     width = max(map(len, labels))
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.45 + 0.075 * width))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
