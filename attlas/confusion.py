@@ -40,6 +40,10 @@ def read_results(path: str | Path) -> tuple[tuple[str, ...], dict[str, np.ndarra
         raise ValueError(
             f"{path} has no confusion matrices of its {len(classes)} classes; tools/test.py --out makes them."
         )
+    for name, counts in confusions.items():
+        if counts.dtype.kind not in "iuf" or not np.isfinite(counts).all() or (counts < 0).any() or not counts.any():
+            what = f"confusion_{name}" if name else "confusion"
+            raise ValueError(f"{path}: {what} must hold counts, 0 or more and not all 0.")
     return classes, confusions
 
 
@@ -66,7 +70,7 @@ def draw_confusion(axes: Any, confusion: np.ndarray, classes: Sequence[str], tit
     axes.grid(which="minor", color="0.92", linewidth=0.6)
     axes.tick_params(which="minor", length=0)
     axes.set_xlabel("predicted", fontsize=9.5)
-    axes.set_ylabel("true, % of each" if long else "true", fontsize=9.5)
+    axes.set_ylabel("true, % of each" if long and count <= 20 else "true", fontsize=9.5)
     axes.set_title(title, fontsize=10.5, color=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -91,7 +95,9 @@ def draw_confusions(results: Mapping[str, str | Path]) -> Any:
     }
     columns = max(len(confusions) for _, confusions in read.values())
     # inches: of a matrix, which is at least as wide as its title, and of the names of the classes
-    side = max(0.36 * len(classes) if len(classes) <= 20 else 7 for classes, _ in read.values())
+    side = max(
+        0.36 * len(classes) if len(classes) <= 20 else max(7, 0.13 * len(classes)) for classes, _ in read.values()
+    )
     side = max(side, *(0.09 * len(line) for title in titles.values() for line in title.split("\n")))
     names = max(len(name) * (0.08 if len(classes) <= 15 else 0.055) for classes, _ in read.values() for name in classes)
     size = (side + names + 0.6) * columns, (side + 0.75 * names + 1.1) * len(read)

@@ -377,7 +377,7 @@ def main() -> None:
         parser.error(str(error))
     print(
         f"{out}: {out.stat().st_size / 2**20:.1f} MiB, for ({metadata['input'].replace(',', ', ')}), gives "
-        f"{metadata['outputs'].replace(',', ', ')}; differs from the network by {difference:.1e} of the largest value"
+        f"{metadata['outputs'].replace(',', ', ')}; differs from the network by {difference:.1e} (relative)"
     )
     for remark in filter(None, (fixed, *remarks)):
         print(remark)

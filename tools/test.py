@@ -11,9 +11,9 @@ all rotations (SO3). The third tests on the images under 15 corruptions in 5 sev
 averages the predictions in several sizes of an image and its mirrored ones, as the config says: of segmentors
 `tta_views`, for others mm's `tta_pipeline`.
 
---out FILE takes the predictions: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a
-.json in COCO's format of results; of segmentors an .npz (confusion matrix, figures by class). With --corruptions it
-takes all metrics of every corruption and severity (.json), written anew after each.
+--out FILE takes results: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a .json
+in COCO's format of results, of segmentors an .npz (confusion matrix, figures by class). With --corruptions it takes all
+metrics of every corruption and severity (.json), written anew after each.
 """
 
 import argparse
@@ -117,14 +117,17 @@ def outs(args: argparse.Namespace) -> list[Path]:
 
 
 def results_suffix(cfg: Config) -> str:
-    """How the file ends into which the evaluator writes predictions."""
+    """How the file ends into which the evaluator writes results."""
     from attlas.registry import METRICS
 
     name = first_evaluator(cfg)["type"]
     with METRICS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
         suffix = getattr(registry.get(name), "out_suffix", None)
     if suffix is None:
-        raise ValueError(f"--out: the evaluator, {name}, writes no file. For COCO's format: attlas.CocoBoxes")
+        raise ValueError(
+            f"--out: the evaluator, {name}, writes no file. Some that do: attlas.CocoBoxes (COCO's format of results), "
+            "attlas.MapIoU (a confusion matrix of pixels, figures by class)"
+        )
     return suffix
 
 

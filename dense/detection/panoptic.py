@@ -190,7 +190,12 @@ def listed(predicted: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]
     Args:
         predicted: class + INSTANCE_OFFSET * object of every pixel.
         classes: names of the classes, things and stuff.
+
+    Raises:
+        ValueError: there are no names, whose number tells which pixels have no class.
     """
+    if not classes:
+        raise ValueError("panoptic segments need the names of the classes, and the model has none (dataset_meta)")
     numbers, kinds, _ = found_segments(predicted, len(classes))
     found = []
     for number in 1 + np.bincount(numbers.ravel(), minlength=len(kinds))[1:].argsort(kind="stable")[::-1]:

@@ -33,6 +33,8 @@ def mixer_module(
         act_cfg: activation of mmcv, or None.
     """
     options = dict(type=mixer) if isinstance(mixer, str) else dict(mixer)
+    if "dim" in options:
+        raise ValueError(f"mixer: dim={options['dim']!r} is not to be given; it is {dim}, the channels of the maps")
     parts: OrderedDict[str, nn.Module] = OrderedDict(mixer=MIXERS.build({**options, "dim": dim}))
     if norm_cfg is not None:
         name, norm = build_norm_layer(dict(norm_cfg), dim)

@@ -29,5 +29,7 @@ class GNUPerHead(UPerHead):
 
     def __init__(self, gnconv: Mapping = dict(kernel_size=3, proj_out=False), **options: Any):
         super().__init__(**options)
+        if own := sorted({"type", "dim", "in_dim"} & gnconv.keys()):
+            raise ValueError(f"gnconv: {', '.join(own)} must be left out; the head's own channels say what they are")
         mixer = {**GATE, **gnconv, "type": "GnConv", "in_dim": len(self.in_channels) * self.channels}
         self.fpn_bottleneck = mixer_module(mixer, self.channels, self.norm_cfg, self.act_cfg)

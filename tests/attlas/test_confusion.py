@@ -45,6 +45,21 @@ def test_confusion(results, tmp_path):
         confusion.read_results(tmp_path / "none.npz")
 
 
+@pytest.mark.parametrize("counts", [[[0, 0], [0, 0]], [[1, -1], [0, 2]], [[1, np.nan], [0, 2]]])
+def test_what_holds_no_counts_is_refused(tmp_path, counts):
+    np.savez(tmp_path / "a.npz", classes=np.array(["bed", "car"]), confusion_z=np.array(counts))
+    with pytest.raises(ValueError, match=r"a\.npz: confusion_z must hold counts, 0 or more and not all 0"):
+        confusion.read_results(tmp_path / "a.npz")
+
+
+def test_names_of_many_classes_do_not_cover_each_other(tmp_path):
+    np.savez(tmp_path / "a.npz", classes=np.array([f"class {i}" for i in range(150)]), confusion=np.eye(150, dtype=int))
+    canvas = confusion.draw_confusions({"a": tmp_path / "a.npz"})
+    canvas.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in canvas.axes[0].get_yticklabels()]
+    assert all(above.y0 >= below.y1 for above, below in zip(boxes, boxes[1:]))
+
+
 @pytest.mark.parametrize("count", [2, 14, 25])
 def test_confusion_shows_whole_names_and_titles(tmp_path, count):
     classes = np.array([f"a rather long name of class {i}" for i in range(count)])

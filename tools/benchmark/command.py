@@ -75,6 +75,8 @@ def main() -> None:
         if cpu is None:
             parser.error("--markdown PAGE needs the JSON of a CPU")
         return write_page(args.markdown, cpu, gpu)
+    if args.batch < 1:
+        parser.error(f"--batch is {args.batch}; it must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU")
     with_mmcv = args.device == "cpu" and "mmcv" in chosen

@@ -128,6 +128,8 @@ def test_segments_as_objects():
     assert (plate["label"], plate["name"], plate["box"]) == (1, "plate", [2, 0, 8, 3])
     assert (plate["mask"] == (predicted == INSTANCE_OFFSET + 1)).all()
     assert listed(np.full((2, 2), 4), CLASSES) == []
+    with pytest.raises(ValueError, match="need the names of the classes"):
+        listed(predicted, ())
 
 
 def test_what_the_metric_refuses():

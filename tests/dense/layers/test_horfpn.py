@@ -119,6 +119,8 @@ def test_bad_arguments():
         HorFPN(CHANNELS, 8, 2, start_level=1)
     with pytest.raises(ValueError, match=r"dim=18 must be divisible by 2\^\(order-1\) = 4"):
         HorFPN((6,), 18, 1, dict(type="GnConv", order=3))
+    with pytest.raises(ValueError, match="dim=4 is not to be given; it is 8"):
+        HorFPN((6,), 8, 1, dict(type="GnConv", dim=4))
     with pytest.raises(KeyError, match="GnConv"):
         HorFPN((6,), 8, 1, "GnKonv")
     with pytest.raises(ValueError, match=r"the maps have \[6, 10\] channels, and in_channels=\[6, 10, 12, 20\]"):

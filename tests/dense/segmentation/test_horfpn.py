@@ -64,5 +64,7 @@ def test_bad_arguments():
         GNUPerHead(dict(dim_ratio=0.5), **SMALL)
     with pytest.raises(ValueError, match=r"dim \* dim_ratio=24 must be divisible by 2\^\(order-1\) = 16"):
         GNUPerHead(dict(dim_ratio=3, order=5), **SMALL)
+    with pytest.raises(ValueError, match="gnconv: in_dim, type must be left out"):
+        GNUPerHead(dict(type="RALA", in_dim=3), **SMALL)
     with pytest.raises(TypeError, match="topk"):
         GNUPerHead(dict(topk=3), **SMALL)
