@@ -154,6 +154,7 @@ SHARED = {
         "medical",
         "metrics",
         "pictures",
+        "scores",
         "views",
         "volumes",
     },

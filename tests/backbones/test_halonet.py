@@ -125,8 +125,9 @@ def test_cost_is_linear_in_pixels():
     costs = []
     for side in (16, 32):
         q, position = torch.empty(1, side, side, 2, 8, device="meta"), torch.empty(1, side, side, 2, 28, device="meta")
+        no_bias = torch.empty(2, 0, 0, device="meta")
         with FlopCounterMode(display=False) as counter:
-            halo_attention_reference(q, q, q, position, 8, 3, 1.0)
+            halo_attention_reference(q, q, q, position, no_bias, 8, 3, 0, 1.0)
         costs.append(counter.get_total_flops())
     assert costs == [2 * 16**2 * 14**2 * 2 * (8 + 8), 4 * costs[0]]
 
