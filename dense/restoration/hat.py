@@ -18,13 +18,12 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...backbones.layers import Block, DropPath, HybridAttention, LayerNorm2d, Mlp
 from ...checkpoint import Rules
 from ...registry import MIXERS, MODELS
-from .network import RestorationNetwork, shape_of
+from .network import RestorationNetwork, pad_to, shape_of
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in red, green and blue
 
@@ -65,18 +64,6 @@ class Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.overlap(self.blocks(x)))
-
-
-def pad_to(x: Tensor, multiple: int) -> Tensor:
-    """A map (B, C, H, W) filled up below and on the right to multiples: by reflection, or by its last row or column
-    where it has too few to reflect."""
-    for axis in (2, 3):
-        size = x.shape[axis]
-        missing = -size % multiple
-        if missing:
-            padding = (0, 0, 0, missing) if axis == 2 else (0, missing, 0, 0)
-            x = F.pad(x, padding, "reflect" if missing < size else "replicate")
-    return x
 
 
 @MODELS.register_module()

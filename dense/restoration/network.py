@@ -1,9 +1,11 @@
-"""What restoration networks share: a file's shapes say which network it is of, and norms merge before an export."""
+"""What restoration networks share: a file's shapes say which network it is of, norms merge before an export, and images
+are filled up to the sides that a network takes."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import checkpoint
@@ -68,6 +70,18 @@ class RestorationNetwork(nn.Module):
         for name, child in self.named_children():
             setattr(self, name, fuse(child))
         return self
+
+
+def pad_to(x: Tensor, multiple: int) -> Tensor:
+    """A map (B, C, H, W) filled up below and on the right to multiples: by reflection, or by its last row or column
+    where it has too few to reflect."""
+    for axis in (2, 3):
+        size = x.shape[axis]
+        missing = -size % multiple
+        if missing:
+            padding = (0, 0, 0, missing) if axis == 2 else (0, missing, 0, 0)
+            x = F.pad(x, padding, "reflect" if missing < size else "replicate")
+    return x
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, network: str) -> tuple[int, ...]:

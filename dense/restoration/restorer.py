@@ -18,6 +18,7 @@ from torch import Tensor
 from ...data import one_of, positive
 from ...files import printable
 from ...registry import MODELS
+from .network import pad_to
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
 
@@ -96,8 +97,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
 
 
 def padded(network: Any, image: Tensor) -> Tensor:
-    """The network's output for a picture of any size: its right and bottom are mirrored up to multiples, or, where the
-    picture is too small for that, its last pixels repeated, and the output is cut.
+    """The network's output for a picture of any size: filled up to multiples (see `pad_to`), and the output cut.
 
     Args:
         image: (B, C, H, W).
@@ -106,15 +106,7 @@ def padded(network: Any, image: Tensor) -> Tensor:
         ValueError: the output is not `network.scale` times as large.
     """
     height, width = (network.scale * side for side in image.shape[2:])
-    return _checked(network, _mirrored(image, network.multiple))[..., :height, :width]
-
-
-def _mirrored(image: Tensor, multiple: int) -> Tensor:
-    height, width = image.shape[2:]
-    low, right = -height % multiple, -width % multiple
-    if not (low or right):
-        return image
-    return F.pad(image, (0, right, 0, low), mode="reflect" if low < height and right < width else "replicate")
+    return _checked(network, pad_to(image, network.multiple))[..., :height, :width]
 
 
 def _checked(network: Any, image: Tensor) -> Tensor:
@@ -159,7 +151,7 @@ def tiles(
     scale: int = network.scale
     multiple: int = network.multiple
     wanted = [scale * side for side in image.shape[2:]]
-    image = _mirrored(image, multiple)
+    image = pad_to(image, multiple)
     height, width = image.shape[2:]
     if tile is None:
         tile, overlap = max(height, width), 0

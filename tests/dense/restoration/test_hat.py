@@ -8,6 +8,7 @@ from attlas import checkpoint
 from attlas.backbones.layers import Block, HybridAttention, LayerNorm2d, Mlp, WindowAttention, pair_bias
 from attlas.dense.restoration import hat
 from attlas.dense.restoration.hat import HAB, HAT, VARIANTS
+from attlas.dense.restoration.network import pad_to
 from attlas.registry import MIXERS, MODELS
 
 SMALL = dict(dim=12, depths=(2,), heads=2, window=4, compress=3, squeeze=6)
@@ -156,8 +157,8 @@ def test_padding_is_reflection():
     network, x = small(), picture(10, 13)
     with torch.no_grad():
         close(network(x), network(F.pad(x, (0, 3, 0, 2), "reflect"))[..., :20, :26], 1e-6)
-    assert hat.pad_to(torch.arange(3.0).view(1, 1, 1, 3), 8)[0, 0, 7].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
-    assert hat.pad_to(torch.arange(5.0).view(1, 1, 1, 5), 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert pad_to(torch.arange(3.0).view(1, 1, 1, 3), 8)[0, 0, 7].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert pad_to(torch.arange(5.0).view(1, 1, 1, 5), 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
 
 
 def test_nothing_of_a_size_is_in_the_state():
