@@ -1,6 +1,7 @@
 """How a segmentor is asked (see `attlas.inference`)."""
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..transforms import ReadImage
 from . import doctor
 from .export import ExportedSegmentor
 from .maps import IGNORED, ReadMap
+
+TITLE = 80  # letters of a line above a picture, which is half of a figure
 
 
 class Segmentation(Task):
@@ -89,10 +92,11 @@ class Segmentation(Task):
             names[entry["label"]] = entry["name"]
         figure = Figure(figsize=(13, 6.5 * image.shape[0] / image.shape[1] + 0.3), layout="constrained", dpi=110)
         left, right = figure.subplots(1, 2)
-        draw_regions(image, labels, names, printable(result["input"], 90), left)
+        draw_regions(image, labels, names, fill(printable(result["input"]), TITLE), left)
         right.imshow(_colors()[labels], interpolation="nearest")
         right.set_axis_off()
-        right.set_title(self.said(result)[:120], fontsize=9, color="0.4", parse_math=False)
+        said = fill(self.said(result), TITLE, max_lines=3, placeholder=" ...")
+        right.set_title(said, fontsize=9, color="0.4", parse_math=False)
         return figure
 
     def save(self, source, result, stem):

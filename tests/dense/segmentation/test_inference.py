@@ -46,6 +46,11 @@ def test_files_and_arrays(checkpoint, photos):
     assert np.array_equal(label_map(results[0]), logits[0].argmax(0).numpy())
     figure = asked.task.draw(next(asked.stream(asked.find(paths)))[1], results[0])
     assert len(figure.axes) == 2
+    long = dict(input="folder/" * 30, classes=[dict(entry, name="a class of a long name") for entry in classes] * 9)
+    figure = asked.task.draw(next(asked.stream(asked.find(paths)))[1], results[0] | long)
+    figure.draw_without_rendering()
+    left, right = (axes.title.get_window_extent() for axes in figure.axes)
+    assert 0 <= left.x0 < left.x1 < right.x0 < right.x1 <= figure.bbox.x1
 
 
 def test_windows(checkpoint, photos):
