@@ -108,7 +108,8 @@ class Runner(runner.Runner):
     - Checkpoints are loaded through `attlas.checkpoint.load`: safetensors and the authors' files work for `load_from`,
       and an account of every name is logged. Top-level variables are options of it: `ignore_mismatched`, names that
       may differ in shape, `container` and `fit_channels`. A training that begins with weights for other classes leaves
-      the last layer as it is (`classifier_names` of the model).
+      the last layer as it is (`classifier_names` of the model). An average of weights (EMAHook) begins with what was
+      loaded.
     - Checkpoints and the resolved config are written whole or not at all.
     - Without a GPU, `launcher='pytorch'` uses gloo.
     - What would fail late, or run for nothing, is refused before the first step (`attlas.preflight`).
@@ -159,7 +160,10 @@ class Runner(runner.Runner):
         besides = {} if self._resume else checkpoint.besides(found, container)
         if "state_dict" not in found or container is not None:
             found = {"state_dict": checkpoint.weights(found, container)}
-        self.call_hook("after_load_checkpoint", checkpoint=found)
+        averages = [hook for hook in self.hooks if isinstance(hook, hooks.EMAHook)]
+        for hook in self.hooks:
+            if self._resume or hook not in averages:
+                hook.after_load_checkpoint(self, checkpoint=found)
         account = checkpoint.load(
             self.model,
             found,
@@ -168,6 +172,10 @@ class Runner(runner.Runner):
             fit_channels=self.cfg.get("fit_channels", False),
             name=str(filename),
         )
+        for hook in averages:
+            # MMEngine's looks for its own names in the file, finds none in a file of the authors, and is evaluated
+            if not self._resume and hasattr(hook, "ema_model"):
+                hook.ema_model.module.load_state_dict(hook.src_model.state_dict())
         account.besides = besides
         checkpoint.log(account)
         if strict and not account.complete:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine import hooks
 from mmengine.model import BaseModule, initialize
 from mmengine.runner import load_checkpoint
 from torch import nn
@@ -116,6 +117,34 @@ def test_weights_for_other_classes_or_of_another_variant(cfg, tmp_path, how):
     torch.save(backbones.create("shvit_s2", num_classes=5).state_dict(), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth(.|\n)*The file looks like shvit_s2\.$"):
         load(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("task", ["train", "test"])
+def test_an_average_begins_with_the_weights_that_were_loaded(cfg, tmp_path, task):
+    """Under whatever names they are in the file: it is what is tested, and what a training evaluates."""
+    state = engine.Runner.from_cfg(cfg).model.state_dict()
+    state = {name: value + 1 for name, value in state.items()}
+    torch.save({"params_ema": {f"net.{name}": value for name, value in state.items()}}, tmp_path / "theirs.pth")
+    seen = []
+
+    class Look(hooks.Hook):
+        priority = "LOW"
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append(ema.ema_model.module.layers[0].weight.clone())
+
+        def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            seen.append(runner.model.layers[0].weight.clone())
+
+    cfg.load_from = str(tmp_path / "theirs.pth")
+    cfg.test_dataloader, cfg.test_evaluator, cfg.test_cfg = cfg.val_dataloader, cfg.val_evaluator, dict()
+    cfg.custom_hooks = [dict(type="EMAHook", momentum=0.001)]
+    runner = engine.Runner.from_cfg(cfg)
+    runner.model.checkpoint_rules = [("^net[.]", "")]
+    runner.register_hook(Look())
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, hooks.EMAHook))
+    getattr(runner, task)()
+    assert torch.equal(seen[0], state["layers.0.weight"])
 
 
 def test_weights_alone_cannot_be_resumed(cfg, tmp_path):
