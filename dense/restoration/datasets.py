@@ -88,6 +88,8 @@ class Pictures(Items):
         transforms, seed: as of `Items`.
     """
 
+    grey = False  # see `DegradedImages`
+
     def __init__(
         self,
         split: str,
@@ -173,6 +175,8 @@ class Pictures(Items):
         for key in keys:
             data[key] = np.array(_symmetry(data[key], number), order="C")  # a copy: here the cache is read
         if self.degradation is not None:
+            if self.grey:
+                data["truth"] = cv2.cvtColor(data["truth"], cv2.COLOR_RGB2GRAY)
             data["image"] = self.degradation(data["truth"])
         return self.transform(data)
 
@@ -209,6 +213,9 @@ class DegradedImages(Pictures):
         root: folder of pictures, or several; all below it are read.
         degradation: dict of a degradation, such as dict(type='Bicubic', scale=2) or dict(type='GaussianNoise',
             sigma=25).
+        grey: whether pictures are made grey (H, W), luma of BT.601 from 0 to 255, before they get worse.
+        enlarge: whether sides of a picture that are too short for a patch are stretched, bilinearly, as in HAT's
+            pre-training on ImageNet; else such a picture is an error.
         split: name of the part.
         patch, symmetries, cache, max_pixels, transforms, seed: as of `Pictures`.
     """
@@ -217,6 +224,8 @@ class DegradedImages(Pictures):
         self,
         root: str | Path | Sequence[str | Path],
         degradation: Mapping | Degradation,
+        grey: bool = False,
+        enlarge: bool = False,
         split: str = "train",
         patch: int | None = None,
         symmetries: bool = False,
@@ -229,8 +238,19 @@ class DegradedImages(Pictures):
         truths: list[str] = []
         for folder in roots:
             truths += pictures_below("DegradedImages", existing_root("DegradedImages", folder, "pictures."))
+        if enlarge and patch is None:
+            raise ValueError("DegradedImages.enlarge is True, and there is no patch (patch=None).")
+        self.grey, self.enlarge = grey, enlarge
         made = build_degradation(degradation)
         super().__init__(split, truths, (), made.scale, made, patch, symmetries, cache, max_pixels, transforms, seed)
+
+    def get(self, item: int) -> dict:
+        data = super().get(item)
+        height, width = data["truth"].shape[:2]
+        least = self.scale * (self.patch or 0)
+        if self.enlarge and min(height, width) < least:
+            data["truth"] = cv2.resize(np.array(data["truth"]), (max(width, least), max(height, least)))
+        return data
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------

@@ -89,8 +89,14 @@ def frequency(restored: Tensor, truth: Tensor) -> Tensor:
     return torch.view_as_real(torch.fft.rfft2(restored) - torch.fft.rfft2(truth)).abs().mean()
 
 
+def negative_psnr(restored: Tensor, truth: Tensor) -> Tensor:
+    """Minus the PSNR of each image of the batch, in dB, the mean over them; at least -80 (Chen et al., NAFNet, ECCV
+    2022)."""
+    return 10 * (F.mse_loss(restored, truth, reduction="none").flatten(1).mean(1) + 1e-8).log10().mean()
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
-    l1=l1, mse=mse, charbonnier=charbonnier, frequency=frequency
+    l1=l1, mse=mse, charbonnier=charbonnier, frequency=frequency, psnr=negative_psnr
 )
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -281,7 +287,7 @@ class Restorer(BaseModel):
 
     Args:
         network: config of a module with `scale` and `multiple` (see above), such as dict(type='HAT', ...).
-        losses: weights of losses by name, of 'l1', 'mse', 'charbonnier', 'frequency'.
+        losses: weights of losses by name, of 'l1', 'mse', 'charbonnier', 'frequency', 'psnr'.
         ensemble: at test, the mean over the eight symmetries.
         tile: at test, side of the tiles in pixels of the input; None for whole pictures.
         overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile.

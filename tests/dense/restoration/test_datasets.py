@@ -109,6 +109,34 @@ def test_degraded_on_the_fly(tmp_path):
     assert np.array_equal(patch["image"], imresize(patch["truth"], 1 / 4))
 
 
+def test_grey_comes_before_the_noise(tmp_path):
+    """The mean of three channels of noise would have a smaller deviation."""
+    colors = np.zeros((64, 64, 3), np.uint8) + np.array([200, 100, 50], np.uint8)
+    write(tmp_path / "a.png", colors)
+    options = dict(root=tmp_path, degradation=dict(type="GaussianNoise", sigma=25), transforms=PACK)
+    item = DegradedImages(**options, grey=True)[0]
+    assert item["image"].shape == item["truth"].shape == (1, 64, 64)
+    assert (255 * item["truth"] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)).all()
+    assert abs(255 * (item["image"] - item["truth"]).std() - 25) < 1
+    write(tmp_path / "a.png", colors.astype(np.uint16) * 257)
+    deep = DegradedImages(tmp_path, dict(type="JPEG", quality=90), grey=True, patch=8, symmetries=True)[0]
+    assert deep["truth"].dtype == np.uint16
+    assert deep["image"].shape == (8, 8)
+
+
+def test_small_pictures_of_large_data_sets(tmp_path):
+    write(tmp_path / "a.png", picture(0, 21, 70))
+    options = dict(root=tmp_path, degradation=dict(type="Bicubic", scale=2), patch=32, transforms=PACK)
+    with pytest.raises(ValueError, match=r"a\.png: 35 x 10 pixels are no patch of 32 x 32"):
+        DegradedImages(**options)[0]
+    for cache in (None, tmp_path / "cache"):
+        item = DegradedImages(**options, enlarge=True, symmetries=True, cache=cache)[0]
+        assert item["image"].shape == (3, 32, 32)
+        assert item["truth"].shape == (3, 64, 64)
+    with pytest.raises(ValueError, match="there is no patch"):
+        DegradedImages(tmp_path, dict(type="Bicubic", scale=2), enlarge=True)
+
+
 def test_noise_of_tests_is_fixed(tmp_path):
     for number in range(2):
         write(tmp_path / f"{number}.png", np.full((16, 16, 3), 128, np.uint8))

@@ -67,6 +67,10 @@ def test_losses_by_hand():
     assert LOSSES["l1"](restored, truth).item() == pytest.approx(0.1)
     assert LOSSES["mse"](restored, truth).item() == pytest.approx(0.04)
     assert LOSSES["charbonnier"](restored, truth).item() == pytest.approx((0.003 + 0.4) / 4, abs=1e-5)
+    two = torch.cat([truth, truth + 0.1])  # of each image alone
+    assert LOSSES["psnr"](torch.zeros_like(two), two).item() == pytest.approx(
+        5 * np.log10(0.04) + 5 * np.log10((0.25 + 3 * 0.01) / 4), abs=1e-4
+    )
     # the transform of one pixel: 0.4, -0.4; -0.4, 0.4, all real: half of the eight numbers
     assert LOSSES["frequency"](restored, truth).item() == pytest.approx(0.2)
 
