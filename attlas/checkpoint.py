@@ -275,7 +275,8 @@ def load(
             its own tensors. Tensors that differ in dimensions of size one only (a linear layer and a 1x1 convolution)
             are reshaped without being told.
         ignore_mismatched: regular expressions over the network's names; tensors of these whose shape differs are left
-            as they are (a head for other classes). Any other difference of shape is an error.
+            as they are (a head for other classes), and the file may lack them. Any other difference of shape is an
+            error.
         container: name under which the file has the wanted weights, such as "model_ema"; the first of CONTAINERS by
             default. The account says what the file holds besides.
         fit_channels: whether filters for an image of three channels are fitted to a network with other in_channels: to
@@ -354,7 +355,8 @@ def load(
     account.missing = [n for n in answer.missing_keys if n not in account.mismatched and "num_batches_tracked" not in n]
     for own in answer.unexpected_keys:
         (account.ignored if _matches(own, optional) else account.unexpected).append(own)
-    lacking = [own for own in account.missing if not _matches(own, getattr(model, "dense_names", ()))]
+    free = (*getattr(model, "dense_names", ()), *ignore_mismatched)
+    lacking = [own for own in account.missing if not _matches(own, free)]
     if (lacking or account.unexpected) and (other := likely(state)):
         raise ValueError(f"{account}\n{other}")
     return account
