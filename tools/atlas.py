@@ -27,6 +27,7 @@ import attlas.backbones as backbones
 from attlas.backbones import published
 from attlas.backbones.inspection.costs import PeakMemory, analyze
 from attlas.config import load_config
+from attlas.dense.restoration import hat
 from attlas.files import replacing
 from attlas.registry import MIXERS, MODELS
 
@@ -116,6 +117,23 @@ def exponent(rows: list[dict], key: str) -> float:
     points = [(2 * math.log(row["side"]), math.log(row[key])) for row in rows[-3:]]
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points))
     return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+
+
+# --- restoration -----------------------------------------------------------------------------------------------------
+
+
+def restores(mixer: str) -> tuple[list[str], str]:
+    """The published sizes of HAT in whose body a mixer stands with its default options, and what it says of others."""
+    found, why = [], ""
+    for name, (options, _) in hat.VARIANTS.items():
+        if options["scale"] == 4:
+            try:
+                with torch.device("meta"):
+                    hat.HAT(**{**options, "depths": (1,), "mixer": mixer, "overlap_mixer": mixer})
+                found.append(name.removesuffix("_x4"))
+            except ValueError as error:
+                why = str(error)
+    return found, why
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -226,18 +244,26 @@ def mixers_section() -> list[str]:
         "Any of them stands in any stage: `Pyramid(mixers=[...])`. Forward and backward of one map of "
         f"{DIM} channels, default options, one CPU thread; the exponents are slopes over H·W from {SIDES[-3]}² to "
         f"{SIDES[-1]}² pixels (1: linear, 2: quadratic; below 1: fixed costs still show). Memory is the peak of all "
-        "tensors that the pass makes, weights and scratch of operators not counted.",
+        "tensors that the pass makes, weights and scratch of operators not counted. Restoration: the published sizes "
+        "of HAT in whose body, and at the end of whose groups, a mixer stands with its default options: "
+        "`dict(type='HAT', mixer=...)`.",
         "",
         "| mixer | parameters | " + " | ".join(f"{side}², ms" for side in SIDES) + " | time ~ (H·W)^ | peak at "
-        f"{SIDES[-1]}², MiB | memory ~ (H·W)^ |",
-        "|---|" + "---|" * (len(SIDES) + 4),
+        f"{SIDES[-1]}², MiB | memory ~ (H·W)^ | restoration |",
+        "|---|" + "---|" * (len(SIDES) + 5),
     ]
+    others = []
     for name, mixer in sorted(found["mixers"].items()):
         times = " | ".join(f"{row['seconds'] * 1e3:.3g}" for row in mixer["rows"])
         peak = mixer["rows"][-1]["bytes"] / 2**20
+        sizes, why = restores(name)
+        others += [f"- {why}"] if why else []
         lines.append(
-            f"| `{name}` | {mixer['params']:,} | {times} | {mixer['time']:.2f} | {peak:.1f} | {mixer['memory']:.2f} |"
+            f"| `{name}` | {mixer['params']:,} | {times} | {mixer['time']:.2f} | {peak:.1f} | {mixer['memory']:.2f} | "
+            f"{', '.join(f'`{size}`' for size in sizes)} |"
         )
+    if others:
+        lines += ["", "The other sizes take an option of the mixer, `mixer=dict(type=..., ...)`:", "", *others]
     return [*lines, "", f"Measured on {found['machine']}.", ""]
 
 

@@ -115,6 +115,7 @@ class OverlappingAttention(WindowAttention):
         return self.table.roll((self.reach - 2) * (side + 1), 0).unflatten(0, (side, side))
 
 
+@MIXERS.register_module()
 class ChannelAttention(nn.Module):
     """Two 3x3 convolutions with GELU between, then squeeze and excitation: HAT's channel attention block.
 
@@ -122,6 +123,8 @@ class ChannelAttention(nn.Module):
         dim: channels C.
         compress: quotient of C and the channels between the convolutions.
         squeeze: quotient of C and the channels of the gate.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. Source: HAT, arXiv 2205.04437.
     """
 
     def __init__(self, dim: int, compress: int = 3, squeeze: int = 30):

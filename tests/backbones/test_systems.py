@@ -386,6 +386,14 @@ def test_mixer_in_a_pyramid(name):
     assert all(p.grad is not None for p in network.parameters())
 
 
+@pytest.mark.parametrize("name", ["ChannelAttention", "HybridAttention", "OverlappingAttention", "WindowAttention"])
+def test_mixers_of_hat_in_an_isotropic_network(name):
+    network = backbones.Isotropic(32, 2, mixers=name, img_size=64, patch_size=8, class_token=None, num_classes=3)
+    for height, width in ((64, 64), (40, 72)):
+        network(image(height, width)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_a_pyramid_of_mixers_takes_options():
     network = backbones.Pyramid((64, 128), (1, 1), mixers=["GnConv", dict(type="Attention", heads=2)])
     assert network.stages[1].blocks[0].mixer.heads == 2

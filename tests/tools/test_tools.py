@@ -498,6 +498,11 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     assert (top1, weights) == ("60.5", " |")
     measured = json.loads((tmp_path / "docs" / "mixers.json").read_text())["mixers"]["GnConv"]
     assert f"| `GnConv` | {measured['params']:,} | " in page
+    # 180 channels are no multiple of 16
+    (row,) = (line for line in page.splitlines() if line.startswith("| `GnConv` |"))
+    assert row.endswith(" | `hat_s` |")
+    assert "\n- GnConv: dim=180 must be divisible by 2^(order-1) = 16\n" in page
+    assert atlas.restores("WindowAttention") == (["hat_s", "hat", "hat_l"], "")
     assert math.isfinite(measured["time"])
     assert page.index("[strong](../configs/hornet/strong.py) | 71.3 | 60.0 | 1,000 | 2.0 |") < page.index("[weak]")
     assert "other.py" not in page

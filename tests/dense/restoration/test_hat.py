@@ -208,13 +208,33 @@ def test_it_learns_a_picture():
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("place", ["mixer", "overlap_mixer"])
 @pytest.mark.parametrize("mixer", sorted(MIXERS.module_dict))
-def test_any_mixer_restores(mixer):
-    network = small(dim=64, depths=(1,), mixer=mixer, overlap_mixer="none", compress=24).train()
+def test_any_mixer_restores(mixer, place):
+    network = small(dim=64, depths=(1,), compress=24, **{"overlap_mixer": "none", place: mixer}).train()
     y = network(picture(9, 5, batch=2))
     assert y.shape == (2, 3, 18, 10)
     y.square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
+    hosts = [module for module in network.modules() if type(module) is MIXERS.get(mixer)]
+    assert hosts  # it stands where it was asked for
+
+
+@pytest.mark.parametrize("dim", [144, 180])
+@pytest.mark.parametrize("mixer", sorted(MIXERS.module_dict))
+def test_any_mixer_has_the_width_of_published_networks(mixer, dim):
+    """By its defaults, or by the option that its error names."""
+
+    def build(options):
+        with torch.device("meta"):
+            return HAT(dim=dim, depths=(1,), mixer=options, overlap_mixer=options)
+
+    try:
+        build(mixer)
+    except ValueError as error:
+        build(
+            dict(type=mixer, **{name: n for name, n in dict(heads=6, groups=6, order=3).items() if name in str(error)})
+        )
 
 
 def test_a_mixer_at_the_end_of_a_group():
