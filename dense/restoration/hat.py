@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...backbones.layers import Block, DropPath, HybridAttention, LayerNorm2d, Mlp
+from ...backbones.layers import Block, Blocks, DropPath, HybridAttention, LayerNorm2d, Mlp
 from ...checkpoint import Rules
 from ...registry import MIXERS, MODELS
 from .network import RestorationNetwork, pad_to, shape_of
@@ -58,12 +58,12 @@ class Group(nn.Module):
 
     def __init__(self, dim: int, blocks: Sequence[nn.Module], overlap: nn.Module | None):
         super().__init__()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = Blocks(blocks)
         self.overlap = nn.Identity() if overlap is None else overlap
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.overlap(self.blocks(x)))
+        return x + self.conv(self.blocks.run(self.overlap, self.blocks(x)))
 
 
 @MODELS.register_module()
@@ -85,6 +85,8 @@ class HAT(RestorationNetwork):
         mixer: name of MIXERS, or dict(type=name, **options): what attends to pixels in the blocks, beside the channel
             attention. None for HAT's own windows, shifted by half of their side in every second block.
         overlap_mixer: the same for the end of every group; None for HAT's overlapping windows, "none" for nothing.
+        grad_checkpointing: whether training keeps only the input of every block for the backward pass, and computes the
+            rest again.
 
     `forward(x (B, in_channels, H, W), in [0, 1]) -> (B, in_channels, scale · H, scale · W)`, which is not clamped.
     Attributes: `scale`, `multiple` (of which sides are inside).
@@ -110,6 +112,7 @@ class HAT(RestorationNetwork):
         drop_path_rate: float = 0.1,
         mixer: str | Mapping | None = None,
         overlap_mixer: str | Mapping | None = None,
+        grad_checkpointing: bool = False,
     ):
         super().__init__()
         if scale not in (1, 3) and not (scale > 1 and scale & (scale - 1) == 0):
@@ -156,6 +159,8 @@ class HAT(RestorationNetwork):
             self.upsample = nn.Sequential(*steps)
             self.conv_last = nn.Conv2d(64, in_channels, 3, padding=1)
         self.reset_weights(plain=mixer is None and overlap_mixer is None)
+        for group in groups:
+            group.blocks.checkpointing = grad_checkpointing
 
     def reset_weights(self, plain: bool) -> None:
         """Initial weights of linear layers; other mixers keep their own."""

@@ -5,6 +5,7 @@ from golden_records import Record
 from networks import close, fill
 
 from attlas import checkpoint
+from attlas.backbones.inspection.costs import PeakMemory
 from attlas.backbones.layers import Block, HybridAttention, LayerNorm2d, Mlp, WindowAttention, pair_bias
 from attlas.dense.restoration import hat
 from attlas.dense.restoration.hat import HAB, HAT, VARIANTS
@@ -192,6 +193,44 @@ def test_every_parameter_learns():
     network(picture(7, 9, batch=2)).square().mean().backward()
     assert [n for n, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
     assert network.layers[0].overlap.mixer.table.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("mixer", [None, "SHSA"])
+def test_checkpointing_takes_less_memory_for_the_same_gradients(mixer):
+    """With stochastic depth, whose draws are repeated, and batch norms (SHSA), which must not count a batch twice."""
+
+    def step(**options):
+        network = small(dim=24, depths=(4, 4), drop_path_rate=0.2, mixer=mixer, **options).train()
+        x = picture(16, 20, batch=2)
+        torch.manual_seed(3)
+        with PeakMemory([x, *network.parameters(), *network.buffers()]) as memory:
+            loss = network(x).square().mean()
+            loss.backward()
+        return loss, {name: p.grad for name, p in network.named_parameters()}, network.state_dict(), memory.peak
+
+    loss, gradients, state, most = step()
+    again, others, kept, less = step(grad_checkpointing=True)
+    assert torch.equal(loss, again)
+    assert gradients.keys() == others.keys()
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+    assert all(torch.equal(state[name], kept[name]) for name in state)
+    assert less < 0.6 * most
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_is_linear_in_the_number_of_pixels(training):
+    network = small().train(training)
+
+    def peak(side):
+        x = picture(side, side)
+        with torch.set_grad_enabled(training), PeakMemory([x, *network.parameters()]) as memory:
+            y = network(x)
+            if training:
+                y.sum().backward()
+        return memory.peak
+
+    small_peak, large_peak = peak(32), peak(64)
+    assert large_peak < 4.1 * small_peak
 
 
 def test_it_learns_a_picture():
