@@ -15,9 +15,12 @@ from benchmark import cases as benchmark_cases
 from benchmark import command, extension, measure, network, scenes
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
+from benchmark import restorers as benchmark_restorers
 
 from attlas import backbones
+from attlas.backbones.layers import pair_bias
 from attlas.kernels import mmcv_ext
+from attlas.registry import MIXERS
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -141,6 +144,25 @@ def test_a_backbone_beside_its_plain_operators(mode, monkeypatch):
     assert len(rows[0]) == len(header)
     with benchmark_backbones.plain():
         assert not benchmark_backbones.LINEAR.by_onednn(torch.ones(1, 400, 64), torch.ones(64, 64))
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_hat_beside_the_form_of_its_authors(mode):
+    run = benchmark_cases.Run(CPU, 1, {})
+    case = benchmark_restorers.measure_restorer(run, 1, 32, mode, quick=True)
+    assert 0 < case["logits_differ"] < 1e-4  # not the same operations
+    assert benchmark_page.fastest_other(case) == "naive"
+    (_, header, rows), *_ = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
+    assert rows[0][0] == "hat_s_x2, B 1, H 32, W 32"
+    assert len(rows[0]) == len(header)
+
+
+@pytest.mark.parametrize("name", ["WindowAttention", "OverlappingAttention"])
+def test_biases_are_gathered_as_they_are_sliced(name):
+    mixer = MIXERS.build(dict(type=name, dim=6, heads=3, window=4))
+    torch.nn.init.normal_(mixer.table)
+    expected = pair_bias(mixer.ordered(), mixer.window, mixer.reach)
+    assert torch.equal(benchmark_restorers.bias_of(mixer), expected)
 
 
 def test_a_backbone_beside_timm():

@@ -1,4 +1,4 @@
-"""Measure the operators of `attlas.kernels`, RISurConv's networks and backbones against what else PyPI has.
+"""Measure the operators of `attlas.kernels`, RISurConv's networks, backbones and HAT against what else PyPI has.
 
     python tools/benchmark                            everything, half an hour: work_dirs/benchmark/cpu.json
     python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
@@ -34,9 +34,10 @@ from .images import IMAGE_OPERATORS, image_cases
 from .measure import Forecast, find_peers, machine, measure, use_threads
 from .network import NETWORKS, TWINS, measure_network
 from .page import figure, joined, tables, write_page
+from .restorers import measure_restorers
 from .scenes import measure_scene
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "scene"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "scene"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -136,6 +137,9 @@ def main() -> None:
                 keep(found)
     if "backbones" in chosen:
         for found in measure_backbones(run, args.quick):
+            keep(found)
+    if "restorers" in chosen:
+        for found in measure_restorers(run, args.quick):
             keep(found)
     if "scene" in chosen:
         keep(measure_scene(run, args.quick))
