@@ -270,6 +270,8 @@ def halo_attention_backward_reference(
 
 # weights that are computed together: 1 MB in float32
 BLOCK = 1 << 18
+# numbers of queries of which all heads are copied at once: 16 MB in float32
+COPY = 1 << 22
 # fewest queries of a block for which the copy of its window pays off
 QUERIES = 16
 
@@ -391,6 +393,22 @@ def _part(x: Tensor, part: tuple[slice, slice, slice]) -> Tensor:
 def _halo_attention_cpu(
     q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """Of large maps so many heads at a time as there are threads: the copies that the products read are large, too."""
+    batch, height, width, heads, depth = q.shape
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=sum_dtype(q))  # see halo_attention_op
+    step = max(-(-torch.get_num_threads() // max(1, batch)), COPY // max(1, batch * height * width * depth))
+    if step >= heads:
+        return _some_heads(q, k, v, position, bias, block, halo, shift, scale).to(v.dtype), lse
+    out = v.new_empty(*q.shape[:-1], v.shape[-1])
+    for some in slices(0, heads, step):
+        q_some, k_some, v_some, position_some = (x[..., some, :] for x in (q, k, v, position))
+        out[..., some, :] = _some_heads(q_some, k_some, v_some, position_some, bias[some], block, halo, shift, scale)
+    return out, lse
+
+
+def _some_heads(
+    q: Tensor, k: Tensor, v: Tensor, position: Tensor, bias: Tensor, block: int, halo: int, shift: int, scale: float
+) -> Tensor:
     (rows, columns), dtype = _grid(k, block), sum_dtype(q)
     q_blocks, addends = (
         _blocks(q, rows, columns, dtype) * scale,
@@ -407,8 +425,7 @@ def _halo_attention_cpu(
             torch.bmm(weight, _gathered(v_windows[part]), out=_part(out, part))
 
     each(work, _schedule(len(out), rows, columns, out.shape[3], (block + 2 * halo) ** 2))
-    lse = torch.full(q.shape[:-1], -torch.inf, dtype=dtype)  # see halo_attention_op
-    return from_regions(out, q, rows, columns).to(v.dtype), lse
+    return from_regions(out, q, rows, columns)
 
 
 def _halo_attention_backward_cpu(

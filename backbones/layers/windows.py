@@ -79,8 +79,10 @@ class WindowAttention(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (2, 3))
         q, k, v = self.qkv(x.permute(0, 2, 3, 1)).unflatten(-1, (3, self.heads, -1)).unbind(3)
+        del x  # as q, k and v below: in inference the memory of each map counts
         bias = pair_bias(self.ordered(), self.window, self.reach)
         y = window_attention(q, k, v, bias.to(q.dtype), self.window, (self.reach - self.window) // 2, self.shift)
+        del q, k, v
         y = self.proj(y.flatten(3)).permute(0, 3, 1, 2)
         if self.shift:
             y = y.roll((self.shift, self.shift), (2, 3))

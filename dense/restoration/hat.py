@@ -20,12 +20,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...backbones.layers import Block, Blocks, DropPath, HybridAttention, LayerNorm2d, Mlp
+from ...backbones.layers import Blocks, DropPath, HybridAttention, LayerNorm2d, Mlp
 from ...checkpoint import Rules
 from ...registry import MIXERS, MODELS
 from .network import RestorationNetwork, pad_to, shape_of
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in red, green and blue
+STRIP = 1 << 14  # pixels of a map of which an MLP is computed at a time, in inference
 
 
 def _norm(dim: int) -> LayerNorm2d:
@@ -50,7 +51,12 @@ class HAB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.mixer(self.norm1(x))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return x + self.drop_path(self.mlp(self.norm2(x)))
+        # strip by strip and in place: of a large map the hidden layer is the most memory of all
+        for strip in x.split(max(1, STRIP // x.shape[3]), 2):
+            strip += self.mlp(self.norm2(strip))
+        return x
 
 
 class Group(nn.Module):
@@ -142,7 +148,7 @@ class HAT(RestorationNetwork):
             options = dict(type=options) if isinstance(options, str) else options
             end = None
             if options["type"] != "none":
-                end = Block(dim, MIXERS.build({**options, "dim": dim}), Mlp(dim, mlp_ratio), norm=_norm)
+                end = HAB(dim, MIXERS.build({**options, "dim": dim}), mlp_ratio, 0.0)
             groups.append(Group(dim, blocks, end))
         self.layers = nn.Sequential(*groups)
         self.norm = _norm(dim)

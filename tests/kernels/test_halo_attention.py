@@ -216,6 +216,21 @@ def test_blocks_of_windows(block, halo, shift, monkeypatch):
     assert_gradients_agree(function, expected, inputs)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_some_heads_at_a_time(heads, monkeypatch):
+    """As of large maps on few threads: the same numbers."""
+    module = importlib.import_module("attlas.kernels.halo_attention")
+    q, k, v, bias = window_tensors((2, 6, 6, 3), 2, 1)
+    tables = torch.randn(2, 7, q.shape[-1], dtype=q.dtype)
+    expected = window_attention(q, k, v, bias, 2, 1), halo_attention(q, k, v, *tables, 2, 1)
+    counted, some_heads = [], module._some_heads
+    monkeypatch.setattr(module, "COPY", heads * q[..., 0, :].numel())
+    monkeypatch.setattr(module, "_some_heads", lambda q, *x: counted.append(q.shape[3]) or some_heads(q, *x))
+    got = window_attention(q, k, v, bias, 2, 1), halo_attention(q, k, v, *tables, 2, 1)
+    assert counted == 2 * ([1, 1, 1] if heads == 1 else [2, 1])
+    assert all(torch.equal(*pair) for pair in zip(got, expected))
+
+
 def test_windows_of_no_image(path, device):
     inputs = leaves(window_tensors((0, 4, 4, 2), 2, 0, device=device))
     window_attention(*inputs, 2, 0, 1).sum().backward()
