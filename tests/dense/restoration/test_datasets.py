@@ -218,6 +218,21 @@ def test_half_of_a_layout(tmp_path):
         PairedImages(tmp_path, 2, "df2k")
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_truths_are_cut_and_small_pictures_are_left_alone(tmp_path, scale):
+    """(Real-ESRGAN#409, ESRGAN#101, RealSR#23, KAIR#147) Odd sizes, and equal ones of scale 1."""
+    small = picture(0, 13, 9)
+    rest = scale - 1
+    write(tmp_path / "LR" / "a.png", small)
+    write(tmp_path / "HR" / "a.png", picture(1, 13 * scale + rest, 9 * scale + rest))
+    item = PairedImages(tmp_path, scale)[0]
+    assert np.array_equal(item["image"], small)
+    assert np.array_equal(item["truth"], read_picture(tmp_path / "HR" / "a.png")[: 13 * scale, : 9 * scale])
+    made = DegradedImages(tmp_path / "HR", dict(type="Bicubic", scale=scale))[0]
+    assert np.array_equal(made["truth"], item["truth"])
+    assert np.array_equal(made["image"], imresize(item["truth"], 1 / scale) if scale > 1 else item["truth"])
+
+
 def test_names_of_two_folders(tmp_path):
     write(tmp_path / "gt" / "a.b.png", picture(0, 9, 9))
     write(tmp_path / "lq" / "a.b3.bmp", picture(0, 3, 3))

@@ -2,8 +2,11 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from attlas.data import seeded
 from attlas.dense.restoration import degradations as module
@@ -17,6 +20,7 @@ from attlas.dense.restoration.degradations import (
     build_degradation,
     imresize,
 )
+from attlas.dense.restoration.metrics import psnr
 
 
 def impulse(length, place, value):
@@ -82,6 +86,44 @@ def test_number_of_pixels():
     assert imresize(np.zeros((5, 7)), 1 / 2).shape == (3, 4)  # MATLAB's ceil
     assert imresize(np.zeros((9, 300, 3)), 1 / 3).shape == (3, 100, 3)  # whatever 1 / 3 is in floats
     assert imresize(np.zeros((4, 4)), 1.5).shape == (6, 6)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_another_resize_makes_another_picture(scale):
+    """PyTorch's bicubic resize (a = -0.75, no antialias) and OpenCV's make pictures with aliases of a fine pattern. A
+    network for one is measured wrongly on the other (SRCNN-keras#8, pytorch/examples#326)."""
+    random = np.random.default_rng(0)
+    rough = imresize(random.random((6, 6)), 4 * scale)
+    truth = np.clip(rough + 0.2 * np.cos(0.9 * np.pi * np.arange(24 * scale)), 0, 1)
+    ours = imresize(truth, 1 / scale)
+    tensor = torch.from_numpy(truth)[None, None]
+    theirs = F.interpolate(tensor, scale_factor=1 / scale, mode="bicubic", align_corners=False)[0, 0].numpy()
+    cv = cv2.resize(truth, ours.shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+    def score(small):
+        return psnr(as_bytes(imresize(small, scale)), as_bytes(truth), crop=scale)
+
+    assert np.abs(ours - theirs).max() > 0.02
+    assert score(ours) > score(theirs) + 0.25  # dB
+    assert score(ours) > score(cv) + 0.25
+    with_antialias = F.interpolate(tensor, scale_factor=1 / scale, mode="bicubic", antialias=True)[0, 0].numpy()
+    inside = (slice(3, -3),) * 2  # borders are not mirrored there
+    np.testing.assert_allclose(ours[inside], with_antialias[inside], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_truth_moved_by_a_pixel_is_noticed(scale):
+    """(SPMC_VideoSR#22) The mean of a block of a ramp is its small pixel; of a ramp that is moved it is not."""
+    ramp = np.tile(np.arange(20.0 * scale), (8 * scale, 1)) / (20 * scale)
+    small = imresize(ramp, 1 / scale)
+
+    def shift(truth):
+        """In pixels of the truth."""
+        blocks = truth.reshape(8, scale, 20, scale).mean((1, 3))
+        return 20 * scale * (blocks - small)[2:-2, 4:-4]
+
+    assert np.abs(shift(ramp)).max() < 1e-6
+    np.testing.assert_allclose(shift(np.roll(ramp, 1, 1)), -1, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
