@@ -4,9 +4,10 @@ Every data set serves dict(image, truth, name, index) after its `transforms`; be
 uint16 (H, W, 3), red, green, blue (of noise float32), and the transform `PackPair` makes them tensors in [0, 1]. Draws
 are repeatable (`attlas.data.Items`): patches, symmetries and noise are functions of (seed, epoch, item).
 
-A picture of DIV2K takes a tenth of a second to decode, for a patch of which a hundredth is used. With `cache`, each
+A picture of DIV2K takes a twentieth of a second to decode, for a patch of which a hundredth is used. With `cache`, each
 file is decoded once, into an array file, and later draws read the rows of the patch alone (memory-mapped: workers
-share them, and a picture is never whole in memory).
+share them, and a picture is never whole in memory). Patches of 64 pixels by 2, of PNGs of 2040 x 1356 pixels (7 MB), on
+one core: pairs 16 a second without it and 1,250 with it; degraded on the fly 19 and 800.
 """
 
 import hashlib
