@@ -4,8 +4,9 @@
 overlapping windows unfolded, masks and biases made at every call. All products go where PyTorch sends them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +24,15 @@ SIZES = {"inference": ((1, 64), (1, 128)), "training": ((1, 64),)}  # images and
 SMALL = dict(dim=12, depths=(2,), heads=2, compress=3, squeeze=6)
 
 
-def _normed(norm: torch.nn.LayerNorm, tokens: Tensor) -> Tensor:
+def _normed(norm: Any, tokens: Tensor) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm.eps)
 
 
-def _projected(linear: torch.nn.Linear, tokens: Tensor) -> Tensor:
+def _projected(linear: Any, tokens: Tensor) -> Tensor:
     return F.linear(tokens, linear.weight, linear.bias)
 
 
-def _perceptron(mlp: torch.nn.Module, tokens: Tensor) -> Tensor:
+def _perceptron(mlp: Any, tokens: Tensor) -> Tensor:
     return _projected(mlp.fc2, F.gelu(_projected(mlp.fc1, tokens)))
 
 
@@ -45,7 +46,7 @@ def bias_of(mixer: WindowAttention) -> Tensor:
     return mixer.ordered()[down, right].permute(2, 0, 1).contiguous()
 
 
-def _attended(mixer: WindowAttention, tokens: Tensor, height: int, width: int) -> Tensor:
+def _attended(mixer: Any, tokens: Tensor, height: int, width: int) -> Tensor:
     shift = mixer.shift
     x = _projected(mixer.qkv, tokens).unflatten(1, (height, width))
     x = x.roll((-shift, -shift), (1, 2)) if shift else x
@@ -55,8 +56,8 @@ def _attended(mixer: WindowAttention, tokens: Tensor, height: int, width: int) -
     return _projected(mixer.proj, y.flatten(1, 2))
 
 
-def as_released(network: HAT, image: Tensor) -> Tensor:
-    """The output of a network that enlarges, of images of whole windows."""
+def as_released(network: Any, image: Tensor) -> Tensor:
+    """The output of a HAT that enlarges, for images of whole windows."""
     height, width = image.shape[2:]
 
     def as_tokens(x: Tensor) -> Tensor:
@@ -82,9 +83,9 @@ def as_released(network: HAT, image: Tensor) -> Tensor:
     return network.conv_last(network.upsample(network.conv_before_upsample(x))) + network.mean
 
 
-def step(network: HAT, image: Tensor, mode: str, naive: bool = False) -> Tensor:
+def step(network: Any, image: Tensor, mode: str, naive: bool = False) -> Tensor:
     """The output of an inference, or the gradient of the first weights by an L1 loss."""
-    run = partial(as_released, network) if naive else network
+    run: Callable[[Tensor], Tensor] = partial(as_released, network) if naive else network
     if mode == "inference":
         with torch.inference_mode():
             return run(image)
