@@ -176,6 +176,8 @@ def _window_places(blocks: int, block: int, halo: int, device: torch.device) -> 
 def _read_windows(x: Tensor, block: int, halo: int) -> Tensor:
     """(B, H, W, heads, C) -> (P, win², C), in the dtype of sums."""
     rows, columns = _grid(x, block)
+    if not halo:
+        return to_regions(x, rows, columns)
     x = F.pad(x.to(sum_dtype(x)), (0, 0, 0, 0, halo, halo, halo, halo))
     x = x.index_select(1, _window_places(rows, block, halo, x.device))
     x = x.index_select(2, _window_places(columns, block, halo, x.device))
@@ -209,15 +211,13 @@ def _weights(
         vertical, horizontal = position.chunk(2, -1)
         logits = logits + (vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(-2)
     if bias.shape[-1]:
-        heads = len(bias)
-        images = len(logits) // (heads * rows * columns)
-        logits = logits.unflatten(0, (images, heads, rows * columns)) + bias.to(logits.dtype).unsqueeze(1)
+        logits = logits.unflatten(0, (-1, len(bias), rows * columns)) + bias.to(logits.dtype).unsqueeze(1)
         logits = logits.flatten(0, 2)
     if shift:
         by_row, by_column = (_apart(blocks, block, shift, logits) for blocks in grid)
         apart = by_row[:, None, :, None, :, None] + by_column[None, :, None, :, None, :]
         apart = apart.reshape(rows * columns, block**2, block**2)
-        logits = (logits.unflatten(0, (len(logits) // len(apart), len(apart))) + apart).flatten(0, 1)
+        logits = (logits.unflatten(0, (-1, rows * columns)) + apart).flatten(0, 1)
     return torch.softmax(logits, -1), logits
 
 

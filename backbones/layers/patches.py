@@ -22,6 +22,10 @@ def fill(x: Tensor, multiple: int | Sequence[int] = 1, least: int = 1) -> Tensor
     """
     multiples = (multiple, multiple) if isinstance(multiple, int) else multiple
     if any_free(x.shape[-2:]):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true  # an export has imported it
+
+        if least == 1 and all(statically_known_true(size % n == 0) for size, n in zip(x.shape[-2:], multiples)):
+            return x
         missing = [torch.sym_max(least, (size + n - 1) // n * n) - size for size, n in zip(x.shape[-2:], multiples)]
         return F.pad(x, (0, missing[1], 0, missing[0]))
     bottom, right = (max(least - size, -size % n) for size, n in zip(x.shape[-2:], multiples))

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from ... import checkpoint
-from ...backbones.layers import fuse
+from ...backbones.layers import any_free, fuse
 from ...checkpoint import Rules
 
 Network = TypeVar("Network", bound="RestorationNetwork")
@@ -21,6 +21,8 @@ class RestorationNetwork(nn.Module):
 
     scale = 1
     multiple = 1  # what sides are padded to a multiple of inside
+    in_channels: int  # of images, and of what becomes of them
+    fixed_sizes: Mapping[str, Mapping[str, str]] = {}  # suffix of an export -> size that it fixes -> why
     checkpoint_rules: Rules = []
 
     @staticmethod
@@ -75,13 +77,20 @@ class RestorationNetwork(nn.Module):
 def pad_to(x: Tensor, multiple: int) -> Tensor:
     """A map (B, C, H, W) filled up below and on the right to multiples: by reflection, or by its last row or column
     where it has too few to reflect."""
+    free = any_free(x.shape[2:])
     for axis in (2, 3):
         size = x.shape[axis]
-        missing = -size % multiple
-        if missing:
-            padding = (0, 0, 0, missing) if axis == 2 else (0, missing, 0, 0)
-            x = F.pad(x, padding, "reflect" if missing < size else "replicate")
+        whole = (size + multiple - 1) // multiple * multiple
+        if free or whole > size:
+            x = x.index_select(axis, _reflected(size, whole, x.device))
     return x
+
+
+def _reflected(size: int, whole: int, device: torch.device) -> Tensor:
+    """Which of `size` places each of `whole` places shows. An export leaves both free: no branch may ask for them."""
+    place, last = torch.arange(whole, device=device), size - 1
+    folded = last - (place - last).abs()
+    return torch.where((folded >= 0).all(), folded, place.clamp(max=last))
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, network: str) -> tuple[int, ...]:
