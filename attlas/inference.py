@@ -46,7 +46,12 @@ class Exportable(nn.Module):
         outputs: names of what `forward` gives.
         about: metadata of the file: `layout`, `classes` and what else a user of it must know.
         fixed_sizes: reasons why a size is fixed, by format and by size ("batch", "height", "width"), as of `Backbone`.
+
+    Attributes:
+        default_free: sizes that are free unless somebody asks for others, by format.
     """
+
+    default_free: Mapping[str, Sequence[str]] = {".onnx": ("batch",), ".pt2": ("batch",)}
 
     def __init__(
         self,

@@ -53,7 +53,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dynamic",
         metavar="SIZES",
-        help=f"sizes that are free, of {','.join(SIZES)}; none for none (batch, where the network can)",
+        help=f"sizes that are free, of {','.join(SIZES)}; none for none (batch, of restorers height and width, "
+        "where the network can)",
     )
     parser.add_argument("--num-classes", type=int, help="of the head")
     parser.add_argument("--dense", action="store_true", help="without a head: maps of all levels")
@@ -73,8 +74,9 @@ def free_sizes(network: Exportable, asked: str | None, suffix: str) -> tuple[lis
     """
     fixed = network.fixed_sizes.get(suffix, {})
     if asked is None:
-        why = fixed.get("batch", "")
-        return ([], f"The batch is fixed: {why}.") if why else (["batch"], "")
+        wanted = network.default_free[suffix]
+        told = [f"The {name} is fixed: {fixed[name]}." for name in wanted if name in fixed]
+        return [name for name in wanted if name not in fixed], " ".join(told)
     names = [] if asked == "none" else [name.strip() for name in asked.split(",")]
     if unknown := [name for name in names if name not in SIZES]:
         raise ValueError(f"--dynamic={asked}: {unknown[0]!r} must be one of {', '.join(SIZES)}; or none, alone")

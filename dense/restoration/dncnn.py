@@ -55,6 +55,7 @@ class DnCNN(RestorationNetwork):
         conv_cfg: Mapping[str, Any] | None = None,
     ):
         super().__init__()
+        self.in_channels = in_channels
         check_whole("DnCNN", in_channels=in_channels, width=width)
         check_whole("DnCNN", 2, depth=depth)
 

@@ -79,7 +79,7 @@ class FFNetSR(RestorationNetwork):
         check_whole("FFNetSR", scale=scale, in_channels=in_channels, dim=dim, depth=depth)
         if norm not in NORMS:
             raise ValueError(f"FFNetSR: norm={norm!r} must be one of {', '.join(map(repr, NORMS))}")
-        self.scale = scale
+        self.scale, self.in_channels = scale, in_channels
         self.proj = nn.Conv2d(in_channels, dim, 3, padding=1)
         self.body = Blocks(FFNetSRBlock(dim, mlp_ratio, kernel_sizes, norm) for _ in range(depth))
         self.conv_bef_up = nn.Conv2d(dim, in_channels * scale**2, 3, padding=1)

@@ -90,8 +90,9 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = gate(self.conv2(self.conv1(self.norm1(x))))
-        window = max(u.shape[2:]) if self.window is None or self.training else self.window
-        u = self.conv3(u * self.sca(local_mean(u, window)))
+        of_image = self.window is None or self.training
+        mean = u.mean((2, 3), keepdim=True) if of_image else local_mean(u, self.window)
+        u = self.conv3(u * self.sca(mean))
         y = x + self.dropout(u) * self.beta
         return y + self.dropout(self.conv5(gate(self.conv4(self.norm2(y))))) * self.gamma
 
@@ -145,7 +146,10 @@ class NAFNet(RestorationNetwork):
             return Blocks(NAFBlock(width << level, side, dropout, conv_cfg) for _ in range(count))
 
         dims = [width << level for level in range(len(encoders) + 1)]
-        self.multiple = 2 ** len(encoders)
+        self.multiple, self.in_channels = 2 ** len(encoders), in_channels
+        if window is not None:
+            why = f"means are of windows (window={window}) or of the image, whichever is smaller"
+            self.fixed_sizes = {suffix: dict(height=why, width=why) for suffix in (".onnx", ".pt2")}
         self.intro = build_conv_layer(conv_cfg, in_channels, width, 3, padding=1)
         self.encoders = nn.ModuleList(blocks(level, count) for level, count in enumerate(encoders))
         self.downs = nn.ModuleList(nn.Conv2d(dim, 2 * dim, 2, stride=2) for dim in dims[:-1])
