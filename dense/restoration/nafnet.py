@@ -90,8 +90,7 @@ class NAFBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = gate(self.conv2(self.conv1(self.norm1(x))))
-        of_image = self.window is None or self.training
-        mean = u.mean((2, 3), keepdim=True) if of_image else local_mean(u, self.window)
+        mean = u.mean((2, 3), keepdim=True) if self.window is None or self.training else local_mean(u, self.window)
         u = self.conv3(u * self.sca(mean))
         y = x + self.dropout(u) * self.beta
         return y + self.dropout(self.conv5(gate(self.conv4(self.norm2(y))))) * self.gamma
