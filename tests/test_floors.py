@@ -158,7 +158,17 @@ SHARED = {
         "views",
         "volumes",
     },
-    "dense/restoration": {"__init__", "datasets", "degradations", "metrics", "network", "restorer"},
+    "dense/restoration": {
+        "__init__",
+        "attribution",
+        "datasets",
+        "degradations",
+        "export",
+        "metrics",
+        "network",
+        "pictures",
+        "restorer",
+    },
 }
 
 

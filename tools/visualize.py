@@ -14,6 +14,8 @@
     python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
+    python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
+    python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
 
 Items are those of the config's test data; --file takes a mesh, a cloud or an image of yours instead.
 """
@@ -137,7 +139,40 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
     sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
+    sub = detector("restored", "what restorers make of a part of a picture, beside the truth")
+    sub.add_argument("--item", type=int, default=0, help="number of a picture of the test data (0)")
+    sub.add_argument(
+        "--crop", type=int, nargs=3, required=True, metavar=("ROW", "COLUMN", "SIDE"), help="of the part, in the truth"
+    )
+    sub.add_argument("--name", help="of the first network in the picture (its class)")
+    sub.add_argument(
+        "--against", type=opponent, nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks"
+    )
+    sub = command("attribution", "which pixels a restored patch is made of (local attribution maps)", None, None, False)
+    sub.add_argument("network", type=named, metavar="[NAME=]CHECKPOINT", help="of a restorer, or its authors' file")
+    sub.add_argument(
+        "--against", type=named, nargs="+", default=[], metavar="[NAME=]CHECKPOINT", help="others of that scale"
+    )
+    sub.add_argument("--file", type=Path, required=True, help="the picture to restore")
+    sub.add_argument(
+        "--place", type=int, nargs=2, required=True, metavar=("ROW", "COLUMN"), help="of the patch, in what is restored"
+    )
+    sub.add_argument("--side", type=int, default=16, metavar="PIXELS", help="of the patch, there (16)")
+    sub.add_argument(
+        "--around", type=int, default=64, metavar="PIXELS", help="side of the part of the picture that is restored (64)"
+    )
+    sub.add_argument("--steps", type=int, default=50, help="of the integral (50)")
+    sub.add_argument("--sigma", type=float, default=1.2, metavar="PIXELS", help="of the strongest blur (1.2)")
+    sub.add_argument("--edges", choices=("differences", "sobel"), default="differences", help="what is attributed")
     return parser
+
+
+def named(text: str) -> tuple[str, Path]:
+    """A path, and the name before its equals sign; "" where there is none."""
+    name, equals, path = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text}: [NAME=]CHECKPOINT was expected.")
+    return name, Path(path)
 
 
 def opponent(text: str) -> tuple[str, Path, Path]:
@@ -243,6 +278,44 @@ def draw_maps(args: argparse.Namespace):
     return draw_maps(config_dataset(config, "test"), Inferencer(args.checkpoint, config), args.items)
 
 
+def restorer(checkpoint: Path, config=None):
+    from attlas.dense.restoration import Restorer
+    from attlas.inference import load
+
+    model = load(checkpoint, config)
+    if not isinstance(model, Restorer):
+        raise ValueError(f"{checkpoint}: the model is a {type(model).__name__}, and must be a restorer")
+    return model
+
+
+def draw_restored(args: argparse.Namespace):
+    from attlas.browsing import config_dataset
+    from attlas.config import load_config
+    from attlas.dense.restoration.pictures import draw_restored
+
+    config = load_config(args.config)
+    first = restorer(args.checkpoint, config)
+    name = args.name or type(first.network).__name__
+    check_names(name, args)
+    asked = {name: first} | {name: restorer(checkpoint, load_config(own)) for name, own, checkpoint in args.against}
+    return draw_restored(config_dataset(config, "test"), asked, args.item, args.crop)
+
+
+def draw_attribution(args: argparse.Namespace):
+    from attlas.dense.restoration.pictures import draw_attribution
+    from attlas.images import read_image
+
+    image, asked = read_image(args.file), {}
+    for given, path in (args.network, *args.against):
+        model = restorer(path)
+        name = given or type(model.network).__name__
+        if name in asked:
+            raise ValueError(f"two networks would be named {name!r}; name them: NAME=CHECKPOINT")
+        asked[name] = model
+    options = dict(steps=args.steps, sigma=args.sigma, edges=args.edges)
+    return draw_attribution(image, asked, args.place, args.side, args.around, **options)
+
+
 def draw_segments(args: argparse.Namespace):
     from attlas.config import load_config
     from attlas.data import positive
@@ -335,11 +408,13 @@ def draw_shape(args: argparse.Namespace):
 def run(args: argparse.Namespace) -> None:
     commands = {
         "attention": draw_attention,
+        "attribution": draw_attribution,
         "confusion": draw_confusion,
         "detections": draw_detections,
         "keypoints": draw_keypoints,
         "maps": draw_maps,
         "relation": draw_relation,
+        "restored": draw_restored,
         "room": draw_room,
         "segments": draw_segments,
         "strip": draw_strip,

@@ -145,8 +145,8 @@ def local_attribution(
     if min(height, width) <= radius:
         raise ValueError(f"the picture has {width} x {height} pixels; a blur of radius={radius} needs more than that")
     top, left = place
-    for name, first, length in (("row", top, network.scale * height), ("column", left, network.scale * width)):
-        if not 0 <= first <= length - side:
+    for name, begin, length in (("row", top, network.scale * height), ("column", left, network.scale * width)):
+        if not 0 <= begin <= length - side:
             raise ValueError(
                 f"place={tuple(place)}, side={side}: the patch is not inside the restored picture of "
                 f"{network.scale * width} x {network.scale * height} pixels; its first {name} may be 0 to "
