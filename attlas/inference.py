@@ -423,15 +423,20 @@ def _known(name: str, registry: Registry, scope: str) -> bool:
 
 def class_names(meta: Mapping) -> tuple[str, ...]:
     """The names that a training, or tools/publish.py, wrote into the `meta` of a checkpoint; () if there are none."""
-    names: Any = meta.get("dataset_meta")
-    if isinstance(names, str):  # safetensors hold texts
-        try:
-            names = json.loads(names)
-        except ValueError:
-            names = None
-    names = names.get("classes") if isinstance(names, Mapping) else None
+    names: Any = dataset_meta(meta).get("classes")
     known = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return tuple(names or ()) if known else ()
+
+
+def dataset_meta(meta: Mapping) -> Mapping:
+    """What the `meta` of a checkpoint says of the data of its training; {} if it says nothing."""
+    told: Any = meta.get("dataset_meta")
+    if isinstance(told, str):  # safetensors hold texts
+        try:
+            told = json.loads(told)
+        except ValueError:
+            told = None
+    return told if isinstance(told, Mapping) else {}
 
 
 def _published_classes(config: Mapping | Config) -> tuple[str, ...]:

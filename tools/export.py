@@ -26,7 +26,7 @@ import torch.fx.experimental._config
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from attlas.files import check_out, replacing
-from attlas.inference import Exportable, Task, class_names, config_within, load, task_within
+from attlas.inference import Exportable, Task, class_names, config_within, dataset_meta, load, task_within
 
 SIZES = dict(batch=0, height=2, width=3)  # what may be free, and its axis in an image (B, C, H, W)
 FORMATS = (".onnx", ".pt2")
@@ -320,6 +320,15 @@ def of_classes(weights: str | Path | None, classes: int | None) -> dict[str, str
     return dict(classes=json.dumps(names, ensure_ascii=False)) if classes and len(names) == classes else {}
 
 
+def of_degradation(weights: str | Path) -> dict[str, str]:
+    """What a restorer undoes, where its checkpoint says so."""
+    from attlas import checkpoint
+
+    meta = checkpoint.read(weights).get("meta")
+    degradation = dataset_meta(meta).get("degradation") if isinstance(meta, Mapping) else None
+    return dict(degradation=json.dumps(degradation)) if degradation else {}
+
+
 def whole(args: argparse.Namespace, task: type[Task], suffix: str, steps: Sequence[Mapping[str, Any]]) -> Exportable:
     """What the task of a model says of it.
 
@@ -341,8 +350,10 @@ def whole(args: argparse.Namespace, task: type[Task], suffix: str, steps: Sequen
             )
         config = load_config(args.network)
         fill_channels(config.model)
-    model = load(args.weights or args.network, config, device="cpu")
-    return task().exportable(model, steps).eval()
+    weights = args.weights or args.network
+    exported = task().exportable(load(weights, config, device="cpu"), steps).eval()
+    exported.about |= of_degradation(weights)
+    return exported
 
 
 def backbone(args: argparse.Namespace, model: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> Exportable:

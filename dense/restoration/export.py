@@ -1,7 +1,6 @@
 """Restorers as networks from pictures to restored ones, which `tools/export.py` writes to a file."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ class ExportedRestorer(Exportable):
     convolutions, in a copy of the network.
 
     Args:
-        model: restorer. Where it has a `degradation`, a config of what it undoes, the file names that.
+        model: restorer.
         steps: configs of the transforms of its test data, of which nothing is needed.
     """
 
@@ -41,8 +40,6 @@ class ExportedRestorer(Exportable):
             scale=str(network.scale),
             multiple=str(network.multiple),
         )
-        if getattr(model, "degradation", None):
-            about["degradation"] = json.dumps(model.degradation)
         super().__init__(type(network).__name__, ["restored"], about, fixed_sizes(network))
         self.network, self.channels = network, channels
 

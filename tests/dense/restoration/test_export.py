@@ -1,7 +1,5 @@
 """Restorers as `tools/export.py` writes them, against the model's own answers."""
 
-import json
-
 import export as tool
 import onnxruntime
 import pytest
@@ -99,8 +97,7 @@ def test_nafnet_at_any_size(tmp_path):
 
 
 def test_what_a_user_must_know():
-    model = restorer(NETWORKS["hat_x2"])
-    about = ExportedRestorer(model).about
+    about = ExportedRestorer(restorer(NETWORKS["hat_x2"])).about
     assert about == dict(
         layout="RGB, from 0 to 1 (levels / 255), as is the output",
         mean="0,0,0",
@@ -109,8 +106,6 @@ def test_what_a_user_must_know():
         scale="2",
         multiple="8",
     )
-    model.degradation = dict(type="Bicubic", scale=2)
-    assert json.loads(ExportedRestorer(model).about["degradation"]) == model.degradation
     about = ExportedRestorer(restorer(NETWORKS["dncnn"])).about
     assert (about["layout"].split(",")[0], about["mean"], about["scale"]) == ("gray", "0", "1")
 
