@@ -18,7 +18,7 @@ def data(tmp_path):
     for number in range(2):
         rough = random.integers(0, 256, (11, 15, 3), dtype=np.uint8)
         cv2.imwrite(str(tmp_path / f"{number}.png"), cv2.resize(rough, (60, 44), interpolation=cv2.INTER_CUBIC))
-    return lambda **degradation: DegradedImages(tmp_path, degradation, "test", transforms=[PackPair()])
+    return lambda **degradation: DegradedImages(tmp_path, degradation, split="test", transforms=[PackPair()])
 
 
 def small(scale=2, start=0.0):
