@@ -22,6 +22,8 @@ POINTNETS = ["torch-geometric>=2.6", OPEN3D, "scipy>=1.11", "h5py>=3.10", "matpl
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8", OPEN3D]
 ROBUSTNESS = ["imagecorruptions-imaug>=1.1.5"]  # mmdet needs it, too
 MEDICAL = ["nibabel>=5.2", "pydicom>=3.0"]
+# the built-in photographs are files of these two
+PHOTOS = ["scikit-image>=0.24", "scikit-learn>=1.5"]
 EXPORT = ["onnx>=1.16", "onnxscript>=0.3", "onnxruntime>=1.18"]
 
 setup(
@@ -38,6 +40,7 @@ setup(
     package_data={
         "attlas": ["py.typed", "furniture14.npz", "FURNITURE14.md"],
         "attlas.backbones": ["weights.csv"],
+        "attlas.dense": ["restoration/PHOTOGRAPHS.md"],
     },
     install_requires=KERNELS,
     extras_require={
@@ -46,7 +49,8 @@ setup(
         "dense": BACKBONES + DENSE,
         "robustness": ROBUSTNESS,  # tools/test.py --corruptions
         "medical": BACKBONES + DENSE + MEDICAL,  # attlas.dense.segmentation.volumes
-        "all": BACKBONES + POINTNETS + DENSE + MEDICAL,
+        "photos": PHOTOS,  # attlas.dense.restoration.Photographs
+        "all": BACKBONES + POINTNETS + DENSE + MEDICAL + PHOTOS,
         "export": EXPORT,  # tools/export.py to ONNX
         # who tools/benchmark measures against; torch-cluster besides, which builds without isolation only
         "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],

@@ -166,6 +166,7 @@ SHARED = {
         "export",
         "metrics",
         "network",
+        "photographs",
         "pictures",
         "restorer",
     },

@@ -10,6 +10,7 @@ from .ffnet_sr import FFNetSR
 from .hat import HAT
 from .metrics import ImagePSNR, ImageSSIM
 from .nafnet import NAFNet
+from .photographs import Photographs
 from .restorer import RestorationPreprocessor, Restorer
 from .weighted_convolution import WeightedConv1d, WeightedConv2d, WeightedConv3d, convert, fold
 
@@ -23,6 +24,7 @@ __all__ = [
     "NAFNet",
     "PackPair",
     "PairedImages",
+    "Photographs",
     "RestorationPreprocessor",
     "Restorer",
     "WeightedConv1d",
