@@ -9,3 +9,4 @@ param_scheduler = [
 train_cfg = dict(max_iters=4000, val_interval=1000)
 custom_hooks = [dict(type="EMAHook", momentum=0.01)]
 default_hooks = dict(checkpoint=dict(interval=1000))
+test_evaluator = [dict(type="ImagePSNR", by_picture=True), dict(type="ImageSSIM", by_picture=True)]

@@ -7,5 +7,9 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=2000, T_max=1900, eta_min=1e-6),
 ]
-# noise is of all channels: their PSNR is the mean over them
-val_evaluator = test_evaluator = [dict(type="ImagePSNR", channels="RGB"), dict(type="ImageSSIM", channels="RGB")]
+# noise is in all channels, so the figures are means over them
+val_evaluator = [dict(type="ImagePSNR", channels="RGB"), dict(type="ImageSSIM", channels="RGB")]
+test_evaluator = [
+    dict(type="ImagePSNR", channels="RGB", by_picture=True),
+    dict(type="ImageSSIM", channels="RGB", by_picture=True),
+]

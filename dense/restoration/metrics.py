@@ -3,8 +3,9 @@
 One result on Set5 reads 25.4, 25.5, 25.6 or 26.9 dB, as its channels and its border are chosen.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from ...data import one_of
 from ...files import printable
 from ...registry import METRICS
-from .degradations import as_bytes
+from .degradations import as_bytes, imresize
 
 CHANNELS = ("Y", "Y_full", "RGB")
 ABOUT = {
@@ -105,6 +106,15 @@ def _decibels(error: float) -> float:
 # --- of whole data sets ----------------------------------------------------------------------------------------------
 
 
+class Measured(NamedTuple):
+    """What is kept of a picture: its name, the measure of the restored picture and perhaps of the input, the border."""
+
+    name: str
+    value: float
+    before: Any
+    crop: int
+
+
 class Likeness(BaseMetric):
     """Base of the metrics of restored pictures. Takes samples dict(restored, truth (C, H, W), scale, name) of floats in
     [0, 1], which are clipped and rounded to bytes first, as a file would hold them.
@@ -113,6 +123,8 @@ class Likeness(BaseMetric):
         channels: 'Y', 'Y_full' or 'RGB'; see `psnr`. It ends the name of the figure, such as PSNR_Y.
         crop: pixels that are left out along each border, or 'scale' for as many as the scale of the network (of scale
             1 none).
+        by_picture: whether a table of the pictures is logged as well, with what the picture to restore comes to as it
+            is, enlarged by `imresize` where it is smaller: `<name>_input` is the figure of that.
         prefix: before the names of the figures.
     """
 
@@ -122,6 +134,7 @@ class Likeness(BaseMetric):
         self,
         channels: str = "Y",
         crop: int | str = "scale",
+        by_picture: bool = False,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ):
@@ -129,14 +142,15 @@ class Likeness(BaseMetric):
         self.channels = one_of(f"{type(self).__name__}.channels", channels, CHANNELS)
         if crop != "scale" and (isinstance(crop, bool) or not isinstance(crop, int) or crop < 0):
             raise ValueError(f"{type(self).__name__}.crop is {crop!r}; it may be 'scale', or an integer of at least 0.")
-        self.crop = crop
+        self.crop, self.by_picture = crop, by_picture
 
+    @abstractmethod
     def measure(self, restored: np.ndarray, truth: np.ndarray, crop: int) -> float:
         """What is kept of a picture."""
-        raise TypeError(f"{type(self).__name__} must define measure")
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
+        inputs = data_batch["image"] if self.by_picture else [None] * len(data_samples)
+        for sample, image in zip(data_samples, inputs):
             name = printable(sample.get("name"))
             if sample.get("truth") is None:
                 raise ValueError(f"{name} came without its true picture (truth).")
@@ -145,13 +159,45 @@ class Likeness(BaseMetric):
                 raise ValueError(f"the network gives NaN or infinite numbers for {name}.")
             restored, truth = _pixels(sample["restored"]), _pixels(sample["truth"])
             try:
-                self.results.append((self.measure(restored, truth, crop), crop))
+                value, before = self.measure(restored, truth, crop), None
+                if image is not None:
+                    before = self.measure(imresize(_pixels(image), sample["scale"]), truth, crop)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+            self.results.append(Measured(name, value, before, crop))
 
-    def told(self, name: str, text: str, results: list[tuple]) -> None:
+    @abstractmethod
+    def figure(self, values: Sequence[float]) -> float:
+        """The figure of what was kept of pictures."""
+
+    def figures(self, name: str, text: str, results: Sequence[tuple], digits: int) -> dict[str, float]:
+        """The figure by its name, and that of the inputs; logs what they are, and the table.
+
+        Args:
+            name: begin of the name, before the channels.
+            text: how the figures of pictures become one.
+            results: what `process` kept.
+            digits: decimals.
+        """
+        results = [Measured(*result) for result in results]  # MMEngine makes plain tuples of them
+        name = f"{name}_{self.channels}"
+        self.told(name, text, results)
+        found = {name: round(self.figure([result.value for result in results]), digits)}
+        if self.by_picture:
+            found[f"{name}_input"] = round(self.figure([result.before for result in results]), digits)
+            rows = [(result.name, self.figure([result.value]), self.figure([result.before])) for result in results]
+            width = max(len(row[0]) for row in (*rows, ("all",)))
+            lines = [
+                f"{label:{width}}  {after:9.{digits}f}  {before:9.{digits}f}"
+                for label, after, before in (*rows, ("all", *found.values()))
+            ]
+            head = f"{'':{width}}  {'restored':>9}  {'input':>9}"
+            print_log("\n".join([f"{name} of each picture:", head, *lines]), logger="current")
+        return found
+
+    def told(self, name: str, text: str, results: Sequence[Measured]) -> None:
         """Log what a figure is."""
-        crops = sorted({crop for _, crop in results})
+        crops = sorted({result.crop for result in results})
         border = ", ".join(map(str, crops))
         print_log(
             f"{name}: {ABOUT[self.channels]}; bytes, peak 255; border of {border} pixels left out; {text}, of "
@@ -183,16 +229,15 @@ class ImagePSNR(Likeness):
     def measure(self, restored, truth, crop):
         return squared_error(restored, truth, crop, self.channels)
 
-    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
-        errors = [error for error, _ in results]
-        name = f"PSNR_{self.channels}"
+    def figure(self, values):
         if self.reduction == "mean":
-            value, text = float(np.mean([_decibels(error) for error in errors])), "mean of the PSNR"
-        else:
-            value, text = _decibels(float(np.mean(errors))), "PSNR of the mean squared error"
-        equal = errors.count(0)
-        self.told(name, text + (f" ({equal} equal the truth: infinite)" if equal else ""), results)
-        return {name: round(value, 4)}
+            return float(np.mean([_decibels(error) for error in values]))
+        return _decibels(float(np.mean(values)))
+
+    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
+        text = "mean of the PSNR" if self.reduction == "mean" else "PSNR of the mean squared error"
+        equal = sum(value == 0 for _, value, *_ in results)
+        return self.figures("PSNR", text + (f" ({equal} equal the truth: infinite)" if equal else ""), results, 4)
 
 
 @METRICS.register_module()
@@ -202,7 +247,8 @@ class ImageSSIM(Likeness):
     def measure(self, restored, truth, crop):
         return ssim(restored, truth, crop, self.channels)
 
+    def figure(self, values):
+        return float(np.mean(values))
+
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
-        name = f"SSIM_{self.channels}"
-        self.told(name, f"Gaussian window of {WINDOW} x {WINDOW} (sigma {SIGMA}), mean", results)
-        return {name: round(float(np.mean([value for value, _ in results])), 6)}
+        return self.figures("SSIM", f"Gaussian window of {WINDOW} x {WINDOW} (sigma {SIGMA}), mean", results, 6)

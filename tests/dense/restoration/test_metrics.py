@@ -9,6 +9,7 @@ import torch
 from golden_records import Record
 
 from attlas.dense.restoration import metrics as module
+from attlas.dense.restoration.degradations import imresize
 from attlas.dense.restoration.metrics import ImagePSNR, ImageSSIM, luma, psnr, ssim
 
 
@@ -175,6 +176,21 @@ def test_metrics_say_what_they_are(said):
     assert "PSNR of the mean squared error" in said[1]
     assert "all three channels" in said[2]
     assert "11 x 11" in said[2]
+
+
+def test_a_table_of_pictures_beside_what_they_were(said):
+    restored, truth = pictures(0, (20, 24, 3))
+    small = imresize(truth, 0.5)
+    batch = dict(image=[torch.from_numpy(small).permute(2, 0, 1) / 255])
+    metric = ImagePSNR(by_picture=True)
+    metric.process(batch, [sample(restored, truth)])
+    got, bicubic = metric.evaluate(1), psnr(imresize(small, 2), truth, 2)
+    expected = dict(PSNR_Y=psnr(restored, truth, 2), PSNR_Y_input=bicubic)
+    assert got == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
+    lines = said[1].splitlines()
+    assert lines[0] == "PSNR_Y of each picture:"
+    assert [line.split()[0] for line in lines[2:]] == ["a.png", "all"]
+    assert [float(word) for word in lines[2].split()[1:]] == pytest.approx(list(expected.values()), abs=1e-4)
 
 
 def test_scale_one_has_no_border_and_grey_counts_as_it_is():

@@ -1,6 +1,5 @@
 """A restorer trained by MMEngine's runner: EMA evaluated, figures of the metrics, what a checkpoint holds."""
 
-import cv2
 import numpy as np
 import torch
 from small_restorers import SmallUpscaler  # noqa: F401  registers it
@@ -21,30 +20,29 @@ def mean_psnr(model, dataset):
     return np.mean(figures)
 
 
-def test_training_improves_on_bicubic_and_keeps_what_it_undid(tmp_path):
-    random = np.random.default_rng(0)
-    for number in range(4):
-        rough = cv2.resize(random.integers(0, 256, (12, 12, 3), dtype=np.uint8), (64, 64), interpolation=cv2.INTER_AREA)
-        cv2.imwrite(str(tmp_path / f"{number}.png"), rough)
+def test_training_on_photographs_beats_bicubic_and_keeps_what_it_undid(tmp_path):
+    """From random patches in random symmetries."""
     degradation = dict(type="Bicubic", scale=2)
-    data = dict(type="DegradedImages", root=str(tmp_path), degradation=degradation, transforms=[dict(type="PackPair")])
-    metrics = [dict(type="ImagePSNR"), dict(type="ImageSSIM", channels="RGB")]
+    data = dict(type="Photographs", degradation=degradation, transforms=[dict(type="PackPair")])
     runner = Runner(
-        model=dict(type="Restorer", network=dict(type="SmallUpscaler", width=16), losses=dict(mse=1.0)),
+        model=dict(type="Restorer", network=dict(type="SmallUpscaler", width=16), losses=dict(charbonnier=1.0)),
         work_dir=str(tmp_path / "work"),
         train_dataloader=dict(
-            batch_size=4,
-            dataset=dict(**data, patch=32),
+            batch_size=8,
+            dataset=dict(**data, split="train", patch=24, symmetries=True),
             sampler=dict(type="EndlessSampler"),
             num_workers=0,
         ),
         val_dataloader=dict(
-            batch_size=1, dataset=data, sampler=dict(type="DefaultSampler", shuffle=False), num_workers=0
+            batch_size=1,
+            dataset=dict(**data, split="test"),
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            num_workers=0,
         ),
         train_cfg=dict(type="IterBasedTrainLoop", max_iters=120, val_interval=120),
         val_cfg=dict(),
-        val_evaluator=metrics,
-        optim_wrapper=dict(optimizer=dict(type="Adam", lr=3e-3)),
+        val_evaluator=[dict(type="ImagePSNR"), dict(type="ImageSSIM", channels="RGB")],
+        optim_wrapper=dict(optimizer=dict(type="Adam", lr=5e-3)),
         custom_hooks=[dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=0.1)],
         default_hooks=dict(checkpoint=dict(type="CheckpointHook", interval=120, by_epoch=False)),
         default_scope="attlas",
@@ -63,5 +61,6 @@ def test_training_improves_on_bicubic_and_keeps_what_it_undid(tmp_path):
     model.load_state_dict(found["state_dict"])
     logged = runner.message_hub.get_scalar("val/PSNR_Y").current()
     assert abs(mean_psnr(model, runner.val_dataloader.dataset) - logged) < 1e-3
-    assert logged > before + 0.15
+    assert before > 32.9  # bicubic, as torch interpolates
+    assert logged > before + 0.3
     assert 0 < runner.message_hub.get_scalar("val/SSIM_RGB").current() < 1
