@@ -428,8 +428,9 @@ def class_names(meta: Mapping) -> tuple[str, ...]:
     return tuple(names or ()) if known else ()
 
 
-def dataset_meta(meta: Mapping) -> Mapping:
-    """What the `meta` of a checkpoint says of the data of its training; {} if it says nothing."""
+def dataset_meta(meta: Mapping) -> Mapping[str, Any]:
+    """What the `meta` of a checkpoint says of the data of its training: `classes`, of restoration `scale` and
+    `degradation`; {} if it says nothing."""
     told: Any = meta.get("dataset_meta")
     if isinstance(told, str):  # safetensors hold texts
         try:

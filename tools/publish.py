@@ -1,5 +1,5 @@
 """Turn a checkpoint of a training into a small file for others: weights in half precision, as safetensors, with the
-names of the classes.
+names of the classes, or, of a restorer, with what made the pictures worse that it learned from.
 
 python tools/publish.py work_dirs/NAME/epoch_30.pth NAME.safetensors
 """
@@ -27,7 +27,7 @@ def main() -> None:
     import torch  # not for --help
 
     from attlas import checkpoint
-    from attlas.inference import class_names
+    from attlas.inference import class_names, dataset_meta
 
     try:
         out = check_out(args.out, (".safetensors",), args.overwrite)
@@ -36,12 +36,15 @@ def main() -> None:
         weights, meta = checkpoint.weights(found, args.container), found.get("meta")
         for name, count in checkpoint.besides(found, args.container).items():
             print(f"The file holds {name} besides, with {count} tensors. To take that: --container {name}")
-        classes = class_names(meta) if isinstance(meta, dict) else ()
+        facts = dataset_meta(meta) if isinstance(meta, dict) else {}
+        kept = {name: facts[name] for name in ("scale", "degradation") if name in facts}
+        if classes := class_names(meta) if isinstance(meta, dict) else ():
+            kept["classes"] = classes
         if left_out:
             print(f"Left out: {', '.join(map(printable, sorted(left_out)))}")
         if not args.float32:
             weights = {n: w.to(torch.float16) if w.dtype == torch.float32 else w for n, w in weights.items()}
-        checkpoint.save(out, weights, {"dataset_meta": json.dumps(dict(classes=classes))} if classes else {})
+        checkpoint.save(out, weights, {"dataset_meta": json.dumps(kept)} if kept else {})
     except (OSError, ValueError) as error:
         parser.error(str(error))
     print(f"{out}: {len(weights)} tensors, {out.stat().st_size / 2**20:.1f} MiB")

@@ -3,6 +3,7 @@
 One result on Set5 reads 25.4, 25.5, 25.6 or 26.9 dB, as its channels and its border are chosen.
 """
 
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -185,7 +186,12 @@ class Likeness(BaseMetric):
         found = {name: round(self.figure([result.value for result in results]), digits)}
         if self.by_picture:
             found[f"{name}_input"] = round(self.figure([result.before for result in results]), digits)
-            rows = [(result.name, self.figure([result.value]), self.figure([result.before])) for result in results]
+            short = [os.path.basename(result.name) for result in results]
+            names = short if len(set(short)) == len(short) else [result.name for result in results]
+            rows = [
+                (label, self.figure([result.value]), self.figure([result.before]))
+                for label, result in zip(names, results)
+            ]
             width = max(len(row[0]) for row in (*rows, ("all",)))
             lines = [
                 f"{label:{width}}  {after:9.{digits}f}  {before:9.{digits}f}"
