@@ -1,5 +1,5 @@
-# A small DnCNN for the built-in photographs under noise of sigma 25: minutes on a CPU, from nothing. Without batch norms,
-# whose statistics in DnCNN are those of the last few batches: of 16 patches they are too rough.
+# A small DnCNN for the built-in photographs under noise of sigma 25: minutes on a CPU, from nothing. It has no batch
+# norms, whose statistics in DnCNN are nearly those of the last batch: of 16 patches they are too rough.
 _base_ = ["../_base_/photographs_noise.py", "../_base_/schedule_photographs.py"]
 
 model = dict(

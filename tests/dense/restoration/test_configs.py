@@ -15,8 +15,9 @@ from attlas.config import load_config, unread_variables
 from attlas.registry import DATASETS, METRICS, MODELS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-FOUND = sorted(path for name in ("dncnn", "ffnet_sr", "hat", "nafnet") for path in (CONFIGS / name).glob("*.py"))
-FOUND = [path for path in FOUND if "photos" not in path.stem]  # those of the built-in photographs have their own tests
+ALL = sorted(path for name in ("dncnn", "ffnet_sr", "hat", "nafnet") for path in (CONFIGS / name).glob("*.py"))
+PHOTOS = [path for path in ALL if path.stem.endswith("_photos")]
+FOUND = [path for path in ALL if path not in PHOTOS]
 SMALL = dict(  # what makes a step a quick one
     HAT=dict(dim=12, depths=(2,), heads=2, compress=3, squeeze=6),
     DnCNN=dict(depth=3, width=8),
@@ -134,6 +135,26 @@ def test_a_step(path, data):
     assert len(figures) == 2
     assert all(np.isfinite(value) for value in figures.values())
     assert set(figures) == ({"PSNR_Y", "SSIM_Y"} if "Set5" in str(config.benchmark)[-5:] else {"PSNR_RGB", "SSIM_RGB"})
+
+
+@by_name(PHOTOS)
+def test_a_step_on_photographs(path):
+    """As above; the small networks as they are, for their learning rate is for them."""
+    config = load_config(path)
+    with DefaultScope.overwrite_default_scope("attlas"):
+        model = MODELS.build(config.model).train()
+    train = DATASETS.build(config.train_dataloader.dataset)
+    batch = model.data_preprocessor(pseudo_collate([train[0], train[1]]), True)
+    loss, _ = model.parse_losses(model(**batch, mode="loss"))
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert sum(p.numel() for p in model.parameters()) < 700_000
+    test = DATASETS.build(config.test_dataloader.dataset)
+    assert (len(train), len(test)) == (11, 5)
+    assert config.param_scheduler[1].end == config.train_cfg.max_iters
+    assert config.train_cfg.max_iters % config.train_cfg.val_interval == 0
+    names = {metric.type: metric.channels if "channels" in metric else "Y" for metric in config.test_evaluator}
+    assert names == dict.fromkeys(("ImagePSNR", "ImageSSIM"), "Y" if model.scale == 2 else "RGB")
 
 
 @by_name(FOUND)
