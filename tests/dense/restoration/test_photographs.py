@@ -1,5 +1,6 @@
 """The built-in photographs: whose they are, what they are, and that a changed one is noticed."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -55,10 +56,10 @@ def test_patches_are_of_the_photograph_and_leave_it_as_it_was():
 
 def test_a_changed_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
     photograph = PHOTOGRAPHS["test"]["coffee.png"]
-    (tmp_path / "skimage" / "data").mkdir(parents=True)
-    (tmp_path / "skimage" / "__init__.py").touch()
-    cv2.imwrite(str(tmp_path / "skimage" / "data" / "coffee.png"), np.zeros((4, 4, 3), np.uint8))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "data").mkdir()
+    cv2.imwrite(str(tmp_path / "data" / "coffee.png"), np.zeros((4, 4, 3), np.uint8))
+    installed = importlib.util.spec_from_file_location("skimage", tmp_path / "__init__.py")
+    monkeypatch.setattr(module, "find_spec", lambda name: installed)
     with pytest.raises(ValueError, match=r"coffee.png is another picture .* scikit-image has changed it"):
         find(photograph)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
