@@ -7,7 +7,9 @@ never asked. What a header declares must fit into the file and stay below `max_p
 import re
 import struct
 import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ SUFFIXES = (
 # kilobytes can ask.
 MAX_PIXELS = 89_478_485
 PNG = b"\x89PNG\r\n\x1a\n"  # how it begins
+EXIF_ORIENTATION = 0x112
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = True, deep: bool = False) -> np.ndarray:
@@ -35,6 +38,25 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = T
         FileNotFoundError: there is no such file.
         ValueError: it is no image, declares more pixels than that, or breaks off. The message names the file.
     """
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    flags |= cv2.IMREAD_ANYDEPTH if deep else 0
+    return _read(path, max_pixels, lambda content, header: _decoded(content, flags))
+
+
+def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file with all that its pixels hold: uint8, or of 16 bits uint16; grey (H, W), or red, green and blue
+    (H, W, 3), or these and opacity (H, W, 4). Turned as its EXIF orientation says; of several pages or frames the first
+    is read. A palette gives its colors, CMYK red, green and blue, and grey with opacity three equal colors with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as of `read_image`; or it has opacity that OpenCV would drop, as grey TIFF files may.
+    """
+    return _read(path, max_pixels, _whole_pixels)
+
+
+def _read(path: str | Path, max_pixels: int, decode: Callable[[bytes, Any], np.ndarray]) -> np.ndarray:
+    """What `decode` makes of a file, whose header was held to its content, and of the one of HEADERS that read it."""
     with open(path, "rb") as file:
         content = file.read()
     try:
@@ -48,8 +70,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = T
             raise ValueError(f"{width} x {height} pixels are declared")
         if height * width > max_pixels:
             raise ValueError(f"{width} x {height} pixels are declared, more than max_pixels = {max_pixels:,}")
-        image = _decoded(content, upright, deep)
-        if header is _jpeg and _ends_early(content, image, upright):
+        image = decode(content, header)
+        if header is _jpeg and _ends_early(content, image, decode):
             raise ValueError("the JPEG ends before its last row; a decoder makes the rest grey")
         if sorted(image.shape[:2]) != sorted((height, width)):
             raise ValueError(f"{width} x {height} pixels are declared, and {image.shape[1]} x {image.shape[0]} decoded")
@@ -58,9 +80,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, upright: bool = T
     return image
 
 
-def _decoded(content: bytes, upright: bool, deep: bool = False) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-    flags |= cv2.IMREAD_ANYDEPTH if deep else 0
+def _decoded(content: bytes, flags: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
         raise ValueError(f"OpenCV cannot decode it ({len(content)} bytes)")
@@ -69,7 +89,74 @@ def _decoded(content: bytes, upright: bool, deep: bool = False) -> np.ndarray:
     return image
 
 
-def _ends_early(content: bytes, image: np.ndarray, upright: bool) -> bool:
+def _whole_pixels(content: bytes, header: Any) -> np.ndarray:
+    if header is _jpeg:
+        image = _decoded(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    else:  # the only flag that keeps opacity; of TIFF it turns the image too, of the others not
+        image = _decoded(content, cv2.IMREAD_UNCHANGED)
+    if header is _tiff:
+        image = _of_tiff(image, _tiff_tags(content))
+    if header is _png and content[KIND] == GREY and (at := content.find(b"tRNS", 0, content.index(b"IDAT"))) >= 0:
+        (clear,) = struct.unpack_from(">H", content, at + 4)
+        clear *= 255 // (2 ** content[DEPTH] - 1) if content[DEPTH] < 8 else 1
+        opacity = np.where(image == clear, 0, np.iinfo(image.dtype).max).astype(image.dtype)
+        image = np.dstack([image, image, image, opacity])
+    if header in (_png, _webp):
+        image = _turned(image, _orientation(content, header is _png))
+    if image.ndim == 2:
+        return image
+    order = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(image, order)
+
+
+def _of_tiff(image: np.ndarray, tags: Mapping[int, np.ndarray]) -> np.ndarray:
+    """What OpenCV made of a TIFF, unless that is not what the file holds.
+
+    Of four samples of 8 bits libtiff multiplies the colors by the opacity, or not, as the file calls it.
+    """
+    photometric, samples = (int(tags[tag][0]) if tag in tags else 1 for tag in (TIFF_PHOTOMETRIC, TIFF_SAMPLES))
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if photometric == TIFF_CMYK and image.dtype == np.uint8 and samples == 4:
+        return np.ascontiguousarray(image[..., :3])
+    if photometric == TIFF_CMYK or samples > channels:
+        raise ValueError(f"the TIFF has {samples} samples a pixel, of which not all are read: write it as PNG")
+    if channels == 4 and not (image[..., 3] == np.iinfo(image.dtype).max).all():
+        raise ValueError(
+            "the TIFF has pixels that are not opaque, whose colors are not read as stored: write it as PNG"
+        )
+    return image
+
+
+def _orientation(content: bytes, png: bool) -> int:
+    """The EXIF orientation, 1 to 8, of a PNG, else of a WebP; 1 where it has none that can be read."""
+    at, form, trailer = (8, ">I4s", 4) if png else (12, "<4sI", 0)
+    try:
+        while True:
+            one, other = struct.unpack_from(form, content, at)
+            length, kind = (one, other) if png else (other + other % 2, one)
+            if kind in (b"eXIf", b"EXIF"):
+                exif = content[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+                order = "<" if exif[:2] == b"II" else ">"
+                (start,) = struct.unpack_from(order + "I", exif, 4)
+                (count,) = struct.unpack_from(order + "H", exif, start)
+                for entry in range(start + 2, start + 2 + 12 * count, 12):
+                    tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
+                    if tag == EXIF_ORIENTATION and 1 <= value <= 8:
+                        return value
+            at += 8 + length + trailer
+    except struct.error:  # behind the last chunk, or in an EXIF that breaks off
+        return 1
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image as it is to be seen, of one as it is stored."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return np.ascontiguousarray(image[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _ends_early(content: bytes, image: np.ndarray, decode: Callable[[bytes, Any], np.ndarray]) -> bool:
     """Whether a JPEG was closed before its last block, of which a decoder says nothing: it makes the rest mid-grey.
 
     Only an image with such a corner is looked at again, with more data before its end. A whole image does not take
@@ -83,7 +170,7 @@ def _ends_early(content: bytes, image: np.ndarray, upright: bool) -> bool:
         return False
     end = content.rindex(b"\xff\xd9")
     more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
-    return not np.array_equal(image, _decoded(content[:end] + more + content[end:], upright))
+    return not np.array_equal(image, decode(content[:end] + more + content[end:], _jpeg))
 
 
 # --- maps of labels ---------------------------------------------------------------------------------------------------
@@ -313,10 +400,12 @@ def _ppm(content: bytes) -> Header:
 
 TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+TIFF_PHOTOMETRIC, TIFF_CMYK = 262, 5
 TIFF_PARTS = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
 
 
-def _tiff(content: bytes) -> Header:
+def _tiff_tags(content: bytes) -> dict[int, np.ndarray]:
+    """The whole numbers in the first directory of a TIFF, by tag."""
     order = "<" if content[:2] == b"II" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     entries, word = ("Q", "Q") if big else ("H", "I")
@@ -336,6 +425,11 @@ def _tiff(content: bytes) -> Header:
                 raise ValueError(f"the tag {tag} of the TIFF lies outside its {len(content)} bytes")
             tags[tag] = np.frombuffer(content, dtype, number, at)
         start += inside
+    return tags
+
+
+def _tiff(content: bytes) -> Header:
+    tags = _tiff_tags(content)
 
     def value(tag: int, default: int | None = None) -> int:
         if default is None and not len(tags.get(tag, ())):

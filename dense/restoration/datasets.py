@@ -23,7 +23,7 @@ import torch
 
 from ...data import NOT_DATA, Items, drawn, existing_root, one_of, positive
 from ...files import printable, replacing
-from ...images import MAX_PIXELS, SUFFIXES, read_image
+from ...images import MAX_PIXELS, SUFFIXES, read_pixels
 from ...registry import DATASETS, TRANSFORMS
 from .degradations import Degradation, as_floats, build_degradation
 
@@ -39,21 +39,14 @@ def read_picture(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         ValueError: it is no whole image of at most `max_pixels`, or some of its pixels are not opaque, whose colors
             nothing tells. The message names the file.
     """
-    image = read_image(path, max_pixels, deep=True)
-    if Path(path).suffix.lower() in (".bmp", ".png", ".tif", ".tiff", ".webp") and _transparent(path):
+    image = read_pixels(path, max_pixels)
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    if image.shape[2] == 4 and not (image[..., 3] == np.iinfo(image.dtype).max).all():
         raise ValueError(
             f"{path} has pixels that are not opaque, and nothing tells their colors: put the picture on a ground first."
         )
-    return image
-
-
-def _transparent(path: str | Path) -> bool:
-    content = Path(path).read_bytes()
-    if content.startswith(b"\x89PNG") and content[25] not in (4, 6) and b"tRNS" not in content[: content.find(b"IDAT")]:
-        return False  # without a second decoding
-    pixels: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    has_alpha = pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4
-    return has_alpha and not (pixels[..., 3] == np.iinfo(pixels.dtype).max).all()
+    return np.ascontiguousarray(image[..., :3])
 
 
 def pictures_below(dataset: str, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attlas.images import MAX_PIXELS, encode_map, read_image, read_map
+from attlas.images import MAX_PIXELS, encode_map, read_image, read_map, read_pixels
 
 RNG = np.random.default_rng(0)
 
@@ -44,6 +44,119 @@ def test_exif_orientation_is_followed(tmp_path):
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:])
     assert np.array_equal(read_image(path), np.rot90(upright, -1))
+
+
+# --- all that pixels hold --------------------------------------------------------------------------------------------
+
+
+UPRIGHT = {
+    1: lambda image: image,
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(image, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [(s, m) for s in ("png", "webp", "tif", "jpg") for m in ("L", "RGB", "RGBA") if (s, m) != ("jpg", "RGBA")],
+)
+def test_pixels_are_upright_as_every_orientation_says(tmp_path, suffix, mode):
+    image = Image.fromarray(picture(4, 6, 3)).convert(mode)
+    if mode == "RGBA" and suffix in ("png", "webp"):
+        image.putalpha(Image.fromarray(picture(4, 6)))
+    exact = dict(lossless=True, exact=True) if suffix == "webp" else {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        image.save(tmp_path / f"a.{suffix}", exif=exif, **exact)
+        got = read_pixels(tmp_path / f"a.{suffix}")
+        if orientation == 1:
+            stored = got
+            if suffix != "jpg":
+                colors = "RGB" if mode == "L" and suffix == "webp" else mode  # which has no grey
+                assert np.array_equal(stored, np.array(image.convert(colors)))
+        assert np.array_equal(got, UPRIGHT[orientation](stored))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_keep_depth_and_channels(tmp_path, dtype, channels):
+    image = RNG.integers(0, np.iinfo(dtype).max, (5, 7, channels), dtype, endpoint=True)
+    stored = image[..., {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]
+    for suffix in ("png", "tif") if channels < 4 else ("png",):
+        assert cv2.imwrite(str(tmp_path / f"a.{suffix}"), stored)
+        got = read_pixels(tmp_path / f"a.{suffix}")
+        assert got.dtype == dtype
+        assert np.array_equal(got, image[..., 0] if channels == 1 else image)
+
+
+def test_pixels_that_a_color_of_the_file_makes_transparent(tmp_path):
+    """tRNS of PNG: a grey, a color, entries of a palette; which OpenCV drops of grey."""
+    colors = picture(5, 7, 3)
+    image = Image.fromarray(colors)
+    for mode in ("L", "RGB", "P"):
+        form = image.convert(mode)
+        clear = form.getpixel((2, 1))
+        form.save(tmp_path / "a.png", transparency=clear)
+        got = read_pixels(tmp_path / "a.png")
+        assert np.array_equal(got[..., :3], np.array(form.convert("RGB")))
+        expected = np.array([[form.getpixel((x, y)) != clear for x in range(7)] for y in range(5)])
+        assert np.array_equal(got[..., 3], 255 * expected)
+    deep, bits = np.array([[0, 300], [7, 300]], np.uint16), np.array([[0, 85], [170, 255]], np.uint8)
+    key = chunk(b"tRNS", struct.pack(">H", 300))
+    assert cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    content = (tmp_path / "deep.png").read_bytes()
+    (tmp_path / "deep.png").write_bytes(content[:33] + key + content[33:])
+    assert np.array_equal(read_pixels(tmp_path / "deep.png")[..., 3], 65535 * (deep != 300))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 2, 0, 0, 0, 0))  # of two bits: 0, 1; 2, 3
+    data = chunk(b"IDAT", zlib.compress(b"\0\x10\0\xb0"))
+    parts = header, chunk(b"tRNS", struct.pack(">H", 2)), data, chunk(b"IEND", b"")
+    (tmp_path / "bits.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    got = read_pixels(tmp_path / "bits.png")
+    assert np.array_equal(got[..., 0], bits)
+    assert np.array_equal(got[..., 3], 255 * (bits != 170))
+
+
+def test_inks_become_colors(tmp_path):
+    image = Image.fromarray(cv2.resize(picture(4, 6, 3), (48, 32), interpolation=cv2.INTER_CUBIC)).convert("CMYK")
+    for suffix, most in (("jpg", 2), ("tif", 1)):
+        image.save(tmp_path / f"a.{suffix}")
+        expected = np.array(Image.open(tmp_path / f"a.{suffix}").convert("RGB")).astype(int)
+        got = read_pixels(tmp_path / f"a.{suffix}")
+        assert got.shape == expected.shape
+        assert abs(got - expected).max() <= most
+
+
+def test_opacity_that_would_not_be_read_as_stored_is_refused(tmp_path):
+    image = Image.fromarray(picture(4, 6, 4))
+    image.save(tmp_path / "colors.tif")
+    with pytest.raises(ValueError, match="not opaque, whose colors are not read as stored: write it as PNG"):
+        read_pixels(tmp_path / "colors.tif")
+    image.convert("LA").save(tmp_path / "grey.tif")
+    with pytest.raises(ValueError, match="2 samples a pixel, of which not all are read"):
+        read_pixels(tmp_path / "grey.tif")
+    image.putalpha(255)
+    image.save(tmp_path / "opaque.tif")
+    assert np.array_equal(read_pixels(tmp_path / "opaque.tif"), np.array(image))
+
+
+def test_a_grey_jpeg_with_a_mid_grey_corner_is_whole(tmp_path):
+    path = put(tmp_path / "a.jpg", np.full((16, 16), 128, np.uint8))
+    assert np.array_equal(read_pixels(path), np.full((16, 16), 128))
+
+
+def test_an_exif_that_breaks_off_turns_nothing(tmp_path):
+    content = png(4, 3, chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x09"))
+    (tmp_path / "a.png").write_bytes(content)
+    assert read_pixels(tmp_path / "a.png").shape == (3, 4)
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
