@@ -64,6 +64,7 @@ class DnCNN(RestorationNetwork):
                 None if conv_cfg is None else dict(conv_cfg), inputs, outputs, 3, padding=1, bias=biased
             )
 
+        self.in_channels = in_channels
         biased = bias or not norm
         layers = [conv(in_channels, width, True), nn.ReLU(inplace=True)]
         for _ in range(depth - 2):

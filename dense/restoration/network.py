@@ -21,7 +21,7 @@ class RestorationNetwork(nn.Module):
 
     scale = 1
     multiple = 1  # what sides are padded to a multiple of inside
-    in_channels: int  # of images, and of what becomes of them
+    in_channels = 3  # of images, and of what becomes of them
     fixed_sizes: Mapping[str, Mapping[str, str]] = {}  # suffix of an export -> size that it fixes -> why
     checkpoint_rules: Rules = []
 

@@ -25,7 +25,8 @@ from .network import pad_to
 
 @MODELS.register_module()
 class RestorationPreprocessor(BaseDataPreprocessor):
-    """A collated batch -> the arguments of `Restorer.forward`, on the model's device.
+    """A collated batch -> the arguments of `Restorer.forward`, on the model's device. Pictures without true ones stay
+    where they are: `Restorer.restore` takes them to the model tile by tile.
 
     The batch is dict(image, truth, name), each stacked (`default_collate`) or a list (`pseudo_collate`): pictures
     float (C, H, W) of one size, perhaps the true ones, and the names of their files. Numbers are looked at before they
@@ -37,11 +38,14 @@ class RestorationPreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         names = data.get("name")
-        return dict(
-            images=self._batch("image", data["image"], names),
-            truths=None if data.get("truth") is None else self._batch("truth", data["truth"], names),
-            names=names,
-        )
+        images = self._batch("image", data["image"], names)
+        if data.get("truth") is None:
+            return dict(images=images, truths=None, names=names)
+        truths = self._batch("truth", data["truth"], names)
+        return dict(images=self._moved(images), truths=self._moved(truths), names=names)
+
+    def _moved(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=self._non_blocking)
 
     def _batch(self, key: str, images: Tensor | Sequence[Tensor], names: Sequence[str] | None) -> Tensor:
         if len(images) == 0:
@@ -52,7 +56,7 @@ class RestorationPreprocessor(BaseDataPreprocessor):
                 raise ValueError(
                     f"the pictures ({key}) of a batch must have one size, got {sizes}: take patches, or batch_size=1."
                 )
-            images = torch.stack(list(images))
+            images = images[0][None] if len(images) == 1 else torch.stack(list(images))
         if images.ndim != 4 or not images.is_floating_point():
             raise ValueError(
                 f"pictures ({key}) must be floats (B, C, H, W), got {images.dtype} of {tuple(images.shape)}: end the "
@@ -62,7 +66,7 @@ class RestorationPreprocessor(BaseDataPreprocessor):
             place = int((~finite).nonzero()[0])
             named = f" ({printable(names[place])})" if names else ""
             raise ValueError(f"{key} {place} of the batch{named} holds NaN or infinite numbers.")
-        return images.to(self.device, non_blocking=self._non_blocking)
+        return images
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -99,6 +103,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
     l1=l1, mse=mse, charbonnier=charbonnier, frequency=frequency, psnr=negative_psnr
 )
 
+AUTO = "auto"
+LARGE = 384  # side of the tiles that are taken then, or the next multiple
+
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +131,18 @@ def _checked(network: Any, image: Tensor) -> Tensor:
     return output
 
 
+def _asked(network: Any, image: Tensor) -> Tensor:
+    """As `_checked`, of a picture whose channels need not be the network's."""
+    channels, wanted = image.shape[1], getattr(network, "in_channels", image.shape[1])
+    if channels == wanted:
+        return _checked(network, image)
+    if (channels, wanted) == (1, 3):
+        return _checked(network, image.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+    if wanted == 1:
+        return _checked(network, image.flatten(0, 1)[:, None])[:, 0].unflatten(0, image.shape[:2])
+    raise ValueError(f"{type(network).__name__} takes pictures of {wanted} channels, and these have {channels}.")
+
+
 def tiles(
     network: Any,
     image: Tensor,
@@ -138,6 +157,9 @@ def tiles(
     is that of the whole picture if the network reads no farther than overlap / 4 (see `reach`). Tiles lie on the grid
     of multiples, on which a network may have windows. Beside the picture and the output, memory is that of one tile, on
     the device of the network: a picture on the CPU goes there tile by tile, and the output comes back.
+
+    A grey picture goes through a network of three channels as three equal ones, of whose output the mean comes back.
+    Through a network of one channel (`network.in_channels`) the channels of a picture go one by one.
 
     Args:
         network: see above; in inference mode.
@@ -219,37 +241,40 @@ def _finite(network: Any, image: Tensor, half: torch.dtype | None, where: str) -
     """The output in float32, and whether it had to be computed in it."""
     if half is not None:
         with torch.autocast(image.device.type, dtype=half):
-            output = _checked(network, image).float()
+            output = _asked(network, image).float()
         if torch.isfinite(output).all():
             return output, False
     with torch.autocast(image.device.type, enabled=False):
-        output = _checked(network, image.float()).float()
+        output = _asked(network, image.float()).float()
     if not torch.isfinite(output).all():
         raise ValueError(f"the network gives NaN or infinite numbers ({where}), in float32.")
     return output, half is not None
 
 
 def reach(network: Any, size: int = 64, channels: int = 3, share: float = 0.99) -> int:
-    """How far a network looks, measured: the least distance r, in pixels of its input, so that a `share` of the
-    absolute gradient of a pixel of the output lies within r rows and r columns of it.
+    """How far a network looks, measured: the least distance r, in pixels of its input, so that within r rows and r
+    columns of a pixel that is changed lies a `share` of what changes in the output.
+
+    Two pictures are compared, without a gradient: of a large network that would take gigabytes.
 
     Args:
-        network: see above.
+        network: see above; in inference mode.
         size: side of the picture of noise that is looked at, at least; r is at most half of it.
         channels: channels of the picture.
-        share: 1 for all pixels that have any influence.
+        share: 1 for all pixels that have any influence, above rounding.
     """
     size += -size % network.multiple
     parameter = next(network.parameters(), torch.zeros(1))
-    with torch.inference_mode(False), torch.enable_grad():
-        noise = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
-        image = noise.to(parameter).requires_grad_()
-        middle = network.scale * (size // 2)
-        (gradient,) = torch.autograd.grad(network(image)[..., middle, middle].sum(), image)
-    influence = gradient[0].double().abs().sum(0).cpu()
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    distance = torch.maximum((rows - size // 2).abs(), (columns - size // 2).abs())
-    within = torch.zeros(size // 2 + 1).double().index_add_(0, distance.flatten(), influence.flatten()).cumsum(0)
+    noise = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    changed = noise.clone()
+    changed[..., size // 2, size // 2] = (noise[..., size // 2, size // 2] + 0.5) % 1
+    with torch.no_grad():
+        before, after = network(torch.cat([noise, changed]).to(parameter)).double().cpu()
+    change = (after - before).abs().sum(0)
+    change[change < 16 * channels * torch.finfo(parameter.dtype).eps * before.abs().max()] = 0
+    place = torch.arange(network.scale * size) // network.scale - size // 2
+    distance = torch.maximum(place.abs()[:, None], place.abs())
+    within = torch.zeros(size // 2 + 1).double().index_add_(0, distance.flatten(), change.flatten()).cumsum(0)
     return int((within >= share * within[-1] * (1 - 1e-12)).nonzero()[0])
 
 
@@ -271,11 +296,11 @@ def unsymmetry(image: Tensor, number: int) -> Tensor:
 
 def ensemble(restore: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """Mean of what `restore` makes of the eight symmetric forms of a picture, turned back (geometric self-ensemble,
-    Lim et al., EDSR, CVPR Workshops 2017). Eight times the time, and the memory of two outputs more."""
+    Lim et al., EDSR, CVPR Workshops 2017). Eight times the time, and the memory of one output more."""
     total = restore(image)
     for number in range(1, 8):
-        total = total + unsymmetry(restore(symmetry(image, number).contiguous()), number)
-    return total / 8
+        total += unsymmetry(restore(symmetry(image, number).contiguous()), number)
+    return total.div_(8)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -288,10 +313,7 @@ class Restorer(BaseModel):
     Args:
         network: config of a module with `scale` and `multiple` (see above), such as dict(type='HAT', ...).
         losses: weights of losses by name, of 'l1', 'mse', 'charbonnier', 'frequency', 'psnr'.
-        ensemble: at test, the mean over the eight symmetries.
-        tile: at test, side of the tiles in pixels of the input; None for whole pictures.
-        overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile.
-        half: at test, 'float16' or 'bfloat16' for autocast in it; see `tiles`.
+        tile, overlap, half, ensemble: as of `configure`.
 
     `mode="loss"` gives {"loss_<name>"}, weighted, and {"psnr"}, in dB, of all channels; `mode="tensor"` the network's
     output (B, C, scale H, scale W); `mode="predict"` for each picture {"restored" (C, scale H, scale W), float32 in
@@ -302,10 +324,10 @@ class Restorer(BaseModel):
         self,
         network: dict,
         losses: Mapping[str, float] = {"l1": 1.0},
-        ensemble: bool = False,
-        tile: int | None = None,
+        tile: int | str | None = None,
         overlap: int | None = None,
         half: str | None = None,
+        ensemble: bool = False,
         data_preprocessor=None,
         init_cfg=None,
     ):
@@ -316,20 +338,46 @@ class Restorer(BaseModel):
             one_of("Restorer.losses", name, tuple(LOSSES))
             if not weight > 0:
                 raise ValueError(f"Restorer.losses: the weight of {name!r} is {weight!r}; it must be positive.")
-        if half is not None:
-            one_of("Restorer.half", half, ("float16", "bfloat16"))
-        if overlap is not None and tile is None:
-            raise ValueError(f"Restorer.overlap is {overlap!r}, and there are no tiles (tile=None).")
         self.network = MODELS.build(network)
         lacking = [name for name in ("scale", "multiple") if not isinstance(getattr(self.network, name, None), int)]
         if lacking:
             raise ValueError(f"Restorer.network: {type(self.network).__name__} has no integer {' and '.join(lacking)}.")
-        if tile is not None:
-            check_tiles(tile, overlap or 0, self.network.multiple)
-        self.losses, self.ensemble = dict(losses), ensemble
-        self.tile, self.overlap = tile, overlap
-        self.half: torch.dtype | None = getattr(torch, half) if half else None
+        self.losses = dict(losses)
+        self.configure(tile, overlap, half, ensemble)
         self.progress: Callable[[int, int], None] | None = None
+        self._reach: int | None = None  # as measured
+
+    def configure(
+        self,
+        tile: int | str | None = None,
+        overlap: int | None = None,
+        half: str | None = None,
+        ensemble: bool = False,
+    ) -> None:
+        """Set how pictures are restored at test.
+
+        Args:
+            tile: side of the tiles in pixels of the input; None for whole pictures, "auto" for tiles of LARGE where a
+                picture has more pixels than one, so that memory is bounded.
+            overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile.
+            half: 'float16' or 'bfloat16' for autocast in it; see `tiles`.
+            ensemble: whether the mean over the eight symmetries is taken.
+
+        Raises:
+            ValueError: one that is none of these.
+        """
+        if half is not None:
+            one_of("Restorer.half", half, ("float16", "bfloat16"))
+        if overlap is not None and tile is None:
+            raise ValueError(f"Restorer.overlap is {overlap!r}, and there are no tiles (tile=None).")
+        if isinstance(tile, str):
+            one_of("Restorer.tile", tile, (AUTO,))
+        if tile is not None:
+            check_tiles(self._side(tile), overlap or 0, self.network.multiple)
+        self.tile, self.overlap, self.half, self.ensemble = tile, overlap, half, ensemble
+
+    def _side(self, tile: int | str) -> int:
+        return tile if isinstance(tile, int) else LARGE + -LARGE % self.network.multiple
 
     @property
     def scale(self) -> int:
@@ -361,7 +409,7 @@ class Restorer(BaseModel):
             if truths is None:
                 raise ValueError("mode='loss' needs the true pictures (truth), got None")
             return self._losses(padded(self.network, images).float(), truths.float())
-        restored = self.restore(images).clamp(0, 1)
+        restored = self.restore(images).clamp_(0, 1)
         return [
             dict(restored=picture, truth=truth, scale=self.scale, name=name)
             for picture, truth, name in zip(
@@ -374,15 +422,27 @@ class Restorer(BaseModel):
     def restore(self, images: Tensor) -> Tensor:
         """Pictures (B, C, H, W), on any device -> float32 (B, C, scale H, scale W) on that device, in tiles and with
         the symmetries that the options ask for; not clamped."""
-        if self.tile is not None and self.overlap is None:
-            most = min(self.tile // 2, self.tile - self.network.multiple)
-            self.overlap = min(most, 4 * reach(self.network, channels=images.shape[1]))
-            print_log(f"tiles of {self.tile} overlap by {self.overlap} pixels, as measured.", logger="current")
+        height, width = images.shape[2:]
+        tile = None if self.tile is None else self._side(self.tile)
+        if tile is not None and (height * width <= tile**2 if self.tile == AUTO else max(height, width) <= tile):
+            tile = None  # one does for it
+        overlap = self._overlap(tile, images.shape[1]) if tile else 0
+        half = None if self.half is None else getattr(torch, self.half)
 
         def one(image: Tensor) -> Tensor:
-            return tiles(self.network, image, self.tile, self.overlap or 0, self.half, self.progress)
+            return tiles(self.network, image, tile, overlap, half, self.progress)
 
         return ensemble(one, images) if self.ensemble else one(images)
+
+    def _overlap(self, tile: int, channels: int) -> int:
+        if self.overlap is not None:
+            return self.overlap
+        most = min(tile // 2, tile - self.network.multiple)
+        if self._reach is None:
+            self._reach = reach(self.network, channels=getattr(self.network, "in_channels", channels))
+            overlap = min(most, 4 * self._reach)
+            print_log(f"tiles of {tile} overlap by {overlap} pixels, as measured.", logger="current")
+        return min(most, 4 * self._reach)
 
     def _check_scale(self, images: Tensor, truths: Tensor) -> None:
         small, large = images.shape[2:], truths.shape[2:]
