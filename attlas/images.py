@@ -14,6 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .files import replacing
+
 SUFFIXES = (
     ".bmp", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
@@ -171,6 +173,23 @@ def _ends_early(content: bytes, image: np.ndarray, decode: Callable[[bytes, Any]
     end = content.rindex(b"\xff\xd9")
     more = np.random.default_rng(0).integers(1, 255, 4096, dtype=np.uint8).tobytes()
     return not np.array_equal(image, decode(content[:end] + more + content[end:], _jpeg))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_png(path: str | Path, pixels: np.ndarray) -> None:
+    """Write a PNG, whole or not at all, which `read_pixels` reads.
+
+    Args:
+        path: file, whose folder is made.
+        pixels: uint8 or uint16; grey (H, W), or red, green and blue (H, W, 3), or these and opacity (H, W, 4).
+    """
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    _, encoded = cv2.imencode(".png", pixels)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.data)
 
 
 # --- maps of labels ---------------------------------------------------------------------------------------------------

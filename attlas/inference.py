@@ -92,11 +92,24 @@ class Task(ABC):
         suffixes: endings of the files that are taken from folders, in lower case.
         top: most entries of a result, unless told otherwise.
         exports: endings of the files that `tools/export.py` writes whole models to; none where it writes the backbone.
+        figures: whether a figure is drawn of each answer. Else the answer is a picture itself: `save` writes it to
+            `stem`.png, which lies below --out as the input lies in its folder.
     """
 
     suffixes: Sequence[str]
     top: int
     exports: Sequence[str] = ()
+    figures = True
+
+    def configure(self, model: Any, **options: Any) -> None:
+        """Set how a model is asked: the options of `Inferencer` that this kind of model has.
+
+        Raises:
+            ValueError: an option that it does not have, or a bad value.
+        """
+        if options:
+            named = " and ".join(options)
+            raise ValueError(f"{named}: only restorers have such options, and this is a {type(model).__name__}.")
 
     @abstractmethod
     def read(self, path: Path) -> Any:
@@ -115,8 +128,9 @@ class Task(ABC):
         """What the items of a batch must have in common, of an item behind the transforms."""
 
     @abstractmethod
-    def result(self, prediction: Any, classes: Sequence[str], top: int) -> dict[str, Any]:
-        """The entries of a result (of JSON's types), of what the model predicts for one item."""
+    def result(self, prediction: Any, source: Any, classes: Sequence[str], top: int) -> dict[str, Any]:
+        """The entries of a result (of JSON's types, but for arrays that `save` takes out), of what the model predicts
+        for one item; `source` is its input, as it was read."""
 
     @abstractmethod
     def said(self, result: Mapping[str, Any]) -> str:
@@ -130,13 +144,13 @@ class Task(ABC):
         """What it says of a model that learned a batch by heart."""
         yield from ()
 
-    @abstractmethod
     def draw(self, source: Any, result: Mapping[str, Any]) -> Any:
         """A Matplotlib figure of an input, as it was read, with its result."""
+        raise TypeError(f"{type(self).__name__} must define draw, or figures = False")
 
     def save(self, source: Any, result: dict[str, Any], stem: Path) -> dict[str, Any]:
         """Write what a figure does not hold to files beside the picture `stem`.png; entries of the result that name
-        them. What is too long for results.json may be taken out of the result."""
+        them. What is too long for results.json is taken out of the result."""
         return {}
 
     def exportable(self, model: nn.Module, steps: Sequence[Mapping[str, Any]]) -> Exportable:
@@ -157,6 +171,10 @@ OTHERS = {
     "mmdet.models.detectors.base.BaseDetector": "attlas.dense.detection.inference.Detection",
     "mmseg.models.segmentors.base.BaseSegmentor": "attlas.dense.segmentation.inference.Segmentation",
 }
+
+# Classes of models that may be told from a file without a config. Their `recognize(state)` gives configs (model,
+# transforms) by name, and of what it is not the reasons by name.
+RECOGNIZING = ("attlas.dense.restoration.restorer.Restorer",)
 
 
 def task_of(model: nn.Module | type) -> type[Task] | None:
@@ -183,7 +201,7 @@ class Classification(Task):
     def picture(self, source: Any) -> Any:
         """An input as a picture (H, W, 3 or 4), of bytes or of floats in [0, 1]."""
 
-    def result(self, prediction, classes, top):
+    def result(self, prediction, source, classes, top):
         probabilities = prediction["log_probs"].double().exp().cpu()
         if not torch.isfinite(probabilities).all():
             raise ValueError("the network gives NaN or infinite numbers for it")
@@ -234,7 +252,8 @@ def load(
         checkpoint: file of a training of ours, or of weights that fit the model of `config`.
         config: file of a config, or what `load_config` made of it; by default the config that the checkpoint holds.
             That is read as data: one that imports modules, or names classes that Attlas does not register, is refused.
-            `init_cfg` and `pretrained` are left out of either, because all weights come from the checkpoint.
+            A file that holds none may be of a network that its names and shapes tell, as of restorers. `init_cfg` and
+            `pretrained` are left out of either, because all weights come from the checkpoint.
         device: where the model goes; by default the GPU if there is one.
         container: name under which the file has the wanted weights, where it has several; see `checkpoint.load`.
 
@@ -296,10 +315,29 @@ def config_within(
         ValueError: the checkpoint holds no config, or one that `load` does not use either.
     """
     meta = found["meta"] if isinstance(found.get("meta"), Mapping) else {}
+    state = checkpoints.weights(found, container)
     if not isinstance(meta.get("cfg"), str):
-        raise ValueError(f"{printable(checkpoint)} holds no config. {GIVE}")
-    size = sum(tensor.numel() for tensor in checkpoints.weights(found, container).values())
+        return _recognized(state, checkpoint)
+    size = sum(tensor.numel() for tensor in state.values())
     return _within(meta["cfg"], f"the config inside {printable(checkpoint)}", size)
+
+
+def _recognized(state: Mapping[str, Tensor], checkpoint: str | Path) -> tuple[dict, list, str]:
+    """`_parts` of the config that a file's names and shapes tell."""
+    accepted: dict[str, tuple[dict, list]] = {}
+    refused: dict[str, str] = {}
+    for place in RECOGNIZING:
+        module, _, name = place.rpartition(".")
+        found, reasons = getattr(importlib.import_module(module), name).recognize(state)
+        accepted |= found
+        refused |= reasons
+    if len(accepted) == 1:
+        return *next(iter(accepted.values())), "attlas"
+    said = f"{printable(checkpoint)} holds no config"
+    if accepted:
+        raise ValueError(f"{said}, and may be of {' and of '.join(accepted)}. {GIVE}")
+    tried = "".join(f"\n  {name}: {printable(reason, 400)}" for name, reason in refused.items())
+    raise ValueError(f"{said}. {GIVE}\nNor do its names and shapes tell a network. Tried were:{tried}")
 
 
 def task_within(model: Mapping, scope: str) -> type[Task] | None:
@@ -475,6 +513,7 @@ class Inferencer:
         config: config of the checkpoint; see `load`.
         device: where the model goes; see `load`.
         container: name of the wanted weights; see `load`.
+        **options: what the model's task takes besides; of restorers see `Restoration.configure`.
 
     Attributes:
         left_out: files in folders that the last `find` passed over, for their endings.
@@ -486,6 +525,7 @@ class Inferencer:
         config: str | Path | Config | None = None,
         device: str | torch.device | None = None,
         container: str | None = None,
+        **options: Any,
     ):
         if not isinstance(model, nn.Module):
             model = load(model, config, device, container)
@@ -501,6 +541,7 @@ class Inferencer:
         self.model: Any = model
         self.left_out: list[Path] = []
         self.task = task()
+        self.task.configure(model, **options)
 
     def __call__(self, inputs: Any, batch_size: int = 32, top: int | None = None) -> list[dict[str, Any]]:
         """A result for each input, and for each file of a folder.
@@ -516,8 +557,9 @@ class Inferencer:
             Dicts with "input" (the path; of arrays "input 0", ...) and what the task says: of classification "classes",
             a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
             name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
-            largest first, and of points also "labels", one for each point, of images a "mask" of each class. Where an
-            input cannot be read, "error" says why instead. A result does not depend on the inputs beside it.
+            largest first, and of points also "labels", one for each point, of images a "mask" of each class; of
+            restoration "restored", the picture. Where an input cannot be read, "error" says why instead. A result does
+            not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
 
@@ -598,7 +640,8 @@ class Inferencer:
         try:
             with torch.inference_mode():
                 predictions = self.model.test_step(pseudo_collate([item.data for item in items]))
-            return [self.task.result(prediction, self.model.classes, top) for prediction in predictions]
+            pairs = zip(predictions, items)
+            return [self.task.result(found, item.source, self.model.classes, top) for found, item in pairs]
         except ValueError as error:
             if len(items) > 1:  # which of them it is shows one by one
                 return [answer for item in items for answer in self._answers([item], top)]

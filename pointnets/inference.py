@@ -176,7 +176,7 @@ class PointSegmentation(OfShapes):
     def exportable(self, model, steps):
         raise ValueError("a PointSegmenter labels clouds draw by draw, and no file holds that; it is not exported")
 
-    def result(self, prediction, classes, top):
+    def result(self, prediction, source, classes, top):
         log_probs = prediction["log_probs"].double().cpu()
         if not torch.isfinite(log_probs).all():
             raise ValueError("the network gives NaN or infinite numbers for it")

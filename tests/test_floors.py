@@ -164,6 +164,7 @@ SHARED = {
         "datasets",
         "degradations",
         "export",
+        "inference",
         "metrics",
         "network",
         "photographs",

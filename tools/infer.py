@@ -7,12 +7,22 @@ A checkpoint of a training of ours holds its config, which is read as data and n
 --out takes a folder for results.json and a picture for each input; of a segmentor also a PNG of its labels, or of a
 cloud a PLY with labels and colors. A file that cannot be read is reported, and the others are not: the exit status is
 1 then.
+
+    python tools/infer.py HAT_SRx4.pth photos --out larger
+
+The weights of a restorer, the authors' or ours, need no CONFIG: their names and shapes tell the network. --out then
+gets the restored pictures, under the names of the inputs and in the same folders, as PNG with their depth, grey or
+color, and opacity. Where two inputs of a folder differ in their endings alone, these stay: photo.jpg.png.
 """
 
 import argparse
 import json
+import os
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import DictAction
 from rich.console import Console
@@ -22,6 +32,7 @@ from attlas.config import load_config
 from attlas.files import check_out, printable, replacing, save_figure
 
 CONFIGS = (".json", ".py", ".yaml", ".yml")
+OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint")  # of restorers
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -32,12 +43,18 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="[CONFIG] CHECKPOINT INPUT ...: files, folders, globs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and the pictures")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing results.json")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing results.json, restored pictures")
     parser.add_argument("--top", type=int, metavar="N", help="most classes (5) or objects (100) that are listed")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="inputs at a time (32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (the GPU if there is one)")
     parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override the config")
+    restorers = parser.add_argument_group("restorers", argument_default=argparse.SUPPRESS)
+    restorers.add_argument("--tile", type=int, metavar="N", help="side of tiles (384 where a picture is larger)")
+    restorers.add_argument("--overlap", type=int, metavar="N", help="of tiles (measured)")
+    restorers.add_argument("--half", choices=("float16", "bfloat16"), help="compute in half precision")
+    restorers.add_argument("--ensemble", action="store_true", help="mean over flips and turns; takes 8 times as long")
+    restorers.add_argument("--keep-tint", action="store_true", help="take back what a network shifts of these")
     return parser
 
 
@@ -55,8 +72,10 @@ def infer(args: argparse.Namespace) -> int:
     cfg = config and load_config(config, args.cfg_options)
     if cfg and cfg.get("model"):
         fill_channels(cfg.model)
-    inferencer = Inferencer(rest[0], cfg, args.device, args.container)
-    sources = inferencer.find(rest[1:])
+    options = {name: getattr(args, name) for name in OPTIONS if name in args}
+    inferencer = Inferencer(rest[0], cfg, args.device, args.container, **options)
+    sources, task = inferencer.find(rest[1:]), inferencer.task
+    stems = {} if task.figures else stems_of(sources, args.out, args.overwrite)
     results = []
     bar = Progress(
         console=Console(stderr=True),
@@ -67,15 +86,21 @@ def infer(args: argparse.Namespace) -> int:
     try:
         with bar:
             job = bar.add_task("inputs", total=len(sources))
+            if hasattr(inferencer.model, "progress"):
+                tiles = bar.add_task("tiles", visible=False)
+                inferencer.model.progress = lambda done, total: bar.update(
+                    tiles, completed=done, total=total, visible=1 < total != done
+                )
             for result, source in inferencer.stream(sources, args.batch_size, args.top):
                 results.append(result)
-                answer = inferencer.task.said(result) if "error" not in result else f"no answer: {result['error']}"
+                answer = task.said(result) if "error" not in result else f"no answer: {result['error']}"
                 print(f"{printable(result['input'])}: {answer}", flush=True)
                 if args.out and "error" not in result:
-                    name = f"{len(results):04d}_{safe(Path(result['input']).stem)}"
+                    name = stems.get(result["input"], f"{len(results):04d}_{safe(Path(result['input']).stem)}")
                     result["picture"] = f"{name}.png"
-                    save_figure(inferencer.task.draw(source, result), args.out / result["picture"])
-                    result |= inferencer.task.save(source, result, args.out / name)
+                    if task.figures:
+                        save_figure(task.draw(source, result), args.out / result["picture"])
+                    result |= task.save(source, result, args.out / name)
                 bar.advance(job)
     finally:
         if results_file and results:  # whatever ended it: hours of answers are not thrown away
@@ -85,10 +110,38 @@ def infer(args: argparse.Namespace) -> int:
     if inferencer.left_out:
         endings = sorted({path.suffix.lower() or "without a suffix" for path in inferencer.left_out})
         print(f"Left out of folders for their endings: {len(inferencer.left_out)} ({printable(' '.join(endings))}).")
-    failed = sum("error" in result for result in results)
+    failed = [result for result in results if "error" in result]
+    if failed:
+        print("No answer to:")
+    for result in failed:
+        print(f"  {printable(result['input'])}")
     where = f" Results: {results_file}" if results_file else ""
-    print(f"{len(results) - failed} of {len(results)} inputs answered.{where}")
-    return failed
+    print(f"{len(results) - len(failed)} of {len(results)} inputs answered.{where}")
+    return len(failed)
+
+
+def stems_of(sources: Iterable[Any], out: Path | None, overwrite: bool) -> dict[str, str]:
+    """Paths below `out`, without their ending .png, of the answers to the files among the sources, by name: as they lie
+    in the innermost folder that holds all of them. A file that would be replaced is an error, an input in any case."""
+    if out is None:
+        raise ValueError("the answers are pictures: name a folder for them, --out DIR")
+    files = {source.name: Path(os.path.abspath(source.value)) for source in sources if isinstance(source.value, Path)}
+    if not files:
+        return {}
+    top = os.path.commonpath([file.parent for file in files.values()])
+    shared = Counter(file.with_suffix("") for file in set(files.values()))
+    stems = {}
+    for name, file in files.items():
+        kept = file.name if shared[file.with_suffix("")] > 1 else file.stem
+        stems[name] = file.relative_to(top).with_name(kept).as_posix()
+    inputs = {os.path.realpath(file) for file in files.values()}
+    for stem in stems.values():
+        answer = out / f"{stem}.png"
+        if os.path.realpath(answer) in inputs:
+            raise ValueError(f"{printable(answer)} is an input, which no answer may replace: name another --out")
+        if answer.exists() and not overwrite:
+            raise FileExistsError(f"{printable(answer)} exists. To replace it: --overwrite.")
+    return stems
 
 
 def safe(stem: str) -> str:

@@ -46,7 +46,7 @@ class Detection(Task):
     def form(self, item):
         return tuple(item["inputs"].shape)
 
-    def result(self, prediction, classes, top):
+    def result(self, prediction, source, classes, top):
         if "pred_panoptic_seg" in prediction:
             found = listed(prediction.pred_panoptic_seg.sem_seg.squeeze(0).cpu().numpy(), classes)[:top]
             return dict(objects=[entry | dict(mask=encoded(entry["mask"])) for entry in found])

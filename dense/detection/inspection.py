@@ -4,6 +4,7 @@
 out (the weights of key points) is computed again for one query.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,11 +91,12 @@ def detections(asked: Inferencer, subject: Subject) -> list[dict]:
 def _answer(asked: Inferencer, subject: Subject) -> tuple[Any, list[dict]]:
     """What the model gives (a sample of mmdet), and the objects in it."""
     # the image as the annotations have it, which a file may turn by EXIF
-    data = drawn(asked.model.transforms, asked.task.take(subject.image), subject.name, 0)
+    source = asked.task.take(subject.image)
+    data = drawn(asked.model.transforms, copy.deepcopy(source), subject.name, 0)
     with torch.inference_mode():
         (sample,) = asked.model.test_step(pseudo_collate([data]))
         try:
-            found = asked.task.result(sample, asked.model.classes, asked.task.top)["objects"]
+            found = asked.task.result(sample, source, asked.model.classes, asked.task.top)["objects"]
         except ValueError as error:
             raise ValueError(f"{printable(subject.name)}: {error}") from None
     return sample, [{**entry, "mask": decoded(entry["mask"])} if "mask" in entry else entry for entry in found]

@@ -214,6 +214,12 @@ class HAT(RestorationNetwork):
         def shape(name: str) -> tuple[int, ...]:
             return shape_of(found, name, "HAT with its own attention")
 
+        attention = any(name.endswith("mixer.mixer.table") for name in found)
+        if attention and not any(".mixer.channels." in name or ".overlap." in name for name in found):
+            raise ValueError(
+                "This is a state dict of SwinIR or its like, not of HAT: it has windows, without channel attention "
+                "beside them and overlapping windows behind them."
+            )
         depths: list[int] = []
         while f"layers.{len(depths)}.conv.weight" in found:
             start = f"layers.{len(depths)}.blocks."

@@ -15,10 +15,12 @@ from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import Tensor
 
+from ... import checkpoint
 from ...data import one_of, positive
 from ...files import printable
 from ...registry import MODELS
-from .network import pad_to
+from .inference import Restoration
+from .network import RestorationNetwork, pad_to
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
 
@@ -102,9 +104,6 @@ def negative_psnr(restored: Tensor, truth: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = dict(
     l1=l1, mse=mse, charbonnier=charbonnier, frequency=frequency, psnr=negative_psnr
 )
-
-AUTO = "auto"
-LARGE = 384  # side of the tiles that are taken then, or the next multiple
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
 
@@ -303,6 +302,9 @@ def ensemble(restore: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return total.div_(8)
 
 
+AUTO = "auto"
+LARGE = 384  # side of the tiles that are taken then, or the next multiple
+
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -317,8 +319,10 @@ class Restorer(BaseModel):
 
     `mode="loss"` gives {"loss_<name>"}, weighted, and {"psnr"}, in dB, of all channels; `mode="tensor"` the network's
     output (B, C, scale H, scale W); `mode="predict"` for each picture {"restored" (C, scale H, scale W), float32 in
-    [0, 1], "truth", "scale", "name"}.
+    [0, 1], "truth", "scale", "network" (its class), "name"}.
     """
+
+    task = Restoration
 
     def __init__(
         self,
@@ -399,6 +403,36 @@ class Restorer(BaseModel):
         looks_like = getattr(self.network, "looks_like", lambda state: "")
         return looks_like({name.removeprefix("network."): value for name, value in state.items()})
 
+    @classmethod
+    def recognize(
+        cls, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, tuple[dict[str, Any], list[dict[str, Any]]]], dict[str, str]]:
+        """The networks whose names and shapes a state dict has, the authors' or ours.
+
+        Returns:
+            Configs of a restorer and of the transforms that it is asked through, by name of the network; and of the
+            other networks the reasons.
+        """
+        prefix = "network." if all(name.startswith("network.") for name in state) else ""
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        accepted, refused = {}, {}
+        kinds = {kind: None for kind in MODELS.module_dict.values() if isinstance(kind, type)}
+        for kind in (kind for kind in kinds if issubclass(kind, RestorationNetwork)):
+            try:
+                options = kind.options_of(state)
+                with torch.device("meta"):
+                    left_over = checkpoint.left_over(kind(**options), state)
+                if left_over is None:
+                    raise ValueError("it lacks tensors, or has them in other shapes.")
+                if left_over:
+                    raise ValueError(f"it has {left_over} tensors more.")
+            except Exception as error:  # of shapes that make no sense, options may fail in any way
+                refused[kind.__name__] = str(error)
+            else:
+                model = dict(type=cls.__name__, network=dict(type=kind.__name__, **options))
+                accepted[kind.__name__] = model, [dict(type="PackPair")]
+        return accepted, refused
+
     def forward(self, images: Tensor, truths: Tensor | None = None, names=None, mode: str = "tensor"):
         one_of("mode", mode, ("loss", "predict", "tensor"))
         if truths is not None:
@@ -411,7 +445,7 @@ class Restorer(BaseModel):
             return self._losses(padded(self.network, images).float(), truths.float())
         restored = self.restore(images).clamp_(0, 1)
         return [
-            dict(restored=picture, truth=truth, scale=self.scale, name=name)
+            dict(restored=picture, truth=truth, scale=self.scale, network=type(self.network).__name__, name=name)
             for picture, truth, name in zip(
                 restored,
                 [None] * len(images) if truths is None else truths,

@@ -51,7 +51,7 @@ class Segmentation(Task):
     def form(self, item):
         return tuple(item["inputs"].shape)
 
-    def result(self, prediction, classes, top):
+    def result(self, prediction, source, classes, top):
         if not torch.isfinite(prediction.seg_logits.data).all():
             raise ValueError("the network gives NaN or infinite numbers for it")
         labels = prediction.pred_sem_seg.data[0].long().cpu().numpy()  # of one channel it is a float

@@ -10,6 +10,8 @@ import torch
 from mmengine.config import Config
 from part_files import SEGMENTER, solid, write_segmenter
 
+from attlas.dense.restoration import FFNetSR
+from attlas.images import read_pixels
 from attlas.pointnets.datasets import ShapeNetPart
 from attlas.pointnets.inference import class_colors
 from attlas.pointnets.shapes import read_shape
@@ -78,10 +80,10 @@ def test_a_bad_file_does_not_end_the_run(infer, place):
     code, printed, _ = infer(place / "config.py", place / "weights.pth", f"{place}/pictures/*g", "none.png", "--top", 1)
     assert code == 1
     lines = [line for line in printed.splitlines() if "INFO" not in line]
-    assert [": no answer: " in line for line in lines] == [False, True, False, True, False]
+    assert [": no answer: " in line for line in lines[:4]] == [False, True, False, True]
     assert lines[1].startswith(f"{place}/pictures/broken.jpg: no answer: not a readable image: ")
     assert "class " in lines[0]
-    assert lines[-1] == "2 of 4 inputs answered."
+    assert lines[4:] == ["No answer to:", f"  {place}/pictures/broken.jpg", "  none.png", "2 of 4 inputs answered."]
 
 
 def test_what_it_refuses(infer, place):
@@ -134,3 +136,95 @@ def test_clouds_whose_points_get_labels(infer, tmp_path):
         i: counts[i] for i in counts.nonzero()[0]
     }
     assert np.array_equal(written["color"], class_colors(written["label"]))
+
+
+# --- restored pictures -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restorer(tmp_path):
+    """A file of a network's weights alone."""
+    network = FFNetSR(scale=2, dim=8, depth=1)
+    torch.save(dict(params_ema=network.state_dict()), tmp_path / "ffnet.pth")
+    return tmp_path / "ffnet.pth"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder: pictures below folders, two whose endings alone differ, a broken one and what is none."""
+    folder, random = tmp_path / "photos", np.random.default_rng(0)
+    shapes = {
+        "a.jpg": (9, 12, 3),
+        "b.png": (5, 7),
+        "below/a.png": (6, 6, 4),
+        "below/c.png": (1, 1, 3),
+        "below/c.bmp": (70, 90, 3),
+    }
+    (folder / "below").mkdir(parents=True)
+    for name, shape in shapes.items():
+        depth = np.uint16 if name == "b.png" else np.uint8
+        cv2.imwrite(str(folder / name), random.integers(0, 256, shape).astype(depth))
+    (folder / "broken.png").write_bytes((folder / "b.png").read_bytes()[:-9])
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def test_a_folder_of_pictures_is_restored(infer, restorer, photos, tmp_path):
+    """Under their names, in their folders, of their form; past a broken one, which is listed at the end."""
+    out = tmp_path / "out"
+    code, printed, _ = infer(restorer, photos, "--out", out, "--tile", 64)
+    assert code == 1
+    lines = printed.splitlines()
+    assert lines[-3:] == [
+        "No answer to:",
+        f"  {photos}/broken.png",
+        f"5 of 6 inputs answered. Results: {out / 'results.json'}",
+    ]
+    assert f"{photos}/a.jpg: FFNetSR x2, 24 x 18 pixels" in printed
+    written = {"a.png": (18, 24, 3), "b.png": (10, 14), "below/a.png": (12, 12, 4)}
+    written |= {"below/c.png.png": (2, 2, 3), "below/c.bmp.png": (140, 180, 3)}
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.*")} == {*written, "results.json"}
+    assert {name: read_pixels(out / name).shape for name in written} == written
+    assert read_pixels(out / "b.png").dtype == np.uint16
+    found = {result["input"]: result for result in json.loads((out / "results.json").read_text())["results"]}
+    assert "error" in found.pop(f"{photos}/broken.png")
+    assert {result["picture"] for result in found.values()} == {*written}
+    for result in found.values():
+        assert set(result) == {"input", "picture", "height", "width", "network", "scale", "drift"}
+
+
+def test_options_of_restorers(infer, restorer, photos, tmp_path):
+    out = tmp_path / "out"
+    options = ["--tile", 32, "--overlap", 16, "--half", "bfloat16", "--ensemble", "--keep-tint"]
+    assert infer(restorer, photos / "below/c.bmp", "--out", out, *options)[0] == 0
+    plain = tmp_path / "plain"
+    assert infer(restorer, photos / "below/c.bmp", "--out", plain)[0] == 0
+    one, other = (read_pixels(folder / "c.png").astype(int) for folder in (out, plain))
+    assert one.shape == other.shape
+    assert 0 < abs(one - other).mean() < 20
+
+
+def test_no_picture_is_replaced_unasked(infer, restorer, photos, tmp_path):
+    out = tmp_path / "out"
+    assert infer(restorer, photos / "b.png", "--out", out)[0] == 0
+    (out / "results.json").unlink()
+    content = (out / "b.png").read_bytes()
+    for arguments, said in (
+        ([photos, "--out", out], "b.png exists. To replace it: --overwrite"),
+        ([photos / "b.png"], "name a folder for them, --out DIR"),
+        ([photos, "--out", photos, "--overwrite"], "b.png is an input, which no answer may replace"),
+        ([photos, "--out", out / "new", "--tile", 0], "tile is 0"),
+        ([photos, "--out", out / "new", "--overlap", 300], "overlap is 300"),
+    ):
+        code, _, refusal = infer(restorer, *arguments)
+        assert code == 2
+        assert said in refusal
+    assert (out / "b.png").read_bytes() == content
+    assert not (out / "new").exists()
+    assert infer(restorer, photos / "b.png", "--out", out, "--overwrite")[0] == 0
+
+
+def test_options_of_restorers_are_theirs_alone(infer, place):
+    code, _, refusal = infer(place / "last.pth", place / "pictures", "--tile", 64, "--ensemble")
+    assert code == 2
+    assert "tile and ensemble: only restorers have such options, and this is a ImageClassifier" in refusal

@@ -73,7 +73,7 @@ def test_labels_of_one_channel():
     labels = torch.zeros(1, 4, 5)
     labels[:, 3] = 1
     prediction = SegDataSample(pred_sem_seg=PixelData(data=labels), seg_logits=PixelData(data=torch.rand(1, 4, 5)))
-    result = Segmentation().result(prediction, ("wall", "crack"), 10)
+    result = Segmentation().result(prediction, None, ("wall", "crack"), 10)
     assert [(c["label"], c["name"], c["share"]) for c in result["classes"]] == [(0, "wall", 0.75), (1, "crack", 0.25)]
     assert np.array_equal(label_map(result), labels[0].numpy())
 

@@ -1,0 +1,139 @@
+"""How a restorer is asked (see `attlas.inference`): a picture comes back in the form in which it came.
+
+Depth, channels and size are kept: 16 bits stay 16 bits, grey stays grey, and a picture that EXIF turns comes back
+upright. Opacity has a path of its own: colors are multiplied by it before the network and divided by it behind it, and
+it is enlarged by `imresize`. So no color of pixels that nobody sees gets into those beside them.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...data import one_of
+from ...images import SUFFIXES, read_pixels, write_png
+from ...inference import Task
+from .degradations import as_floats, imresize
+
+ALONE = 64**2  # pixels above which a picture shares no batch, whose memory is then that of a tile
+CELL = 32  # side, in pixels of a picture, of what its tint is compared over
+DRIFT = 2.0  # in 1/255; from here on a drift of the mean is worth a word
+BAND = 256  # rows at a time, so that no second picture of floats is made
+OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint")
+
+
+class Restoration(Task):
+    """Image files, and arrays uint8 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity. A result has
+    `restored`, such an array of the restored picture, its `height` and `width`, the `network` and its `scale`, and
+    `drift`: how much brighter than the picture is the mean of each channel that comes from the network, in 1/255."""
+
+    suffixes = SUFFIXES
+    top = 1
+    exports = (".onnx", ".pt2")
+    figures = False
+
+    def __init__(self) -> None:
+        self.keep_tint = False
+
+    def configure(self, model, keep_tint=False, **options):
+        """Set how pictures are restored.
+
+        Args:
+            model: a restorer.
+            keep_tint: whether low frequencies of the restored picture are made those of the picture: what differs of
+                means over CELL pixels is added.
+            **options: as of `Restorer.configure`; those that are not given stay as the model has them, but for a `tile`
+                that is None: "auto" takes its place.
+        """
+        for name in options:
+            one_of("Inferencer's option for a restorer", name, OPTIONS)
+        own = dict(tile=model.tile or "auto", overlap=model.overlap, half=model.half, ensemble=model.ensemble)
+        model.configure(**own | options)
+        self.keep_tint = keep_tint
+
+    def read(self, path):
+        return dict(image=read_pixels(path))
+
+    def take(self, source):
+        image = np.asarray(source)
+        fits = image.ndim in (2, 3) and image.shape[2:] in ((), (3,), (4,)) and image.size
+        if not fits or image.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                "a picture must be uint8 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue and opacity, not "
+                f"{image.dtype} {image.shape}"
+            )
+        return dict(image=np.array(image, order="C"))
+
+    def prepare(self, transforms):
+        return lambda data: transforms(data | dict(image=_colors(data["image"])))
+
+    def form(self, item):
+        shape = tuple(item["image"].shape)
+        return shape if shape[1] * shape[2] <= ALONE else object()
+
+    def result(self, prediction, source, classes, top):
+        colors = prediction["restored"].cpu().permute(1, 2, 0).numpy()
+        image, (height, width) = source["image"], colors.shape[:2]
+        cells = [-(-side // CELL) for side in image.shape[:2]]
+        tint = imresize(_colors(image).reshape(*image.shape[:2], -1), size=cells) - imresize(colors, size=cells)
+        seen = _opacity(image)
+        channels = colors.shape[2] + (image.ndim == 3 and image.shape[2] == 4)
+        most = np.iinfo(image.dtype).max
+        restored = np.full((height, width, channels), most, image.dtype)
+        corrections = _enlarged(tint, (height, width))
+        opacities = _enlarged(np.ones((1, 1, 1)) if seen is None else seen[..., None], (height, width))
+        for start, correction, opacity in zip(range(0, height, BAND), corrections, opacities):
+            band = colors[start : start + BAND]
+            if self.keep_tint:
+                band = band + correction
+            if seen is not None:
+                opacity = opacity.clip(0, 1)
+                band = np.divide(band, opacity, out=np.zeros_like(band), where=opacity > 0)
+                restored[start : start + BAND, :, 3:] = np.floor(opacity * most + 0.5)
+            restored[start : start + BAND, :, : colors.shape[2]] = np.floor(band.clip(0, 1) * most + 0.5)
+        return dict(
+            restored=restored[..., 0] if image.ndim == 2 else restored,
+            height=height,
+            width=width,
+            network=prediction["network"],
+            scale=prediction["scale"],
+            drift=[round(-255 * float(mean), 2) for mean in tint.mean((0, 1))],
+        )
+
+    def said(self, result):
+        text = f"{result['network']} x{result['scale']}, {result['width']} x {result['height']} pixels"
+        if max(map(abs, result["drift"])) < DRIFT:
+            return text
+        shown = ", ".join(f"{mean:+.1f}" for mean in result["drift"])
+        return f"{text}; the network changes the mean by {shown} of 255" + (
+            ", which is taken back" if self.keep_tint else " (--keep-tint takes that back)"
+        )
+
+    def save(self, source, result, stem):
+        write_png(stem.with_name(f"{stem.name}.png"), result.pop("restored"))
+        return {}
+
+    def exportable(self, model, steps):
+        from .export import ExportedRestorer  # here, because only an export needs it
+
+        return ExportedRestorer(model)
+
+
+def _opacity(image: np.ndarray) -> np.ndarray | None:
+    """Opacity (H, W) in [0, 1], or None where all is opaque."""
+    if image.ndim == 2 or image.shape[2] == 3 or (image[..., 3] == np.iinfo(image.dtype).max).all():
+        return None
+    return as_floats(image[..., 3])
+
+
+def _colors(image: np.ndarray) -> np.ndarray:
+    """What the network gets: floats (H, W) or (H, W, 3), multiplied by the opacity."""
+    colors, opacity = as_floats(image if image.ndim == 2 else image[..., :3]), _opacity(image)
+    return colors if opacity is None else colors * opacity[..., None]
+
+
+def _enlarged(image: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Bands of BAND rows of a picture (h, w, C) of floats in a larger size, by `imresize`."""
+    tall = imresize(image, size=(size[0], image.shape[1]))
+    for start in range(0, size[0], BAND):
+        band = tall[start : start + BAND]
+        yield imresize(band, size=(len(band), size[1]))
