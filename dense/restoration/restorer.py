@@ -177,9 +177,7 @@ def tiles(
     """
     scale: int = network.scale
     multiple: int = network.multiple
-    wanted = [scale * side for side in image.shape[2:]]
-    image = pad_to(image, multiple)
-    height, width = image.shape[2:]
+    height, width = (side + -side % multiple for side in image.shape[2:])
     if tile is None:
         tile, overlap = max(height, width), 0
     check_tiles(tile, overlap, multiple)
@@ -189,12 +187,14 @@ def tiles(
     output, redone = None, 0
     for done, ((top, row), (left, column)) in enumerate(product(rows, columns), 1):
         part = image[..., top : top + tile, left : left + tile].to(device)
-        restored, again = _finite(network, part, half, f"rows from {top}, columns from {left}")
+        restored, again = _finite(network, pad_to(part, multiple), half, f"rows from {top}, columns from {left}")
         redone += again
         if output is None:
-            output = image.new_zeros((*restored.shape[:2], scale * height, scale * width), dtype=torch.float32)
+            sides = (scale * side for side in image.shape[2:])
+            output = image.new_zeros((*restored.shape[:2], *sides), dtype=torch.float32)
         place = output[..., scale * top : scale * (top + tile), scale * left : scale * (left + tile)]
-        place += (restored * (row[:, None] * column).to(device)).to(output.device)
+        weighted = restored * (row[:, None] * column).to(device)
+        place += weighted[..., : place.shape[2], : place.shape[3]].to(output.device)
         if progress:
             progress(done, len(rows) * len(columns))
     if redone:
@@ -205,7 +205,7 @@ def tiles(
             level=logging.WARNING,
         )
     assert output is not None
-    return output[..., : wanted[0], : wanted[1]]
+    return output
 
 
 def check_tiles(tile: int, overlap: int, multiple: int) -> None:
