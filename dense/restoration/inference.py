@@ -6,6 +6,7 @@ it is enlarged by `imresize`. So no color of pixels that nobody sees gets into t
 """
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import numpy as np
 
@@ -79,13 +80,13 @@ class Restoration(Task):
         channels = colors.shape[2] + (image.ndim == 3 and image.shape[2] == 4)
         most = np.iinfo(image.dtype).max
         restored = np.full((height, width, channels), most, image.dtype)
-        corrections = _enlarged(tint, (height, width))
-        opacities = _enlarged(np.ones((1, 1, 1)) if seen is None else seen[..., None], (height, width))
+        corrections = _enlarged(tint, (height, width)) if self.keep_tint else repeat(None)
+        opacities = repeat(None) if seen is None else _enlarged(seen[..., None], (height, width))
         for start, correction, opacity in zip(range(0, height, BAND), corrections, opacities):
             band = colors[start : start + BAND]
-            if self.keep_tint:
+            if correction is not None:
                 band = band + correction
-            if seen is not None:
+            if opacity is not None:
                 opacity = opacity.clip(0, 1)
                 band = np.divide(band, opacity, out=np.zeros_like(band), where=opacity > 0)
                 restored[start : start + BAND, :, 3:] = np.floor(opacity * most + 0.5)
