@@ -18,13 +18,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
 from ...backbones.layers import fuse, fuse_norm
 from ...checkpoint import Rules
 from ...registry import MODELS
-from .network import RestorationNetwork, check_whole
+from .network import RestorationNetwork, build_conv, check_whole
 
 
 @MODELS.register_module()
@@ -60,9 +59,7 @@ class DnCNN(RestorationNetwork):
         check_whole("DnCNN", 2, depth=depth)
 
         def conv(inputs: int, outputs: int, biased: bool) -> nn.Module:
-            return build_conv_layer(
-                None if conv_cfg is None else dict(conv_cfg), inputs, outputs, 3, padding=1, bias=biased
-            )
+            return build_conv(conv_cfg, inputs, outputs, 3, padding=1, bias=biased)
 
         self.in_channels = in_channels
         biased = bias or not norm

@@ -19,13 +19,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
 from ...backbones.layers import Blocks, LayerNorm2d, Pointwise
 from ...checkpoint import Rules
 from ...registry import MODELS
-from .network import RestorationNetwork, check_whole, shape_of
+from .network import RestorationNetwork, build_conv, check_whole, shape_of
 
 
 def gate(x: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class NAFBlock(nn.Module):
         self.window = window
         self.norm1, self.norm2 = LayerNorm2d(dim), LayerNorm2d(dim)
         self.conv1 = Pointwise(dim, 2 * dim)
-        self.conv2 = build_conv_layer(conv_cfg, 2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
+        self.conv2 = build_conv(conv_cfg, 2 * dim, 2 * dim, 3, padding=1, groups=2 * dim)
         self.sca = nn.Conv2d(dim, dim, 1)
         self.conv3 = Pointwise(dim, dim)
         self.conv4 = Pointwise(dim, 2 * dim)
@@ -138,7 +137,6 @@ class NAFNet(RestorationNetwork):
             raise ValueError(f"NAFNet: encoders={encoders!r} and decoders={decoders!r} must have as many levels")
         if window is not None:
             check_whole("NAFNet", 2 ** len(encoders), window=window)
-        conv_cfg = None if conv_cfg is None else dict(conv_cfg)
 
         def blocks(level: int, count: int) -> Blocks:
             side = None if window is None else window >> level
@@ -149,7 +147,7 @@ class NAFNet(RestorationNetwork):
         if window is not None:
             why = f"means are of windows (window={window}) or of the image, whichever is smaller"
             self.fixed_sizes = {suffix: dict(height=why, width=why) for suffix in (".onnx", ".pt2")}
-        self.intro = build_conv_layer(conv_cfg, in_channels, width, 3, padding=1)
+        self.intro = build_conv(conv_cfg, in_channels, width, 3, padding=1)
         self.encoders = nn.ModuleList(blocks(level, count) for level, count in enumerate(encoders))
         self.downs = nn.ModuleList(nn.Conv2d(dim, 2 * dim, 2, stride=2) for dim in dims[:-1])
         self.middle = blocks(len(encoders), middle)
@@ -159,7 +157,7 @@ class NAFNet(RestorationNetwork):
         self.decoders = nn.ModuleList(
             blocks(level, count) for level, count in zip(reversed(range(len(encoders))), decoders)
         )
-        self.ending = build_conv_layer(conv_cfg, width, in_channels, 3, padding=1)
+        self.ending = build_conv(conv_cfg, width, in_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
 from ... import checkpoint
@@ -72,6 +73,12 @@ class RestorationNetwork(nn.Module):
         for name, child in self.named_children():
             setattr(self, name, fuse(child))
         return self
+
+
+def build_conv(cfg: Mapping[str, Any] | None, *arguments: Any, **options: Any) -> nn.Module:
+    """A convolution as mmcv builds it of a config. For none mmcv would look "Conv2d" up in every library, and so import
+    detectors and segmentors."""
+    return build_conv_layer(dict(cfg), *arguments, **options) if cfg else nn.Conv2d(*arguments, **options)
 
 
 def pad_to(x: Tensor, multiple: int) -> Tensor:
