@@ -12,8 +12,6 @@ from attlas.config import load_config
 from attlas.inference import Inferencer
 from attlas.registry import MODELS
 
-pytest.importorskip("attlas.dense.restoration.inference", reason="the task of restorers is on another branch")
-
 CONFIG = """
 default_scope = "attlas"
 model = dict(type="Restorer", network=dict(type="FFNetSR", scale=2, dim=8, depth=1))
