@@ -252,12 +252,14 @@ OF_SEVERAL_FILES = {
     "backbones/test_systems.py",
     "dense/detection/test_configs.py",
     "dense/detection/test_training.py",
+    "dense/restoration/test_configs.py",
     "dense/restoration/test_training.py",
     "dense/segmentation/test_configs.py",
     "dense/segmentation/test_training.py",
     "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",
+    "tools/test_restorers.py",
     "tools/test_tools.py",
 }
 

@@ -27,7 +27,6 @@ import attlas.backbones as backbones
 from attlas.backbones import published
 from attlas.backbones.inspection.costs import PeakMemory, analyze
 from attlas.config import load_config
-from attlas.dense.restoration import hat
 from attlas.files import replacing
 from attlas.registry import MIXERS, MODELS
 
@@ -124,6 +123,8 @@ def exponent(rows: list[dict], key: str) -> float:
 
 def restores(mixer: str) -> tuple[list[str], str]:
     """The published sizes of HAT in whose body a mixer stands with its default options, and what it says of others."""
+    from attlas.dense.restoration import hat  # which loads mmcv: not for --help
+
     found, why = [], ""
     for name, (options, _) in hat.VARIANTS.items():
         if options["scale"] == 4:

@@ -7,13 +7,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from attlas import checkpoint
 from attlas.dense.restoration import photographs as module
-from attlas.dense.restoration.degradations import imresize
+from attlas.dense.restoration.degradations import as_bytes, imresize
 from attlas.dense.restoration.metrics import psnr
 from attlas.dense.restoration.photographs import PHOTOGRAPHS, Photographs, find
+from attlas.inference import dataset_meta, load
 
 HALF = dict(type="Bicubic", scale=2)
+FILE = Path(__file__).parents[3] / "configs/hat/hat_small_x2_photos.safetensors"
 
 
 def test_the_card_lists_every_photograph():
@@ -67,3 +71,37 @@ def test_a_changed_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
         Photographs(HALF, "test")
     with pytest.raises(ValueError, match=r"Photographs.split is 'tset'; it may be 'train', 'test'"):
         Photographs(HALF, "tset")
+
+
+# --- the weights that are shipped: a small HAT, trained by configs/hat/hat_small_x2_photos.py -------------------------
+
+
+@pytest.fixture(scope="module")
+def doubled():
+    """Truth, half of it, and what the weights make of that: a part of two test photographs, to save time."""
+    restorer = load(FILE)
+    data = Photographs(HALF, "test")
+    return restorer, [(data[item]["truth"][:300, :400], data[item]["image"][:150, :200]) for item in (0, 2)]
+
+
+def restored(restorer, small, **options):
+    for name, value in options.items():
+        setattr(restorer, name, value)
+    image = torch.from_numpy(small / np.float32(255)).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return as_bytes(restorer.restore(image)[0].permute(1, 2, 0).numpy().clip(0, 1))
+
+
+def test_it_beats_bicubic_interpolation_and_its_tiles_have_no_seams(doubled):
+    restorer, pairs = doubled
+    gains = []
+    for truth, small in pairs:
+        whole = psnr(restored(restorer, small, tile=None, overlap=None), truth, crop=8)
+        tiled = psnr(restored(restorer, small, tile=64, overlap=None), truth, crop=8)
+        gains.append(whole - psnr(imresize(small, 2), truth, crop=8))
+        assert abs(whole - tiled) < 0.02
+    assert np.mean(gains) > 0.6
+
+
+def test_the_file_tells_what_it_undoes():
+    assert dataset_meta(checkpoint.read(FILE)["meta"]) == dict(scale=2, degradation=HALF)
