@@ -180,25 +180,20 @@ class Likeness(BaseMetric):
             results: what `process` kept.
             digits: decimals.
         """
-        results = [Measured(*result) for result in results]  # MMEngine makes plain tuples of them
+        kept = [Measured(*result) for result in results]  # MMEngine makes plain tuples of them
         name = f"{name}_{self.channels}"
-        self.told(name, text, results)
-        found = {name: round(self.figure([result.value for result in results]), digits)}
+        self.told(name, text, kept)
+        found = {name: round(self.figure([result.value for result in kept]), digits)}
         if self.by_picture:
-            found[f"{name}_input"] = round(self.figure([result.before for result in results]), digits)
-            short = [os.path.basename(result.name) for result in results]
-            names = short if len(set(short)) == len(short) else [result.name for result in results]
-            rows = [
-                (label, self.figure([result.value]), self.figure([result.before]))
-                for label, result in zip(names, results)
-            ]
-            width = max(len(row[0]) for row in (*rows, ("all",)))
-            lines = [
-                f"{label:{width}}  {after:9.{digits}f}  {before:9.{digits}f}"
-                for label, after, before in (*rows, ("all", *found.values()))
-            ]
-            head = f"{'':{width}}  {'restored':>9}  {'input':>9}"
-            print_log("\n".join([f"{name} of each picture:", head, *lines]), logger="current")
+            found[f"{name}_input"] = round(self.figure([result.before for result in kept]), digits)
+            short = [os.path.basename(result.name) for result in kept]
+            labels = [*(short if len(set(short)) == len(short) else [result.name for result in kept]), "all"]
+            pairs = [(self.figure([result.value]), self.figure([result.before])) for result in kept]
+            width = max(map(len, labels))
+            lines = [f"{name} of each picture:", f"{'':{width}}  {'restored':>9}  {'input':>9}"]
+            for label, (after, before) in zip(labels, [*pairs, tuple(found.values())]):
+                lines.append(f"{label:{width}}  {after:9.{digits}f}  {before:9.{digits}f}")
+            print_log("\n".join(lines), logger="current")
         return found
 
     def told(self, name: str, text: str, results: Sequence[Measured]) -> None:
