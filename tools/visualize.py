@@ -22,6 +22,7 @@ Items are those of the config's test data; --file takes a mesh, a cloud or an im
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from attlas.files import PICTURES, check_out, save_figure
@@ -168,9 +169,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def named(text: str) -> tuple[str, Path]:
-    """A path, and the name before its equals sign; "" where there is none."""
-    name, equals, path = text.rpartition("=")
-    if equals and not name:
+    """A path, and the name before the first equals sign; "" where there is none, or where it is inside the path."""
+    name, equals, path = text.partition("=")
+    if not equals or "/" in name or os.sep in name:
+        return "", Path(text)
+    if not name or not path:
         raise argparse.ArgumentTypeError(f"{text}: [NAME=]CHECKPOINT was expected.")
     return name, Path(path)
 

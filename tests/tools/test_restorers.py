@@ -1,6 +1,7 @@
 """Restorers in files and in pictures, as a user makes them."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -101,4 +102,13 @@ def test_attribution(run, refusal, trained):
     assert "two networks would be named 'FFNetSR'" in refusal(
         *ask, "--place", 0, 0, "--against", trained / "authors.pth"
     )
-    assert "[NAME=]CHECKPOINT was expected" in refusal(*ask, "--place", 0, 0, "--against", "=x.pth")
+    for wrong in ("=x.pth", "A="):
+        assert "[NAME=]CHECKPOINT was expected" in refusal(*ask, "--place", 0, 0, "--against", wrong)
+
+
+def test_names_before_paths(load):
+    """An equals sign may be part of a path."""
+    named = load("visualize").named
+    for path in ("iter_1.pth", "work_dirs/lr=1e-4/iter_1.pth", "./a=b.pth"):
+        assert named(path) == ("", Path(path))
+        assert named(f"A={path}") == ("A", Path(path))
