@@ -67,7 +67,7 @@ def find(photograph: Photograph) -> Path:
     """Where a photograph lies; its package is not imported.
 
     Raises:
-        FileNotFoundError: the package is not installed.
+        FileNotFoundError: the package is not installed, or lacks the file.
         ValueError: the file is not the one that figures were measured with.
     """
     name = DISTRIBUTIONS[photograph.package]
@@ -77,6 +77,10 @@ def find(photograph: Photograph) -> Path:
             f"Photographs: {photograph.path} is of {name}, which is not installed: pip install {name}"
         )
     path = Path(spec.origin).parent / photograph.path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Photographs: the installed {name} lacks {photograph.path} ({path}): pip install --force-reinstall {name}"
+        )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if not digest.startswith(photograph.sha256):
         raise ValueError(

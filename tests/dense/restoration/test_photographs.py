@@ -66,6 +66,8 @@ def test_a_changed_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: installed)
     with pytest.raises(ValueError, match=r"coffee.png is another picture .* scikit-image has changed it"):
         find(photograph)
+    with pytest.raises(FileNotFoundError, match=r"installed scikit-image lacks data/astronaut.png"):
+        find(PHOTOGRAPHS["test"]["astronaut.png"])
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"astronaut.png is of scikit-image, which is not installed"):
         Photographs(HALF, "test")
