@@ -1,5 +1,6 @@
 """Pictures of what restorers make of pictures, beside the truth, and of what they make it of."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -40,7 +41,8 @@ def draw_restored(dataset: Any, asked: Mapping[str, Restorer], item: int, crop: 
         crop: first row, first column and side of the part, in pixels of the true picture.
 
     Raises:
-        ValueError: there is no such item or part, it has no truth, or a network has another scale.
+        ValueError: there is no such item or part, it has no truth, or a network has another scale or the name of
+            another panel.
     """
     choose(dataset, 1, [item])
     sample = dataset[item]
@@ -55,6 +57,8 @@ def draw_restored(dataset: Any, asked: Mapping[str, Restorer], item: int, crop: 
     for name, model in asked.items():
         if model.scale != scale:
             raise ValueError(f"{name} has scale={model.scale}, and the data {scale}")
+        if name in {*pictures, "truth"}:
+            raise ValueError(f"a network cannot be named {name!r}: another panel has that name; name it otherwise")
         pictures[name] = _pixels(_restored(model, image))
     compared = list(pictures)[scale > 1 :]  # without the low resolution
     psnrs = {name: psnr(pictures[name], truth, scale if scale > 1 else 0) for name in compared}
@@ -73,13 +77,15 @@ def comparison(
     Args:
         truth: uint8 (H, W, 3), red, green, blue, or grey (H, W).
         crop: first row, first column and side of the part, in pixels.
-        pictures: pictures of that size by name.
+        pictures: pictures of that size by name; "truth" is the name of the true one alone.
         psnrs: PSNR in dB, by name, of those that have one; the highest is bold.
         title: line under the whole picture.
 
     Raises:
-        ValueError: the part is not inside the picture.
+        ValueError: the part is not inside the picture, or one of the pictures is named "truth".
     """
+    if "truth" in pictures:
+        raise ValueError("no picture can be named 'truth' but the true one; name it otherwise")
     top, left, side = crop
     height, width = truth.shape[:2]
     if side < 1 or not (0 <= top <= height - side and 0 <= left <= width - side):
@@ -258,7 +264,9 @@ def _attributions(
         strength = found.map.double().cpu().numpy()
         strength = strength / max(float(strength.max()), 1e-300)
         heat = ScalarMappable(norm, "inferno").to_rgba(strength)[..., :3]
-        title = f"{printable(name, 30)}\ndiffusion index {found.diffusion_index:.1f}"
+        index = found.diffusion_index
+        told = "nothing takes part" if math.isnan(index) else f"diffusion index {index:.1f}"
+        title = f"{printable(name, 30)}\n{told}"
         top = axes(column, 0, wide, tall, title)
         share = norm(strength)[..., None] ** 0.5
         _show(top, (255 * (0.45 * grey * (1 - share) + heat * share)).astype(np.uint8))

@@ -88,6 +88,8 @@ def test_grey_and_wide():
     assert all(first.x1 <= second.x0 for first, second in zip(boxes, boxes[1:]))
     with pytest.raises(ValueError, match=r"crop=\(31, 0, 10\) .* is not inside a picture of 200 x 40 pixels"):
         comparison(grey, (31, 0, 10), {}, {})
+    with pytest.raises(ValueError, match="no picture can be named 'truth' but the true one"):
+        comparison(grey, (30, 190, 10), {"truth": grey}, {})
 
 
 def test_what_is_refused(data):
@@ -98,6 +100,9 @@ def test_what_is_refused(data):
         draw_restored(dataset, {"net": small()}, 2, (0, 0, 8))
     with pytest.raises(ValueError, match=r"crop=\(0, 0, 45\)"):
         draw_restored(dataset, {"net": small()}, 0, (0, 0, 45))
+    for name in ("low resolution", "bicubic", "truth"):
+        with pytest.raises(ValueError, match=f"a network cannot be named '{name}'"):
+            draw_restored(dataset, {name: small()}, 0, (0, 0, 8))
     model = small()
     torch.nn.init.constant_(model.network.last.bias, torch.nan)
     with pytest.raises(ValueError, match="NaN or infinite numbers"):
@@ -138,6 +143,16 @@ def test_at_a_border_and_of_a_small_picture():
         assert max(row, column) + side <= 31.5
     figure = draw_attribution(PICTURE[:20], {"net": small(start=0.1)}, (10, 80), 16, 50, steps=1)
     assert figure.axes[0].images[0].get_array().shape[:2] == (20, 50)
+
+
+def test_a_picture_in_which_nothing_takes_part():
+    model = small()
+    for parameter in model.network.parameters():
+        torch.nn.init.zeros_(parameter)
+    flat = np.full((24, 24, 3), 90, np.uint8)
+    titles = list(shown(draw_attribution(flat, {"net": model}, (8, 8), 8, 24, steps=1)))
+    assert "net\nnothing takes part" in titles
+    assert not any("nan" in title for title in titles)
 
 
 def test_patches_that_are_refused():
