@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...backbones.layers import fuse, fuse_norm
 from ...checkpoint import Rules
 from ...registry import MODELS
-from .network import RestorationNetwork, build_conv, check_whole
+from .network import RestorationNetwork, build_conv, check_whole, weighted_conv
 
 
 @MODELS.register_module()
@@ -94,17 +94,18 @@ class DnCNN(RestorationNetwork):
 
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        found = {}
+        found, weighted = {}, {}
         for name, value in state.items():
-            if match := re.fullmatch(r"(?:layers|dncnn|model)\.(\d+)\.(weight|bias|running_mean)", name):
-                found[int(match[1]), match[2]] = tuple(value.shape)
+            if match := re.fullmatch(r"(layers|dncnn|model)\.(\d+)\.(weight|bias|running_mean)", name):
+                found[int(match[2]), match[3]] = tuple(value.shape)
+                weighted |= weighted_conv(state, f"{match[1]}.0")
         convs = sorted(index for (index, name), shape in found.items() if name == "weight" and len(shape) == 4)
         if len(convs) < 2 or convs[0] != 0:
             raise ValueError("This is no state dict of DnCNN: it lacks the convolutions layers.0 and following.")
         width, in_channels = found[0, "weight"][:2]
         norm = any(name == "running_mean" for _, name in found)
         bias = norm and (convs[1], "bias") in found
-        return dict(in_channels=in_channels, depth=len(convs), width=width, norm=norm, bias=bias)
+        return dict(in_channels=in_channels, depth=len(convs), width=width, norm=norm, bias=bias, **weighted)
 
 
 # Options and numbers of parameters, which are counted; the paper gives none.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...backbones.layers import Blocks, LayerNorm2d, Pointwise
 from ...checkpoint import Rules
 from ...registry import MODELS
-from .network import RestorationNetwork, build_conv, check_whole, shape_of
+from .network import RestorationNetwork, build_conv, check_whole, shape_of, weighted_conv
 
 
 def gate(x: Tensor) -> Tensor:
@@ -187,6 +187,7 @@ class NAFNet(RestorationNetwork):
             encoders=tuple(count(f"encoders.{level}.") for level in range(levels)),
             middle=count("middle.") + count("middle_blks."),  # ours or theirs
             decoders=tuple(count(f"decoders.{level}.") for level in range(levels)),
+            **weighted_conv(state, "intro"),
         )
 
 

@@ -62,6 +62,8 @@ class RestorationNetwork(nn.Module):
             found, own = self.options_of(state), self.options_of(self.state_dict())
         except ValueError:
             return ""
+        if "conv_cfg" not in found:
+            own.pop("conv_cfg", None)  # weighted convolutions may begin with the weights of plain ones
         shown = ", ".join(f"{name}={value!r}" for name, value in found.items())
         return "" if found == own else f"The file looks like {type(self).__name__}({shown})."
 
@@ -79,6 +81,20 @@ def build_conv(cfg: Mapping[str, Any] | None, *arguments: Any, **options: Any) -
     """A convolution as mmcv builds it of a config. For none mmcv would look "Conv2d" up in every library, and so import
     detectors and segmentors."""
     return build_conv_layer(dict(cfg), *arguments, **options) if cfg else nn.Conv2d(*arguments, **options)
+
+
+def weighted_conv(state: Mapping[str, Tensor], conv: str) -> dict[str, Any]:
+    """dict(conv_cfg=...) where a convolution of 3 x 3 taps in a state dict is a weighted one, else nothing. Densities
+    are 1 until those of the file are loaded, and fixed: no file tells whether they were learned.
+
+    Args:
+        state: a state dict.
+        conv: name of the convolution.
+    """
+    if f"{conv}.den" not in state:
+        return {}
+    own = dict(den=[[1.0], [1.0]]) if len(state[f"{conv}.den"]) == 2 else {}  # a density for each axis
+    return dict(conv_cfg=dict(type="attlas.WeightedConv2d", **own))
 
 
 def pad_to(x: Tensor, multiple: int) -> Tensor:

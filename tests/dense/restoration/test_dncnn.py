@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from attlas import checkpoint
-from attlas.dense.restoration import DnCNN, WeightedConv2d, dncnn
+from attlas.dense.restoration import DnCNN, Restorer, WeightedConv2d, dncnn
 from attlas.registry import MODELS
 
 WEIGHTED = dict(type="attlas.WeightedConv2d", den=[0.7])
@@ -73,6 +73,23 @@ def test_fuses(conv_cfg):
     assert_close(DnCNN.from_file(released)(x), expected, rtol=0, atol=1e-5)
     with pytest.raises(RuntimeError, match="DnCNN is in training mode"):
         DnCNN(depth=3, width=4).fuse()
+
+
+@pytest.mark.parametrize("den", [[0.7], [[0.7], [0.4]]])
+@pytest.mark.parametrize("prefix", ["layers", "dncnn", "model"])
+def test_files_of_weighted_networks(den, prefix, tmp_path):
+    """They load from their weights alone, each convolution with its own density."""
+    network = moved(DnCNN(depth=4, width=8, conv_cfg=dict(WEIGHTED, den=den, learned=True)))
+    nn.init.constant_(network.layers[2].den, 0.3)
+    file, x = tmp_path / "weighted.pth", torch.rand(1, 1, 9, 8)
+    torch.save({name.replace("layers", prefix): value for name, value in network.state_dict().items()}, file)
+    found = DnCNN.from_file(file)
+    assert torch.equal(found(x), network(x))
+    assert list(Restorer.recognize(checkpoint.read(file))[0]) == ["DnCNN"]
+    assert not torch.equal(found.layers[0].den, found.layers[2].den)
+    assert [name for name, _ in found.named_parameters() if name.endswith(".den")] == []
+    with pytest.raises(ValueError, match=r"looks like DnCNN\(.*conv_cfg={'type': 'attlas.WeightedConv2d'"):
+        checkpoint.load(DnCNN(depth=5, width=8), network.state_dict())
 
 
 def test_with_weighted_convolutions():

@@ -158,6 +158,8 @@ def test_with_weighted_convolutions(learned):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     x = torch.rand(1, 3, 9, 8)
     expected = network.eval()(x)
+    for state in (network.state_dict(), authors_names(network.state_dict())):
+        assert torch.equal(NAFNet.from_file(state)(x), expected)
     assert torch.equal(network.fuse()(x), expected)
     assert not any(isinstance(m, WeightedConv2d) for m in network.modules())
     expected = plain(x)
