@@ -26,6 +26,7 @@ ABOUT = {
     "Y_full": "luma of BT.601 from 0 to 255, as JPEG has it, not rounded",
     "RGB": "all three channels",
 }
+GREY = "the one channel, as it is"
 PEAK = 255.0
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window
 
@@ -108,12 +109,14 @@ def _decibels(error: float) -> float:
 
 
 class Measured(NamedTuple):
-    """What is kept of a picture: its name, the measure of the restored picture and perhaps of the input, the border."""
+    """What is kept of a picture: its name, the measure of the restored picture and perhaps of the input, the border,
+    whether it has one channel."""
 
     name: str
     value: float
     before: Any
     crop: int
+    grey: bool
 
 
 class Likeness(BaseMetric):
@@ -165,7 +168,7 @@ class Likeness(BaseMetric):
                     before = self.measure(imresize(_pixels(image), sample["scale"]), truth, crop)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            self.results.append(Measured(name, value, before, crop))
+            self.results.append(Measured(name, value, before, crop, truth.ndim == 2))
 
     @abstractmethod
     def figure(self, values: Sequence[float]) -> float:
@@ -179,7 +182,12 @@ class Likeness(BaseMetric):
             text: how the figures of pictures become one.
             results: what `process` kept.
             digits: decimals.
+
+        Raises:
+            ValueError: there is no picture.
         """
+        if not results:
+            raise ValueError(f"{type(self).__name__}: there is no picture to measure.")
         kept = [Measured(*result) for result in results]  # MMEngine makes plain tuples of them
         name = f"{name}_{self.channels}"
         self.told(name, text, kept)
@@ -200,8 +208,11 @@ class Likeness(BaseMetric):
         """Log what a figure is."""
         crops = sorted({result.crop for result in results})
         border = ", ".join(map(str, crops))
+        about, grey = ABOUT[self.channels], [result.grey for result in results]
+        if any(grey):
+            about = GREY if all(grey) else f"{about}; of {sum(grey)} grey pictures {GREY}"
         print_log(
-            f"{name}: {ABOUT[self.channels]}; bytes, peak 255; border of {border} pixels left out; {text}, of "
+            f"{name}: {about}; bytes, peak 255; border of {border} pixels left out; {text}, of "
             f"{len(results)} pictures.",
             logger="current",
         )

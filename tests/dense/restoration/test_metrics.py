@@ -193,10 +193,21 @@ def test_a_table_of_pictures_beside_what_they_were(said):
     assert [float(word) for word in lines[2].split()[1:]] == pytest.approx(list(expected.values()), abs=1e-4)
 
 
-def test_scale_one_has_no_border_and_grey_counts_as_it_is():
+def test_scale_one_has_no_border_and_grey_counts_as_it_is(said):
     restored, truth = pictures(size=(16, 16))
     got = evaluated(ImagePSNR(), [sample(restored, truth, scale=1)])
     assert got == dict(PSNR_Y=pytest.approx(psnr(restored, truth), abs=1e-4))
+    for channels, about in module.ABOUT.items():
+        evaluated(ImageSSIM(channels=channels), [sample(restored, truth, scale=1)])
+        assert f"SSIM_{channels}: the one channel, as it is; bytes" in said[-1]
+        evaluated(ImageSSIM(channels=channels), [sample(restored, truth, scale=1), sample(*pictures(), scale=1)])
+        assert f"SSIM_{channels}: {about}; of 1 grey pictures the one channel, as it is; bytes" in said[-1]
+
+
+@pytest.mark.parametrize("metric", [ImagePSNR, ImageSSIM])
+def test_no_picture_has_no_figure(metric):
+    with pytest.raises(ValueError, match=rf"{metric.__name__}: there is no picture to measure"):
+        metric().compute_metrics([])
 
 
 def test_bad_samples():
