@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...backbones.layers import Blocks, DepthwiseMlp, FFNifiedAttention, LayerNorm2d
 from ...checkpoint import Rules
 from ...registry import MODELS
-from .network import RestorationNetwork, check_whole, shape_of
+from .network import RestorationNetwork, check_whole, ratio_of, shape_of
 
 NORMS = ("layer", "batch", None)
 
@@ -98,7 +98,7 @@ class FFNetSR(RestorationNetwork):
         hidden = shape_of(state, f"body.0.channel_mixer.{fc1}.weight", "FFNetSR")[0]
         depth = len({name.split(".")[1] for name in state if name.startswith("body.")})
         scale = round((rows / channels) ** 0.5)
-        return dict(scale=scale, in_channels=channels, dim=dim, depth=depth, mlp_ratio=hidden / dim)
+        return dict(scale=scale, in_channels=channels, dim=dim, depth=depth, mlp_ratio=ratio_of(hidden, dim))
 
 
 # Options and numbers of parameters, which are counted.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...backbones.layers import Blocks, DropPath, HybridAttention, LayerNorm2d, Mlp
 from ...checkpoint import Rules
 from ...registry import MIXERS, MODELS
-from .network import RestorationNetwork, pad_to, shape_of
+from .network import RestorationNetwork, check_whole, pad_to, ratio_of, shape_of
 
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, in red, green and blue
 STRIP = 1 << 14  # pixels of a map of which an MLP is computed at a time, in inference
@@ -121,6 +121,10 @@ class HAT(RestorationNetwork):
         grad_checkpointing: bool = False,
     ):
         super().__init__()
+        check_whole("HAT", scale=scale, in_channels=in_channels, dim=dim, window=window)
+        for name, given in (("mixer", mixer), ("overlap_mixer", overlap_mixer)):
+            if isinstance(given, Mapping) and "type" not in given:
+                raise ValueError(f"HAT: {name}={dict(given)!r} has no type, such as dict(type='RALA', heads=4)")
         if scale not in (1, 3) and not (scale > 1 and scale & (scale - 1) == 0):
             raise ValueError(f"HAT: scale={scale} must be 1, 3 or a power of two")
         if not depths or min(depths) < 1:
@@ -244,7 +248,7 @@ class HAT(RestorationNetwork):
             overlap=(reach - window) / window,
             compress=dim // shape(block + "mixer.channels.conv1.weight")[0],
             squeeze=dim // shape(block + "mixer.channels.gate.fc1.weight")[0],
-            mlp_ratio=shape(block + "mlp.fc1.weight")[0] / dim,
+            mlp_ratio=ratio_of(shape(block + "mlp.fc1.weight")[0], dim),
             qkv_bias=block + "mixer.mixer.qkv.bias" in found,
         )
 

@@ -1,6 +1,7 @@
 """What restoration networks share: a file's shapes say which network it is of, norms merge before an export, and images
 are filled up to the sides that a network takes."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,6 +126,12 @@ def shape_of(state: Mapping[str, Tensor], name: str, network: str) -> tuple[int,
     if name not in state:
         raise ValueError(f"This is no state dict of {network}: it lacks {name}.")
     return tuple(state[name].shape)
+
+
+def ratio_of(hidden: int, dim: int) -> float:
+    """`hidden` over `dim`, or the float above it where int(dim * ratio) would fall below `hidden` by rounding."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def check_whole(network: str, least: int = 1, **values: Any) -> None:

@@ -124,6 +124,12 @@ def test_bad_options(options, message):
         FFNetSR(**options)
 
 
+def test_a_hidden_width_that_no_ratio_of_floats_hits():
+    """60 * (123 / 60) is below 123."""
+    network, x = small(dim=60, depth=1, mlp_ratio=123.5 / 60), torch.rand(1, 3, 5, 6)
+    assert torch.equal(FFNetSR.from_file(network.state_dict())(x), network(x))
+
+
 def test_files_of_other_networks():
     with pytest.raises(ValueError, match=r"no state dict of FFNetSR: it lacks proj\.weight"):
         FFNetSR.options_of({"conv_first.weight": torch.zeros(1)})

@@ -350,6 +350,13 @@ def test_bad_input():
         network(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="scale=5 must be 1, 3 or a power of two"):
         HAT(scale=5)
+    for options in (dict(scale=2.0), dict(scale=True), dict(in_channels=0), dict(window=0), dict(dim=12.0)):
+        ((name, value),) = options.items()
+        with pytest.raises(ValueError, match=f"HAT: {name}={value!r} must be a whole number from 1"):
+            HAT(**options)
+    for name in ("mixer", "overlap_mixer"):
+        with pytest.raises(ValueError, match=f"HAT: {name}={{'heads': 4}} has no type"):
+            HAT(**{name: dict(heads=4)})
     with pytest.raises(ValueError, match=r"heads=\[6, 6\] must be one number, or one for each of the 1 groups"):
         HAT(depths=(2,), heads=(6, 6))
     with pytest.raises(ValueError, match="must be one number of blocks"):
@@ -369,3 +376,11 @@ def test_its_own_files_come_back(tmp_path):
     checkpoint.save(tmp_path / "hat.safetensors", network.state_dict())
     with torch.no_grad():
         assert torch.equal(HAT.from_file(tmp_path / "hat.safetensors")(x), network(x))
+
+
+def test_a_hidden_width_that_no_ratio_of_floats_hits(tmp_path):
+    """60 * (123 / 60) is below 123."""
+    network = small(dim=60, mlp_ratio=123.5 / 60)
+    assert network.layers[0].blocks[0].mlp.fc1.out_features == 123
+    checkpoint.save(tmp_path / "hat.safetensors", network.state_dict())
+    assert HAT.from_file(tmp_path / "hat.safetensors").layers[0].overlap.mlp.fc1.out_features == 123
