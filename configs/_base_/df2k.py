@@ -2,9 +2,12 @@
 # Validated on Set5, or on another set of its layout that BENCHMARK names, such as data/Urban100.
 # `scale`, or SCALE in the environment, is the factor; each config that has this one as a base says which if nobody
 # does.
+import importlib
+
 _base_ = "restoration_runtime.py"
 
 scale = int("{{$SCALE:}}")
+importlib.import_module("attlas.data").one_of("scale", str(scale), ("2", "3", "4"))
 data_root = "{{$DATA:data/DF2K}}"
 benchmark = "{{$BENCHMARK:data/Set5}}"
 

@@ -1,9 +1,12 @@
 # Tasks of the same size on DFWB: DIV2K, Flickr2K, WED and BSD500, a folder each in DATA, which the `degradation` of a
 # config makes worse patch by patch. Validated on CBSD68, or on the pictures of another folder, BENCHMARK.
 # `channels`, or CHANNELS, is 3, or 1 for grey.
+import importlib
+
 _base_ = "restoration_runtime.py"
 
 channels = int("{{$CHANNELS:}}")
+importlib.import_module("attlas.data").one_of("channels", str(channels), ("1", "3"))
 data_root = "{{$DATA:data/DFWB}}"
 benchmark = "{{$BENCHMARK:data/CBSD68}}"
 

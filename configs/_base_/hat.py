@@ -4,12 +4,14 @@
 import importlib
 
 name = "{{$NETWORK:}}"
-mixer = {"own": None}.get("{{$MIXER:own}}", "{{$MIXER:own}}")
+mixer = "{{$MIXER:own}}"
 variants = importlib.import_module("attlas.dense.restoration.hat").VARIANTS
+importlib.import_module("attlas.data").one_of("name", name, sorted({key.rpartition("_x")[0] for key in variants}))
 
 model = dict(
     type="Restorer",
-    network={**variants[f"{name}_x2"][0], "type": "HAT", "mixer": mixer},  # each config gives the `scale`
+    # each config gives the `scale`
+    network={**variants[f"{name}_x2"][0], "type": "HAT", "mixer": None if mixer == "own" else mixer},
     losses=dict(l1=1.0),
 )
 optim_wrapper = dict(optimizer=dict(type="Adam", lr=2e-4, betas=(0.9, 0.99)))

@@ -7,7 +7,8 @@ _base_ = "restoration_runtime.py"
 name = "{{$NETWORK:}}"
 wide = name.endswith("64")
 max_iters = 400_000 if wide else 200_000
-options = importlib.import_module("attlas.dense.restoration.nafnet").VARIANTS[name][0]
+variants = importlib.import_module("attlas.dense.restoration.nafnet").VARIANTS
+options = variants[importlib.import_module("attlas.data").one_of("name", name, tuple(variants))][0]
 
 model = dict(type="Restorer", network=dict(type="NAFNet", **options), losses=dict(psnr=1.0))
 pictures = dict(type="PairedImages", scale=1, transforms=[dict(type="PackPair")])
@@ -36,3 +37,4 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=0.01),
 )
 auto_scale_lr = dict(base_batch_size=64 if wide else 32)
+del variants

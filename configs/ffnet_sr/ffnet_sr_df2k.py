@@ -11,7 +11,9 @@ _base_ = "../_base_/df2k.py"
 name = "{{$NETWORK:ffnet_sr}}"
 scale = int("{{$SCALE:2}}")
 work_dir = f"work_dirs/{name}_x{scale}_df2k"
-options = importlib.import_module("attlas.dense.restoration.ffnet_sr").VARIANTS[f"{name}_x{scale}"][0]
+variants = importlib.import_module("attlas.dense.restoration.ffnet_sr").VARIANTS
+importlib.import_module("attlas.data").one_of("name", name, sorted({key.rpartition("_x")[0] for key in variants}))
+options = variants[f"{name}_x{scale}"][0]
 layout = "DIV2K_sub" if name == "ffnet_sr_light" else "DF2K_sub"
 
 model = dict(type="Restorer", network=dict(type="FFNetSR", **options), losses=dict(l1=1.0, frequency=0.02))
@@ -20,3 +22,4 @@ train_cfg = dict(max_iters=500_000)
 param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=False, end=500_000, T_max=500_000, eta_min=1e-5)]
 optim_wrapper = dict(optimizer=dict(type="Adam", lr=1e-3))
 auto_scale_lr = dict(base_batch_size=64)
+del variants

@@ -5,9 +5,11 @@
 _base_ = ["../_base_/dfwb.py", "../_base_/hat.py"]
 
 name = "{{$NETWORK:hat}}"
+mixer = "{{$MIXER:own}}"
 channels = int("{{$CHANNELS:3}}")
 sigma = float("{{$SIGMA:25}}")
-work_dir = f"work_dirs/{name}_{'color' if channels == 3 else 'grey'}{sigma:g}_dfwb"
+kind = name if mixer == "own" else f"{name}_{mixer}"
+work_dir = f"work_dirs/{kind}_{'color' if channels == 3 else 'grey'}{sigma:g}_dfwb"
 degradation = dict(type="GaussianNoise", sigma=sigma)
 train_dataloader = dict(dataset=dict(degradation=degradation))
 val_dataloader = test_dataloader = dict(dataset=dict(degradation=degradation))

@@ -5,8 +5,10 @@
 _base_ = ["../_base_/df2k.py", "../_base_/hat.py"]
 
 name = "{{$NETWORK:hat}}"
+mixer = "{{$MIXER:own}}"
 scale = int("{{$SCALE:2}}")
-work_dir = f"work_dirs/{name}_x{scale}_df2k"
+kind = name if mixer == "own" else f"{name}_{mixer}"
+work_dir = f"work_dirs/{kind}_x{scale}_df2k"
 model = dict(network=dict(scale=scale))
 train_cfg = dict(max_iters=500_000)
 param_scheduler = [dict(type="MultiStepLR", by_epoch=False, milestones=[250_000, 400_000, 450_000, 475_000], gamma=0.5)]

@@ -3,9 +3,11 @@
 _base_ = ["../_base_/df2k.py", "../_base_/hat.py"]
 
 name = "{{$NETWORK:hat_l}}"
+mixer = "{{$MIXER:own}}"
 scale = int("{{$SCALE:4}}")
 data_root = "{{$DATA:data/imagenet/train}}"
-work_dir = f"work_dirs/{name}_x{scale}_imagenet"
+kind = name if mixer == "own" else f"{name}_{mixer}"
+work_dir = f"work_dirs/{kind}_x{scale}_imagenet"
 model = dict(network=dict(scale=scale))
 train_dataloader = dict(
     dataset=dict(

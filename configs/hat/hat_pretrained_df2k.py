@@ -3,8 +3,10 @@
 _base_ = "hat_x4_df2k.py"
 
 name = "{{$NETWORK:hat_l}}"
+mixer = "{{$MIXER:own}}"
 scale = int("{{$SCALE:4}}")
-work_dir = f"work_dirs/{name}_x{scale}_pretrained_df2k"
-load_from = f"work_dirs/{name}_x{scale}_imagenet/iter_800000.pth"
+kind = name if mixer == "own" else f"{name}_{mixer}"
+work_dir = f"work_dirs/{kind}_x{scale}_pretrained_df2k"
+load_from = f"work_dirs/{kind}_x{scale}_imagenet/iter_800000.pth"
 ignore_mismatched = []
 optim_wrapper = dict(optimizer=dict(lr=1e-5))

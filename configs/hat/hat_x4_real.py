@@ -6,10 +6,12 @@
 _base_ = ["../_base_/df2k.py", "../_base_/hat.py"]
 
 name = "{{$NETWORK:hat}}"
+mixer = "{{$MIXER:own}}"
 scale = int("{{$SCALE:4}}")
 data_root = "{{$DATA:data/DFO}}"
 benchmark = "{{$BENCHMARK:data/Set5/GTmod12}}"
-work_dir = f"work_dirs/{name}_x{scale}_real"
+kind = name if mixer == "own" else f"{name}_{mixer}"
+work_dir = f"work_dirs/{kind}_x{scale}_real"
 model = dict(network=dict(scale=scale))
 pictures = dict(
     _delete_=True,

@@ -231,6 +231,57 @@ def test_choices_of_a_config(data):
         assert (light.dataset.layout, light.dataset.patch, light.batch_size) == (layout, 64, 64)
 
 
+def test_trainings_of_different_networks_have_different_folders():
+    folders = [
+        loaded(CONFIGS / f"hat/hat_{name}.py", **options).work_dir
+        for name, choices in (
+            ("jpeg_dfwb", dict(channels="3", quality="10")),
+            ("denoising_dfwb", dict(channels="1", sigma="15")),
+            ("df2k", dict(scale="3")),
+            ("imagenet_pretraining", dict(scale="2")),
+            ("pretrained_df2k", dict(scale="3")),
+            ("x4_df2k", {}),
+            ("x4_real", {}),
+        )
+        for options in ({}, dict(mixer="RALA"), *({key: value} for key, value in choices.items()))
+    ]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("mixer", ["own", "RALA"])
+def test_weights_come_from_the_training_before(mixer):
+    for later, before, count in (("x4_df2k", "df2k", 500), ("pretrained_df2k", "imagenet_pretraining", 800)):
+        first, second = (loaded(CONFIGS / f"hat/hat_{stem}.py", mixer=mixer) for stem in (before, later))
+        assert second.load_from == f"{first.work_dir}/iter_{count}000.pth"
+        assert first.model.network.mixer == second.model.network.mixer == (None if mixer == "own" else mixer)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("hat/hat_df2k", dict(name="hat_xl"), "name is 'hat_xl'; it may be 'hat', 'hat_l', 'hat_s'"),
+        ("hat/hat_df2k", dict(scale="5"), "scale is '5'; it may be '2', '3', '4'"),
+        ("hat/hat_jpeg_dfwb", dict(channels="4"), "channels is '4'; it may be '1', '3'"),
+        ("ffnet_sr/ffnet_sr_df2k", dict(name="ffnet"), "name is 'ffnet'; it may be 'ffnet_sr', 'ffnet_sr_light'"),
+        ("ffnet_sr/ffnet_sr_df2k", dict(scale="5"), "scale is '5'; it may be '2', '3', '4'"),
+        ("dncnn/dncnn_b_bsd400", dict(name="cdncnn"), "Did you mean 'cdncnn_b'"),
+        ("nafnet/nafnet_sidd", dict(name="nafnet_sidd"), "Did you mean 'nafnet_sidd_width"),
+    ],
+)
+def test_choices_that_are_refused(name, overrides, words):
+    with pytest.raises(ValueError, match=words):
+        loaded(CONFIGS / f"{name}.py", **overrides)
+
+
+def test_color_has_its_own_pictures():
+    for name, train, test in (("dncnn_b", "Train400", "BSD68"), ("cdncnn_b", "CBSD432", "CBSD68")):
+        config = loaded(CONFIGS / "dncnn/dncnn_b_bsd400.py", name=name)
+        assert config.train_dataloader.dataset.root == f"data/{train}"
+        assert config.val_dataloader.dataset.root == config.test_dataloader.dataset.root == f"data/{test}"
+    config = loaded(CONFIGS / "dncnn/dncnn_b_bsd400.py", name=name, data_root="here", benchmark="there")
+    assert (config.train_dataloader.dataset.root, config.test_dataloader.dataset.root) == ("here", "there")
+
+
 def test_weights_by_two_begin_the_training_by_four():
     config = loaded(CONFIGS / "hat/hat_x4_df2k.py")
     by_two, by_four = small(loaded(CONFIGS / "hat/hat_df2k.py")), small(config)
