@@ -12,7 +12,8 @@ import platform
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import checkpoint, download
 from .config import resolved
 from .files import replacing, sweep
-from .preflight import check_batches, check_training, without_workers
+from .preflight import CannotTrain, check_batches, check_training, without_workers
 from .registry import HOOKS, RUNNERS
 from .resumption import CannotResume, CheckpointHook, check_resumed, checkpoints, newest_whole
 
@@ -101,6 +102,15 @@ def end_processes() -> None:
         torch.distributed.destroy_process_group()  # waits for the threads
 
 
+@contextmanager
+def _data_in_a_sentence() -> Iterator[None]:
+    """What data that are missing or do not fit say, as CannotTrain: tools print its sentence without a traceback."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        raise CannotTrain(str(error)) from error
+
+
 @RUNNERS.register_module(name="AttlasRunner")
 class Runner(runner.Runner):
     """MMEngine's Runner; its loops, hooks and config keys are all as they were. What differs:
@@ -112,7 +122,8 @@ class Runner(runner.Runner):
       loaded.
     - Checkpoints and the resolved config are written whole or not at all.
     - Without a GPU, `launcher='pytorch'` uses gloo.
-    - What would fail late, or run for nothing, is refused before the first step (`attlas.preflight`).
+    - What would fail late, or run for nothing, is refused before the first step (`attlas.preflight`); so are data that
+      are missing, by the sentence that they say.
     """
 
     _resume: bool
@@ -196,9 +207,14 @@ class Runner(runner.Runner):
         return runner.Runner.build_dataloader(config, seed, diff_rank_seed)
 
     def build_train_loop(self, loop):
-        built = super().build_train_loop(loop)
+        with _data_in_a_sentence():
+            built = super().build_train_loop(loop)
         check_batches(built.dataloader, self.model)  # before the schedules, which cannot be built without a batch
         return built
+
+    def build_val_loop(self, loop):
+        with _data_in_a_sentence():
+            return super().build_val_loop(loop)
 
     def load_or_resume(self) -> None:
         if self._resume and self._load_from is None and not self._has_loaded:

@@ -13,7 +13,7 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 
 from attlas import backbones, checkpoint, config, download, engine, preflight, resumption
-from attlas.registry import MODELS
+from attlas.registry import DATASETS, MODELS
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -198,6 +198,19 @@ def test_what_cannot_train_is_refused_before_the_schedules_are_built(cfg):
     cfg.train_dataloader.update(batch_size=64, drop_last=True, persistent_workers=True)
     with pytest.raises(preflight.CannotTrain, match=r"of 19 items, in batches of 64, drop_last=True leaves no batch"):
         engine.Runner.from_cfg(cfg).train()
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
+@pytest.mark.parametrize("kind", [FileNotFoundError, ValueError])
+def test_data_that_cannot_be_built_are_one_sentence(cfg, monkeypatch, loader, kind):
+    def refuse():
+        raise kind("Nowhere: there is no folder 'data'.")
+
+    monkeypatch.setitem(DATASETS._module_dict, "Nowhere", refuse)
+    cfg[loader].dataset = dict(type="Nowhere")
+    with pytest.raises(preflight.CannotTrain, match=r"Nowhere: there is no folder 'data'\.$") as error:
+        engine.Runner.from_cfg(cfg).train()
+    assert isinstance(error.value.__cause__, kind)
 
 
 # --- hooks
