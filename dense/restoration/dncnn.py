@@ -94,7 +94,8 @@ class DnCNN(RestorationNetwork):
 
     @staticmethod
     def options_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-        found, weighted = {}, {}
+        found: dict[tuple[int, str], tuple[int, ...]] = {}
+        weighted: dict[str, Any] = {}
         for name, value in state.items():
             if match := re.fullmatch(r"(layers|dncnn|model)\.(\d+)\.(weight|bias|running_mean)", name):
                 found[int(match[2]), match[3]] = tuple(value.shape)
