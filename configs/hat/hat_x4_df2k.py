@@ -7,7 +7,7 @@ name = "{{$NETWORK:hat}}"
 mixer = "{{$MIXER:own}}"
 scale = int("{{$SCALE:4}}")
 kind = name if mixer == "own" else f"{name}_{mixer}"
-work_dir = f"work_dirs/{kind}_x{scale}_df2k"
+work_dir = f"work_dirs/{kind}_x{scale}_from_x2_df2k"
 load_from = f"work_dirs/{kind}_x2_df2k/iter_500000.pth"
 ignore_mismatched = [r"^network\.upsample\."]  # of the two steps by 2, the file has one
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

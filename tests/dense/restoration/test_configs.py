@@ -237,7 +237,7 @@ def test_trainings_of_different_networks_have_different_folders():
         for name, choices in (
             ("jpeg_dfwb", dict(channels="3", quality="10")),
             ("denoising_dfwb", dict(channels="1", sigma="15")),
-            ("df2k", dict(scale="3")),
+            ("df2k", dict(scale="4")),
             ("imagenet_pretraining", dict(scale="2")),
             ("pretrained_df2k", dict(scale="3")),
             ("x4_df2k", {}),
