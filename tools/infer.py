@@ -129,11 +129,14 @@ def stems_of(sources: Iterable[Any], out: Path | None, overwrite: bool) -> dict[
     if not files:
         return {}
     top = os.path.commonpath([file.parent for file in files.values()])
-    shared = Counter(file.with_suffix("") for file in set(files.values()))
-    stems = {}
-    for name, file in files.items():
-        kept = file.name if shared[file.with_suffix("")] > 1 else file.stem
-        stems[name] = file.relative_to(top).with_name(kept).as_posix()
+    kept = {file: file.with_suffix("") for file in files.values()}
+    while True:  # a whole name may be the beginning of another: of x.png and x.jpg, and of x.jpg.png beside them
+        count = Counter(kept.values())
+        shared = [file for file, stem in kept.items() if stem != file and count[stem] > 1]
+        if not shared:
+            break
+        kept |= {file: file for file in shared}
+    stems = {name: kept[file].relative_to(top).as_posix() for name, file in files.items()}
     inputs = {os.path.realpath(file) for file in files.values()}
     for stem in stems.values():
         answer = out / f"{stem}.png"

@@ -193,6 +193,23 @@ def test_a_folder_of_pictures_is_restored(infer, restorer, photos, tmp_path):
         assert set(result) == {"input", "picture", "height", "width", "network", "scale", "drift"}
 
 
+def test_no_two_pictures_get_one_name(infer, restorer, tmp_path):
+    """x.jpg beside x.png stays whole, and is then what x.jpg.png would be called. A file may be named twice."""
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    names = {"x.png": (3, 4), "x.jpg": (4, 5), "x.jpg.png": (5, 6), "x.jpg.png.bmp": (6, 7), "y.png": (7, 8)}
+    for name, shape in names.items():
+        cv2.imwrite(str(folder / name), np.full((*shape, 3), 99, np.uint8))
+    twice = f"{folder}/../photos/y.png"
+    assert infer(restorer, folder, twice, "--out", out)[0] == 0
+    results = json.loads((out / "results.json").read_text())["results"]
+    pictures = {result["input"]: result["picture"] for result in results}
+    assert pictures.pop(twice) == pictures[f"{folder}/y.png"] == "y.png"
+    assert len(set(pictures.values())) == len(names)
+    for name, (height, width) in names.items():
+        assert read_pixels(out / pictures[f"{folder}/{name}"]).shape == (2 * height, 2 * width, 3)
+
+
 def test_options_of_restorers(infer, restorer, photos, tmp_path):
     picture, out = photos / "below/c.bmp", tmp_path / "out"
     assert infer(restorer, picture, "--out", out)[0] == 0
