@@ -92,16 +92,18 @@ def infer(args: argparse.Namespace) -> int:
                     tiles, completed=done, total=total, visible=1 < total != done
                 )
             for result, source in inferencer.stream(sources, args.batch_size, args.top):
-                results.append(result)
                 answer = task.said(result) if "error" not in result else f"no answer: {result['error']}"
-                print(f"{printable(result['input'])}: {answer}", flush=True)
                 if args.out and "error" not in result:
-                    name = stems.get(result["input"], f"{len(results):04d}_{safe(Path(result['input']).stem)}")
-                    result["picture"] = f"{name}.png"
+                    name = stems.get(result["input"], f"{len(results) + 1:04d}_{safe(Path(result['input']).stem)}")
                     if task.figures:
-                        save_figure(task.draw(source, result), args.out / result["picture"])
-                    result |= task.save(source, result, args.out / name)
+                        save_figure(task.draw(source, result), args.out / f"{name}.png")
+                    result |= dict(picture=f"{name}.png", **task.save(source, result, args.out / name))
+                results.append(result)  # when all is written that it names, and what json cannot hold is out of it
+                print(f"{printable(result['input'])}: {answer}", flush=True)
                 bar.advance(job)
+    except KeyboardInterrupt:
+        answered = sum("error" not in result for result in results)
+        raise KeyboardInterrupt(f"stopped; {answered} answered") from None
     finally:
         if results_file and results:  # whatever ended it: hours of answers are not thrown away
             found = dict(checkpoint=rest[0], classes=inferencer.model.classes, results=results)
@@ -159,6 +161,9 @@ def main() -> None:
         failed = infer(args)
     except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped; 0 answered", file=sys.stderr)
+        sys.exit(130)  # as of a shell: 128 + SIGINT
     sys.exit(1 if failed else 0)
 
 

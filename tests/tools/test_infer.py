@@ -11,7 +11,8 @@ from mmengine.config import Config
 from part_files import SEGMENTER, solid, write_segmenter
 
 from attlas.dense.restoration import FFNetSR
-from attlas.images import read_pixels
+from attlas.dense.restoration import inference as restoration
+from attlas.images import read_pixels, write_png
 from attlas.pointnets.datasets import ShapeNetPart
 from attlas.pointnets.inference import class_colors
 from attlas.pointnets.shapes import read_shape
@@ -208,6 +209,43 @@ def test_no_two_pictures_get_one_name(infer, restorer, tmp_path):
     assert len(set(pictures.values())) == len(names)
     for name, (height, width) in names.items():
         assert read_pixels(out / pictures[f"{folder}/{name}"]).shape == (2 * height, 2 * width, 3)
+
+
+@pytest.mark.parametrize("broken", ["print", "picture"])
+def test_what_ends_a_run_leaves_the_answers_before(infer, restorer, photos, tmp_path, monkeypatch, broken):
+    """A pipe that is closed at a print, a write that fails: results.json is whole and names the pictures that are."""
+
+    out = tmp_path / "out"
+
+    def failing(*arguments, **options):
+        if broken == "print" or (out / "b.png").exists():
+            raise BrokenPipeError("Broken pipe")
+        write_png(*arguments)
+
+    if broken == "print":
+        monkeypatch.setattr("builtins.print", failing)
+    else:
+        monkeypatch.setattr(restoration, "write_png", failing)
+    code, _, refusal = infer(restorer, photos / "b.png", photos / "a.jpg", "--out", out)
+    assert code == 2
+    assert "Broken pipe" in refusal
+    (result,) = json.loads((out / "results.json").read_text())["results"]
+    assert result["picture"] == "b.png"
+    assert "restored" not in result
+
+
+def test_a_run_that_is_stopped_says_so(infer, restorer, photos, tmp_path, monkeypatch):
+    def stopped(picture):
+        if picture.name == "a.jpg":
+            raise KeyboardInterrupt
+        return read_pixels(picture)
+
+    monkeypatch.setattr(restoration, "read_pixels", stopped)
+    out, asked = tmp_path / "out", (photos / "b.png", photos / "below" / "a.png", photos / "a.jpg")
+    code, _, said = infer(restorer, *asked, "--out", out, "--batch-size", 1)
+    assert (code, said.strip().splitlines()[-1]) == (130, "stopped; 1 answered")  # a batch is full when the next comes
+    assert "Traceback" not in said
+    assert len(json.loads((out / "results.json").read_text())["results"]) == 1
 
 
 def test_options_of_restorers(infer, restorer, photos, tmp_path):
