@@ -414,7 +414,23 @@ def _ppm(content: bytes) -> Header:
         held, needed = (sum(map(len, words)) if bitmap else len(words)), width * height * colors
     if held < needed:
         raise ValueError(f"{width} x {height} pixels are declared, which the {len(content)} bytes do not hold")
-    return height, width, content
+    if bitmap or not needed or (kind > 3 and most[0] in (255, 65535)):
+        return height, width, content
+    if kind > 3:
+        samples = np.frombuffer(rest, ">u2" if most[0] > 255 else "u1", width * height * colors)
+    else:
+        samples = np.array(words[:needed], dtype=np.int64)
+    return height, width, b"P%d %d %d " % (5 if colors == 1 else 6, width, height) + _stretched(samples, most[0])
+
+
+def _stretched(samples: np.ndarray, most: int) -> bytes:
+    """The end of a binary PGM or PPM, from its maximum on: 255, or 65535 of those of 16 bits. Values in other ranges
+    OpenCV gives as they are stored, or cuts."""
+    if samples.min() < 0 or samples.max() > most:
+        raise ValueError(f"the PPM holds {samples.min()} to {samples.max()}, and declares {most} as the largest value")
+    full, dtype = (65535, ">u2") if most > 255 else (255, "u1")
+    table = (2 * np.arange(most + 1) * full + most) // (2 * most)  # floor(value * full / most + 0.5)
+    return b"%d\n" % full + table.astype(dtype)[samples].tobytes()
 
 
 TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}

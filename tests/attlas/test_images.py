@@ -371,3 +371,27 @@ def test_sixteen_bits_stay_if_asked_for(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), deep >> 8)
     cv2.imwrite(str(tmp_path / "b.png"), deep[..., ::-1].astype(np.uint8))
     assert read_image(tmp_path / "b.png", deep=True).dtype == np.uint8
+
+
+@pytest.mark.parametrize("most", [1, 15, 200, 255, 256, 1023, 60_000, 65_535])
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+def test_values_of_every_range_are_stretched(tmp_path, kind, most):
+    """PGM and PPM declare a largest value, which is white."""
+    values = np.linspace(0, most, 30 if kind in (2, 5) else 90).astype(int)
+    dtype, full = (np.uint16, 65_535) if most > 255 else (np.uint8, 255)
+    held = values.astype(">u2" if most > 255 else "u1").tobytes() if kind > 3 else " ".join(map(str, values)).encode()
+    (tmp_path / "a.ppm").write_bytes(b"P%d # made by hand\n6 5\n%d\n" % (kind, most) + held)
+    expected = np.floor(values * full / most + 0.5).astype(dtype).reshape((5, 6) if kind in (2, 5) else (5, 6, 3))
+    got = read_pixels(tmp_path / "a.ppm")
+    assert got.dtype == dtype
+    assert np.array_equal(got, expected)
+    colors = expected if expected.ndim == 3 else expected[..., None].repeat(3, 2)
+    assert np.array_equal(read_image(tmp_path / "a.ppm", deep=True), colors)
+    assert np.array_equal(read_image(tmp_path / "a.ppm"), colors >> 8 if most > 255 else colors)
+
+
+@pytest.mark.parametrize("content", [b"P5 2 1 15\n\x0f\x10", b"P2 2 1 1000\n1000 1001", b"P2 2 1 1000\n-1 1000"])
+def test_values_above_the_largest_are_refused(tmp_path, content):
+    (tmp_path / "a.pgm").write_bytes(content)
+    with pytest.raises(ValueError, match="as the largest value"):
+        read_pixels(tmp_path / "a.pgm")
