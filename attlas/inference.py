@@ -642,10 +642,11 @@ class Inferencer:
                 predictions = self.model.test_step(pseudo_collate([item.data for item in items]))
             pairs = zip(predictions, items)
             return [self.task.result(found, item.source, self.model.classes, top) for found, item in pairs]
-        except ValueError as error:
-            if len(items) > 1:  # which of them it is shows one by one
-                return [answer for item in items for answer in self._answers([item], top)]
-            return [dict(error=_said(error, items[0].name))]
+        except Exception as error:  # also of memory that is out: those behind it may fit
+            if len(items) == 1:
+                return [dict(error=_said(error, items[0].name))]
+        # Which of them it is shows one by one: here, where the error holds no memory of the batch any more.
+        return [answer for item in items for answer in self._answers([item], top)]
 
 
 def _said(error: Exception, name: str) -> str:

@@ -144,6 +144,23 @@ def test_a_broken_picture_has_an_error(tmp_path):
     assert "is declared, which the PNG does not hold" in broken[1]["error"]
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, cv2.error, torch.OutOfMemoryError])
+def test_a_picture_at_which_the_network_fails_ends_no_folder(kind):
+    network = SmallUpscaler(start=0.1)
+
+    def full(_, inputs):
+        if inputs[0].shape[0] > 1 or inputs[0].mean() > 0.7:
+            raise kind("memory is out")
+
+    network.register_forward_pre_hook(full)
+    bright = np.full((12, 16, 3), 200, np.uint8)
+    first, failed, last = asked(network)([bright // 2, bright, bright // 4])
+    assert "restored" in first
+    assert "restored" in last
+    assert failed["error"].startswith(f"{kind.__name__}: ")
+    assert "memory is out" in failed["error"]
+
+
 # --- channels of the picture and of the network ----------------------------------------------------------------------
 
 
