@@ -261,6 +261,9 @@ def reach(network: Any, size: int = 64, channels: int = 3, share: float = 0.99) 
         size: side of the picture of noise that is looked at, at least; r is at most half of it.
         channels: channels of the picture.
         share: 1 for all pixels that have any influence, above rounding.
+
+    Raises:
+        ValueError: the network's output is not finite.
     """
     size += -size % network.multiple
     parameter = next(network.parameters(), torch.zeros(1))
@@ -269,6 +272,8 @@ def reach(network: Any, size: int = 64, channels: int = 3, share: float = 0.99) 
     changed[..., size // 2, size // 2] = (noise[..., size // 2, size // 2] + 0.5) % 1
     with torch.no_grad():
         before, after = network(torch.cat([noise, changed]).to(parameter)).double().cpu()
+    if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
+        raise ValueError(f"the network gives NaN or infinite numbers (for noise of {size} x {size} pixels).")
     change = (after - before).abs().sum(0)
     change[change < 16 * channels * torch.finfo(parameter.dtype).eps * before.abs().max()] = 0
     place = torch.arange(network.scale * size) // network.scale - size // 2

@@ -223,6 +223,8 @@ def test_what_is_not_finite_in_float32_either_is_an_error():
     nn.init.constant_(network.large.weight, float("nan"))
     with pytest.raises(ValueError, match=r"rows from 0, columns from 0.*float32"):
         tiles(network, pictures(1, 3, 8, 8), half=torch.float16)
+    with pytest.raises(ValueError, match="the network gives NaN or infinite numbers"):  # where its reach is measured
+        restorer_of(network, tile=16).restore(pictures(1, 3, 20, 20))
 
 
 # --- symmetries ------------------------------------------------------------------------------------------------------
