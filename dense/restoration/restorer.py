@@ -461,7 +461,7 @@ class Restorer(BaseModel):
     def restore(self, images: Tensor) -> Tensor:
         """Pictures (B, C, H, W), on any device -> float32 (B, C, scale H, scale W) on that device, in tiles and with
         the symmetries that the options ask for; not clamped."""
-        height, width = images.shape[2:]
+        height, width = (side + -side % self.network.multiple for side in images.shape[2:])
         tile = None if self.tile is None else self._side(self.tile)
         if tile is not None and (height * width <= tile**2 if self.tile == AUTO else max(height, width) <= tile):
             tile = None  # one does for it

@@ -156,6 +156,21 @@ def test_the_network_sees_no_more_than_a_tile():
     assert max(sizes) == (32, 32)
 
 
+def test_a_narrow_picture_counts_as_it_is_filled_up(monkeypatch):
+    """A row of 900 pixels is 8 x 904, more than a tile of 64 x 64, whose memory is the bound."""
+    areas = []
+    network = SmallUpscaler(multiple=8)
+    network.register_forward_pre_hook(lambda _, inputs: areas.append(inputs[0][0, 0].numel()))
+    monkeypatch.setattr(module, "LARGE", 64)
+    with torch.no_grad():
+        for size in ((1, 900), (900, 1)):
+            assert restorer_of(network, tile="auto").restore(pictures(1, 3, *size)).shape[2:] == (
+                2 * size[0],
+                2 * size[1],
+            )
+    assert max(areas) == 64**2
+
+
 def restorer_of(network, **options):
     model = Restorer(NETWORK, **options).eval()
     model.network = network
