@@ -354,7 +354,6 @@ class Restorer(BaseModel):
         self.losses = dict(losses)
         self.configure(tile, overlap, half, ensemble)
         self.progress: Callable[[int, int], None] | None = None
-        self._reach: int | None = None  # as measured
 
     def configure(
         self,
@@ -368,7 +367,8 @@ class Restorer(BaseModel):
         Args:
             tile: side of the tiles in pixels of the input; None for whole pictures, "auto" for tiles of LARGE where a
                 picture has more pixels than one, so that memory is bounded.
-            overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile.
+            overlap: overlap of tiles; None for four times the measured `reach` of the network, at most half a tile. The
+                log tells it, and warns where that is less than the network wants.
             half: 'float16' or 'bfloat16' for autocast in it; see `tiles`.
             ensemble: whether the mean over the eight symmetries is taken.
 
@@ -384,6 +384,7 @@ class Restorer(BaseModel):
         if tile is not None:
             check_tiles(self._side(tile), overlap or 0, self.network.multiple)
         self.tile, self.overlap, self.half, self.ensemble = tile, overlap, half, ensemble
+        self._reach: int | None = None  # as measured, over no more than a tile
 
     def _side(self, tile: int | str) -> int:
         return tile if isinstance(tile, int) else LARGE + -LARGE % self.network.multiple
@@ -476,11 +477,27 @@ class Restorer(BaseModel):
     def _overlap(self, tile: int, channels: int) -> int:
         if self.overlap is not None:
             return self.overlap
-        most = min(tile // 2, tile - self.network.multiple)
+        multiple = self.network.multiple
+        most = min(tile // 2, tile - multiple)
         if self._reach is None:
-            self._reach = reach(self.network, channels=getattr(self.network, "in_channels", channels))
-            overlap = min(most, 4 * self._reach)
-            print_log(f"tiles of {tile} overlap by {overlap} pixels, as measured.", logger="current")
+            channels, size = getattr(self.network, "in_channels", channels), 64
+            self._reach = reach(self.network, size, channels)
+            # what is near half of the size may be cut by it; two pictures are to need no more memory than a tile
+            while 8 * self._reach > 3 * size and 8 * size**2 <= tile**2:
+                size *= 2
+                self._reach = reach(self.network, size, channels)
+            wanted = 4 * self._reach
+            if wanted <= most:
+                print_log(f"tiles of {tile} overlap by {wanted} pixels, as measured.", logger="current")
+            else:
+                least = max(2 * wanted, wanted + multiple)
+                print_log(
+                    f"the network reads {'at least ' * (8 * self._reach > 3 * size)}{self._reach} pixels far, which "
+                    f"wants an overlap of {wanted}; tiles of {tile} overlap by {most}, the most they can, so seams may "
+                    f"show. Tiles from {least + -least % multiple} on have that overlap.",
+                    logger="current",
+                    level=logging.WARNING,
+                )
         return min(most, 4 * self._reach)
 
     def _check_scale(self, images: Tensor, truths: Tensor) -> None:

@@ -1,5 +1,7 @@
 """The restorer: modes, losses, tiles without seams, symmetries, half precision, bad batches."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,46 @@ def test_overlap_is_measured_once(said):
     assert model.overlap is None
     assert said == ["tiles of 32 overlap by 8 pixels, as measured."]
     torch.testing.assert_close(got, model(image), atol=1e-5, rtol=0)
+
+
+class Far(nn.Module):
+    """Means over `distance` pixels to the left and right, and `share` times that of the picture."""
+
+    scale, multiple, in_channels = 1, 4, 3
+
+    def __init__(self, distance, share=0.0):
+        super().__init__()
+        self.distance, self.share = distance, share
+
+    def forward(self, x):
+        near = nn.functional.avg_pool2d(x, (1, 2 * self.distance + 1), 1, (0, self.distance))
+        return near + self.share * x.mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "tile", "overlap", "words"),
+    [
+        (Far(6), 48, 24, "tiles of 48 overlap by 24 pixels, as measured."),
+        (Far(6), 44, 22, "reads 6 pixels far, which wants an overlap of 24; tiles of 44 overlap by 22, .* from 48 on"),
+        (Far(40), 400, 160, "tiles of 400 overlap by 160 pixels, as measured."),  # farther than 64 / 2
+        (
+            Far(0, share=100.0),
+            96,
+            48,
+            "reads at least 32 pixels far, .* overlap of 128; .* may show. Tiles from 256 on",
+        ),
+    ],
+)
+def test_an_overlap_that_is_less_than_wanted_is_told(said, network, tile, overlap, words):
+    model = restorer_of(network, tile=tile)
+    with torch.no_grad():
+        model.restore(pictures(1, 3, tile + 4, 8))
+    assert model._overlap(tile, 3) == overlap
+    assert len(said) == 1
+    assert re.search(words, said[0])
+    other = restorer_of(network, tile=tile)
+    other.configure(tile=512)  # which measures anew, over more
+    assert other._overlap(512, 3) >= overlap
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (14, 0), (16, 9), (16, -1), (4, 1)])
