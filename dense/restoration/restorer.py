@@ -5,6 +5,7 @@ A network maps pictures (B, C, H, W) in [0, 1] to (B, C, scale H, scale W), for 
 """
 
 import logging
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -180,7 +181,7 @@ def tiles(
     height, width = (side + -side % multiple for side in image.shape[2:])
     if tile is None:
         tile, overlap = max(height, width), 0
-    check_tiles(tile, overlap, multiple)
+    tile, overlap = check_tiles(tile, overlap, multiple)
     device = next((parameter.device for parameter in network.parameters()), image.device)
     step = (tile - overlap) // multiple * multiple
     rows, columns = (_shares(side, tile, step, overlap, scale) for side in (height, width))
@@ -208,9 +209,9 @@ def tiles(
     return output
 
 
-def check_tiles(tile: int, overlap: int, multiple: int) -> None:
-    """Refuse, by a ValueError, tiles that do not fit a network; see `tiles`."""
-    positive("tile", tile)
+def check_tiles(tile: int, overlap: int, multiple: int) -> tuple[int, int]:
+    """Tile and overlap, integers of any type, as int; a ValueError where they do not fit a network; see `tiles`."""
+    tile, overlap = positive("tile", _whole("tile", tile)), _whole("overlap", overlap)
     if tile % multiple:
         raise ValueError(f"tile is {tile}; it must be a multiple of {multiple}, as the network is built.")
     if not 0 <= overlap <= tile // 2 or tile - overlap < multiple:
@@ -218,6 +219,14 @@ def check_tiles(tile: int, overlap: int, multiple: int) -> None:
             f"overlap is {overlap!r}; it must be from 0 to {min(tile // 2, tile - multiple)}: half of tile={tile}, and "
             f"a multiple of {multiple} must be left."
         )
+    return tile, overlap
+
+
+def _whole(argument: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument} is {value!r}; it must be an integer.") from None
 
 
 def _shares(length: int, tile: int, step: int, overlap: int, scale: int) -> list[tuple[int, Tensor]]:
@@ -382,12 +391,13 @@ class Restorer(BaseModel):
         if isinstance(tile, str):
             one_of("Restorer.tile", tile, (AUTO,))
         if tile is not None:
-            check_tiles(self._side(tile), overlap or 0, self.network.multiple)
+            side, checked = check_tiles(self._side(tile), 0 if overlap is None else overlap, self.network.multiple)
+            tile, overlap = tile if isinstance(tile, str) else side, None if overlap is None else checked
         self.tile, self.overlap, self.half, self.ensemble = tile, overlap, half, ensemble
         self._reach: int | None = None  # as measured, over no more than a tile
 
     def _side(self, tile: int | str) -> int:
-        return tile if isinstance(tile, int) else LARGE + -LARGE % self.network.multiple
+        return LARGE + -LARGE % self.network.multiple if isinstance(tile, str) else tile
 
     @property
     def scale(self) -> int:

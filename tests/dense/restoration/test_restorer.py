@@ -230,6 +230,18 @@ def test_an_overlap_that_is_less_than_wanted_is_told(said, network, tile, overla
     assert other._overlap(512, 3) >= overlap
 
 
+def test_integers_of_any_type_are_sides():
+    options = dict(tile=np.int64(16), overlap=torch.tensor(8))
+    model = Restorer(NETWORK, **options).eval()
+    assert (model.tile, model.overlap) == (16, 8)
+    assert isinstance(model.tile, int)
+    image = pictures(1, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(tiles(model.network, image, **options), tiles(model.network, image, 16, 8))
+    with pytest.raises(ValueError, match=r"overlap is 1\.5"):
+        tiles(model.network, image, 16, 1.5)
+
+
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (14, 0), (16, 9), (16, -1), (4, 1)])
 def test_bad_tiles(tile, overlap):
     with pytest.raises(ValueError, match=r"^tile is (0|14)|^overlap is (9|-1|1)"):
@@ -352,6 +364,10 @@ def test_a_training_that_diverged_stops():
         (dict(overlap=8), "tile=None"),
         (dict(tile=16, overlap=9), "half of tile=16"),
         (dict(tile=18), "multiple of 4"),
+        (dict(tile=16.0), r"tile is 16\.0; it must be an integer"),
+        (dict(tile=[16]), r"tile is \[16\]; it must be an integer"),
+        (dict(tile=16, overlap=1.5), r"overlap is 1\.5; it must be an integer"),
+        (dict(tile=16, overlap="4"), "overlap is '4'; it must be an integer"),
         (dict(network=dict(type="PooledHead", num_classes=2, in_channels=2)), "no integer scale and multiple"),
     ],
 )
