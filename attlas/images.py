@@ -52,7 +52,8 @@ def read_pixels(path: str | Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as of `read_image`; or it has opacity that OpenCV would drop, as grey TIFF files may.
+        ValueError: as of `read_image`; or it has opacity that OpenCV would drop, as grey TIFF files may, or is a
+            TIFF of colors that OpenCV would change, as CIELab.
     """
     return _read(path, max_pixels, _whole_pixels)
 
@@ -118,6 +119,11 @@ def _of_tiff(image: np.ndarray, tags: Mapping[int, np.ndarray]) -> np.ndarray:
     """
     photometric, samples = (int(tags[tag][0]) if tag in tags else 1 for tag in (TIFF_PHOTOMETRIC, TIFF_SAMPLES))
     channels = 1 if image.ndim == 2 else image.shape[2]
+    if photometric not in TIFF_COLORS:
+        raise ValueError(
+            f"the colors of the TIFF are of kind {photometric}{' (CIELab)' * (photometric in TIFF_LAB)}, which are not "
+            "read as stored: write it as PNG"
+        )
     if photometric == TIFF_CMYK and image.dtype == np.uint8 and samples == 4:
         return np.ascontiguousarray(image[..., :3])
     if photometric == TIFF_CMYK or samples > channels:
@@ -435,7 +441,8 @@ def _stretched(samples: np.ndarray, most: int) -> bytes:
 
 TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 277, 322, 323
-TIFF_PHOTOMETRIC, TIFF_CMYK = 262, 5
+TIFF_PHOTOMETRIC, TIFF_CMYK, TIFF_LAB = 262, 5, (8, 9, 10)
+TIFF_COLORS = (0, 1, 2, 3, TIFF_CMYK, 6)  # grey (white is 0, or black), RGB, palette, inks, YCbCr
 TIFF_PARTS = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
 
 

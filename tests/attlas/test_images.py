@@ -132,6 +132,19 @@ def test_inks_become_colors(tmp_path):
         assert abs(got - expected).max() <= most
 
 
+@pytest.mark.parametrize("kind", [4, 8, 9, 10, 32_803, 32_844, 32_845])
+def test_tiffs_of_colors_that_would_not_be_read_as_stored_are_refused(tmp_path, kind):
+    """Masks, three kinds of CIELab, mosaics of sensors and logarithms of light."""
+    Image.fromarray(picture(4, 6, 3)).save(tmp_path / "a.tif")
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    at = content.index(struct.pack("<HHIHH", 262, 3, 1, 2, 0))
+    content[at + 8 : at + 10] = struct.pack("<H", kind)
+    (tmp_path / "b.tif").write_bytes(content)
+    assert read_pixels(tmp_path / "a.tif").shape == (4, 6, 3)
+    with pytest.raises(ValueError, match=r"kind 8 \(CIELab\)" if kind == 8 else "not a readable image"):
+        read_pixels(tmp_path / "b.tif")
+
+
 def test_opacity_that_would_not_be_read_as_stored_is_refused(tmp_path):
     image = Image.fromarray(picture(4, 6, 4))
     image.save(tmp_path / "colors.tif")
