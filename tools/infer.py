@@ -76,7 +76,7 @@ def infer(args: argparse.Namespace) -> int:
     inferencer = Inferencer(rest[0], cfg, args.device, args.container, **options)
     sources, task = inferencer.find(rest[1:]), inferencer.task
     stems = {} if task.figures else stems_of(sources, args.out, args.overwrite)
-    results = []
+    results: list[dict[str, Any]] = []
     bar = Progress(
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
