@@ -7,7 +7,7 @@ never asked. What a header declares must fit into the file and stay below `max_p
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,10 @@ def _of_tiff(image: np.ndarray, tags: Mapping[int, np.ndarray]) -> np.ndarray:
 
 def _orientation(content: bytes, png: bool) -> int:
     """The EXIF orientation, 1 to 8, of a PNG, else of a WebP; 1 where it has none that can be read."""
-    at, form, trailer = (8, ">I4s", 4) if png else (12, "<4sI", 0)
     try:
-        while True:
-            one, other = struct.unpack_from(form, content, at)
-            length, kind = (one, other) if png else (other + other % 2, one)
+        for kind, data in _chunks(content, png):
             if kind in (b"eXIf", b"EXIF"):
-                exif = content[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+                exif = data.removeprefix(b"Exif\0\0")
                 order = "<" if exif[:2] == b"II" else ">"
                 (start,) = struct.unpack_from(order + "I", exif, 4)
                 (count,) = struct.unpack_from(order + "H", exif, start)
@@ -151,9 +148,21 @@ def _orientation(content: bytes, png: bool) -> int:
                     tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
                     if tag == EXIF_ORIENTATION and 1 <= value <= 8:
                         return value
-            at += 8 + length + trailer
-    except struct.error:  # behind the last chunk, or in an EXIF that breaks off
-        return 1
+    except struct.error:  # in an EXIF that breaks off
+        pass
+    return 1
+
+
+def _chunks(content: bytes, png: bool) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and data of the chunks of a PNG, else of a WebP."""
+    at = 8 if png else 12
+    while at + 8 <= len(content):
+        if png:
+            length, kind = struct.unpack_from(">I4s", content, at)
+        else:
+            kind, length = struct.unpack_from("<4sI", content, at)
+        yield kind, content[at + 8 : at + 8 + length]
+        at += 8 + length + (4 if png else length % 2)
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -181,21 +190,94 @@ def _ends_early(content: bytes, image: np.ndarray, decode: Callable[[bytes, Any]
     return not np.array_equal(image, decode(content[:end] + more + content[end:], _jpeg))
 
 
+# --- color profiles ---------------------------------------------------------------------------------------------------
+
+MAX_PROFILE = 2**22  # bytes; those of printers have about two million
+
+
+def read_profile(path: str | Path) -> bytes | None:
+    """The ICC profile of a JPEG, PNG, TIFF or WebP, which says what its numbers mean; None where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has one that breaks off, is no profile, or is larger than MAX_PROFILE.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    header = next((header for begin, header in HEADERS.items() if content.startswith(begin)), None)
+    try:
+        profile = PROFILES[header](content) if header in PROFILES else None
+    except (zlib.error, struct.error, ValueError) as error:
+        raise ValueError(f"the color profile of {path} is not readable: {error}") from error
+    if profile is None:
+        return None
+    if len(profile) > MAX_PROFILE:
+        raise ValueError(f"the color profile of {path} is larger than {MAX_PROFILE:,} bytes")
+    if profile[36:40] != b"acsp" or int.from_bytes(profile[:4], "big") != len(profile):
+        raise ValueError(f"the color profile of {path} is none, or breaks off")
+    return profile
+
+
+def profile_fits(profile: bytes, pixels: np.ndarray) -> bool:
+    """Whether an ICC profile is of such pixels: one of grey of (H, W), and one of red, green and blue of others."""
+    return profile[16:20] == (b"GRAY" if pixels.ndim == 2 else b"RGB ")
+
+
+def _png_profile(content: bytes) -> bytes | None:
+    for kind, data in _chunks(content, True):
+        if kind == b"iCCP":
+            _, _, packed = data.partition(b"\0")
+            return zlib.decompressobj().decompress(packed[1:], MAX_PROFILE + 1)
+    return None
+
+
+def _webp_profile(content: bytes) -> bytes | None:
+    return next((data for kind, data in _chunks(content, False) if kind == b"ICCP"), None)
+
+
+def _jpeg_profile(content: bytes) -> bytes | None:
+    """Its parts, one or more, each of which has its number and how many there are."""
+    parts, at, begin = [], content.find(b"\xff", 2), b"ICC_PROFILE\0"
+    while at >= 0:
+        if content[at + 1 : at + 2] == b"\xff":  # a fill byte
+            at += 1
+            continue
+        marker, length = struct.unpack_from(">BH", content, at + 1)
+        if marker == 0xDA:  # the first scan
+            break
+        segment = content[at + 4 : at + 2 + length]
+        if marker == 0xE2 and segment.startswith(begin):
+            parts.append(segment[len(begin) :])
+        at = content.find(b"\xff", at + 2 + length)
+    parts.sort(key=lambda part: part[:1])
+    if any(tuple(part[:2]) != (number, len(parts)) for number, part in enumerate(parts, 1)):
+        raise ValueError("it lacks parts")
+    return b"".join(part[2:] for part in parts) if parts else None
+
+
+def _tiff_profile(content: bytes) -> bytes | None:
+    tags = _tiff_tags(content)
+    return tags[TIFF_PROFILE].tobytes() if TIFF_PROFILE in tags else None
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_png(path: str | Path, pixels: np.ndarray) -> None:
+def write_png(path: str | Path, pixels: np.ndarray, profile: bytes | None = None) -> None:
     """Write a PNG, whole or not at all, which `read_pixels` reads.
 
     Args:
         path: file, whose folder is made.
         pixels: uint8 or uint16; grey (H, W), or red, green and blue (H, W, 3), or these and opacity (H, W, 4).
+        profile: ICC profile, which fits them (see `profile_fits`).
     """
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     _, encoded = cv2.imencode(".png", pixels)
+    content = encoded.tobytes()
+    chunk = _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
     with replacing(path) as temporary:
-        temporary.write_bytes(encoded.data)
+        temporary.write_bytes(content[: HEADER.stop] + chunk + content[HEADER.stop :])
 
 
 # --- maps of labels ---------------------------------------------------------------------------------------------------
@@ -442,12 +524,13 @@ def _stretched(samples: np.ndarray, most: int) -> bytes:
 TIFF_TYPES = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES, TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT = 256, 257, 258, 277, 322, 323
 TIFF_PHOTOMETRIC, TIFF_CMYK, TIFF_LAB = 262, 5, (8, 9, 10)
+TIFF_PROFILE = 34675
 TIFF_COLORS = (0, 1, 2, 3, TIFF_CMYK, 6)  # grey (white is 0, or black), RGB, palette, inks, YCbCr
 TIFF_PARTS = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
 
 
 def _tiff_tags(content: bytes) -> dict[int, np.ndarray]:
-    """The whole numbers in the first directory of a TIFF, by tag."""
+    """The whole numbers in the first directory of a TIFF, and the bytes of its color profile, by tag."""
     order = "<" if content[:2] == b"II" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     entries, word = ("Q", "Q") if big else ("H", "I")
@@ -459,13 +542,13 @@ def _tiff_tags(content: bytes) -> dict[int, np.ndarray]:
     for _ in range(count):
         tag, kind, number = struct.unpack_from(f"{order}HH{word}", content, start)
         start += 4 + inside
-        if kind in TIFF_TYPES:
-            dtype = np.dtype(order + TIFF_TYPES[kind])
+        if kind in TIFF_TYPES or tag == TIFF_PROFILE:
+            dtype = np.dtype(order + TIFF_TYPES.get(kind, "u1"))
             length = number * dtype.itemsize
             at = start if length <= inside else struct.unpack_from(order + word, content, start)[0]
-            if at + length > len(content):
+            if at + length > len(content) and tag != TIFF_PROFILE:  # which no decoder needs; it is found to break off
                 raise ValueError(f"the tag {tag} of the TIFF lies outside its {len(content)} bytes")
-            tags[tag] = np.frombuffer(content, dtype, number, at)
+            tags[tag] = np.frombuffer(content[at : at + length], dtype)
         start += inside
     return tags
 
@@ -518,3 +601,4 @@ HEADERS = {
     b"II*\0": _tiff, b"MM\0*": _tiff, b"II+\0": _tiff, b"MM\0+": _tiff,
     **{b"P%d" % kind: _ppm for kind in range(1, 7)},
 }  # fmt: skip
+PROFILES = {_jpeg: _jpeg_profile, _png: _png_profile, _tiff: _tiff_profile, _webp: _webp_profile}

@@ -12,7 +12,7 @@ cloud a PLY with labels and colors. A file that cannot be read is reported, and 
 
 The weights of a restorer, the authors' or ours, need no CONFIG: their names and shapes tell the network. --out then
 gets the restored pictures, under the names of the inputs and in the same folders, as PNG with their depth, grey or
-color, and opacity. Where two inputs of a folder differ in their endings alone, these stay: photo.jpg.png.
+color, opacity and color profile. Where two inputs of a folder differ in their endings alone, these stay: photo.jpg.png.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """How a restorer is asked (see `attlas.inference`): a picture comes back in the form in which it came.
 
-Depth, channels and size are kept: 16 bits stay 16 bits, grey stays grey, and a picture that EXIF turns comes back
-upright. Opacity has a path of its own: colors are multiplied by it before the network and divided by it behind it, and
-it is enlarged by `imresize`. So no color of pixels that nobody sees gets into those beside them.
+Depth, channels, size and color profile are kept: 16 bits stay 16 bits, grey stays grey, and a picture that EXIF turns
+comes back upright. Opacity has a path of its own: colors are multiplied by it before the network and divided by it
+behind it, and it is enlarged by `imresize`. So no color of pixels that nobody sees gets into those beside them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from itertools import repeat
 import numpy as np
 
 from ...data import one_of
-from ...images import SUFFIXES, read_pixels, write_png
+from ...images import SUFFIXES, profile_fits, read_pixels, read_profile, write_png
 from ...inference import Task
 from .degradations import as_floats, imresize
 
@@ -25,7 +25,9 @@ OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint")
 class Restoration(Task):
     """Image files, and arrays uint8 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity. A result has
     `restored`, such an array of the restored picture, its `height` and `width`, the `network` and its `scale`, and
-    `drift`: how much brighter than the picture is the mean of each channel that comes from the network, in 1/255."""
+    `drift`: how much brighter than the picture is the mean of each channel that comes from the network, in 1/255. Of a
+    file with an ICC profile it also has `profile_kept` and, where that is so, the `profile`, bytes: not where colors
+    were converted, as inks are, or where it is damaged or very large."""
 
     suffixes = SUFFIXES
     top = 1
@@ -52,7 +54,12 @@ class Restoration(Task):
         self.keep_tint = keep_tint
 
     def read(self, path):
-        return dict(image=read_pixels(path))
+        image = read_pixels(path)
+        try:
+            profile = read_profile(path)
+        except ValueError:  # colors without a profile are worth more than no picture
+            profile = b""
+        return dict(image=image, profile=profile)
 
     def take(self, source):
         image = np.asarray(source)
@@ -65,7 +72,11 @@ class Restoration(Task):
         return dict(image=np.array(image, order="C"))
 
     def prepare(self, transforms):
-        return lambda data: transforms(data | dict(image=_colors(data["image"])))
+        def prepared(data):
+            kept = {name: value for name, value in data.items() if name != "profile"}
+            return transforms(kept | dict(image=_colors(data["image"])))
+
+        return prepared
 
     def form(self, item):
         shape = tuple(item["image"].shape)
@@ -91,6 +102,10 @@ class Restoration(Task):
                 band = np.divide(band, opacity, out=np.zeros_like(band), where=opacity > 0)
                 restored[start : start + BAND, :, 3:] = np.floor(opacity * most + 0.5)
             restored[start : start + BAND, :, : colors.shape[2]] = np.floor(band.clip(0, 1) * most + 0.5)
+        profile = source.get("profile")
+        kept = {} if profile is None else dict(profile_kept=profile_fits(profile, image))
+        if kept.get("profile_kept"):
+            kept["profile"] = profile
         return dict(
             restored=restored[..., 0] if image.ndim == 2 else restored,
             height=height,
@@ -98,10 +113,13 @@ class Restoration(Task):
             network=prediction["network"],
             scale=prediction["scale"],
             drift=[round(-255 * float(mean), 2) for mean in tint.mean((0, 1))],
+            **kept,
         )
 
     def said(self, result):
         text = f"{result['network']} x{result['scale']}, {result['width']} x {result['height']} pixels"
+        if not result.get("profile_kept", True):
+            text += "; its color profile is not kept"
         if max(map(abs, result["drift"])) < DRIFT:
             return text
         shown = ", ".join(f"{mean:+.1f}" for mean in result["drift"])
@@ -110,7 +128,7 @@ class Restoration(Task):
         )
 
     def save(self, source, result, stem):
-        write_png(stem.with_name(f"{stem.name}.png"), result.pop("restored"))
+        write_png(stem.with_name(f"{stem.name}.png"), result.pop("restored"), result.pop("profile", None))
         return {}
 
     def exportable(self, model, steps):

@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from attlas.images import MAX_PIXELS, encode_map, read_image, read_map, read_pixels
+from attlas.images import MAX_PIXELS, encode_map, read_image, read_map, read_pixels, read_profile
 
 RNG = np.random.default_rng(0)
 
@@ -208,6 +208,34 @@ def test_tiff_of_our_own(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(tiff())
     assert (read_image(path) == np.zeros((3, 4, 3))).all()
+
+
+def test_a_profile_that_breaks_off_is_an_error_of_its_own(tmp_path):
+    """It does not keep the picture from being read."""
+    image, profile = (
+        Image.fromarray(picture(9, 9, 3)),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    )
+    for suffix, old, new in (
+        ("png", zlib.compress(profile), None),
+        ("jpg", b"ICC_PROFILE\0\1\1", b"ICC_PROFILE\0\1\2"),  # one part of two
+        ("tif", struct.pack("<HHI", 34_675, 7, len(profile)), struct.pack("<HHI", 34_675, 7, 2**31)),
+        ("webp", b"acsp", b"ascp"),
+    ):
+        file = tmp_path / f"a.{suffix}"
+        image.save(file, icc_profile=profile)
+        assert read_profile(file) == profile
+        content = file.read_bytes()
+        if suffix == "png":
+            content = content[:33] + chunk(b"iCCP", b"name\0\0" + old[:-40]) + content[33:]
+        else:
+            assert content.count(old) == 1
+            content = content.replace(old, new)
+        file.write_bytes(content)
+        assert read_image(file).shape == read_pixels(file).shape == (9, 9, 3)
+        with pytest.raises(ValueError, match=rf"the color profile of .*a\.{suffix} is"):
+            read_profile(file)
+    assert read_profile(put(tmp_path / "a.bmp", picture(4, 4, 3))) is None
 
 
 WHOLE = png(4, 3)

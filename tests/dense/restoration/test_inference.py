@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from PIL import Image
+from PIL import Image, ImageCms
 from small_restorers import ByImresize, SmallUpscaler
 from torch import nn
 
@@ -159,6 +159,42 @@ def test_a_picture_at_which_the_network_fails_ends_no_folder(kind):
     assert "restored" in last
     assert failed["error"].startswith(f"{kind.__name__}: ")
     assert "memory is out" in failed["error"]
+
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("change", ["", "long", "GRAY", "CMYK", "damaged", "huge", "none"])
+def test_a_color_profile_is_kept_or_said_to_be_lost(tmp_path, suffix, change):
+    """Of a JPEG also in parts; in place of red, green and blue the profile may be of others, which do not fit."""
+    profile = bytearray(PROFILE)
+    if change in ("long", "huge"):
+        profile += np.random.default_rng(0).bytes(150_000) if change == "long" else bytes(2**22)
+        profile[:4] = len(profile).to_bytes(4, "big")
+    elif change == "damaged":
+        del profile[-9:]
+    elif change in ("GRAY", "CMYK"):
+        profile[16:20] = change.encode()
+    profile, file = bytes(profile), tmp_path / f"a.{suffix}"
+    Image.fromarray(picture(12, 16, 3)).save(file, **({} if change == "none" else dict(icc_profile=profile)))
+    ask = asked()
+    (result,) = ask(file)
+    said = ask.task.said(result)
+    ask.task.save(None, result, tmp_path / "out")
+    json.dumps(result)
+    kept = change in ("", "long")
+    assert result.get("profile_kept") == (None if change == "none" else kept)
+    assert ("its color profile is not kept" in said) == (not kept and change != "none")
+    assert Image.open(tmp_path / "out.png").info.get("icc_profile") == (profile if kept else None)
+    assert images.read_pixels(tmp_path / "out.png").shape == (24, 32, 3)
+
+
+def test_a_profile_of_grey_is_kept_of_grey(tmp_path):
+    for name, profile in (("a.png", PROFILE[:16] + b"GRAY" + PROFILE[20:]), ("b.png", PROFILE)):
+        Image.fromarray(picture(12, 16)).save(tmp_path / name, icc_profile=profile)
+    Image.fromarray(picture(12, 16, 4)).save(tmp_path / "c.png", icc_profile=PROFILE)
+    assert [result["profile_kept"] for result in asked()(tmp_path)] == [True, False, True]
 
 
 # --- channels of the picture and of the network ----------------------------------------------------------------------
