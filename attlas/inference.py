@@ -513,7 +513,8 @@ class Inferencer:
         config: config of the checkpoint; see `load`.
         device: where the model goes; see `load`.
         container: name of the wanted weights; see `load`.
-        **options: what the model's task takes besides; of restorers see `Restoration.configure`.
+        **options: what the model's task takes besides; of restorers see `Restoration.configure`. They are set on the
+            model, and stay with it where it is given to another.
 
     Attributes:
         left_out: files in folders that the last `find` passed over, for their endings.
@@ -547,9 +548,10 @@ class Inferencer:
         """A result for each input, and for each file of a folder.
 
         Args:
-            inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); points (N, 3), with
-                normals (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number
-                that networks of parts want); one, or a sequence.
+            inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); of restorers uint8
+                or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity; points (N, 3), with normals
+                (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number that
+                networks of parts want); one, or a sequence.
             batch_size: most items at a time. Those of different sizes do not share a batch.
             top: most classes, or objects, that a result lists; by default the task's number.
 
@@ -558,8 +560,8 @@ class Inferencer:
             a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
             name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
             largest first, and of points also "labels", one for each point, of images a "mask" of each class; of
-            restoration "restored", the picture. Where an input cannot be read, "error" says why instead. A result does
-            not depend on the inputs beside it.
+            restoration "restored", the picture. Where an input cannot be read, or the network fails at it (as for want
+            of memory), "error" says why instead. A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
 

@@ -44,8 +44,9 @@ class Restoration(Task):
             model: a restorer.
             keep_tint: whether low frequencies of the restored picture are made those of the picture: what differs of
                 means over CELL pixels is added.
-            **options: as of `Restorer.configure`; those that are not given stay as the model has them, but for a `tile`
-                that is None: "auto" takes its place.
+            **options: as of `Restorer.configure`, set on the model, with which they stay. Those that are not given stay
+                as the model has them, but for its tile=None: "auto" takes the place. Where tile=None is given, it means
+                whole pictures, whatever memory they need.
         """
         for name in options:
             one_of("Inferencer's option for a restorer", name, OPTIONS)

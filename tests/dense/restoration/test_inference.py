@@ -307,6 +307,14 @@ def test_what_is_larger_than_a_tile_is_tiled_unless_told_otherwise(monkeypatch):
     assert max(sizes) == (40, 40)
 
 
+def test_no_tile_means_auto_and_none_whole_pictures():
+    ask = asked()
+    assert ask.model.tile == "auto"
+    assert Inferencer(ask.model, tile=None).model.tile is None
+    assert Inferencer(ask.model, tile=40, half="bfloat16").model.tile == 40
+    assert (Inferencer(ask.model).model.tile, ask.model.half) == (40, "bfloat16")  # they stay with the model
+
+
 def test_seams_vanish_in_the_answer():
     torch.manual_seed(0)
     network = SmallUpscaler(start=0.1, multiple=4)
