@@ -206,7 +206,7 @@ class Classification(Task):
         if not torch.isfinite(probabilities).all():
             raise ValueError("the network gives NaN or infinite numbers for it")
         if classes and len(classes) != len(probabilities):
-            raise RuntimeError(f"There are names of {len(classes)} classes, and the network has {len(probabilities)}.")
+            raise ModelError(f"There are names of {len(classes)} classes, and the network has {len(probabilities)}.")
         best = probabilities.argsort(descending=True, stable=True)[:top].tolist()
         return dict(
             classes=[
@@ -490,6 +490,10 @@ def _published_classes(config: Mapping | Config) -> tuple[str, ...]:
 # --- asking it -------------------------------------------------------------------------------------------------------
 
 
+class ModelError(RuntimeError):
+    """The model is wrong, whatever the input: it ends the run."""
+
+
 class Source(NamedTuple):
     """An input by its name: a file, an array, or the error that stands for it."""
 
@@ -644,6 +648,8 @@ class Inferencer:
                 predictions = self.model.test_step(pseudo_collate([item.data for item in items]))
             pairs = zip(predictions, items)
             return [self.task.result(found, item.source, self.model.classes, top) for found, item in pairs]
+        except ModelError:
+            raise
         except Exception as error:  # also of memory that is out: those behind it may fit
             if len(items) == 1:
                 return [dict(error=_said(error, items[0].name))]

@@ -12,7 +12,7 @@ from torch_geometric.transforms import BaseTransform
 from ..data import build_transforms, seeded
 from ..drawing import palette
 from ..files import printable, replacing
-from ..inference import Classification, Exportable, Task
+from ..inference import Classification, Exportable, ModelError, Task
 from .datasets import as_data, category_parts, competing
 from .formats import labelled_ply
 from .scenes import RandomBlock
@@ -181,7 +181,7 @@ class PointSegmentation(OfShapes):
         if not torch.isfinite(log_probs).all():
             raise ValueError("the network gives NaN or infinite numbers for it")
         if classes and len(classes) != log_probs.shape[1]:
-            raise RuntimeError(f"There are names of {len(classes)} classes, and the network has {log_probs.shape[1]}.")
+            raise ModelError(f"There are names of {len(classes)} classes, and the network has {log_probs.shape[1]}.")
         names = classes or [f"class {number}" for number in range(log_probs.shape[1])]
         category = prediction["category"]
         if category is not None and not prediction["num_categories"]:

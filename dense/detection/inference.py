@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from ...backbones.classification.inference import ImageClassification
 from ...drawing import draw_objects
 from ...files import printable
-from ...inference import Task
+from ...inference import ModelError, Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage
 from . import doctor, export
@@ -55,7 +55,7 @@ class Detection(Task):
             raise ValueError("the network gives NaN or infinite numbers for it")
         best = found[found.scores.argsort(descending=True, stable=True)[:top]].cpu()
         if classes and len(best) and int(best.labels.max()) >= len(classes):
-            raise RuntimeError(f"There are names of {len(classes)} classes, and an object is of {best.labels.max()}.")
+            raise ModelError(f"There are names of {len(classes)} classes, and an object is of {best.labels.max()}.")
         objects = [
             dict(label=label, name=classes[label] if classes else f"class {label}", score=score, box=box)
             for label, score, box in zip(best.labels.tolist(), best.scores.tolist(), best.bboxes.tolist())

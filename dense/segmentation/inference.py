@@ -13,7 +13,7 @@ from ...backbones.classification.inference import ImageClassification
 from ...drawing import draw_regions, palette
 from ...files import printable, replacing
 from ...images import encode_map
-from ...inference import Task
+from ...inference import ModelError, Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage
 from . import doctor
@@ -57,7 +57,7 @@ class Segmentation(Task):
         labels = prediction.pred_sem_seg.data[0].long().cpu().numpy()  # of one channel it is a float
         kinds, counts = np.unique(labels, return_counts=True)
         if classes and kinds[-1] >= len(classes):
-            raise RuntimeError(f"There are names of {len(classes)} classes, and a pixel is of {kinds[-1]}.")
+            raise ModelError(f"There are names of {len(classes)} classes, and a pixel is of {kinds[-1]}.")
         order = counts.argsort(kind="stable")[::-1][:top]
         return dict(
             classes=[

@@ -17,7 +17,7 @@ from mmengine.config import Config
 import attlas
 from attlas import checkpoint, furniture, images, inference
 from attlas.data import build_transforms, drawn
-from attlas.inference import Inferencer
+from attlas.inference import Inferencer, ModelError
 from attlas.pointnets.datasets import as_data
 from attlas.registry import MODELS, TRANSFORMS
 
@@ -184,7 +184,7 @@ def test_names_of_classes(cloud_checkpoint, image_checkpoint, tmp_path):
     (result,) = ask(np.zeros((40, 40), np.uint8))
     assert all(entry["name"] == f"class {entry['label']}" for entry in result["classes"])
     ask.model.classes = ("bed",)
-    with pytest.raises(RuntimeError, match="names of 1 classes, and the network has 3"):
+    with pytest.raises(ModelError, match="names of 1 classes, and the network has 3"):
         ask(np.zeros((40, 40), np.uint8))
     with pytest.raises(ValueError, match=r"holds no config\. Give the config before the checkpoint"):
         attlas.load(tmp_path / "named.safetensors")
