@@ -96,7 +96,8 @@ def imresize(
         form[axis] = -1
         numbers = np.zeros([wanted[axis] if a == axis else side for a, side in enumerate(result.shape)])
         for places, share in zip(index, weights):
-            numbers += share.reshape(form) * result.take(places, axis)
+            # not `take`, which copies all of a picture that is not laid out in rows
+            numbers += share.reshape(form) * (result[places] if axis == 0 else result[:, places])
         result = numbers if dtype.kind == "f" else _rounded(numbers, dtype)
     return result.astype(dtype, copy=False)
 
