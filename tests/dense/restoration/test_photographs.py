@@ -86,9 +86,8 @@ def doubled():
     return restorer, [(data[item]["truth"][:300, :400], data[item]["image"][:150, :200]) for item in (0, 2)]
 
 
-def restored(restorer, small, **options):
-    for name, value in options.items():
-        setattr(restorer, name, value)
+def restored(restorer, small, tile):
+    restorer.configure(tile)
     image = torch.from_numpy(small / np.float32(255)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return as_bytes(restorer.restore(image)[0].permute(1, 2, 0).numpy().clip(0, 1))
@@ -98,8 +97,8 @@ def test_it_beats_bicubic_interpolation_and_its_tiles_have_no_seams(doubled):
     restorer, pairs = doubled
     gains = []
     for truth, small in pairs:
-        whole = psnr(restored(restorer, small, tile=None, overlap=None), truth, crop=8)
-        tiled = psnr(restored(restorer, small, tile=64, overlap=None), truth, crop=8)
+        whole = psnr(restored(restorer, small, None), truth, crop=8)
+        tiled = psnr(restored(restorer, small, 64), truth, crop=8)
         gains.append(whole - psnr(imresize(small, 2), truth, crop=8))
         assert abs(whole - tiled) < 0.02
     assert np.mean(gains) > 0.6
