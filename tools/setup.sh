@@ -42,4 +42,4 @@ fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check install -c constraints.txt)
 "${pip[@]}" pip setuptools
 "${pip[@]}" torch==2.13.0 # first: packages below build against the torch that is there
-"${pip[@]}" -e '.[pointnets,dense,medical,dev]' # mmcv is built apart from torch, so it compiles nothing
+"${pip[@]}" -e '.[all,dev]' # mmcv is built apart from torch, so it compiles nothing

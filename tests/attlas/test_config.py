@@ -77,7 +77,8 @@ def test_builds(path, shapes, images):
     optimized = {id(parameter) for group in wrapper.param_groups for parameter in group["params"]}
     assert optimized >= {id(parameter) for parameter in model.parameters()}
     HOOKS.build(config.default_hooks.checkpoint)
-    METRICS.build(config.test_evaluator)
+    for evaluator in config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]:
+        METRICS.build(evaluator)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         build_transforms(loader.dataset.get("dataset", loader.dataset).transforms)
     assert unread_variables(ROOT / path) == {}

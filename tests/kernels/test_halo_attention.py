@@ -224,6 +224,7 @@ def test_some_heads_at_a_time(heads, monkeypatch):
     tables = torch.randn(2, 7, q.shape[-1], dtype=q.dtype)
     expected = window_attention(q, k, v, bias, 2, 1), halo_attention(q, k, v, *tables, 2, 1)
     counted, some_heads = [], module._some_heads
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(module, "COPY", heads * q[..., 0, :].numel())
     monkeypatch.setattr(module, "_some_heads", lambda q, *x: counted.append(q.shape[3]) or some_heads(q, *x))
     got = window_attention(q, k, v, bias, 2, 1), halo_attention(q, k, v, *tables, 2, 1)

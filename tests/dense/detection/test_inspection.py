@@ -222,11 +222,11 @@ def test_masks_of_predictions_are_decoded(data, tmp_path, monkeypatch):
     detector = asked(detectors.read("tiny_detector", data), tmp_path)
     answer = detector.task.result
 
-    def with_masks(prediction, classes, top):
+    def with_masks(prediction, *others):
         found = prediction.pred_instances
         found.masks = torch.zeros(len(found), 64, 96, dtype=torch.bool)
         found.masks[:, 5:9, 7:20] = True
-        return answer(prediction, classes, top)
+        return answer(prediction, *others)
 
     monkeypatch.setattr(detector.task, "result", with_masks)
     found = inspection.detections(detector, inspection.file_subject(data / "images" / "0.png"))
