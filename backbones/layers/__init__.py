@@ -9,8 +9,15 @@ from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
 from .patches import Patches, any_free, fill
 from .position import PositionTable, Tokens
-from .residual import Block, ClassBlock, DropPath, LayerScale, Residual, depthwise, depthwise_norm
-from .windows import ChannelAttention, HybridAttention, OverlappingAttention, WindowAttention, pair_bias
+from .residual import Block, ClassBlock, DropPath, DualBlock, LayerScale, Residual, depthwise, depthwise_norm
+from .windows import (
+    ChannelAttention,
+    HybridAttention,
+    OverlappingAttention,
+    SpatialWindowAttention,
+    WindowAttention,
+    pair_bias,
+)
 
 __all__ = [
     "Attention",
@@ -27,6 +34,7 @@ __all__ = [
     "DepthwiseMlp",
     "DistilledHead",
     "DropPath",
+    "DualBlock",
     "FFNifiedAttention",
     "Head",
     "HybridAttention",
@@ -41,6 +49,7 @@ __all__ = [
     "PositionTable",
     "RepDepthwise",
     "Residual",
+    "SpatialWindowAttention",
     "SqueezeExcite",
     "Tokens",
     "WindowAttention",

@@ -152,6 +152,35 @@ class Residual(nn.Module):
         return self
 
 
+class DualBlock(nn.Module):
+    """The pre-norm block with a depth-wise 3x3 convolution (which tells positions) before the mixer, and another before
+    the MLP, all on residual branches.
+
+    Args:
+        dim: channels.
+        mixer, mlp: modules (B, C, H, W) -> (B, C, H, W).
+        drop_path: rate of stochastic depth of both branches.
+        cpe_act: whether a GELU follows the convolutions that tell positions.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. Source: DaViT, arXiv 2204.03645.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0, cpe_act: bool = False):
+        super().__init__()
+        self.position1, self.position2 = (
+            Residual(depthwise(dim, 3), activation=nn.GELU() if cpe_act else None) for _ in range(2)
+        )
+        self.norm1, self.mixer = LayerNorm2d(dim, eps=1e-5), mixer
+        self.norm2, self.mlp = LayerNorm2d(dim, eps=1e-5), mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.position1(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.position2(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
 def depthwise(dim: int, kernel_size: int) -> nn.Conv2d:
     """A depth-wise convolution with bias that keeps the size."""
     return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)

@@ -1,7 +1,9 @@
-"""Attention in windows with a relative position bias, overlapping windows as a case of it, and channel attention beside
-it. They are the mixers of HAT (`dense/restoration/hat.py`), which any host may use."""
+"""Attention in windows: without any notion of position (DaViT, L2ViT), and with a relative position bias, overlapping
+windows as a case of it, and channel attention beside it. The latter are the mixers of HAT
+(`dense/restoration/hat.py`), which any host may use."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.halo_attention import window_attention
@@ -26,6 +28,60 @@ def pair_bias(table: Tensor, window: int, reach: int) -> Tensor:
     """
     slices = table.unfold(0, reach, 1).unfold(1, reach, 1).flip(0, 1)  # (w, w, heads, r, r): of query row y, w - 1 - y
     return slices.permute(2, 0, 1, 3, 4).reshape(-1, window**2, reach**2)
+
+
+@MIXERS.register_module()
+class SpatialWindowAttention(nn.Module):
+    """Self-attention within windows that do not overlap, without any notion of position: softmax(q kᵀ / √d) v.
+
+    Args:
+        dim: channels C.
+        heads: number of attention heads; about C / 32 by default.
+        window: side w of a window in pixels. Maps are filled up with zeros to whole windows.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. The zeros that fill up the last windows take part in their softmax.
+    Source: DaViT, arXiv 2204.03645.
+    """
+
+    def __init__(self, dim: int, heads: int | None = None, window: int = 7, qkv_bias: bool = True):
+        super().__init__()
+        self.heads = heads_of("SpatialWindowAttention", dim, heads)
+        self.window = window
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, rows of windows, columns of windows, heads, w², d)."""
+        w = self.window
+        pixels = fill(x, w).permute(0, 2, 3, 1).unflatten(2, (-1, w)).unflatten(1, (-1, w))
+        windows = pixels.transpose(2, 3).flatten(3, 4)  # copied before the projection makes three of them
+        qkv = self.qkv(windows).unflatten(-1, (3, self.heads, -1))
+        # (B, rows, columns, w², 3, heads, d) -> (3, B, rows, columns, heads, w², d)
+        return qkv.permute(4, 0, 1, 2, 5, 3, 6).unbind(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        parts = self._split(x)
+        q, k, v = (part.flatten(0, 2) for part in parts)
+        y = F.scaled_dot_product_attention(q, k, v)  # (windows, heads, w², d)
+        y = self.proj(y.transpose(1, 2).flatten(2))  # before the windows are joined, which would copy what it keeps
+        y = y.unflatten(1, (self.window, self.window)).unflatten(0, parts[0].shape[:3])
+        y = y.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, rows · w, columns · w, C)
+        return y[:, :height, :width].permute(0, 3, 1, 2)
+
+    def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+        """How the pixel (row, column) `place` looks at the pixels, by head: (B, heads, H, W). Zero outside its window;
+        the sum is 1 less what goes to the filling beyond the map."""
+        (row, inner_row), (column, inner_column) = (divmod(index, self.window) for index in place)
+        q, k, _ = (part[:, row, column] for part in self._split(x))
+        query = q[:, :, inner_row * self.window + inner_column, None]
+        weights = (query @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        maps = x.new_zeros(len(x), self.heads, *x.shape[-2:])
+        top, left = row * self.window, column * self.window
+        here = maps[:, :, top : top + self.window, left : left + self.window]
+        here.copy_(weights.unflatten(-1, (self.window, self.window)).squeeze(2)[..., : here.shape[2], : here.shape[3]])
+        return maps
 
 
 @MIXERS.register_module()
