@@ -46,6 +46,7 @@ OTHERS_OF = dict(
         stem_kernel=3,
     ),
     HorNet=dict(filter_sizes=(None, None, (14, 8), (7, 4)), orders=(2, 2, 3, 3)),
+    L2ViT=dict(heads=(1, 2, 4, 8)),
     LSNet=dict(resolution=5),
     NAT=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
     NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
@@ -132,7 +133,7 @@ def test_what_a_class_does_not_use_is_refused(system):
 def test_which_options_systems_do_not_use():
     for unused, systems in (
         ("mlp_ratio", ["HaloNet", "LSNet", "OverLoCK", "SHViT"]),
-        ("layer_scale", ["DaViT", "HaloNet", "LSNet", "OverLoCK", "SHViT", "TransNeXt"]),
+        ("layer_scale", ["DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "SHViT", "TransNeXt"]),
         ("mixers", SYSTEMS),
     ):
         assert not [name for name in systems if unused in backbones.systems()[name].options()]
