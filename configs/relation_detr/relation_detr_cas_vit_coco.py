@@ -1,0 +1,7 @@
+# CAS-ViT in Relation-DETR on COCO. Nothing was published for it.
+# The drop path is that of its RetinaNet.
+_base_ = ["../_base_/relation_detr_backbone.py", "../_base_/coco_detr_1x.py"]
+
+name = "{{$BACKBONE:cas_vit_xs}}"
+work_dir = f"work_dirs/relation_detr_{name}_coco"
+model = dict(backbone=dict(drop_path_rate=dict(cas_vit_m=0.1, cas_vit_t=0.1).get(name, 0.0)))
