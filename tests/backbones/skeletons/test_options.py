@@ -133,7 +133,7 @@ def test_what_a_class_does_not_use_is_refused(system):
 def test_which_options_systems_do_not_use():
     for unused, systems in (
         ("mlp_ratio", ["HaloNet", "LSNet", "OverLoCK", "SHViT"]),
-        ("layer_scale", ["DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "SHViT", "TransNeXt"]),
+        ("layer_scale", ["CASViT", "DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "SHViT", "TransNeXt"]),
         ("mixers", SYSTEMS),
     ):
         assert not [name for name in systems if unused in backbones.systems()[name].options()]
