@@ -19,43 +19,53 @@ from .residual import depthwise, depthwise_norm
 
 
 class RepDepthwise(nn.Module):
-    """The sum of two depth-wise convolutions with batch norms, one of few taps; `fused` gives the one that equals both.
+    """The sum of depth-wise convolutions of several sizes, each with a batch norm; `fused` gives the one that equals
+    all of them.
 
     Args:
         in_dim, dim: channels of the input and of the output, a multiple of them.
-        kernel_size: taps of the large kernel along an axis, odd.
+        shapes: taps (rows, columns) of each kernel, odd; the first one covers the others.
         stride: pixels from one output to the next.
-        small_size: taps of the small kernel along an axis, odd.
 
     `forward(x (B, in_dim, H, W)) -> (B, dim, ⌈H / stride⌉, ⌈W / stride⌉)`.
     """
 
-    def __init__(self, in_dim: int, dim: int, kernel_size: int = 7, stride: int = 1, small_size: int = 3):
+    def __init__(self, in_dim: int, dim: int, shapes: Sequence[tuple[int, int]] = ((7, 7), (3, 3)), stride: int = 1):
         super().__init__()
-        if kernel_size % 2 == 0 or small_size % 2 == 0 or not 1 <= small_size < kernel_size:
-            raise ValueError(
-                f"RepDepthwise: kernel_size={kernel_size} and small_size={small_size} must be odd, the second smaller"
-            )
-        self.large: nn.Module = ConvNorm(in_dim, dim, kernel_size, stride, groups=in_dim)
-        self.small: nn.Module = ConvNorm(in_dim, dim, small_size, stride, groups=in_dim)
+        rows, columns = shapes[0]
+        if any(not (1 <= r <= rows and 1 <= c <= columns and r % 2 and c % 2) for r, c in shapes):
+            raise ValueError(f"RepDepthwise: shapes={shapes!r} must be pairs of odd numbers, none above the first one")
+        if dim % in_dim:
+            raise ValueError(f"RepDepthwise: dim={dim} must be a multiple of in_dim={in_dim}")
+        self.branches = nn.ModuleList(ConvNorm(in_dim, dim, shape, stride, groups=in_dim) for shape in shapes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.large(x) + self.small(x)
+        first, *others = (branch(x) for branch in self.branches)
+        for y in others:
+            first = first + y
+        return first
 
     @torch.no_grad()
     def fused(self) -> nn.Module:
-        large: Any = fuse(self.large)
-        small: Any = fuse(self.small)
-        margin = (large.kernel_size[0] - small.kernel_size[0]) // 2
-        large.weight += F.pad(small.weight, (margin,) * 4)
-        large.bias += small.bias
-        return large
+        merged: list[Any] = [fuse(branch) for branch in self.branches]
+        first = merged[0]
+        for conv in merged[1:]:
+            rows, columns = ((a - b) // 2 for a, b in zip(first.kernel_size, conv.kernel_size))
+            first.weight += F.pad(conv.weight, (columns, columns, rows, rows))
+            first.bias += conv.bias
+        return first
 
 
-def depthwise_of(dim: int, kernel_size: int, norm: bool) -> nn.Module:
-    """The paper's depth-wise convolution of a size: above 3 taps `RepDepthwise`; else with batch norm, or with bias."""
+def depthwise_of(dim: int, kernel_size: int, norm: bool, strips: bool = False) -> nn.Module:
+    """The paper's depth-wise convolution of k taps along an axis. Above 3 it is `RepDepthwise` of k x k and 3 x 3; else
+    one convolution, with batch norm or with bias. With strips (the paper's segmentor) it is `RepDepthwise` of any size:
+    k x k, 1 x k, k x 1 and (k - 4) x (k - 4), if there is one."""
+    square = (kernel_size, kernel_size)
+    if strips and kernel_size > 1:
+        smaller = [(kernel_size - 4, kernel_size - 4)] if kernel_size > 3 else []
+        return RepDepthwise(dim, dim, [square, (1, kernel_size), (kernel_size, 1), *smaller])
     if kernel_size > 3:
-        return RepDepthwise(dim, dim, kernel_size)
+        return RepDepthwise(dim, dim, [square, (3, 3)])
     return depthwise_norm(dim, kernel_size) if norm else depthwise(dim, kernel_size)
 
 
@@ -67,15 +77,16 @@ class FFNifiedAttention(nn.Module):
         dim: channels C.
         kernel_sizes: taps along an axis of key and value, odd; above 3 they are `RepDepthwise`.
         norm: whether the query has a batch norm in place of its bias.
+        strips: whether the kernels are trained with strips of one row and of one column, see `depthwise_of`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, kernel_sizes: Sequence[int] = (7, 7), norm: bool = True):
+    def __init__(self, dim: int, kernel_sizes: Sequence[int] = (7, 7), norm: bool = True, strips: bool = False):
         super().__init__()
         check_sizes("FFNifiedAttention: kernel_sizes", kernel_sizes, 2)
         self.query = ConvNorm(dim, dim) if norm else Pointwise(dim, dim)
-        self.key, self.value = (depthwise_of(dim, size, norm=False) for size in kernel_sizes)
+        self.key, self.value = (depthwise_of(dim, size, False, strips) for size in kernel_sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value(F.gelu(self.key(self.query(x))))
@@ -89,15 +100,16 @@ class DepthwiseMlp(nn.Module):
         ratio: hidden width over C.
         kernel_size: taps along an axis of the depth-wise convolution, odd; above 3 it is `RepDepthwise`.
         norm: whether a convolution of 3 taps has a batch norm in place of its bias.
+        strips: as of `FFNifiedAttention`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.
     """
 
-    def __init__(self, dim: int, ratio: float = 3.0, kernel_size: int = 7, norm: bool = True):
+    def __init__(self, dim: int, ratio: float = 3.0, kernel_size: int = 7, norm: bool = True, strips: bool = False):
         super().__init__()
         check_sizes("DepthwiseMlp: kernel_size", (kernel_size,), 1)
         hidden = int(dim * ratio)
-        self.conv = depthwise_of(dim, kernel_size, norm)
+        self.conv = depthwise_of(dim, kernel_size, norm, strips)
         self.fc1, self.fc2 = Pointwise(dim, hidden), Pointwise(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class ConvNorm(nn.Module):
 
     Args:
         in_dim, dim: channels of the input and of the output.
-        kernel_size, stride, groups, dilation: as of `nn.Conv2d`; the padding keeps the size (rounded up by a stride).
+        kernel_size, stride, groups, dilation: as of `nn.Conv2d`; a pair (rows, columns) for a kernel that is no square.
+            The padding keeps the size (rounded up by a stride).
         weight: initial scale of the norm; 0 makes a residual branch begin as nothing.
         bias: whether the convolution has a bias; the norm makes it superfluous, some published networks have it.
     """
@@ -40,7 +41,7 @@ class ConvNorm(nn.Module):
         self,
         in_dim: int,
         dim: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         stride: int = 1,
         groups: int = 1,
         dilation: int = 1,
@@ -49,11 +50,12 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         self.conv: nn.Conv2d
-        if kernel_size == 1 and (groups == 1 or groups == in_dim == dim):
+        sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if sides == (1, 1) and (groups == 1 or groups == in_dim == dim):
             self.conv = Pointwise(in_dim, dim, stride, groups, bias)
         else:
-            padding = dilation * (kernel_size - 1) // 2
-            self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, dilation, groups, bias)
+            rows, columns = (dilation * (side - 1) // 2 for side in sides)
+            self.conv = nn.Conv2d(in_dim, dim, sides, stride, (rows, columns), dilation, groups, bias)
         self.norm = nn.BatchNorm2d(dim)
         nn.init.constant_(self.norm.weight, weight)
 

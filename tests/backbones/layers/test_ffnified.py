@@ -16,7 +16,10 @@ NAMES = [
     (r"\.c\.", ".conv."),
     (r"\.bn\.", ".norm."),
 ]
-BRANCHES = [(r"^(key|value|conv)\.conv\.(conv|norm)", r"\1.large.\2"), (r"^(key|value|conv)\.conv1\.", r"\1.small.")]
+BRANCHES = [
+    (r"^(key|value|conv)\.conv\.(conv|norm)", r"\1.branches.0.\2"),
+    (r"^(key|value|conv)\.conv1\.", r"\1.branches.1."),
+]
 
 
 def moved(module):
@@ -51,14 +54,14 @@ def test_equals_the_authors(name, build, rules):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("sizes", [(7, 3), (9, 5), (5, 1)])
-def test_merged_branches(sizes, stride):
-    branches = moved(RepDepthwise(4, 8, sizes[0], stride, sizes[1]))
+@pytest.mark.parametrize("shapes", [[(7, 7), (3, 3)], [(9, 9), (5, 5), (1, 9), (9, 1)], [(5, 3), (1, 1)], [(3, 3)]])
+def test_merged_branches(shapes, stride):
+    branches = moved(RepDepthwise(4, 8, shapes, stride))
     x = torch.randn(2, 4, 11, 8)
     expected = branches(x)
     merged = branches.fused()
     assert type(merged) is nn.Conv2d
-    assert merged.kernel_size == (sizes[0],) * 2
+    assert merged.kernel_size == shapes[0]
     assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -68,10 +71,25 @@ def test_kernels_of_three_taps_have_no_branches():
     assert sum(p.numel() for p in attention.parameters()) == 4 * 4 + 4 + 2 * (4 * 9 + 4)
 
 
+@pytest.mark.parametrize(("taps", "shapes"), [(9, [(9, 9), (1, 9), (9, 1), (5, 5)]), (3, [(3, 3), (1, 3), (3, 1)])])
+def test_kernels_with_strips(taps, shapes):
+    for module in (FFNifiedAttention(4, (taps, 1), strips=True).key, DepthwiseMlp(4, 2.0, taps, strips=True).conv):
+        assert [branch.conv.kernel_size for branch in module.branches] == shapes
+    attention = moved(FFNifiedAttention(4, (taps, 1), strips=True))
+    assert type(attention.value) is nn.Conv2d
+    x = torch.randn(2, 4, 6, 7)
+    expected = attention(x)
+    assert expected.shape == x.shape
+    assert_close(fuse(attention)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_bad_sizes():
     with pytest.raises(ValueError, match=r"FFNifiedAttention: kernel_sizes=\(3, 4\) must be 2 odd numbers"):
         FFNifiedAttention(4, (3, 4))
     with pytest.raises(ValueError, match=r"DepthwiseMlp: kernel_size=\(6,\) must be 1 odd number"):
         DepthwiseMlp(4, kernel_size=6)
-    with pytest.raises(ValueError, match="kernel_size=3 and small_size=3 must be odd, the second smaller"):
-        RepDepthwise(4, 4, 3)
+    for shapes in ([(3, 3), (5, 1)], [(4, 4)], [(3, 3), (0, 1)]):
+        with pytest.raises(ValueError, match=r"RepDepthwise: shapes=.* must be pairs of odd numbers, none above"):
+            RepDepthwise(4, 4, shapes)
+    with pytest.raises(ValueError, match="RepDepthwise: dim=6 must be a multiple of in_dim=4"):
+        RepDepthwise(4, 6)
