@@ -2,6 +2,7 @@
 
 from ..transforms import ReadImage
 from .datasets import ADE20KMaps, CityscapesMaps, FurnishedRoomsMaps, SegmentationMaps
+from .ffnet_seg import FFNetSegHead
 from .guided_attention import DAFStack, GuidedAttentionHead
 from .horfpn import GNUPerHead
 from .maps import ReadMap
@@ -14,6 +15,7 @@ __all__ = [
     "AveragedSegmentor",
     "CityscapesMaps",
     "DAFStack",
+    "FFNetSegHead",
     "FurnishedRoomsMaps",
     "GNUPerHead",
     "GuidedAttentionHead",

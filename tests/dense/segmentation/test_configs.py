@@ -17,10 +17,12 @@ from attlas.registry import MODELS
 CONFIGS = Path(__file__).parents[3] / "configs"
 SEGMENTORS = ("upernet", "semantic_fpn")
 OTHERS = dict(upernet={"hornet_horfpn"})  # beside one of each system
-FOUND = sorted(path for name in SEGMENTORS for path in (CONFIGS / name).glob("*.py"))
+WHOLE = ("ffnet_seg",)  # whose backbone and head belong together
+FOUND = sorted(path for name in (*SEGMENTORS, *WHOLE) for path in (CONFIGS / name).glob("*.py"))
 ROOMS = [path for path in FOUND if path.stem.endswith("_rooms")]
 MASK2FORMER = CONFIGS / "mask2former/mask2former_biformer_ade20k.py"
 SMALL = dict(  # what makes a step of a segmentor a quick one
+    ffnet_seg={"model.backbone.depths": (1, 1, 2, 1), "model.decode_head.depth": 2},
     mask2former={
         "classes": 3,
         "model.decode_head.num_queries": 10,
@@ -62,7 +64,7 @@ def test_maps_fit_the_heads(path):
         maps = model.extract_feat(torch.empty(2, 3, *size))
         logits = model.decode_head(maps)
         other = [model.auxiliary_head(maps)] if model.with_auxiliary_head else []
-    first = 8 if "lsnet" in path.stem else 4
+    first = 8 if "lsnet" in path.stem or path.parent.name in WHOLE else 4
     for number, found in enumerate(maps[:4]):
         assert tuple(found.shape[2:]) == tuple(-(-side // (first * 2**number)) for side in size)
     assert logits.shape == (2, 5, size[0] // first, size[1] // first)
