@@ -8,7 +8,7 @@ from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
 from .patches import Patches, any_free, fill
-from .position import PositionTable, Tokens
+from .position import ClassPositionTable, PositionTable, Tokens
 from .residual import Block, ClassBlock, DropPath, DualBlock, LayerScale, Residual, depthwise, depthwise_norm
 from .windows import (
     ChannelAttention,
@@ -28,6 +28,7 @@ __all__ = [
     "ClassAttention",
     "ClassBlock",
     "ClassHead",
+    "ClassPositionTable",
     "ConvGlu",
     "ConvMlp",
     "ConvNorm",

@@ -1,7 +1,7 @@
 """What is learned for places: a table of positions, and tokens that stand beside a map."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +24,22 @@ def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
     return resize_table(table, size) if table.shape[:2] == tuple(shape[:2]) else table
 
 
-def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
-    """A map (1, C, h, w), bicubically resized to (1, C, *size)."""
+def resize_table(table: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
+    """A map (1, C, h, w), resized to (1, C, *size): bicubically with antialiasing, or by another mode of
+    `F.interpolate` without."""
     if not any_free(size) and tuple(table.shape[-2:]) == tuple(size):
         return table
     wide = torch.promote_types(table.dtype, torch.float32)
-    return F.interpolate(table.to(wide), tuple(size), mode="bicubic", antialias=True).to(table.dtype)
+    return F.interpolate(table.to(wide), tuple(size), mode=mode, antialias=mode == "bicubic").to(table.dtype)
 
 
 class PositionTable(nn.Module):
-    """x + a learned map, which is bicubically resized to the size of x.
+    """x + a learned map, which is resized to the size of x.
 
     Args:
         dim: channels C.
         size: height and width of the table; one number for both.
+        mode: how it is resized: "bicubic", with antialiasing, or "bilinear", without.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Tables of the authors load as (1, h · w, C), (1, C, h, w) or (1, h, w,
     C), and are resized where theirs has another size; the rows of a table (1, N, C) of another size than this one are
@@ -47,9 +49,12 @@ class PositionTable(nn.Module):
     no_weight_decay = ("weight",)
     checkpoint_resize = {"weight": table_of_file}
 
-    def __init__(self, dim: int, size: int | Sequence[int]):
+    def __init__(self, dim: int, size: int | Sequence[int], mode: str = "bicubic"):
         super().__init__()
+        if mode not in ("bicubic", "bilinear"):
+            raise ValueError(f"PositionTable: mode={mode!r} must be 'bicubic' or 'bilinear'")
         height, width = (size, size) if isinstance(size, int) else size
+        self.mode = mode
         self.weight = nn.Parameter(torch.empty(1, dim, height, width))
         self.reset_weights()
 
@@ -57,7 +62,49 @@ class PositionTable(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + resize_table(self.weight, x.shape[-2:])
+        return x + resize_table(self.weight, x.shape[-2:], self.mode)
+
+
+class ClassPositionTable(nn.Module):
+    """A learned table of one row for a class token and one for every pixel, as ViT and DeiT have it.
+
+    Args:
+        dim: channels C.
+        size: height and width of the map of the pixels; one number for both.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)` adds the rows of the pixels, resized as those of `PositionTable`; `row`
+    (1, 1, C) is that of the token. The `weight` is (1, 1 + h · w, C). The rows of the pixels in a file are resized
+    where theirs are another number, and then taken for those of a square.
+    """
+
+    no_weight_decay = ("weight",)
+
+    def __init__(self, dim: int, size: int | Sequence[int]):
+        super().__init__()
+        height, width = (size, size) if isinstance(size, int) else size
+        self.size = height, width
+        self.weight = nn.Parameter(torch.empty(1, 1 + height * width, dim))
+        self.reset_weights()
+
+    def reset_weights(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    @property
+    def checkpoint_resize(self) -> dict[str, Callable]:
+        return {"weight": self._of_file}
+
+    def _of_file(self, table: Tensor, shape: Sequence[int]) -> Tensor:
+        if table.ndim != 3:
+            return table  # of no rows: the loader reports the shapes
+        rows = table_of_file(table[:, 1:], (1, shape[2], *self.size))
+        return table if rows.ndim == 3 else torch.cat([table[:, :1], rows.flatten(2).mT], dim=1)
+
+    @property
+    def row(self) -> Tensor:
+        return self.weight[:, :1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + resize_table(self.weight[:, 1:].mT.unflatten(2, self.size), x.shape[-2:])
 
 
 class Tokens(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...registry import MIXERS, MODELS
-from ..layers import Block, Blocks, Head, LayerNorm2d, Mlp, Patches, PositionTable, Tokens
+from ..layers import Block, Blocks, ClassPositionTable, Head, LayerNorm2d, Mlp, Patches, PositionTable, Tokens
 from .backbone import Backbone, Notes
 from .options import drop_path_rates, mixers_per_stage, per_stage
 
@@ -64,6 +64,7 @@ class Isotropic(Backbone):
         depth: number of blocks.
         mixers: name of MIXERS, or dict(type=name, **options); one, or one for each block.
         class_token: block before which the class token joins; None for none, and the head reads the mean of all pixels.
+        class_position: whether the class token has a row of its own in the table of positions, where there is one.
         patch_size: side of the square patches.
         img_size: side of the image for which `position` is built; other images get it resized.
         position: whether the patches get a learned absolute position.
@@ -84,6 +85,7 @@ class Isotropic(Backbone):
         depth: int = 12,
         mixers: str | Mapping | Sequence[str | Mapping] = "Attention",
         class_token: int | None = 0,
+        class_position: bool = False,
         *,
         patch_size: int = 16,
         img_size: int = 224,
@@ -107,7 +109,10 @@ class Isotropic(Backbone):
         if not 0 <= self.joins < depth:
             raise ValueError(f"class_token={class_token} must be a block of 0 to {depth - 1}, or None")
         self.stem = self.make_stem(self.in_channels, dim)
-        self.position = PositionTable(dim, -(-img_size // patch_size)) if position else None
+        if class_position and class_token is None:
+            raise ValueError("class_position=True takes a class token, got class_token=None")
+        table = ClassPositionTable if class_position else PositionTable
+        self.position = table(dim, -(-img_size // patch_size)) if position else None
         blocks = depth if self.num_classes is not None else self.out_indices[-1] + 1
         reached = self.joins < blocks  # in the dense form, the tokens may join behind the last output
         self.cls_token = Tokens(1, dim) if class_token is not None and reached else None
@@ -158,6 +163,8 @@ class Isotropic(Backbone):
         for i, block in enumerate(self.blocks):
             if i == self.joins:
                 learned = [part(x.shape[0]) for part in (self.cls_token, self.register_tokens) if part is not None]
+                if isinstance(self.position, ClassPositionTable) and self.cls_token is not None:
+                    learned[0] = learned[0] + self.position.row
                 tokens = torch.cat(learned, dim=1) if learned else None
             if tokens is None:
                 x = self.blocks.run(block, x)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from attlas import checkpoint
-from attlas.backbones.layers import PositionTable, Tokens
+from attlas.backbones.layers import ClassPositionTable, PositionTable, Tokens
 
 
 def table(size, dim=8):
@@ -61,3 +61,36 @@ def test_tokens():
     assert tokens(3).shape == (3, 2, 8)
     assert torch.equal(tokens(3)[1], tokens.weight[0])
     assert tokens.weight.std() < 0.05
+
+
+def test_resized_bilinearly():
+    position = PositionTable(8, 4, mode="bilinear")
+    expected = nn.functional.interpolate(position.weight, (2, 8), mode="bilinear")
+    assert torch.equal(position(torch.zeros(1, 8, 2, 8)), expected)  # a map of as many pixels, but another shape
+    with pytest.raises(ValueError, match="mode='nearest' must be 'bicubic' or 'bilinear'"):
+        PositionTable(8, 4, mode="nearest")
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_a_row_for_the_class_token(size):
+    """The pixels are those of a `PositionTable`, at any size; the row of the token stays what it is."""
+    one, other = ClassPositionTable(8, size), table(size)
+    other.weight.data = one.weight.data[:, 1:].mT.unflatten(2, size)
+    assert torch.equal(one.row, one.weight[:, :1])
+    for shape in (size, (7, 2)):
+        x = torch.randn(2, 8, *shape)
+        torch.testing.assert_close(one(x), other(x))
+
+
+def test_files_with_a_row_for_the_class_token():
+    source, target, larger = (ClassPositionTable(8, side) for side in (4, 4, 6))
+    assert checkpoint.load(target, source.state_dict()).complete
+    assert torch.equal(target.weight, source.weight)
+    account = checkpoint.load(larger, source.state_dict())
+    assert list(account.resized) == ["weight"]
+    assert torch.equal(larger.row, source.row)
+    expected = source(torch.zeros(1, 8, 6, 6))
+    torch.testing.assert_close(larger(torch.zeros(1, 8, 6, 6)), expected)
+    for shape in ((1, 18, 8), (1, 17, 9), (1, 8, 4, 4)):
+        with pytest.raises(ValueError, match=rf"weight: \({', '.join(map(str, shape))}\) in the file, \(1, 37, 8\)"):
+            checkpoint.load(larger, {"weight": torch.randn(shape)})

@@ -42,6 +42,19 @@ def test_tokens(class_token, registers, options):
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_position_of_the_class_token():
+    """It is added to the token, once, where the token joins."""
+    network, x = plain(num_classes=3, class_position=True).eval(), torch.randn(2, 3, 40, 32)
+    expected = network(x)
+    with torch.no_grad():
+        network.cls_token.weight += network.position.row
+        network.position.row.zero_()
+    close(network(x), expected)
+    assert plain(class_position=True, position=False).position is None
+    with pytest.raises(ValueError, match="class_position=True takes a class token, got class_token=None"):
+        plain(class_position=True, class_token=None)
+
+
 def test_what_the_head_reads():
     """The class token, or the mean of the pixels without registers."""
     image = torch.randn(2, 3, 40, 32)
