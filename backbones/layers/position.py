@@ -18,8 +18,8 @@ def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
         grid = size if math.prod(size) == table.shape[1] else (side, side)
         if math.prod(grid) != table.shape[1]:
             return table  # of no grid: the loader reports the shapes
-        table = table.unflatten(1, grid)
-    if table.ndim == 4 and table.shape[1] != dim:
+        table = table.mT.unflatten(2, grid)
+    elif table.ndim == 4 and table.shape[1] != dim:
         table = table.permute(0, 3, 1, 2)
     return resize_table(table, size) if table.shape[:2] == tuple(shape[:2]) else table
 

@@ -22,6 +22,13 @@ def test_it_is_added():
     torch.testing.assert_close(position(torch.zeros(1, 8, 9, 5)), torch.full((1, 8, 9, 5), 0.3))
 
 
+def test_rows_of_a_file_with_as_many_channels_as_rows_of_pixels():
+    source, target = table(8, dim=8), table(8, dim=8)
+    nn.init.zeros_(target.weight)
+    assert checkpoint.load(target, {"weight": source.weight.flatten(2).mT.detach()}).complete
+    assert torch.equal(target.weight, source.weight)
+
+
 @pytest.mark.parametrize("size", [(4, 4), (3, 5)])
 def test_layouts_of_files(size):
     """As rows, as a map, and with the channels last; square or not."""
