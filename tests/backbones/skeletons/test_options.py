@@ -48,6 +48,9 @@ OTHERS_OF = dict(
         stem_kernel=3,
     ),
     HorNet=dict(filter_sizes=(None, None, (14, 8), (7, 4)), orders=(2, 2, 3, 3)),
+    InLineCSwin=dict(types="S"),
+    InLineDeiT=dict(patch_size=8, scales=(1, 0.5)),
+    InLineSwin=dict(types="S", window=3),
     L2ViT=dict(heads=(1, 2, 4, 8)),
     LSNet=dict(resolution=5),
     NAT=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
@@ -164,7 +167,8 @@ def test_the_abstract_class_is_no_type():
 def test_one_value_or_one_for_each_stage():
     for system in SYSTEMS:
         if "mlp_ratio" in backbones.systems()[system].options():
-            stages = len(options_of(system).get("dims", range(2 if system == "NATIsotropic" else 4)))
+            options = options_of(system)
+            stages = options.get("depth") or len(options.get("dims", range(4)))
             one, each = (build(system, filled=False, mlp_ratio=ratio) for ratio in (2, (2,) * stages))
             assert str(one) == str(each)
             with pytest.raises(ValueError, match=f"mlp_ratio must have one entry for each of the {stages} stages"):
