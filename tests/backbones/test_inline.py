@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -165,6 +167,16 @@ def test_indistinguishable():
     assert shares == {"softmax": 0, "linear": pytest.approx(60 / 1770), "inline": 0}  # 3 pairs of each direction
     # centered keys that do not span their space cannot tell all queries apart
     assert inline.indistinguishable("inline", queries, keys[:1].expand(5, -1)) == 1
+
+
+def test_the_page_of_the_demonstration():
+    """Its code gives what its table says."""
+    page = (Path(__file__).parents[2] / "docs/injectivity.md").read_text()
+    scope = {}
+    exec(page.split("```python\n")[1].split("```")[0], scope)
+    pairs = [round(1770 * scope["shares"][name]) for name in ("softmax", "linear", "inline")]
+    _, *rows = (row.split("|") for row in page.splitlines() if row.startswith("| "))
+    assert pairs == [int(row[3]) for row in rows]
 
 
 def test_the_demonstration_is_the_operator():
