@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...data import one_of
 from ...files import check_out, replacing
 from ...registry import METRICS, MODELS
+from ..layers import cut_box, kept_share, swap_box
 from .inference import ImageClassification
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
@@ -94,22 +95,11 @@ def mix(
     kept = float(np.random.beta(alpha, alpha))
     if cut:
         height, width = images.shape[-2:]
-        top, bottom, left, right = cut_box(height, width, 1 - kept)
-        kept = 1 - (bottom - top) * (right - left) / (height * width)  # the border may have cut the box
-        reverse = images[..., top:bottom, left:right].flip(0)
-        images = images.clone()
-        images[..., top:bottom, left:right] = reverse
+        box = cut_box(height, width, 1 - kept)
+        images, kept = swap_box(images, box), kept_share(height, width, box)  # the border may have cut the box
     else:
         images = torch.lerp(images.flip(0), images, kept)
     return images, torch.lerp(targets.flip(0), targets, kept)
-
-
-def cut_box(height: int, width: int, share: float) -> tuple[int, int, int, int]:
-    """Rows [top, bottom) and columns [left, right) of a box with a `share` of the area around a uniform centre, as far
-    as it lies inside the image."""
-    half_height, half_width = (int(side * share**0.5) // 2 for side in (height, width))
-    y, x = np.random.randint(height), np.random.randint(width)
-    return max(y - half_height, 0), min(y + half_height, height), max(x - half_width, 0), min(x + half_width, width)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

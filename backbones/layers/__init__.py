@@ -2,6 +2,7 @@
 
 from .attention import Attention, ClassAttention, as_rows, heads_of
 from .blocks import Blocks
+from .boxes import cut_box, kept_share, swap_box
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
@@ -56,13 +57,16 @@ __all__ = [
     "WindowAttention",
     "any_free",
     "as_rows",
+    "cut_box",
     "depthwise",
     "depthwise_norm",
     "fill",
     "fuse",
     "fuse_norm",
     "heads_of",
+    "kept_share",
     "linear",
     "make_divisible",
     "pair_bias",
+    "swap_box",
 ]
