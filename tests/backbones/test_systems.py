@@ -228,6 +228,7 @@ def test_files_of_the_other_form(system):
         ("DiNATs", "qkv_bias"),
         ("NAT", "qkv_bias"),
         ("TransNeXt", "qkv_bias"),
+        ("VOLO", "qkv_bias"),
     ],
 )
 def test_without_biases(system, option):
