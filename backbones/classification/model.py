@@ -25,8 +25,10 @@ class ImagePreprocessor(BaseDataPreprocessor):
     """A collated batch -> the arguments of `ImageClassifier.forward`, on the model's device.
 
     The batch is dict(image, label, index), each stacked (`default_collate`) or a list (`pseudo_collate`): normalised
-    images (3, H, W) of one size, integer labels and, if it has them, the items' numbers in the data set. Images come
-    out in the channels-last memory format, which the backbones are written for.
+    images (3, H, W) of one size, integer labels and, if it has them, the items' numbers in the data set. "token_labels"
+    may stand beside them: for each image targets (num_classes, h, w), whose classes sum to 1, for a network that labels
+    the pixels of its last map (VOLO). Images come out in the channels-last memory format, which the backbones are
+    written for.
 
     Args:
         num_classes: labels must be below. They are looked at before they leave the CPU, where that costs nothing.
@@ -60,7 +62,12 @@ class ImagePreprocessor(BaseDataPreprocessor):
                         f"{self.num_classes} (0 to {self.num_classes - 1})."
                     )
             labels = labels.to(self.device, non_blocking=self._non_blocking)
+        tokens = data.get("token_labels")
+        if tokens is not None:
+            tokens = tokens if isinstance(tokens, Tensor) else torch.stack(list(tokens))
+            tokens = dict(token_labels=tokens.to(self.device, non_blocking=self._non_blocking))
         return dict(
+            **(tokens or {}),
             images=images.to(self.device, non_blocking=self._non_blocking, memory_format=torch.channels_last),
             labels=labels,
             indices=None if indices is None else torch.as_tensor(indices).tolist(),
@@ -154,7 +161,11 @@ class ImageClassifier(BaseModel):
         mixup, cutmix: the alphas of `mix`; 0 turns one of them off.
         mix_probability: share of the batches that are mixed.
         switch_probability: share of CutMix among them, where both are on.
-        auxiliary_weight: of the loss of the second logits of a backbone that gives two in training (OverLoCK).
+        auxiliary_weight: of the loss of the second logits of a backbone that gives two in training (OverLoCK, VOLO).
+
+    Second logits may be of every pixel of a map, (B, num_classes, h, w). They learn from the batch's token labels, and
+    without these from the label of the image. A third output of the backbone is the share that an image keeps where
+    the backbone has mixed tokens; the targets of the first logits are mixed alike.
 
     `mode="loss"` gives {"loss", "accuracy"}, the accuracy in percent against the class that dominates a mixed image,
     and {"auxiliary"}, the unweighted loss of second logits; `mode="tensor"` the logits (B, num_classes);
@@ -236,11 +247,18 @@ class ImageClassifier(BaseModel):
         looks_like = getattr(self.backbone, "looks_like", lambda state: "")
         return looks_like({name.removeprefix("backbone."): value for name, value in state.items()})
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, indices=None, mode: str = "tensor"):
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        indices=None,
+        mode: str = "tensor",
+        token_labels: Tensor | None = None,
+    ):
         if mode == "loss":
             if labels is None:
                 raise ValueError("mode='loss' needs labels, got None")
-            return self._losses(images, labels)
+            return self._losses(images, labels, token_labels)
         logits = self._logits(images)[0]
         if mode == "tensor":
             return logits
@@ -256,8 +274,9 @@ class ImageClassifier(BaseModel):
             ]
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
 
-    def _logits(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits, and behind them the auxiliary logits that some backbones give in training."""
+    def _logits(self, images: Tensor) -> tuple:
+        """The logits, and behind them the auxiliary logits, and the share that an image keeps of them, that some
+        backbones give in training."""
         found = self.backbone(images)
         if self.head is not None:
             return (self.head(found),)
@@ -269,18 +288,31 @@ class ImageClassifier(BaseModel):
             )
         return found
 
-    def _losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
-        if (self.mixup or self.cutmix) and np.random.rand() < self.mix_probability:
-            images, targets = mix(images, targets, self.mixup, self.cutmix, self.switch_probability)
+    def _losses(self, images: Tensor, labels: Tensor, token_labels: Tensor | None = None) -> dict[str, Tensor]:
+        targets = own = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
+        if self.mixup or self.cutmix:
+            if token_labels is not None:
+                raise ValueError(
+                    "token_labels are of the places of an image, which ImageClassifier.mixup and cutmix move: set both "
+                    "to 0; mix_tokens of the backbone mixes what both belong to."
+                )
+            if np.random.rand() < self.mix_probability:
+                images, targets = mix(images, targets, self.mixup, self.cutmix, self.switch_probability)
+                own = targets
         logits, *auxiliary = self._logits(images)
+        if len(auxiliary) > 1:
+            targets = torch.lerp(targets.flip(0), targets, auxiliary[1])
         loss = self._loss(logits, targets)
         found = dict(
             loss=loss,
             accuracy=(logits.detach().argmax(-1) == targets.argmax(-1)).float().mean() * 100,
         )
+        if token_labels is not None and not (auxiliary and auxiliary[0].ndim == 4):
+            raise ValueError(
+                f"the batch has token_labels, but {type(self.backbone).__name__} gives no logits of pixels in training"
+            )
         if auxiliary:
-            second = self._loss(auxiliary[0], targets)
+            second = self._loss(auxiliary[0], self._second_targets(auxiliary[0], own, token_labels))
             # "auxiliary", for MMEngine adds up whatever has "loss" in its name
             found |= dict(loss=loss + self.auxiliary_weight * second, auxiliary=second.detach())
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not torch.isfinite(found["loss"]):
@@ -289,6 +321,17 @@ class ImageClassifier(BaseModel):
                 "learning rate, a warm-up or gradient clipping may help)."
             )
         return found
+
+    def _second_targets(self, logits: Tensor, targets: Tensor, token_labels: Tensor | None) -> Tensor:
+        """Of second logits (B, classes), or of every pixel (B, classes, h, w)."""
+        if token_labels is None:
+            return targets if logits.ndim == 2 else targets[..., None, None].expand_as(logits)
+        if token_labels.shape != logits.shape:
+            raise ValueError(
+                f"token_labels must have the shape of the logits of pixels, {tuple(logits.shape)}, got "
+                f"{tuple(token_labels.shape)}: one target for each pixel of the last map of the backbone."
+            )
+        return token_labels.float() * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
