@@ -271,6 +271,24 @@ def _small_kernel_aggregate(draw: Draw) -> dict:
     )
 
 
+def _outlook_attention(draw: Draw) -> dict:
+    batch, height, width, heads, k = (
+        draw.batch(),
+        draw.size(9),
+        draw.size(9),
+        draw.choice((1, 1, 2)),
+        draw.choice((1, 3)),
+    )
+    stride = draw.choice((1, 2)) if k == 3 else 1
+    grid = -(-height // stride), -(-width // stride)
+    return dict(
+        values=draw.tensor(batch, height, width, heads, draw.size(9), dtype=draw.dtype()),
+        logits=draw.tensor(batch, *grid, heads, k * k, k * k, dtype=draw.dtype()),
+        stride=stride,
+        scale=draw.choice((1.0, 0.5)),
+    )
+
+
 def _deformable_convolution(draw: Draw) -> dict:
     batch, size = draw.batch(), (draw.size(9, 1), draw.size(9, 1))
     kernel = draw.choice(((1, 1), (3, 3), (2, 3), (3, 1)))

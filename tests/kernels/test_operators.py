@@ -77,6 +77,7 @@ BLOCKS = {
     "gather_max": {"gather_max.BUFFER": 8},
     "halo_attention": {"halo_attention.BLOCK": 64},
     "knn": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
+    "outlook_attention": {"outlook_attention.ROWS": 2},
     "residual_norm": {"residual_norm.ROWS": 2},
     "routed_attention": {"routed_attention.BLOCK": 64},
     "small_kernel_aggregate": {"small_kernel_aggregate.ROWS": 2},
@@ -196,8 +197,8 @@ def test_maps_of_every_size_up_to_two_windows(name, k):
 BOXES = ["bbox_overlaps", "box_iou_rotated", "nms", "nms_match", "nms_rotated", "soft_nms"]
 VALUES = [
     "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
-    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "position_relation",
-    "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
+    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
+    "position_relation", "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
     "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "surface_attention", "three_interpolate",
     "window_attention",
 ]  # fmt: skip
