@@ -45,6 +45,7 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
     "neighborhood_attention": [{"B": 16, "side": 56, "heads": 4, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 16, "side": 28, "heads": 8, "D": 16, "kernel": 13}],
     "small_kernel_aggregate": [{"B": 64, "side": 28, "C": 128, "Cw": 16, "kernel": 3}],
+    "outlook_attention": [{"B": 64, "side": 28, "heads": 6, "D": 32, "kernel": 3, "stride": 2}],
     "position_relation": [{"B": 8, "N": 900, "heads": 8}],
     "halo_attention": [{"B": 16, "side": 64, "heads": 8, "D": 16, "block": 8, "halo": 3}],
     "window_attention": [
@@ -72,6 +73,7 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
     "neighborhood_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "kernel": 7, "dilation": 1}],
     "neighborhood_aggregate": [{"B": 1, "side": 14, "heads": 2, "D": 16, "kernel": 5}],
     "small_kernel_aggregate": [{"B": 1, "side": 14, "C": 128, "Cw": 16, "kernel": 3}],
+    "outlook_attention": [{"B": 1, "side": 14, "heads": 2, "D": 32, "kernel": 3, "stride": 2}],
     "position_relation": [{"B": 1, "N": 9, "heads": 8}],
     "halo_attention": [{"B": 1, "side": 16, "heads": 2, "D": 16, "block": 8, "halo": 3}],
     "window_attention": [

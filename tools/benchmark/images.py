@@ -23,6 +23,7 @@ from attlas.kernels import (
     halo_attention,
     neighborhood_aggregate,
     neighborhood_attention,
+    outlook_attention,
     position_relation,
     psa_mask,
     roi_align,
@@ -104,6 +105,13 @@ def small_kernel_aggregate_functions(device: torch.device, **_) -> Functions:
         return lambda x, weight: function(x.permute(0, 3, 1, 2), weight.permute(0, 3, 4, 1, 2))
 
     return {OURS: channels_last(small_kernel_aggregate), "naive": channels_last(naive.small_kernel_aggregate)}
+
+
+def outlook_attention_functions(device: torch.device, D: int, stride: int, **_) -> Functions:
+    return {
+        OURS: lambda logits, v: outlook_attention(v, logits, stride, D**-0.5),
+        "naive": lambda logits, v: naive.outlook_attention(logits, v, stride, D**-0.5),
+    }
 
 
 def halo_attention_functions(device: torch.device, block: int, halo: int, **_) -> Functions:
@@ -244,6 +252,11 @@ def aggregate_shapes(B: int, side: int, heads: int, D: int, kernel: int) -> Shap
     return {"logits": (B, side, side, heads, kernel**2), "v": (B, side, side, heads, D), "bias": table}
 
 
+def outlook_shapes(B: int, side: int, heads: int, D: int, kernel: int, stride: int) -> Shapes:
+    windows = -(-side // stride)
+    return {"logits": (B, windows, windows, heads, kernel**2, kernel**2), "v": (B, side, side, heads, D)}
+
+
 def small_kernel_shapes(B: int, side: int, C: int, Cw: int, kernel: int) -> Shapes:
     return {"x": (B, side, side, C), "weight": (B, side, side, Cw, kernel**2)}
 
@@ -320,6 +333,13 @@ IMAGE_OPERATORS = {
         kernel_taps,
         products=1,
         sizes=[dict(B=batch, side=28, C=128, Cw=16, kernel=3) for batch in (1, 8)],
+    ),
+    "outlook_attention": Operator(
+        outlook_shapes,
+        outlook_attention_functions,
+        lambda kernel, stride, **_: kernel**4 // stride**2,
+        products=1,
+        sizes=[dict(B=batch, side=28, heads=6, D=32, kernel=3, stride=2) for batch in (1, 8)],
     ),
     "position_relation": Operator(
         relation_shapes,

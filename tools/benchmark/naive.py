@@ -327,6 +327,18 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     return (copies * weight.unsqueeze(1)).sum(3).view(x.shape)
 
 
+def outlook_attention(logits: Tensor, v: Tensor, stride: int, scale: float) -> Tensor:
+    """Logits (B, h, w, heads, k², k²), v (B, H, W, heads, D) -> like v: the values are unfolded, and results folded."""
+    batch, height, width, heads, dim = v.shape
+    kernel = round(logits.shape[-1] ** 0.5)
+    windows = dict(kernel_size=kernel, padding=kernel // 2, stride=stride)
+    copies = F.unfold(v.permute(0, 3, 4, 1, 2).flatten(1, 2), **windows).view(batch, heads, dim, kernel**2, -1)
+    weights = (logits.flatten(1, 2).transpose(1, 2) * scale).softmax(-1)  # (B, heads, h w, k², k²)
+    mixed = weights @ copies.permute(0, 1, 4, 3, 2)
+    maps = F.fold(mixed.permute(0, 1, 4, 3, 2).flatten(1, 3), (height, width), **windows)
+    return maps.view(batch, heads, dim, height, width).permute(0, 3, 4, 1, 2)
+
+
 def carafe(features: Tensor, masks: Tensor, kernel: int) -> Tensor:
     """(B, C, H, W), (B, k², s H, s W) -> (B, C, s H, s W): k² copies of the map, enlarged by repetition."""
     scale = masks.shape[2] // features.shape[2]
