@@ -208,7 +208,8 @@ class TokenLabelHead(ClassHead):
         assert notes is not None
         if notes["box"] is None:
             return logits, pixels
-        return logits, swap_box(pixels, notes["box"]), kept_share(*x.shape[-2:], notes["box"])
+        height, width = x.shape[-2:]
+        return logits, swap_box(pixels, notes["box"]), kept_share(height, width, notes["box"])
 
     def fused(self) -> "TokenLabelHead":
         """Itself: inference needs both heads, and there are no batch norms."""
