@@ -139,12 +139,25 @@ def test_a_backbone_beside_its_plain_operators(mode, monkeypatch):
     assert any(asked)
     assert 0 <= case["logits_differ"] < 1e-4
     assert benchmark_page.fastest_other(case) == "naive"
-    name = case["sizes"]["network"]
     (_, header, rows), *_ = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
-    assert rows[0][0] == f"{name}, B 2, H 64, W 64"
-    assert len(rows[0]) == len(header)
+    assert header[1] == f"{mode}, 2 images of 64 x 64"
+    assert [row[0] for row in rows] == ["davit_tiny, naive", "geometric mean"]
+    assert float(rows[0][1]) == float(rows[1][1]) > 0
+    assert all(len(row) == len(header) for row in rows)
     with benchmark_backbones.plain():
         assert not benchmark_backbones.LINEAR.by_onednn(torch.ones(1, 400, 64), torch.ones(64, 64))
+
+
+def test_attention_is_written_out():
+    q, k, v = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mask = torch.randn(2, 1, 5, 5, dtype=torch.float64)
+    for options in (dict(), dict(attn_mask=mask), dict(attn_mask=mask > -1), dict(scale=0.3)):
+        torch.testing.assert_close(
+            benchmark_backbones.attention_written_out(q, k, v, **options), attend(q, k, v, **options)
+        )
+    with pytest.raises(ValueError, match="dropout_p"):
+        benchmark_backbones.attention_written_out(q, k, v, dropout_p=0.1)
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])

@@ -1,8 +1,9 @@
 """The smallest backbone of every system beside itself by PyTorch's plain operators, and beside timm's network of the
 same weights where timm has one and can be imported; in turns step by step.
 
-*naive* is the same network with the same weights. Its kernels run as their PyTorch references, and its products go
-where PyTorch sends them. It shows what kernels and routes are worth. *timm* shows how we stand beside others.
+*naive* is the same network with the same weights. Its kernels run as their PyTorch references, attention is written out
+as a product, a softmax and a product, as most releases have it, and products of pixels go where PyTorch sends them. It
+shows what kernels and routes are worth. *timm* shows how we stand beside others.
 """
 
 import importlib
@@ -27,11 +28,27 @@ LARGE = ((512, 512), (768, 1024))  # H, W; for the networks that timm has
 LINEAR = importlib.import_module("attlas.backbones.layers.linear")  # the package has a function of that name
 
 
+# Steps of every network: mode, images (two in training, for norms of a batch), side.
+STEPS = (("inference", 1, 224), ("inference", 1, 512), ("training", 2, 224))
+
+
+def attention_written_out(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+    """`F.scaled_dot_product_attention` with all weights in memory, for the options that our networks use."""
+    scale = options.pop("scale", None)
+    if any(options.values()):
+        raise ValueError(f"the naive attention does not take {options}")
+    weights = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        weights = weights.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else weights + attn_mask
+    return weights.softmax(-1) @ v
+
+
 @contextmanager
 def plain() -> Iterator[None]:
-    """PyTorch's own operators alone."""
+    """PyTorch's own operators alone, and no fused attention."""
     products = mock.patch.object(LINEAR, "by_onednn", return_value=False)
-    with mock.patch.dict(os.environ, ATTLAS_KERNELS="reference"), products:
+    attention = mock.patch.object(F, "scaled_dot_product_attention", attention_written_out)
+    with mock.patch.dict(os.environ, ATTLAS_KERNELS="reference"), products, attention:
         yield
 
 
@@ -100,16 +117,18 @@ def measure_backbone(
 
 
 def measure_backbones(run: Run, quick: bool) -> Iterator[dict]:
-    """Inference and training of every system, for one image (two in training, for norms of batches) and for eight."""
-    for mode, least in (("inference", 1), ("training", 2)):
-        for system in sorted(backbones.systems()):
-            name = PORTS.get(system) or smallest(system)
-            side = 64 if quick else 224
-            if system == "HaloNet":
+    """Every system: `STEPS`, and larger images beside timm."""
+    for system in sorted(backbones.systems()):
+        name = (PORTS.get(system) if "timm" in run.peers else None) or smallest(system)
+        for mode, batch, side in STEPS[1:] if quick else STEPS:
+            if quick:
+                side = 64
+            elif name == PORTS["HaloNet"] and side == 224:
                 side = 256  # timm's takes whole blocks at all levels
-            for batch in (least,) if quick else (least, 8):
-                yield measure_backbone(run, name, batch, side, side, mode, quick)
-            if "timm" in run.peers and system in PORTS and not quick:
+            yield measure_backbone(run, name, batch, side, side, mode, quick)
+        if "timm" in run.peers and system in PORTS and not quick:
+            for mode, batch, _ in STEPS[1:]:
                 for height, width in LARGE:
-                    if height == width or system != "ConViT":  # timm's has positions for squares
-                        yield measure_backbone(run, name, least, height, width, mode, quick, naive=False)
+                    square = height == width  # of which timm's ConViT has positions
+                    if (square and mode == "training") or (not square and system != "ConViT"):
+                        yield measure_backbone(run, name, batch, height, width, mode, quick, naive=False)

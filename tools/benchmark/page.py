@@ -27,6 +27,10 @@ def is_network(case: dict) -> bool:
     return case["operator"].startswith("network")
 
 
+def is_backbone(case: dict) -> bool:
+    return case["operator"].startswith("network of images")
+
+
 def is_image(case: dict) -> bool:
     return case["operator"].split(",")[0] in IMAGE_OPERATORS
 
@@ -50,6 +54,8 @@ def joined(records: list[dict]) -> dict | None:
 def fastest_other(case: dict) -> str | None:
     """Of the libraries, or of eager PyTorch where no library does it; a network has its naive twin."""
     others = [name for name in case["results"] if not name.startswith(OURS)]
+    if is_backbone(case) and "timm" in case["results"]:
+        return "timm"
     peers = ["naive"] if is_network(case) else [name for name in others if name not in EAGER]
     return min(peers or others, key=lambda name: case["results"][name]["ms"], default=None)
 
@@ -100,7 +106,8 @@ def at(sizes: Mapping[str, int | str]) -> str:
 def tables(record: dict, gpu: dict | None = None) -> list[Table]:
     """One of every operator, with columns for `gpu` unless it is None, and one of how times grow."""
     found = []
-    for operator in dict.fromkeys(case["operator"] for case in record["cases"] if not is_scene(case)):
+    alone = [case for case in record["cases"] if not (is_scene(case) or is_backbone(case))]
+    for operator in dict.fromkeys(case["operator"] for case in alone):
         cases = [case for case in record["cases"] if case["operator"] == operator]
         names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
         last = ["logits differ"] if is_network(cases[0]) else ["lower bound", "MiB, ours / theirs", "results differ"]
@@ -113,7 +120,7 @@ def tables(record: dict, gpu: dict | None = None) -> list[Table]:
             ]
         rows = [row(case, names) + (gpu_cells(case, gpu) if gpu is not None else []) for case in cases]
         found.append((f"{operator}, ms", header, rows))
-    return [*found, *scene_table(record), *growth_table(record), *cores_table(record)]
+    return [*found, *family_table(record), *scene_table(record), *growth_table(record), *cores_table(record)]
 
 
 def row(case: dict, names: list[str]) -> list[str]:
@@ -148,6 +155,44 @@ def scene_table(record: dict) -> list[Table]:
         seconds = [figure(found[key] / 1e3) for key in ("ms", "normals_ms")]
         rows.append([at(case["sizes"]), *seconds, figure(found["points_per_s"]), memory(found)])
     return [("scenes", ["size", "s", "of these normals", "points a second", "peak memory"], rows)] if rows else []
+
+
+def family_table(record: dict) -> list[Table]:
+    """Backbones, a row for each, with three columns for every kind of step: the other's time over ours, our time, and
+    the memory of both. Ratios are averaged, too."""
+    cases = list(filter(is_backbone, record["cases"]))
+    if not cases:
+        return []
+
+    def kind(case):
+        sizes = case["sizes"]
+        images = "1 image" if sizes["B"] == 1 else f"{sizes['B']} images"
+        return f"{case['operator'].split(', ')[1]}, {images} of {sizes['H']} x {sizes['W']}"
+
+    def ratio(case):
+        return 1 / over_fastest(case)
+
+    kinds = list(dict.fromkeys(map(kind, cases)))
+    header = ["network, beside", *(cell for name in kinds for cell in (name, "ms", "MiB, ours / theirs"))]
+    rows = []
+    for name in dict.fromkeys(case["sizes"]["network"] for case in cases):
+        own = {kind(case): case for case in cases if case["sizes"]["network"] == name}
+        others = dict.fromkeys(fastest_other(case) for case in own.values())
+        cells = [f"{name}, {' or '.join(map(str, others))}"]
+        for case in map(own.get, kinds):
+            if case is None:
+                cells += ["-"] * 3
+                continue
+            ours, theirs = (case["results"][who] for who in (OURS, fastest_other(case)))
+            cells += [figure(ratio(case)), figure(ours["ms"])]
+            cells.append(" / ".join(figure(x["extra_mib"]) for x in (ours, theirs)))
+        rows.append(cells)
+    means = ["geometric mean"]
+    for name in kinds:
+        found = [ratio(case) for case in cases if kind(case) == name]
+        means += [figure(statistics.geometric_mean(found)), "", ""]
+    differ = max(case["logits_differ"] for case in cases)
+    return [(f"backbones, theirs over ours (logits or losses differ by {differ:.1g})", header, [*rows, means])]
 
 
 def growth_table(record: dict) -> list[Table]:
