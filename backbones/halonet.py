@@ -24,7 +24,17 @@ from torch import Tensor, nn
 
 from ..kernels.halo_attention import halo_attention
 from ..registry import MIXERS
-from .layers import ConvNorm, DropPath, Head, Pointwise, SqueezeExcite, fill, heads_of, make_divisible
+from .layers import (
+    ConvNorm,
+    DropPath,
+    Head,
+    Pointwise,
+    SqueezeExcite,
+    fill,
+    heads_of,
+    make_divisible,
+    normal_by_fan_out,
+)
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -329,10 +339,7 @@ class HaloNet(Pyramid):
 
     def initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            fan_out = module.weight.shape[0] * module.weight[0, 0].numel() / module.groups
-            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            normal_by_fan_out(module)
         else:
             super().initialize(module)
 

@@ -7,7 +7,7 @@ from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
-from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm
+from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
 from .patches import Patches, any_free, fill
 from .position import ClassPositionTable, PositionTable, Tokens
 from .residual import Block, ClassBlock, DropPath, DualBlock, LayerScale, Residual, depthwise, depthwise_norm
@@ -67,6 +67,7 @@ __all__ = [
     "kept_share",
     "linear",
     "make_divisible",
+    "normal_by_fan_out",
     "pair_bias",
     "swap_box",
 ]

@@ -1,6 +1,7 @@
 """Normalization of maps, and convolutions that can swallow the normalization behind them."""
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -78,6 +79,15 @@ def fuse_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     fused.weight.mul_(scale.view(-1, 1, 1, 1))
     fused.bias = nn.Parameter(norm.bias + (bias - norm.running_mean) * scale)
     return fused
+
+
+def normal_by_fan_out(conv: nn.Conv2d) -> None:
+    """Initial weights of a convolution, in place: normal with variance 2 / fan-out, where the fan-out is that of one
+    group; no bias. Source: EfficientNet's code, after He et al., arXiv 1502.01852."""
+    fan_out = conv.weight.shape[0] * conv.weight[0, 0].numel() / conv.groups
+    nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def fuse(module: nn.Module) -> nn.Module:
