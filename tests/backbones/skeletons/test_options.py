@@ -58,6 +58,7 @@ OTHERS_OF = dict(
     OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
     RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
     SHViT=dict(partial_dims=(None, 12, 24)),
+    SpaRTAN=dict(mlp_ratio=6),
     TransNeXt=dict(heads=(1, 2, 4, 8), pool_size=2, sr_ratios=(8, 4, 1, 1), window=5),
     VOLO=dict(class_blocks=1, heads=(3, 6, 6, 6), mix_tokens=1.0, stride=1),
 )
