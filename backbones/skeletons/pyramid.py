@@ -144,6 +144,7 @@ class Pyramid(Backbone):
 
     def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
         x = self.embed(image, notes)
+        del image  # `check` may have copied it
         for i, stage in enumerate(self.stages):
             x = stage(x, notes)
             if i in self.norms_on_path:

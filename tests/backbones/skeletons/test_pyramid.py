@@ -1,5 +1,7 @@
 """What skeleton and base add: strides, notes from stem to head, auxiliary logits, heads that have blocks."""
 
+import weakref
+
 import pytest
 import torch
 from networks import close, image
@@ -183,3 +185,16 @@ def test_a_stage_of_ones_own():
     network = Network((8, 16), (1, 1), dict(type="Attention", heads=2), num_classes=2).eval()
     network.forward_features(image(32, 48), notes := {})
     assert notes["sizes"] == [(8, 12), (8, 12)]
+
+
+@torch.no_grad()
+def test_the_copy_of_an_image_is_gone_behind_the_stem():
+    """The channels-last one, which `check` makes; in inference it would stand beside the largest maps."""
+    network, copies, left = backbones.Pyramid((16, 32), (1, 1), num_classes=5), [], []
+    network.stem.register_forward_pre_hook(lambda _, inputs: copies.append(weakref.ref(inputs[0])))
+    network.stages[0].register_forward_pre_hook(lambda _, inputs: left.append(copies[-1]()))
+    x = image(64, 64)
+    for form in (network, lambda x: network.forward_intermediates(x, intermediates_only=True)):
+        form(x)
+    assert len(copies) == 2
+    assert left == [None, None]
