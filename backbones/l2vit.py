@@ -28,14 +28,13 @@ from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import (
     ConvNorm,
-    DropPath,
     DualBlock,
     Head,
     LayerNorm2d,
     Linear,
+    LocalBlock,
     Mlp,
     Patches,
-    Residual,
     SpatialWindowAttention,
     depthwise,
     fill,
@@ -144,31 +143,6 @@ class Stem(nn.Sequential):
         return super().forward(fill(x, 4))
 
 
-class GlobalBlock(nn.Module):
-    """The pre-norm block of linear attention, with local concentration between it and the MLP, and a depth-wise 3x3
-    convolution (which tells positions) first, all on residual branches.
-
-    Args:
-        dim: channels.
-        mixer, mlp: modules (B, C, H, W) -> (B, C, H, W).
-        drop_path: rate of stochastic depth of all branches but the first.
-    """
-
-    def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0):
-        super().__init__()
-        self.position1 = Residual(depthwise(dim, 3))
-        self.norm1, self.mixer = _norm(dim), mixer
-        self.local = Residual(nn.Sequential(_norm(dim), LocalConcentration(dim)), drop_path)
-        self.norm2, self.mlp = _norm(dim), mlp
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.position1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        x = self.local(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class L2ViT(Pyramid):
     """L2ViT, at any size of the image.
 
@@ -202,7 +176,7 @@ class L2ViT(Pyramid):
         heads, mlp = self.heads[stage], Mlp(dim, self.mlp_ratio[stage])
         if index % 2 == 0:
             return DualBlock(dim, SpatialWindowAttention(dim, heads, self.window), mlp, drop_path)
-        return GlobalBlock(dim, LinearGlobalAttention(dim, heads), mlp, drop_path)
+        return LocalBlock(dim, LinearGlobalAttention(dim, heads), LocalConcentration(dim), mlp, drop_path, _norm)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return _norm(dim)

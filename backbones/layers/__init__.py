@@ -10,7 +10,17 @@ from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
 from .patches import Patches, any_free, fill
 from .position import ClassPositionTable, PositionTable, Tokens
-from .residual import Block, ClassBlock, DropPath, DualBlock, LayerScale, Residual, depthwise, depthwise_norm
+from .residual import (
+    Block,
+    ClassBlock,
+    DropPath,
+    DualBlock,
+    LayerScale,
+    LocalBlock,
+    Residual,
+    depthwise,
+    depthwise_norm,
+)
 from .windows import (
     ChannelAttention,
     HybridAttention,
@@ -44,6 +54,7 @@ __all__ = [
     "LayerScale",
     "Linear",
     "Linear2d",
+    "LocalBlock",
     "Mlp",
     "OverlappingAttention",
     "Patches",

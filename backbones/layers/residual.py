@@ -181,6 +181,42 @@ class DualBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class LocalBlock(nn.Module):
+    """The pre-norm block with local mixing between mixer and MLP, and a depth-wise 3x3 convolution (which tells
+    positions) first, all on residual branches.
+
+    Args:
+        dim: channels.
+        mixer, local, mlp: modules (B, C, H, W) -> (B, C, H, W).
+        drop_path: rate of stochastic depth of all branches but the first.
+        norm: function dim -> norm.
+
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`. Sources: L2ViT, arXiv 2501.16182, and S2AFormer, arXiv 2505.22195.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        local: nn.Module,
+        mlp: nn.Module,
+        drop_path: float = 0.0,
+        norm: Callable[[int], nn.Module] = LayerNorm2d,
+    ):
+        super().__init__()
+        self.position1 = Residual(depthwise(dim, 3))
+        self.norm1, self.mixer = norm(dim), mixer
+        self.local = Residual(nn.Sequential(norm(dim), local), drop_path)
+        self.norm2, self.mlp = norm(dim), mlp
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.position1(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = self.local(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
 def depthwise(dim: int, kernel_size: int) -> nn.Conv2d:
     """A depth-wise convolution with bias that keeps the size."""
     return nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)

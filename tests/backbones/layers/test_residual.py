@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from attlas.backbones.layers import Block, DropPath, Mlp, Residual, depthwise, fuse
+from attlas.backbones.layers import Block, DropPath, LayerNorm2d, LocalBlock, Mlp, Residual, depthwise, fuse
 
 
 def test_branches_of_a_block_share_the_draw():
@@ -41,3 +41,24 @@ def test_an_activation_behind_a_branch():
     fused = fuse(plain)
     assert type(fused) is nn.Conv2d
     torch.testing.assert_close(fused(x), expected)
+
+
+def test_a_local_block_by_its_parts():
+    torch.manual_seed(0)
+    parts = nn.Conv2d(6, 6, 5, padding=2), nn.Conv2d(6, 6, 3, padding=1), Mlp(6, 2)
+    block, x = LocalBlock(6, *parts, norm=nn.BatchNorm2d).double().eval(), torch.randn(2, 6, 5, 4).double()
+    norms = block.norm1, block.local.branch[0], block.norm2
+    assert len({*norms}) == 3
+    assert {type(LocalBlock(6, *parts).norm1), type(LocalBlock(6, *parts).local.branch[0])} == {LayerNorm2d}
+    y = x + block.position1.branch(x)
+    for norm, part in zip(norms, parts):
+        norm.running_mean.normal_()
+        y = y + part(norm(y))
+    torch.testing.assert_close(block(x), y)
+    torch.testing.assert_close(fuse(block)(x), y)
+
+
+def test_a_local_block_drops_all_branches_but_the_first():
+    block, x = LocalBlock(6, nn.Identity(), nn.Identity(), nn.Identity(), drop_path=0.999), torch.randn(2, 6, 5, 4)
+    torch.manual_seed(0)
+    torch.testing.assert_close(block(x), block.position1(x))
