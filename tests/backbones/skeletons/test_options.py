@@ -57,6 +57,7 @@ OTHERS_OF = dict(
     NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
     OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
     RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
+    S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
     SpaRTAN=dict(mlp_ratio=6),
     TransNeXt=dict(heads=(1, 2, 4, 8), pool_size=2, sr_ratios=(8, 4, 1, 1), window=5),
@@ -140,7 +141,10 @@ def test_what_a_class_does_not_use_is_refused(system):
 def test_which_options_systems_do_not_use():
     for unused, systems in (
         ("mlp_ratio", ["HaloNet", "LSNet", "OverLoCK", "SHViT"]),
-        ("layer_scale", ["CASViT", "DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "SHViT", "TransNeXt"]),
+        (
+            "layer_scale",
+            ["CASViT", "DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "S2AFormer", "SHViT", "TransNeXt"],
+        ),
         ("mixers", [name for name in SYSTEMS if name not in ("FFNet", "FFNetSeg")]),  # whose paper leaves them free
     ):
         assert not [name for name in systems if unused in backbones.systems()[name].options()]
