@@ -80,18 +80,19 @@ class CheckedOptions(ABCMeta):
         )
 
 
-def per_stage(name: str, value: Any, stages: int) -> tuple:
+def per_stage(name: str, value: Any, stages: int, parts: str = "stages") -> tuple:
     """The value of an option for every stage.
 
     Args:
         name: name of the option, for the error.
         value: list or tuple with one entry for each stage, or anything else, for all stages.
         stages: number of stages.
+        parts: word for them in the error, where they are something else ("branches").
     """
     if isinstance(value, str) or not isinstance(value, Sequence):
         return (value,) * stages
     if len(value) != stages:
-        raise ValueError(f"{name} must have one entry for each of the {stages} stages, got {tuple(value)}")
+        raise ValueError(f"{name} must have one entry for each of the {stages} {parts}, got {tuple(value)}")
     return tuple(value)
 
 
