@@ -12,6 +12,7 @@ SYSTEMS = sorted(backbones.systems())
 
 # What does not follow from the rule of `options_of`.
 NARROW = dict(
+    CrossViT=dict(depths=((1, 2), (1, 1)), img_size=(60, 48)),
     OverLoCK=dict(
         dims=(16, 24, 32, 64),
         depths=(1, 1, 1, 1),
@@ -31,7 +32,7 @@ def options_of(system):
     options = dict(min(network.variants.values(), key=lambda variant: variant.params).options)
     for name, argument in inspect.signature(network.__init__).parameters.items():
         value = options.get(name, argument.default)
-        if name.endswith("depths"):
+        if name.endswith("depths") and isinstance(value[0], int):
             ends = (0, len(value) - 1)
             options[name] = tuple(min(2 if i in ends else 1, depth) for i, depth in enumerate(value))
         elif name == "depth":
