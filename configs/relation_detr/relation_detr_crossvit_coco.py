@@ -1,0 +1,7 @@
+# CrossViT in Relation-DETR on COCO. The dense form, and so its place here, is ours.
+# The small patches give the map of stride 8, the large ones that of stride 16; the neck makes the others.
+_base_ = ["../_base_/relation_detr_backbone.py", "../_base_/coco_detr_1x.py"]
+
+name = "{{$BACKBONE:crossvit_tiny}}"
+work_dir = f"work_dirs/relation_detr_{name}_coco"
+model = dict(backbone=dict(out_indices=None, drop_path_rate=0.1))
