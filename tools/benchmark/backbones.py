@@ -23,7 +23,15 @@ from attlas import backbones, checkpoint
 from .cases import OURS, Run
 from .measure import PeakMemory, summary, take_turns, timed
 
-PORTS = {"ConViT": "convit_tiny", "DaViT": "davit_tiny", "HaloNet": "halonet26t", "SHViT": "shvit_s1"}  # which timm has
+PORTS = {  # the variants that timm has, and its names of them
+    "ConViT": ("convit_tiny", "convit_tiny"),
+    "CrossViT": ("crossvit_tiny", "crossvit_tiny_240"),
+    "DaViT": ("davit_tiny", "davit_tiny"),
+    "HaloNet": ("halonet26t", "halonet26t"),
+    "SHViT": ("shvit_s1", "shvit_s1"),
+    "VOLO": ("volo_d1_224", "volo_d1_224"),
+}
+SQUARE = ("convit_tiny", "volo_d1_224")  # whose position is of one size, ours or timm's
 LARGE = ((512, 512), (768, 1024))  # H, W; for the networks that timm has
 LINEAR = importlib.import_module("attlas.backbones.layers.linear")  # the package has a function of that name
 
@@ -81,15 +89,15 @@ def measure_backbone(
 ) -> dict:
     """Time and memory of one network, and the largest difference of the others' results over their largest result."""
     torch.manual_seed(0)
-    # whose positions are a map of weights
-    square: dict[str, Any] = dict(img_size=height) if name.startswith("convit") else {}
+    square: dict[str, Any] = dict(img_size=height) if name in SQUARE else {}
     network = backbones.create(name, num_classes=1000, drop_path_rate=0.0, **square).to(run.device)
     image = torch.randn(batch, 3, height, width, device=run.device)
     calls = {OURS: partial(step, network, image, mode)}
     if naive:
         calls["naive"] = partial(naive_step, network, image, mode)
-    if (timm := run.peers.get("timm")) and name in PORTS.values():
-        other = timm.create_model(name, **square).to(run.device)
+    port = dict(PORTS.values()).get(name)
+    if port and (timm := run.peers.get("timm")):
+        other = timm.create_model(port, **square).to(run.device)
         with torch.no_grad():
             for parameter in other.parameters():
                 if parameter.dim() == 1:  # norms that begin at zero would hide the branches before them
@@ -119,16 +127,16 @@ def measure_backbone(
 def measure_backbones(run: Run, quick: bool) -> Iterator[dict]:
     """Every system: `STEPS`, and larger images beside timm."""
     for system in sorted(backbones.systems()):
-        name = (PORTS.get(system) if "timm" in run.peers else None) or smallest(system)
+        ports = "timm" in run.peers and system in PORTS
+        name = PORTS[system][0] if ports else smallest(system)
         for mode, batch, side in STEPS[1:] if quick else STEPS:
             if quick:
                 side = 64
-            elif name == PORTS["HaloNet"] and side == 224:
+            elif ports and system == "HaloNet" and side == 224:
                 side = 256  # timm's takes whole blocks at all levels
             yield measure_backbone(run, name, batch, side, side, mode, quick)
-        if "timm" in run.peers and system in PORTS and not quick:
+        if ports and not quick:
             for mode, batch, _ in STEPS[1:]:
                 for height, width in LARGE:
-                    square = height == width  # of which timm's ConViT has positions
-                    if (square and mode == "training") or (not square and system != "ConViT"):
+                    if mode == "training" if height == width else name not in SQUARE:
                         yield measure_backbone(run, name, batch, height, width, mode, quick, naive=False)
