@@ -33,6 +33,7 @@ OTHERS_OF = dict(
     BiFormerSTL=dict(form="nchw", head_dim=16, key_dims=(12, 24, 48, 96), topks=(1, 4, 16, -1)),
     ConViT=dict(heads=3, patch_size=8, scales=(1, 1, 1, 0.5)),
     CrossViT=dict(depths=((1, 1), (2, 1)), img_size=(72, 64), patch_size=(12, 24), qk_scale=0.1, strides=(16, 16)),
+    DHVT=dict(scales=(1, 0.5)),
     DaViT=dict(heads=(1, 2, 4, 8)),
     DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
     FFNet=dict(mixers="FFNifiedAttention", mlp_kernel_sizes=5),
