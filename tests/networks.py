@@ -13,6 +13,7 @@ SYSTEMS = sorted(backbones.systems())
 # What does not follow from the rule of `options_of`.
 NARROW = dict(
     CrossViT=dict(depths=((1, 2), (1, 1)), img_size=(60, 48)),
+    DHVT=dict(patch_size=8),  # of 2 the exports' images have 14,336
     OverLoCK=dict(
         dims=(16, 24, 32, 64),
         depths=(1, 1, 1, 1),

@@ -224,6 +224,7 @@ def test_files_of_the_other_form(system):
     [
         ("AttNet", "conv_bias"),
         ("ConViT", "qkv_bias"),
+        ("DHVT", "qkv_bias"),
         ("DaViT", "qkv_bias"),
         ("DiNATs", "qkv_bias"),
         ("NAT", "qkv_bias"),

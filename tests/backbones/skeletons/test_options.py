@@ -145,7 +145,19 @@ def test_which_options_systems_do_not_use():
         ("mlp_ratio", ["HaloNet", "LSNet", "OverLoCK", "SHViT"]),
         (
             "layer_scale",
-            ["CASViT", "CrossViT", "DaViT", "HaloNet", "L2ViT", "LSNet", "OverLoCK", "S2AFormer", "SHViT", "TransNeXt"],
+            [
+                "CASViT",
+                "CrossViT",
+                "DHVT",
+                "DaViT",
+                "HaloNet",
+                "L2ViT",
+                "LSNet",
+                "OverLoCK",
+                "S2AFormer",
+                "SHViT",
+                "TransNeXt",
+            ],
         ),
         ("mixers", [name for name in SYSTEMS if name not in ("FFNet", "FFNetSeg")]),  # whose paper leaves them free
     ):
