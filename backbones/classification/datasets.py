@@ -1,4 +1,5 @@
-"""Images to learn classes from: folders of pictures (ImageNet, EuroSAT, yours), CIFAR, MNIST and Fashion-MNIST.
+"""Images to learn classes from: pictures in folders (ImageNet, EuroSAT, yours) or in a list (DomainNet), CIFAR, MNIST
+and Fashion-MNIST.
 
 Every data set serves dict(image, label int, index int) after its `transforms`; before them the image is uint8
 (H, W, 3), red, green, blue, and the transform `PackImage` makes it a float32 tensor (3, H, W). Draws are repeatable
@@ -11,11 +12,12 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from ...data import SPLITS, Items, existing_root, find_files, one_of, positive
+from ...files import near_files, printable
 from ...images import MAX_PIXELS, SUFFIXES, read_image
 from ...registry import DATASETS
 
@@ -55,11 +57,32 @@ def check_labels(path: Path, labels: np.ndarray, count: int) -> np.ndarray:
     return labels
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- pictures in files -----------------------------------------------------------------------------------------------
+
+
+class ImageFiles(Images):
+    """A data set whose pictures are files.
+
+    Args:
+        files: their paths.
+        max_pixels: most pixels of a picture, of width times height; one that declares more is refused.
+    """
+
+    def __init__(self, split, classes, files: Sequence[str], labels, transforms, seed, max_pixels: int):
+        self.max_pixels = positive(f"{type(self).__name__}.max_pixels", max_pixels)
+        # One array of bytes: a million Python strings would be copied into every worker, touched as they are counted
+        self.files = np.array([os.fsencode(path) for path in files])
+        super().__init__(split, classes, labels, transforms, seed)
+
+    def name(self, item: int) -> str:
+        return os.fsdecode(self.files[item])
+
+    def load(self, item: int) -> np.ndarray:
+        return read_image(self.name(item), self.max_pixels)
 
 
 @DATASETS.register_module()
-class ImageFolder(Images):
+class ImageFolder(ImageFiles):
     """Pictures, a folder for each class: `<root>/<train|val|test>/<class>/*` (ImageNet's layout),
     `<root>/<class>/<train|val|test>/*`, or `<root>/<class>/*` (EuroSAT's), of which a share is held out. Classes
     are the folders' names in order; files may lie in folders below (see `attlas.data.find_files`).
@@ -69,7 +92,7 @@ class ImageFolder(Images):
         test_share: the share of each class that is held out where the folders do not say; the choice depends only on
             the files' names.
         in_memory: decode everything at once and keep it; for small pictures (EuroSAT: 330 MB).
-        max_pixels: most pixels of a picture, of width times height; one that declares more is refused.
+        max_pixels: as of `ImageFiles`.
     """
 
     LAYOUT = "<train|val|test>/<class>/<picture>, <class>/<train|val|test>/<picture>, or <class>/<picture>."
@@ -84,20 +107,100 @@ class ImageFolder(Images):
         in_memory: bool = False,
         max_pixels: int = MAX_PIXELS,
     ):
-        self.max_pixels = positive("ImageFolder.max_pixels", max_pixels)
         one_of("ImageFolder.split", split, (*SPLITS, "all"))
         root = existing_root("ImageFolder", root, self.LAYOUT)
         classes, files, labels = find_files("ImageFolder", root, split, SUFFIXES, self.LAYOUT, test_share)
-        # One array of bytes: a million Python strings would be copied into every worker, touched as they are counted
-        self.files = np.array([os.fsencode(path) for path in files])
-        super().__init__(split, classes, labels, transforms, seed)
+        super().__init__(split, classes, files, labels, transforms, seed, max_pixels)
         self.kept = [read_image(self.name(item), max_pixels) for item in range(len(self))] if in_memory else None
 
-    def name(self, item: int) -> str:
-        return os.fsdecode(self.files[item])
-
     def load(self, item: int) -> np.ndarray:
-        return read_image(self.name(item), self.max_pixels) if self.kept is None else self.kept[item].copy()
+        return super().load(item) if self.kept is None else self.kept[item].copy()
+
+
+MOST_LABEL = 9_999_999
+NAME_THEM = "Name the classes yourself: classes=[...]."
+
+
+def read_list(path: Path) -> list[tuple[str, int]]:
+    """Paths and labels of a text file (UTF-8) whose lines are `path label`; a path may hold spaces, a line be empty.
+
+    Raises:
+        ValueError: names the line that is something else, or whose path would leave the folder that it is relative to:
+            begins at a root or a drive, or holds `..` or a zero byte.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n"), start=1):
+        if not line.strip():
+            continue
+        name, label = [*line.strip().rsplit(None, 1), ""][:2]
+        if not (label.isascii() and label.isdecimal() and len(label) <= len(str(MOST_LABEL))):
+            raise ValueError(
+                f"{printable(path)}, line {number}: a path and a label from 0 to {MOST_LABEL:,} were expected, got "
+                f"{printable(line.strip())!r}."
+            )
+        shape = PureWindowsPath(name)  # which knows the separators of all systems
+        if shape.anchor or ".." in shape.parts or "\0" in name:
+            raise ValueError(f"{printable(path)}, line {number}: {printable(name)!r} leaves the root.")
+        found.append((name, int(label)))
+    return found
+
+
+def folder_classes(path: Path, listed: Sequence[tuple[str, int]]) -> list[str]:
+    """Names of the classes of a list: of the folders in which the pictures of each label lie.
+
+    Raises:
+        ValueError: a label has no pictures, or some of two folders, or its folder has no name or is another label's.
+    """
+    folders: dict[int, str] = {}
+    for name, label in listed:
+        folder = PurePosixPath(name).parent.name
+        if folders.setdefault(label, folder) != folder:
+            raise ValueError(
+                f"{printable(path)}: label {label} is of the folders {printable(folders[label])!r} and "
+                f"{printable(folder)!r}, so neither names the class. {NAME_THEM}"
+            )
+    if "" in folders.values() or len({*folders.values()}) < len(folders):
+        raise ValueError(f"{printable(path)}: not every label has a folder of its own that names it. {NAME_THEM}")
+    if missing := [label for label in range(len(folders)) if label not in folders]:
+        raise ValueError(f"{printable(path)}: label {missing[0]} has no picture to name its class by. {NAME_THEM}")
+    return [folders[label] for label in sorted(folders)]
+
+
+@DATASETS.register_module()
+class ImageList(ImageFiles):
+    """Pictures that a text file lists, by lines `path label` whose paths are relative to the root (DomainNet's layout:
+    `clipart/axe/clipart_011_000012.jpg 11` in `clipart_train.txt`). A path that leaves the root is refused; links
+    inside it are followed.
+
+    Args:
+        root: folder below which the paths lie.
+        file: the list, itself a path below the root, or from anywhere.
+        classes: names of the classes in the order of the labels. By default those of the folders that hold the
+            pictures; then the list must have a picture of each label, all of one folder.
+        max_pixels: as of `ImageFiles`.
+    """
+
+    def __init__(
+        self,
+        root,
+        file,
+        transforms=(),
+        seed: int = 0,
+        classes: Sequence[str] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        if isinstance(classes, str):
+            raise TypeError(f"ImageList.classes is {classes!r}; it must be a sequence of names.")
+        root = existing_root("ImageList", root, "the list of the pictures, and the folders that it names.")
+        path = root / Path(file).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"ImageList: the list {printable(path)} is missing. {near_files(path)}")
+        listed = read_list(path)
+        labels = np.array([label for _, label in listed], np.int64)
+        classes = folder_classes(path, listed) if classes is None else classes
+        check_labels(path, labels, len(classes))
+        files = [os.path.join(root, name) for name, _ in listed]
+        super().__init__(path.stem, classes, files, labels, transforms, seed, max_pixels)
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------------------

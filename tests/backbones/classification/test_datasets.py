@@ -220,6 +220,118 @@ def test_broken_pictures_are_named(imagenet):
         D.ImageFolder(root / "nowhere")
 
 
+# --- lists
+
+
+@pytest.fixture
+def domainnet(tmp_path):
+    """Three pictures by their paths below the root, and their list."""
+    images = {}
+    for name in ("clipart/axe/clipart_011_1.png", "clipart/a bee/clipart_020_7.png", "clipart/axe/clipart_011_2.png"):
+        images[name] = picture(4, 5, 3)
+        put(tmp_path / name, images[name])
+    labels = [1, 0, 1]
+    lines = [f"{name} {label}" for name, label in zip(images, labels)]
+    (tmp_path / "clipart_train.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path, images, labels
+
+
+def test_domainnet_layout(domainnet):
+    """In the list's order, whatever else lies in the folders; the folders name the classes."""
+    root, images, labels = domainnet
+    put(root / "clipart/axe/clipart_011_3.png", picture(4, 5, 3))  # of the list of the tests
+    dataset = D.ImageList(root, "clipart_train.txt")
+    assert dataset.classes == ("a bee", "axe")
+    for item, (name, label) in enumerate(zip(images, labels)):
+        data = dataset[item]
+        assert np.array_equal(data["image"], images[name])
+        assert (data["label"], data["index"], dataset.name(item)) == (label, item, str(root / name))
+    assert len(dataset) == 3
+    elsewhere = root / "elsewhere" / "some.txt"
+    elsewhere.parent.mkdir()
+    # as of Windows, with an empty line and a mark of its encoding
+    elsewhere.write_bytes("\ufeffclipart/axe/clipart_011_2.png\t2\r\n\r\n".encode())
+    dataset = D.ImageList(root, elsewhere, classes=["one", "two", "three"])
+    assert (dataset.num_classes, dataset[0]["label"]) == (3, 2)
+    assert np.array_equal(dataset[0]["image"], images["clipart/axe/clipart_011_2.png"])
+    with pytest.raises(ValueError, match=r"5 x 4 pixels are declared, more than max_pixels = 19"):
+        D.ImageList(root, elsewhere, classes=["a", "b", "c"], max_pixels=19)[0]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/axe/a.png",
+        "../axe/a.png",
+        "clipart/../../axe/a.png",
+        "clipart/axe/..",
+        r"..\axe\a.png",
+        r"clipart\..\..\a.png",
+        r"\\server\share\axe\a.png",
+        "C:/axe/a.png",
+        "C:a.png",
+        "clipart/axe/a.png\0",
+        "//server/share/axe/a.png",
+    ],
+)
+def test_paths_that_leave_the_root_are_refused(domainnet, path):
+    root, *_ = domainnet
+    listed = root / "clipart_train.txt"
+    listed.write_text(listed.read_text() + f"{path} 0\n")
+    for classes in (None, ["bee", "axe"]):
+        with pytest.raises(ValueError, match=r"clipart_train\.txt, line 4: '.*' leaves the root\.$"):
+            D.ImageList(root, listed, classes=classes)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["clipart/axe/a.png", "7", "clipart/axe/a.png axe", "clipart/axe/a.png -1", "clipart/axe/a.png 1.0",
+     "clipart/axe/a.png 1_0", "clipart/axe/a.png \u0663", "clipart/axe/a.png 10000000", "clipart/axe/a.png 1 \x1b[2J",
+     "\udcff"],
+)  # fmt: skip
+def test_lines_that_are_no_path_and_label(domainnet, line):
+    root, *_ = domainnet
+    listed = root / "clipart_train.txt"
+    listed.write_bytes(listed.read_bytes() + f"\n{line}\n".encode(errors="surrogateescape"))
+    with pytest.raises(
+        ValueError, match=r"train\.txt, line 5: a path and a label from 0 to 9,999,999 .*, got '"
+    ) as found:
+        D.ImageList(root, "clipart_train.txt")
+    assert "\x1b" not in str(found.value)
+
+
+def test_lists_that_do_not_name_the_classes(domainnet):
+    root, *_ = domainnet
+    listed, message = root / "clipart_train.txt", r"Name the classes yourself: classes=\[\.\.\.\]\."
+    for lines, found in [
+        (["a/x.png 0", "b/x.png 0"], r"label 0 is of the folders 'a' and 'b', so neither names the class\. "),
+        (["a/x.png 0", "a/y.png 1"], r"not every label has a folder of its own that names it\. "),
+        (["x.png 0"], r"not every label has a folder of its own that names it\. "),
+        (["a/x.png 0", "b/x.png 9999999"], r"label 1 has no picture to name its class by\. "),
+    ]:
+        listed.write_text("\n".join(lines))
+        with pytest.raises(ValueError, match=found + message):
+            D.ImageList(root, listed)
+        if "9999999" not in lines[-1]:
+            assert len(D.ImageList(root, listed, classes=["one", "two"])) == len(lines)
+    with pytest.raises(ValueError, match=r"clipart_train\.txt: labels 0 to 8 were expected, not 0 to 9999999"):
+        D.ImageList(root, listed, classes=[*"abcdefghi"])
+    with pytest.raises(TypeError, match=r"ImageList\.classes is 'names\.txt'; it must be a sequence of names"):
+        D.ImageList(root, listed, classes="names.txt")
+    listed.write_text("\n \n")
+    with pytest.raises(ValueError, match="ImageList: split 'clipart_train' is empty"):
+        D.ImageList(root, listed)
+    with pytest.raises(FileNotFoundError, match=r"the list .*clipart_trian\.txt is missing\. Near it: .*clipart_train"):
+        D.ImageList(root, "clipart_trian.txt")
+    with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder\. Expected there: the list of the pictures"):
+        D.ImageList(root / "nowhere", "clipart_train.txt")
+    listed.write_text("clipart/axe/none.png 0")
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        D.ImageList(root, listed)[0]
+    with pytest.raises(ValueError, match=r"ImageList\.max_pixels is 0; it must be a positive integer"):
+        D.ImageList(root, listed, max_pixels=0)
+
+
 # --- CIFAR
 
 

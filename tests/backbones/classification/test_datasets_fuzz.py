@@ -1,10 +1,11 @@
-"""A thousand mutated files of IDX and CIFAR, and truncations, read in a child process.
+"""A thousand mutated files of IDX and CIFAR, and truncations, and as many lists of pictures, read in a child process.
 
 Whatever the bytes, the process lives, in the memory it is given; an error is a ValueError that names the file; and
-there are no more or fewer images than the files declare.
+there are no more or fewer images than the files declare. No path of a list leaves its root.
 """
 
 import gzip
+import os
 import random
 import struct
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from fuzzing import fuzz, mutated, tally
 
-from attlas.backbones.classification.datasets import CIFAR10, MNIST
+from attlas.backbones.classification.datasets import CIFAR10, MNIST, ImageList
 
 COUNT = 1000
 TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
@@ -65,3 +66,35 @@ def test_mutated_files(name, count):
             assert set(labels) <= set(range(10)), first
             assert first.input[1] == "seed", first
     count("mutated IDX and CIFAR files", f"{name} " + tally(outcomes[: len(inputs)]))
+
+
+LISTED = (
+    b"clipart/axe/clipart_011_1.png 0\n./clipart/a bee/clipart_020_7.png 1\r\nclipart/axe/clipart_011_2.png 0\n" * 3
+)
+PIECES = (b"../", b"/", b"\\", b"C:", b"..\\", b" 0\n", b"\0", b"\n", b"//", b"..")
+
+
+def try_list(seed) -> list:
+    """How many pictures a list names that a seed mutates and adds pieces of other paths to."""
+    rng = random.Random(seed)
+    content = bytearray(mutated(LISTED, rng) if seed % 2 else LISTED)
+    for _ in range(rng.randrange(3)):
+        place = rng.randrange(len(content) + 1)
+        content[place:place] = rng.choice(PIECES)
+    (FOLDER / "list.txt").write_bytes(content)
+    data = ImageList(FOLDER, "list.txt", classes=["axe", "bee"])
+    for item in range(len(data)):
+        assert Path(os.path.normpath(data.name(item))).is_relative_to(FOLDER), data.name(item)
+        assert data.labels[item] in (0, 1)
+    return [len(data)]
+
+
+@pytest.mark.slow
+def test_mutated_lists(count):
+    outcomes = fuzz(try_list, list(range(COUNT)))
+    for found in outcomes:
+        assert found.died is None, found
+        assert not found.error or found.error[0] == "ValueError", found
+        assert not found.error or "list" in found.error[1], found
+    assert 100 < sum(not found.error for found in outcomes) < COUNT - 100
+    count("mutated lists of pictures", tally(outcomes))
