@@ -456,10 +456,11 @@ def test_mnist_errors_name_the_file(mnist):
 # --- configs
 
 
-@pytest.mark.parametrize("name", ["imagenet", "eurosat", "cifar10", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["imagenet", "domainnet", "eurosat", "cifar10", "cifar100", "fashion_mnist"])
 def test_pipelines_of_the_base_configs(name):
     config = Config.fromfile(ROOT / f"configs/_base_/{name}.py")
-    size, raw = dict(imagenet=(224, (250, 310)), eurosat=(64, (64, 64)), fashion_mnist=(32, (28, 28))).get(
+    large = (224, (250, 310))
+    size, raw = dict(imagenet=large, domainnet=large, eurosat=(64, (64, 64)), fashion_mnist=(32, (28, 28))).get(
         name, (32, (32, 32))
     )
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
