@@ -1,5 +1,7 @@
 """What characterizes DHVT: tokens of the heads in attention, factors for the class token that only pixels decide."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,8 @@ from levels import levels_changed_by
 
 from attlas import backbones
 from attlas.backbones.dhvt import DHVT, Affine, DHVTBlock, DynamicAggregation, HeadInteractedAttention, Stem
+from attlas.config import load_config
+from attlas.registry import MODELS
 
 
 def normal(*shape, seed=0):
@@ -230,3 +234,35 @@ def test_bad_options():
         DHVT(heads=5)
     with pytest.raises(ValueError, match="DHVT does not use the option 'registers'"):
         DHVT(registers=2)
+
+
+def test_a_fair_comparison():
+    """The plain transformer beside DHVT has as many parameters and learns from the same, for as long."""
+    folder = Path(__file__).parents[2] / "configs/dhvt"
+    dhvt, plain = (load_config(folder / f"{name}_furniture_views.py") for name in ("dhvt", "vit"))
+    count, other = (sum(p.numel() for p in MODELS.build(config.model).parameters()) for config in (dhvt, plain))
+    assert 0.99 * count < other < 1.01 * count
+    networks = [config.model.pop("backbone") for config in (dhvt, plain)]
+    heads = [networks[0].heads, networks[1].mixers.heads]
+    assert [(n.dim, n.depth, n.patch_size) for n in networks] == [(64, 6, 8)] * 2
+    assert heads == [4, 4]
+    assert dict(dhvt) == dict(plain)
+
+
+def test_recipes_of_small_data_sets():
+    """The learning rate is in proportion to the images of a step; a variant gets the size and classes of its data."""
+    for data, names in (("cifar100", backbones.list("dhvt*cifar*")), ("domainnet", backbones.list("dhvt*domain*"))):
+        path = Path(__file__).parents[2] / f"configs/dhvt/dhvt_{data}.py"
+        for name in names:
+            config, facts = load_config(path, {"name": name}), backbones.variant(name)[1]
+            step = config.train_dataloader.batch_size
+            assert step == (1 if "small" in name else 2) * (256 if data == "cifar100" else 128)
+            assert config.optim_wrapper.optimizer.lr * 512 == pytest.approx(1e-3 * step)
+            assert config.model.backbone.num_classes == facts.classes
+            assert config.train_dataloader.dataset.transforms[0].size == facts.size
+            assert config.model.backbone.drop_path_rate == facts.drop_path
+    config = load_config(path, {"domain": "sketch"})
+    assert [config[f"{part}_dataloader"].dataset.file for part in ("train", "test")] == [
+        "sketch_train.txt",
+        "sketch_test.txt",
+    ]
