@@ -96,7 +96,7 @@ class NeighborhoodAttention(nn.Module):
         q, k, _ = self._split(x)
         keys, relative = [], []
         for size, i in zip(q.shape[1:3], place):
-            first, _, offset = axis_windows(size, self.kernel_size, self.dilation, 1, False, x.device)
+            first, _, offset = axis_windows(size, self.kernel_size, self.dilation, 1, False, device=x.device)
             steps = torch.arange(self.kernel_size, device=x.device)
             keys.append(first[i] + self.dilation * steps)
             relative.append(offset[i] + steps)

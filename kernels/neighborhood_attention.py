@@ -1,12 +1,15 @@
-"""Neighborhood attention: every query attends to a window of keys around it, which moves inwards at borders.
+"""Neighborhood attention: every query attends to a window of keys around it, which moves inwards at borders, or is cut.
 
     out_i = Σ_j P_ij v_j,   P_i = softmax_j(scale q_i·k_j + bias[j - i]),   j in the window of i
 
 The window is the product of one window per axis. On an axis of length L with kernel κ and dilation δ, query i is number
 j = i // δ of n in its dilation group g = i mod δ, and its keys are g + δ t for t in [start, end):
 
-    not causal   start = j - κ // 2, clamped to 0..n - κ;   end = start + κ: always κ keys
-    causal       start = max(j - κ + 1, 0);                 end = j + 1: 1..κ keys
+    moved    start = j - κ // 2, clamped to 0..n - κ;   end = start + κ: always κ keys
+    cut      start = max(j - κ // 2, 0);                end = min(j - κ // 2 + κ, n): 1..κ keys
+    causal   start = max(j - κ + 1, 0);                 end = j + 1: 1..κ keys
+
+A cut window is that of a convolution: at borders it stays around its query, and keys beyond the ends are left out.
 
 With a stride s, s consecutive queries share the window of their leader: j becomes min(⌊j/s⌋ s + s // 2, n - 1), and
 min(⌊j/s⌋ s + s - 1, n - 1) in a causal start; s = κ is attention in blocks.
@@ -34,9 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_flags, check_floats, check_number, check_one_dtype, check_tensors, sum_dtype
+from .checks import check_choice, check_flags, check_floats, check_number, check_one_dtype, check_tensors, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
 from .tiles import item_rows, load_rows, store_rows
+
+BORDERS = ("move", "cut")
 
 
 def neighborhood_attention(
@@ -48,6 +53,7 @@ def neighborhood_attention(
     dilation: int | Sequence[int] = 1,
     stride: int | Sequence[int] = 1,
     is_causal: bool | Sequence[bool] = False,
+    border: str = "move",
     scale: float | None = None,
     bias: Tensor | None = None,
     extra_keys: Tensor | None = None,
@@ -62,10 +68,11 @@ def neighborhood_attention(
         q, k: queries and keys (B, *spatial, H, D) with one to three spatial axes, of any floating-point dtype; half
             types are summed in float32.
         v: values (B, *spatial, H, V), in the same dtype.
-        kernel_size: number of keys κ >= 2 on an axis; κ δ may not exceed its length.
+        kernel_size: number of keys κ >= 1 on an axis; κ δ may not exceed its length, unless windows are cut.
         dilation: distance δ between consecutive keys.
         stride: number of consecutive queries that share a window, 1..κ.
         is_causal: whether queries see only keys at or before their position on the axis.
+        border: what windows do at the ends of axes that are not causal: "move" inwards, or "cut".
         scale: factor of the products of q and k, at least 0; D^-0.5 by default.
         bias: table (H, 2 κ_1 - 1, ...) of any floating-point dtype, added to the scaled products; the index on an axis
             is (key - query) / δ + κ - 1. Not with a causal axis. None for none.
@@ -94,7 +101,9 @@ def neighborhood_attention(
         for value, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride"))
     )
     is_causal = _per_axis(is_causal, "is_causal", len(lengths), bool)
-    _check_axes(lengths, kernel_size, dilation, stride)
+    check_choice(border, "border", BORDERS)
+    cut = border == "cut"
+    _check_axes(lengths, kernel_size, dilation, stride, cut)
     _check_bias(bias, q, kernel_size, is_causal)
     _check_extra(extra_keys, extra_values, k, v)
     check_flags(return_lse=return_lse)
@@ -104,7 +113,7 @@ def neighborhood_attention(
 
     # a size that is free in an export is not compared, which would fix it
     whole = not any(isinstance(length, torch.SymInt) for length in lengths) and kernel_size == lengths
-    if whole and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
+    if whole and not cut and not any(is_causal) and bias is None and extra_keys is None and not return_lse:
         query, key, value = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
         with without_autocast(q):
             out = F.scaled_dot_product_attention(query, key, value, scale=scale)
@@ -117,7 +126,7 @@ def neighborhood_attention(
     )
     settings = ([x[0], *[neutral] * missing, *x[1:]] for x, neutral in ((kernel_size, 1), (dilation, 1), (stride, 1)))
     causal = [is_causal[0], *[False] * missing, *is_causal[1:]]
-    out, lse = neighborhood_attention_op(*volumes, wide_bias, *settings, causal, float(scale))
+    out, lse = neighborhood_attention_op(*volumes, wide_bias, *settings, causal, cut, float(scale))
     out, lse = out.reshape(v.shape), lse.reshape(v.shape[:-1])
     if extra_keys is not None and extra_values is not None:
         with without_autocast(q):
@@ -133,16 +142,16 @@ def _per_axis(value, name: str, axes: int, kind: type = int) -> tuple:
     return values
 
 
-def _check_axes(lengths: tuple, kernel_size: tuple, dilation: tuple, stride: tuple) -> None:
+def _check_axes(lengths: tuple, kernel_size: tuple, dilation: tuple, stride: tuple, cut: bool) -> None:
     for axis, (length, kernel, step, group) in enumerate(zip(lengths, kernel_size, dilation, stride)):
-        if kernel < 2:
-            raise ValueError(f"kernel_size must be at least 2, got {kernel} on spatial axis {axis}")
+        if kernel < 1:
+            raise ValueError(f"kernel_size must be at least 1, got {kernel} on spatial axis {axis}")
         if step < 1:
             raise ValueError(f"dilation must be at least 1, got {step} on spatial axis {axis}")
-        if kernel * step > length:
+        if not cut and kernel * step > length:
             raise ValueError(
                 f"kernel_size * dilation must be at most the length, got {kernel} * {step} = {kernel * step} on "
-                f"spatial axis {axis} of length {length}: pad the input, or use at most "
+                f"spatial axis {axis} of length {length}: pad the input, cut the windows, or use at most "
                 + (f"dilation {length // kernel}" if length >= kernel else f"kernel_size {length}")
             )
         if not 1 <= group <= kernel:
@@ -194,7 +203,9 @@ def _with_extra(out: Tensor, lse: Tensor, q: Tensor, keys: Tensor, values: Tenso
 # The windows of an axis. Everything else reads these tables.
 
 
-def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: bool, device=None) -> list[Tensor]:
+def axis_windows(
+    length: int, kernel: int, dilation: int, stride: int, causal: bool, cut: bool = False, device=None
+) -> list[Tensor]:
     """For every query of an axis: its first key, its number of keys (`dilation` apart), and the first key's bias index.
 
     Three (length,) int64 tensors.
@@ -208,17 +219,20 @@ def axis_windows(length: int, kernel: int, dilation: int, stride: int, causal: b
         count = j + 1 - start
     else:
         leader = torch.minimum(j // stride * stride + stride // 2, n - 1)
-        start = torch.minimum((leader - kernel // 2).clamp(min=0), n - kernel)
-        count = torch.full_like(i, kernel)
+        start = (leader - kernel // 2).clamp(min=0)
+        if cut:
+            count = torch.minimum(leader - kernel // 2 + kernel, n) - start
+        else:
+            start, count = torch.minimum(start, n - kernel), torch.full_like(i, kernel)
     return [group + dilation * start, count, start - j + kernel - 1]
 
 
-def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: bool) -> np.ndarray:
+def axis_queries(length: int, kernel: int, dilation: int, stride: int, causal: bool, cut: bool = False) -> np.ndarray:
     """The inverse: for every key its first query, its number of queries, and the first query's bias index: (length, 3).
 
     The queries of a key are consecutive in their dilation group, as starts and ends of windows never decrease.
     """
-    first, count, _ = (x.numpy() for x in axis_windows(length, kernel, dilation, stride, causal))
+    first, count, _ = (x.numpy() for x in axis_windows(length, kernel, dilation, stride, causal, cut))
     table = np.empty((length, 3), np.int64)
     for g in range(dilation):
         start = first[g::dilation] // dilation
@@ -237,8 +251,8 @@ def _tables(axes: tuple[tuple, ...], device: torch.device) -> tuple[Tensor, Tens
     return windows.to(device, torch.int32), queries.to(device, torch.int32)
 
 
-def _axes(q: Tensor, kernel_size, dilation, stride, causal) -> tuple[tuple, ...]:
-    return tuple(zip(q.shape[1:4], kernel_size, dilation, stride, causal))
+def _axes(q: Tensor, kernel_size, dilation, stride, causal, cut: bool) -> tuple[tuple, ...]:
+    return tuple(zip(q.shape[1:4], kernel_size, dilation, stride, causal, (cut,) * 3))
 
 
 # The reference takes one line of the window at a time, κ_Z keys of every query.
@@ -247,12 +261,12 @@ def _axes(q: Tensor, kernel_size, dilation, stride, causal) -> tuple[tuple, ...]
 def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """For every line of the window: indices of its keys, which of them are outside the window, and bias indices.
 
-    Each is (N, κ_Z). A key outside a causal window is replaced by one inside; without a causal axis none is outside,
+    Each is (N, κ_Z). A key outside a causal or cut window is replaced by one inside; of other windows none is outside,
     and None is returned in place of the second.
     """
     tables: tuple[list, list, list] = [], [], []
-    for i, (length, kernel, dilation, stride, causal) in enumerate(axes):
-        first, count, relative = axis_windows(length, kernel, dilation, stride, causal, device)
+    for i, (length, kernel, dilation, stride, causal, cut) in enumerate(axes):
+        first, count, relative = axis_windows(length, kernel, dilation, stride, causal, cut, device)
         w = torch.arange(kernel, device=device)
         inside = w < count.unsqueeze(1)
         place = first.unsqueeze(1) + dilation * torch.minimum(w, count.unsqueeze(1) - 1)
@@ -265,8 +279,8 @@ def _window_lines(axes: tuple[tuple, ...], device: torch.device) -> Iterator[tup
     key = (x * width + y) * depth + z
     relative = (to_x * (2 * kernel_y - 1) + to_y) * (2 * kernel_z - 1) + to_z
     rows = [table.expand_as(key).flatten(0, 2).flatten(1, 2).unbind(1) for table in (key, relative)]
-    causal = any(axis[4] for axis in axes)
-    outside = (~(in_x & in_y & in_z)).flatten(0, 2).flatten(1, 2).unbind(1) if causal else [None] * len(rows[0])
+    fewer = any(axis[4] or axis[5] for axis in axes)  # causal or cut
+    outside = (~(in_x & in_y & in_z)).flatten(0, 2).flatten(1, 2).unbind(1) if fewer else [None] * len(rows[0])
     yield from zip(rows[0], outside, rows[1])
 
 
@@ -287,9 +301,9 @@ def _rows(x_BNHD: Tensor, key_NC: Tensor) -> Tensor:
 
 
 def neighborhood_attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, cut: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal), q.device))
+    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal, cut), q.device))
     flat_q, flat_k, flat_v = (x.flatten(1, 3).to(sum_dtype(x)) for x in (q, k, v))
     logits = _reference_logits(flat_q, flat_k, bias, lines, scale)
     lse = logits.logsumexp(-1)
@@ -302,10 +316,10 @@ def neighborhood_attention_reference(
 
 def neighborhood_attention_backward_reference(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
-    kernel_size, dilation, stride, causal, scale: float,
+    kernel_size, dilation, stride, causal, cut: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v and bias (empty without one); `delta`: Δ (B, X, Y, Z, H)."""
-    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal), q.device))
+    lines = list(_window_lines(_axes(q, kernel_size, dilation, stride, causal, cut), q.device))
     flat_q, flat_k, flat_v, flat_grad = (x.flatten(1, 3).to(lse.dtype) for x in (q, k, v, grad))
     flat_lse, flat_delta = (x.flatten(1, 3).unsqueeze(-1) for x in (lse, delta))
     weights = torch.exp(_reference_logits(flat_q, flat_k, bias, lines, scale) - flat_lse).split(kernel_size[2], -1)
@@ -476,10 +490,10 @@ def _bias_by_head(bias: Tensor | None, q: Tensor) -> np.ndarray:
 
 
 def _neighborhood_attention_cpu(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, cut: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     wide = sum_dtype(q)
-    windows = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)[0].numpy()
+    windows = _tables(_axes(q, kernel_size, dilation, stride, causal, cut), q.device)[0].numpy()
     settings = windows, tuple(q.shape[1:4]), tuple(kernel_size), tuple(dilation)
     inputs = [
         _by_head(q, wide).mul_(scale).numpy(),
@@ -494,10 +508,10 @@ def _neighborhood_attention_cpu(
 
 def _neighborhood_attention_backward_cpu(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
-    kernel_size, dilation, stride, causal, scale: float,
+    kernel_size, dilation, stride, causal, cut: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     wide = lse.dtype
-    windows = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)[0].numpy()
+    windows = _tables(_axes(q, kernel_size, dilation, stride, causal, cut), q.device)[0].numpy()
     settings = windows, tuple(q.shape[1:4]), tuple(kernel_size), tuple(dilation)
     inputs = [
         _by_head(grad, wide).numpy(),
@@ -720,10 +734,10 @@ def _launch(kernel, programs_per_head: int | None, q: Tensor, v: Tensor, *tensor
 
 
 def _neighborhood_attention_triton(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel_size, dilation, stride, causal, cut: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    windows, _ = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)
+    windows, _ = _tables(_axes(q, kernel_size, dilation, stride, causal, cut), q.device)
     out, lse = torch.empty_like(v), torch.empty(v.shape[:-1], dtype=sum_dtype(v), device=v.device)
     _launch(
         neighborhood_attention_fwd_kernel, None, q, v, q, k, v, lse if bias is None else bias.contiguous(), windows,
@@ -734,10 +748,10 @@ def _neighborhood_attention_triton(
 
 def _neighborhood_attention_backward_triton(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: Tensor, delta: Tensor,
-    kernel_size, dilation, stride, causal, scale: float,
+    kernel_size, dilation, stride, causal, cut: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    windows, queries = _tables(_axes(q, kernel_size, dilation, stride, causal), q.device)
+    windows, queries = _tables(_axes(q, kernel_size, dilation, stride, causal, cut), q.device)
     settings, has_bias = (kernel_size, dilation, scale), bias is not None
     table = lse if bias is None else bias.contiguous()
     inputs = (grad.contiguous(), q, k, v, table, lse.contiguous(), delta.contiguous())
@@ -765,6 +779,7 @@ def neighborhood_attention_op(
     dilation: Sequence[int],
     stride: Sequence[int],
     causal: Sequence[bool],
+    cut: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """`out` and the logarithm of the divisors, of three spatial axes."""
@@ -774,11 +789,11 @@ def neighborhood_attention_op(
         triton=_neighborhood_attention_triton,
         cpu=_neighborhood_attention_cpu,
     )
-    return run(q, k, v, bias, kernel_size, dilation, stride, causal, scale)
+    return run(q, k, v, bias, kernel_size, dilation, stride, causal, cut, scale)
 
 
 @neighborhood_attention_op.register_fake
-def _(q, k, v, bias, kernel_size, dilation, stride, causal, scale):
+def _(q, k, v, bias, kernel_size, dilation, stride, causal, cut, scale):
     return v.new_empty(v.shape), v.new_empty(v.shape[:-1], dtype=sum_dtype(v))
 
 
@@ -795,6 +810,7 @@ def neighborhood_attention_backward_op(
     dilation: Sequence[int],
     stride: Sequence[int],
     causal: Sequence[bool],
+    cut: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and bias (empty without one)."""
@@ -804,11 +820,11 @@ def neighborhood_attention_backward_op(
         triton=_neighborhood_attention_backward_triton,
         cpu=_neighborhood_attention_backward_cpu,
     )
-    return run(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale)
+    return run(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, cut, scale)
 
 
 @neighborhood_attention_backward_op.register_fake
-def _(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, scale):
+def _(grad, q, k, v, bias, lse, delta, kernel_size, dilation, stride, causal, cut, scale):
     dbias = lse.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
@@ -822,7 +838,7 @@ def _backward(ctx, grad, grad_lse):
     q, k, v, bias, out, lse = ctx.saved_tensors
     delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1) - grad_lse
     *grads, dbias = neighborhood_attention_backward_op(grad, q, k, v, bias, lse, delta, *ctx.settings)
-    return *grads, None if bias is None else dbias, None, None, None, None, None
+    return *grads, None if bias is None else dbias, *[None] * 6
 
 
 neighborhood_attention_op.register_autograd(_backward, setup_context=_save)

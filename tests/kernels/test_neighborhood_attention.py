@@ -15,8 +15,8 @@ from attlas.kernels.neighborhood_attention import (
 )
 
 
-def axis_keys(i, length, kernel, dilation, stride, causal):
-    """The keys of query i of an axis, by the rule as NATTEN's kernels write it."""
+def axis_keys(i, length, kernel, dilation, stride, causal, cut=False):
+    """The keys of query i of an axis, by the rule as NATTEN's kernels write it, or without those beyond the ends."""
     group, j = i % dilation, i // dilation
     n = math.ceil((length - group) / dilation)
     if causal:
@@ -25,13 +25,15 @@ def axis_keys(i, length, kernel, dilation, stride, causal):
     else:
         leader = min(j // stride * stride + stride // 2, n - 1)
         left, right = kernel // 2, kernel // 2 + kernel % 2 - 1
+        if cut:
+            return [group + dilation * t for t in range(leader - left, leader + right + 1) if 0 <= t < n]
         start = max(leader - left, 0) + (leader + right >= n) * (n - right - leader - 1)
         end = start + kernel
     return [group + dilation * t for t in range(start, end)]
 
 
-def settings_per_axis(axes, kernel_size, dilation=1, stride=1, is_causal=False):
-    settings = (kernel_size, dilation, stride, is_causal)
+def settings_per_axis(axes, kernel_size, dilation=1, stride=1, is_causal=False, border="move"):
+    settings = (kernel_size, dilation, stride, is_causal, border == "cut")
     return list(zip(*(x if isinstance(x, tuple) else (x,) * axes for x in settings)))
 
 
@@ -94,6 +96,11 @@ CASES = [
     ((3, 2, 4), dict(kernel_size=2, dilation=(1, 1, 2), is_causal=(True, False, False)), False),
     ((2, 3, 2), dict(kernel_size=2, stride=(2, 1, 1)), False),
     ((2, 2, 2), dict(kernel_size=2), True),
+    ((6,), dict(kernel_size=1, dilation=2), True),
+    ((7,), dict(kernel_size=4, dilation=3, border="cut"), True),
+    ((4, 5), dict(kernel_size=(3, 5), dilation=(2, 1), border="cut"), True),
+    ((5, 4), dict(kernel_size=(3, 2), stride=(3, 1), is_causal=(False, True), border="cut"), False),
+    ((2, 3, 2), dict(kernel_size=(5, 1, 3), dilation=(1, 4, 1), border="cut"), False),
 ]
 
 
@@ -190,13 +197,27 @@ def test_memory_does_not_grow_with_the_kernel(path, device):
     assert saved(2) == saved(5) > 0
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_inverse_windows(causal):
+def test_cut_windows_are_those_of_a_convolution(path, device):
+    """Of zeros all weights are alike: the number of pixels in the window divides their sum, at any size of a map."""
+    for lengths in ((4, 6), (1, 2)):
+        v = torch.randn(1, 3, *lengths, dtype=torch.float64, device=device)
+        q = torch.zeros(1, *lengths, 1, 2, dtype=torch.float64, device=device)
+        got, lse = neighborhood_attention(
+            q, q, v.permute(0, 2, 3, 1).unsqueeze(3), (3, 5), dilation=(1, 2), border="cut", return_lse=True
+        )
+        ones = torch.ones(3, 1, 3, 5, dtype=torch.float64, device=device)
+        sums, counts = (F.conv2d(x, ones, padding=(1, 4), dilation=(1, 2), groups=3) for x in (v, torch.ones_like(v)))
+        assert_agree("out", got.squeeze(3).permute(0, 3, 1, 2), sums / counts)
+        assert_agree("lse", lse.squeeze(3), counts[:, 0].log())
+
+
+@pytest.mark.parametrize(("causal", "cut"), [(False, False), (True, False), (False, True)])
+def test_inverse_windows(causal, cut):
     """The queries of a key are those whose window holds it."""
     for length, dilation in itertools.product((5, 12, 17), (1, 2, 4)):
-        for kernel in range(2, length // dilation + 1):
-            for stride in {1, 2, kernel - 1, kernel} - {0}:
-                axis = (length, kernel, dilation, stride, causal)
+        for kernel in range(1, length + 2 if cut else length // dilation + 1):
+            for stride in {1, min(2, kernel), kernel - 1, kernel} - {0}:
+                axis = (length, kernel, dilation, stride, causal, cut)
                 keys = [axis_keys(i, *axis) for i in range(length)]
                 first, count, relative = (x.tolist() for x in axis_windows(*axis))
                 assert [list(range(a, a + n * dilation, dilation)) for a, n in zip(first, count)] == keys
@@ -288,7 +309,7 @@ def test_operators(path, device, has_bias, permute):
     if permute:
         q, k, v = (permuted(x).requires_grad_() for x in (q, k, v))
         assert not q.is_contiguous()
-    settings = ([2, 1, 1], [2, 1, 1], [2, 1, 1], [False, False, False], 0.5)
+    settings = ([2, 1, 1], [2, 1, 1], [2, 1, 1], [False, False, False], False, 0.5)
     torch.library.opcheck(neighborhood_attention_op, (q, k, v, bias, *settings))
     inputs = [x if x is None else x.detach() for x in (q, k, v, bias)]
     out, lse = neighborhood_attention_op(*inputs, *settings)
@@ -319,9 +340,10 @@ def test_bad_arguments():
     refused(ValueError, r"kernel_size must be one int, or one for each of 2 spatial axes, got \(3,\)", q, k, v, (3,))
     refused(ValueError, "dilation must be one int", q, k, v, 3, dilation=1.0)
     refused(ValueError, "is_causal must be one bool", q, k, v, 3, is_causal=1)
-    refused(ValueError, "kernel_size must be at least 2, got 1 on spatial axis 1", q, k, v, (3, 1))
+    refused(ValueError, "kernel_size must be at least 1, got 0 on spatial axis 1", q, k, v, (3, 0))
+    refused(ValueError, r"border must be one of \('move', 'cut'\), got 'zero'", q, k, v, 3, border="zero")
     refused(ValueError, "dilation must be at least 1, got 0 on spatial axis 0", q, k, v, 3, dilation=(0, 1))
-    long = r"got 3 \* 2 = 6 on spatial axis 0 of length 5: pad the input, or use at most dilation 1"
+    long = r"got 3 \* 2 = 6 on spatial axis 0 of length 5: pad the input, cut the windows, or use at most dilation 1"
     refused(ValueError, long, q, k, v, 3, dilation=2)
     refused(ValueError, "on spatial axis 1 of length 6: .* at most kernel_size 6", q, k, v, (5, 7))
     refused(ValueError, r"stride must lie in 1\.\.kernel_size = 3, got 4 on spatial axis 1", q, k, v, 3, stride=(1, 4))
