@@ -62,6 +62,15 @@ OTHERS_OF = dict(
     S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
     SpaRTAN=dict(mlp_ratio=6),
+    TiC=dict(
+        border="mask",
+        dilations=((2,), (1,), (1,), (1,)),
+        dropout=0.5,
+        heads=(2, 2, 4, 8),
+        pooled="map",
+        shift=1,
+        shifted="map",
+    ),
     TransNeXt=dict(heads=(1, 2, 4, 8), pool_size=2, sr_ratios=(8, 4, 1, 1), window=5),
     VOLO=dict(class_blocks=1, heads=(3, 6, 6, 6), mix_tokens=1.0, stride=1),
 )
