@@ -158,6 +158,7 @@ class Isotropic(Backbone):
     def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
         """As of `Backbone`; notes "tokens", (B, T, C) or None."""
         x, tokens = self.stem(image), None
+        del image  # `check` may have copied it
         if self.position is not None:
             x = self.position(x)
         for i, block in enumerate(self.blocks):
