@@ -10,15 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
 from ...kernels.dispatch import decompositions
 
-# which PyTorch's counter leaves out
-CPU_ATTENTION = {
+
+def _bmm_flop(a: Tensor, b: Tensor, *_, **__) -> int:
+    """A product of complex numbers is four of real ones."""
+    return bmm_flop(a.shape, b.shape) * (4 if a.is_complex() else 1)
+
+
+_bmm_flop._get_raw = True  # type: ignore[attr-defined]  # tensors, not shapes
+
+# which PyTorch's counter leaves out, or takes for something else
+FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, out_shape=None, **__: (
         sdpa_flop_count(q, k, v)
-    )
+    ),
+    torch.ops.aten.bmm: _bmm_flop,
 }
 
 
@@ -170,7 +179,7 @@ def _without_gradients(network: nn.Module) -> Iterator[None]:
 
 def _count(network: nn.Module, modules: dict[str, nn.Module], parts: dict[str, Part], image: Tensor) -> None:
     with (
-        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops,
+        FlopCounterMode(display=False, custom_mapping=FORMULAS) as flops,
         _Activations() as activations,
         _Decomposed(),
     ):
