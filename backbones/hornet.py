@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import LayerNorm2d, Pointwise, depthwise
+from .layers import LayerNorm2d, Pointwise, depthwise, from_spectrum, to_spectrum
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -57,8 +57,7 @@ class GlobalLocalFilter(nn.Module):
         wide = torch.promote_types(x.dtype, torch.float32)
         # nothing here is cast by autocast
         weight = resize_filter(self.complex_weight.to(wide), (height, width // 2 + 1))
-        spectrum = torch.fft.rfft2(x.to(wide).contiguous(), norm="ortho")
-        return torch.fft.irfft2(spectrum * torch.view_as_complex(weight), s=(height, width), norm="ortho")
+        return from_spectrum(to_spectrum(x.to(wide)) * torch.view_as_complex(weight), width)
 
 
 def resize_filter(weight: Tensor, size: tuple[int, int]) -> Tensor:

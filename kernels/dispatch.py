@@ -113,8 +113,9 @@ _translations: dict[Callable, Callable] = {}
 
 
 def decompose(operator, reference: Callable) -> None:
-    """Register the PyTorch function that replaces an operator in exports to formats without our operators."""
-    _decompositions[operator._opoverload] = reference
+    """Register the PyTorch function that replaces an operator in exports to formats that lack it: one of ours, or an
+    overload of PyTorch's (where `reference` returns NotImplemented, that stays)."""
+    _decompositions[getattr(operator, "_opoverload", operator)] = reference
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable]:

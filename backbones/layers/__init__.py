@@ -4,6 +4,7 @@ from .attention import Attention, ClassAttention, as_rows, heads_of
 from .blocks import Blocks
 from .boxes import cut_box, kept_share, swap_box
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
+from .fourier import from_spectrum, to_spectrum
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
@@ -72,6 +73,7 @@ __all__ = [
     "depthwise",
     "depthwise_norm",
     "fill",
+    "from_spectrum",
     "fuse",
     "fuse_norm",
     "heads_of",
@@ -81,4 +83,5 @@ __all__ = [
     "normal_by_fan_out",
     "pair_bias",
     "swap_box",
+    "to_spectrum",
 ]
