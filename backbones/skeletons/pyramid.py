@@ -170,7 +170,7 @@ class Pyramid(Backbone):
         blocks: list[tuple] = [
             (r"^stages\.(\d+)\.downsample", (0,)),
             (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-            (r"^stages\.(\d+)\.norm", (99999,)),
+            (r"^stages\.(\d+)\.", (99999,)),  # what follows the blocks
         ]
         if coarse:
             blocks = [(r"^stages\.(\d+)", None)]
