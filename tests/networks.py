@@ -12,6 +12,7 @@ SYSTEMS = sorted(backbones.systems())
 
 # What does not follow from the rule of `options_of`.
 NARROW = dict(
+    AFFNet=dict(dims=(16, 16, 24, 40)),
     CrossViT=dict(depths=((1, 2), (1, 1)), img_size=(60, 48)),
     DHVT=dict(patch_size=8),  # of 2 the exports' images have 14,336
     OverLoCK=dict(

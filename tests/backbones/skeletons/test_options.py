@@ -29,6 +29,7 @@ OTHERS = dict(
     small_kernel=3,
 )
 OTHERS_OF = dict(
+    AFFNet=dict(activation="relu", dropout=0.5, groups=4, norm="pixel", output_stride=16, stem_dims=(8, 16)),
     BiFormer=dict(form="nchw", head_dim=16, key_dims=(8, 16, 32, 64), topks=(1, 4, 16, -1)),
     BiFormerSTL=dict(form="nchw", head_dim=16, key_dims=(12, 24, 48, 96), topks=(1, 4, 16, -1)),
     ConViT=dict(heads=3, patch_size=8, scales=(1, 1, 1, 0.5)),
@@ -155,6 +156,7 @@ def test_which_options_systems_do_not_use():
         (
             "layer_scale",
             [
+                "AFFNet",
                 "CASViT",
                 "CrossViT",
                 "DHVT",
