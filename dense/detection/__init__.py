@@ -8,6 +8,7 @@ from .mixer_encoder import MixerDeformableDETR, MixerDINO
 from .panoptic import PanopticQuality, ReadPanoptic
 from .position_relation import PositionRelation, RelationDABDETR, RelationDeformableDETR, RelationDINO
 from .relation_detr import DetachedVarifocalLoss, DetectionSwin, RelationDETR, RelationDETRHead
+from .ssd import PredictingSSDHead
 
 __all__ = [
     "BVRATSSHead",
@@ -28,6 +29,7 @@ __all__ = [
     "MixerDeformableDETR",
     "PanopticQuality",
     "PositionRelation",
+    "PredictingSSDHead",
     "ReadImage",
     "ReadPanoptic",
     "RelationDABDETR",
