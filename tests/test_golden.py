@@ -57,4 +57,5 @@ def test_every_record_of_a_system_is_used():
     for path in FOLDER.glob("*/*.json"):
         if path.parent.name not in read_by_their_tests:
             assert '"attlas":' in path.read_text(), path.name
-            assert importlib.util.find_spec(f"attlas.backbones.{path.parent.name.replace('-', '_')}")
+            name = path.parent.name.replace("-", "_")
+            assert any(importlib.util.find_spec(f"attlas.backbones{folder}.{name}") for folder in ("", ".mixers"))

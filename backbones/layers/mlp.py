@@ -76,11 +76,11 @@ class ConvMlp(nn.Module):
 class SqueezeExcite(nn.Module):
     """x times a gate for each channel that looks at the mean of all pixels. Source: arXiv 1709.01507."""
 
-    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module] = nn.ReLU):
+    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module] = nn.ReLU, bias: bool = True):
         super().__init__()
-        self.fc1 = nn.Conv2d(dim, hidden, 1)
+        self.fc1 = nn.Conv2d(dim, hidden, 1, bias=bias)
         self.activation = activation()
-        self.fc2 = nn.Conv2d(hidden, dim, 1)
+        self.fc2 = nn.Conv2d(hidden, dim, 1, bias=bias)
 
     def gate(self, x: Tensor) -> Tensor:
         """(B, C, 1, 1), in (0, 1)."""
