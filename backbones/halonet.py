@@ -14,7 +14,7 @@ projection; with a stride the places of queries count 0, 1, ..., without the str
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -197,11 +197,12 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut
         self.activation = activation()
         self.last = nn.Identity() if linear else activation()
+        self.end: nn.Module = nn.Identity()  # of the branch: a plug-in
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.activation(self.norm(self.mixer(self.activation(self.conv1(x)))))
-        y = self.drop_path(self.conv3(self.gate(y)))
+        y = self.drop_path(self.end(self.conv3(self.gate(y))))
         return self.last(y if self.shortcut is None else y + self.shortcut(x))
 
 
@@ -327,6 +328,9 @@ class HaloNet(Pyramid):
         return Bottleneck(
             in_dim, dim, hidden, mixed, mixer, norm, shortcut, gate, self.activation, self.inverted, drop_path
         )
+
+    def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
+        block.end = MIXERS.build({**plugin, "dim": dim})
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return nn.Identity()

@@ -475,7 +475,7 @@ class OverLoCK(Pyramid):
         **common: of `Backbone`. Parts that no output needs are not built.
     """
 
-    unused = ("mlp_ratio", "layer_scale")
+    unused = ("mlp_ratio", "layer_scale", "plugins")  # the blocks have gates of their own
     norms_on_path = (1,)
 
     fixed_sizes = {

@@ -1,7 +1,7 @@
 """What at least two systems share: norms, residual blocks, channel mixers, heads, global attention, positions."""
 
 from .attention import Attention, ClassAttention, as_rows, heads_of
-from .blocks import Blocks
+from .blocks import Blocks, plug
 from .boxes import cut_box, kept_share, swap_box
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .fourier import from_spectrum, to_spectrum
@@ -82,6 +82,7 @@ __all__ = [
     "make_divisible",
     "normal_by_fan_out",
     "pair_bias",
+    "plug",
     "swap_box",
     "to_spectrum",
 ]

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 class Blocks(nn.ModuleList):
     """A list of blocks. `forward(x)` runs them all; `run(block, *inputs)` runs one of them.
 
-    With `checkpointing`, which `Backbone.set_grad_checkpointing` sets, training keeps only the inputs of a block for
-    the backward pass, and computes the rest again.
+    A block may have a plug-in (see `plug`). With `checkpointing`, which `Backbone.set_grad_checkpointing` sets,
+    training keeps only the inputs of a block for the backward pass, and computes the rest again.
     """
 
     checkpointing = False
@@ -27,12 +27,27 @@ class Blocks(nn.ModuleList):
     def run(self, block: nn.Module, *inputs: Tensor) -> Any:
         """`block(*inputs)`."""
         if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return block(*inputs)
+            return _run(block, *inputs)
         if torch.compiler.is_compiling():  # which takes no context, and traces the averages once
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(_run, block, *inputs, use_reentrant=False)
         return checkpoint(
-            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_kept(block))
+            _run, block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_kept(block))
         )
+
+
+def plug(block: nn.Module, plugin: nn.Module) -> None:
+    """Put a module (B, C, H, W) -> (B, C, H, W) on what a residual block adds to its input: x + plugin(block(x) - x).
+    What the block gives beside a map, such as tokens, stays as it is. Its list, `Blocks`, does that."""
+    block.plugin = plugin
+
+
+def _run(block: nn.Module, *inputs: Tensor) -> Any:
+    found, plugin = block(*inputs), getattr(block, "plugin", None)
+    if plugin is None:
+        return found
+    x, *others = found if isinstance(found, tuple) else (found,)
+    x = inputs[0] + plugin(x - inputs[0])
+    return (x, *others) if others else x
 
 
 @contextmanager

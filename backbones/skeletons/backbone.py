@@ -12,7 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..layers import Blocks, fill, fuse
+from ...registry import MIXERS
+from ..layers import Blocks, fill, fuse, plug
 from .options import CheckedOptions
 
 Notes = dict[str, Any]  # what a network notes about a batch on its way from the stem to the head
@@ -167,6 +168,10 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         """Regular expressions that sort the parameters by depth for layer-wise decay, as timm defines them: `stem`, and
         `blocks` as (expression, None: by its numbers | (99999,): with the one before). What none matches, the last
         layers, comes last. `coarse`: by stage, not by block."""
+
+    def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
+        """Give a block of `dim` channels its plug-in, dict(type=..., **options), where the network has it."""
+        plug(block, MIXERS.build({**plugin, "dim": dim}))
 
     def head_input(self, x: Tensor, notes: Notes) -> Tensor:
         """What the head reads, of the map of the last level."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import Block, Blocks, ClassPositionTable, Head, LayerNorm2d, Mlp, Patches, PositionTable, Tokens
 from .backbone import Backbone, Notes
-from .options import drop_path_rates, mixers_per_stage, per_stage
+from .options import drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
 
 
 class Rescale(nn.Module):
@@ -69,7 +69,8 @@ class Isotropic(Backbone):
         img_size: side of the image for which `position` is built; other images get it resized.
         position: whether the patches get a learned absolute position.
         registers: number of further learned tokens, which join with the class token or at the first block.
-        mlp_ratio, drop_path_rate, layer_scale: as of `Pyramid`; a block stands for a stage.
+        mlp_ratio, drop_path_rate, layer_scale, plugins: as of `Pyramid`; a block stands for a stage. Plug-ins
+            see the map alone.
         scales: sizes of the maps that the dense form gives, one for each of `out_indices`, in units of the map of
             patches: 4, 2, 1 or 0.5; all 1 by default.
         **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
@@ -94,6 +95,7 @@ class Isotropic(Backbone):
         mlp_ratio: float | Sequence[float] = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale: float | Sequence[float | None] | None = None,
+        plugins: str | Mapping | Sequence[str | Mapping | None] | None = None,
         scales: Sequence[float] | None = None,
         out_indices: Sequence[int] | None = None,
         **common,
@@ -105,6 +107,7 @@ class Isotropic(Backbone):
         self.mixers = mixers_per_stage(mixers, depth)
         self.mlp_ratio = per_stage("mlp_ratio", mlp_ratio, depth)
         self.layer_scale = per_stage("layer_scale", layer_scale, depth)
+        self.plugins = plugins_per_stage(plugins, depth)
         self.joins = class_token if class_token is not None else 0
         if not 0 <= self.joins < depth:
             raise ValueError(f"class_token={class_token} must be a block of 0 to {depth - 1}, or None")
@@ -119,6 +122,9 @@ class Isotropic(Backbone):
         self.register_tokens = Tokens(registers, dim) if registers and reached else None
         rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = Blocks(self.make_block(i, dim, rate) for i, rate in enumerate(rates))
+        for block, plugin in zip(self.blocks, self.plugins):
+            if plugin is not None:
+                self.plug(block, plugin, dim)
         mixing = [getattr(block.mixer, "takes_tokens", False) for block in self.blocks[self.joins :]]
         if self.num_classes is not None and self.cls_token is not None and not any(mixing):
             raise ValueError(

@@ -98,13 +98,18 @@ def per_stage(name: str, value: Any, stages: int, parts: str = "stages") -> tupl
 
 def mixers_per_stage(mixers: Any, stages: int) -> list[dict]:
     """The option `mixers` as one dict(type=..., **options) for each stage."""
-    named = [
-        dict(type=mixer) if isinstance(mixer, str) else dict(mixer) for mixer in per_stage("mixers", mixers, stages)
-    ]
-    if nameless := [mixer for mixer in named if "type" not in mixer]:
-        raise ValueError(
-            f"mixers: {nameless[0]} does not say its type; a mixer is a name, or dict(type=name, **options)"
-        )
+    return [_named("mixers", mixer) for mixer in per_stage("mixers", mixers, stages)]
+
+
+def plugins_per_stage(plugins: Any, stages: int) -> list[dict | None]:
+    """The option `plugins` as one dict(type=..., **options) for each stage, or None where it has no plug-in."""
+    return [None if plugin is None else _named("plugins", plugin) for plugin in per_stage("plugins", plugins, stages)]
+
+
+def _named(option: str, mixer: Any) -> dict:
+    named = dict(type=mixer) if isinstance(mixer, str) else dict(mixer)
+    if "type" not in named:
+        raise ValueError(f"{option}: {named} does not say its type; a mixer is a name, or dict(type=name, **options)")
     return named
 
 

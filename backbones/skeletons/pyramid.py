@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import Block, Blocks, ConvNorm, Head, LayerNorm2d, Mlp
 from .backbone import Backbone, Notes
-from .options import drop_path_rates, mixers_per_stage, per_stage
+from .options import drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
 
 
 class Stage(nn.Module):
@@ -45,6 +45,9 @@ class Pyramid(Backbone):
         mlp_ratio: hidden width of the channel mixer over that of the stage; one number, or one for each stage.
         drop_path_rate: rate of stochastic depth of the last block; it grows linearly up to there, over all stages.
         layer_scale: initial value of the learned factors on the branches, None for none; one, or one for each stage.
+        plugins: gates on the blocks, such as "ELA": name of MIXERS, or dict(type=name, **options); one, or one for each
+            stage, None for none. A block with a plug-in gives x + plugin(block(x) - x): the gate weighs what the block
+            adds. Systems may have it at another place.
         **common: of `Backbone`.
 
     Attributes:
@@ -66,6 +69,7 @@ class Pyramid(Backbone):
         mlp_ratio: float | Sequence[float] = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale: float | Sequence[float | None] | None = None,
+        plugins: str | Mapping | Sequence[str | Mapping | None] | None = None,
         **common,
     ):
         if isinstance(dims, int) or isinstance(depths, int) or len(dims) != len(depths) or not dims:
@@ -81,6 +85,7 @@ class Pyramid(Backbone):
         self.mixers = mixers_per_stage(mixers, stages)
         self.mlp_ratio = per_stage("mlp_ratio", mlp_ratio, stages)
         self.layer_scale = per_stage("layer_scale", layer_scale, stages)
+        self.plugins = plugins_per_stage(plugins, stages)
         counts = [depth * self.blocks_per_depth for depth in depths]
         rates = iter(drop_path_rates(drop_path_rate, sum(counts)))
 
@@ -88,6 +93,11 @@ class Pyramid(Backbone):
         self.stages = nn.ModuleList(
             self.make_stage(i, [next(rates) for _ in range(count)]) for i, count in enumerate(counts)
         )
+        for stage, plugin, dim in zip(self.stages, self.plugins, dims):
+            if plugin is not None:
+                blocks: Any = stage.blocks
+                for block in blocks:
+                    self.plug(block, plugin, dim)
         if self.num_classes is not None:
             self.head = self.make_head(dims[-1], self.num_classes)
         else:

@@ -10,8 +10,9 @@ from networks import SYSTEMS, build, close, image, options_of, tensors
 
 from attlas import backbones, checkpoint
 from attlas.backbones.inspection.costs import analyze
-from attlas.backbones.layers import ClassAttention, ClassBlock, ClassHead, Mlp
+from attlas.backbones.layers import Blocks, ClassAttention, ClassBlock, ClassHead, Mlp
 from attlas.backbones.layers.blocks import statistics_kept
+from attlas.backbones.mixers.ela import ELA
 from attlas.kernels.dispatch import decompositions
 from attlas.optim import layer_groups
 from attlas.registry import MIXERS
@@ -34,6 +35,31 @@ def test_any_size(system):
         for x, channels, size in zip(maps, network.out_channels, network.map_sizes(height, width)):
             assert x.shape == (2, channels, *size)
             assert torch.isfinite(x).all()
+
+
+PLUGGED = [system for system in SYSTEMS if "plugins" in backbones.systems()[system].options()]
+
+
+@pytest.mark.parametrize("system", PLUGGED)
+def test_plugins(system):
+    """Every block gets one, whose gates count; gates of one leave the network as it is, and fusing keeps them."""
+    plain, x = build(system, num_classes=5), image(64, 96)
+    network = build(system, num_classes=5, plugins=dict(type="ELA", fit=True))
+    absent = network.load_state_dict(plain.state_dict(), strict=False)
+    assert not absent.unexpected_keys
+    gates = [part for part in network.modules() if isinstance(part, ELA)]
+    assert len(absent.missing_keys) == 3 * len(gates)
+    lists = [part for part in network.modules() if isinstance(part, Blocks)]
+    assert len(gates) == sum(len(part) for part in lists if part is not getattr(network.head, "blocks", None))
+    expected = network(x)
+    assert (expected - plain(x)).abs().max() > 1e-3 * expected.abs().max()
+    for gate in gates:
+        torch.nn.init.constant_(gate.gn.bias, 50.0)
+    close(network(x), plain(x), 1e-3)
+    for gate in gates:
+        torch.nn.init.constant_(gate.gn.bias, 0.3)
+    expected = network(x)
+    close(network.fuse()(x), expected, 1e-3)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

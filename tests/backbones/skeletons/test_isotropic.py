@@ -23,6 +23,22 @@ def test_scales_make_a_pyramid():
         assert sizes == [(13, 18), (7, 9), (4, 5), (2, 3)]
 
 
+def test_plugins_leave_tokens_alone():
+    """One for each block; the gates weigh the map, and checkpointing changes nothing."""
+    network = plain(num_classes=3, plugins=[None, "SE"], registers=1, layer_scale=0.5).eval()
+    image = torch.randn(2, 3, 40, 32)
+    block = network.blocks[1]
+    assert not hasattr(network.blocks[0], "plugin")
+    x, tokens = torch.randn(2, 16, 3, 2), torch.randn(2, 2, 16)
+    found, mixed = network.blocks.run(block, x, tokens)
+    own, expected = block(x, tokens)
+    close(mixed, expected, 1e-6)
+    close(found, x + block.plugin(own - x), 1e-6)
+    logits = network(image)
+    network.train().set_grad_checkpointing()
+    close(network(image), logits, 1e-6)
+
+
 @pytest.mark.parametrize("class_token", [None, 0, 1])
 @pytest.mark.parametrize("registers", [0, 2])
 @pytest.mark.parametrize("options", [dict(num_classes=3), dict(), dict(out_indices=(0,))], ids=str)

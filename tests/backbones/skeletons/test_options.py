@@ -9,7 +9,7 @@ from networks import SYSTEMS, build, fill, image, options_of, tensors
 from attlas import backbones
 from attlas.registry import MODELS
 
-SKELETONS = {"mixers", "mlp_ratio", "layer_scale", "strides", "position", "class_token", "registers"}
+SKELETONS = {"mixers", "mlp_ratio", "layer_scale", "plugins", "strides", "position", "class_token", "registers"}
 COMMON = {*inspect.signature(backbones.Backbone.__init__).parameters}  # with tests of their own, for every system
 
 # Another value of an option than the one that `options_of` has; numbers that are not here are doubled.
@@ -23,6 +23,7 @@ OTHERS = dict(
     layer_scale=0.5,
     lepe_kernel=3,
     mlp_ratio=2.5,
+    plugins="SE",
     pretrain_size=448,
     registers=2,
     scale=0.5,
@@ -171,6 +172,7 @@ def test_which_options_systems_do_not_use():
             ],
         ),
         ("mixers", [name for name in SYSTEMS if name not in ("FFNet", "FFNetSeg")]),  # whose paper leaves them free
+        ("plugins", ["OverLoCK"]),
     ):
         assert not [name for name in systems if unused in backbones.systems()[name].options()]
 
@@ -181,7 +183,10 @@ def test_near_names():
             ("in_chans", "in_channels"),
             ("nun_classes", "num_classes"),
             ("with_cp", "grad_checkpointing"),
-            ("pretrained_", "It has dims, depths, partial_dims, key_dim, distilled, drop_path_rate, num_classes, "),
+            (
+                "pretrained_",
+                "It has dims, depths, partial_dims, key_dim, distilled, drop_path_rate, plugins, num_classes, ",
+            ),
             ("embed_dim", "dims"),
         ):
             with pytest.raises(ValueError, match=rf"SHViT has no option '{wrong}'\. (Near it: )?{near}"):

@@ -62,6 +62,31 @@ def test_strides():
             backbones.Pyramid((8, 8, 8), (1, 1, 1), strides=strides)
 
 
+def test_plugins_weigh_what_blocks_add():
+    """One for all stages or one for each; what stochastic depth drops stays dropped."""
+    one = backbones.Pyramid((16, 16), (2, 1), plugins=[dict(type="ELA", variant="T", fit=True), None])
+    assert [hasattr(block, "plugin") for stage in one.stages for block in stage.blocks] == [True, True, False]
+    blocks, x = one.stages[0].blocks.eval(), torch.randn(2, 16, 6, 5)
+    first = blocks[0](x)
+    first = x + blocks[0].plugin(first - x)
+    close(blocks(x), first + blocks[1].plugin(blocks[1](first) - first), 1e-6)
+    every = backbones.Pyramid((16, 16), (2, 1), plugins="SE", drop_path_rate=0.6)
+    assert all(hasattr(block, "plugin") for stage in every.stages for block in stage.blocks)
+    block = every.stages[1].blocks.train()
+    torch.manual_seed(0)
+    outputs = torch.stack([block(x) for _ in range(8)])
+    assert 0.1 < (outputs == x).flatten(2).all(2).float().mean() < 1
+    for plugins, message in (
+        (["SE"], "plugins must have one entry for each of the 2 stages"),
+        (dict(variant="T"), "plugins: {'variant': 'T'} does not say its type"),
+        ("ELA", r"ELA: dim=8 channels must be divisible"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backbones.Pyramid((8, 16), (1, 1), plugins=plugins)
+    with pytest.raises(KeyError, match="CBAM"):
+        backbones.Pyramid((8, 16), (1, 1), plugins="CBAN")
+
+
 def test_notes_go_from_the_stem_to_the_head():
     network, x = late(num_classes=3).train(), image(48, 64)
     logits, auxiliary, marks = network(x)
