@@ -55,13 +55,19 @@ def build(system, filled=True, **options):
 
 def fill(network):
     """The network with weights that follow from their names, in inference mode."""
+    fill_others(network)
+    return network.eval()
+
+
+def fill_others(network):
+    """As `fill`, for networks of mm, whose `train()` and `eval()` give nothing back."""
     state = {
         name: parameter(name, value.shape)
         for name, value in network.state_dict().items()
         if value.is_floating_point() and name.endswith(("weight", "bias", "gamma", "running_mean", "running_var"))
     }
     network.load_state_dict(state, strict=False)
-    return network.eval()
+    network.eval()
 
 
 def image(*size, batch=2):

@@ -12,6 +12,7 @@ from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_
 from .patches import Patches, any_free, fill
 from .position import ClassPositionTable, PositionTable, Tokens
 from .residual import (
+    BasicBlock,
     Block,
     ClassBlock,
     DropPath,
@@ -33,6 +34,7 @@ from .windows import (
 
 __all__ = [
     "Attention",
+    "BasicBlock",
     "Block",
     "Blocks",
     "ByChannels",

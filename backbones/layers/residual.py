@@ -118,6 +118,36 @@ class ClassBlock(Block):
         return tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
 
 
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + end(conv2(inner(relu(conv1(x)))))), of two 3x3 convolutions with batch norms.
+
+    Args:
+        in_dim, dim: channels of the input and of the output.
+        stride: stride of the first convolution, and of the shortcut.
+        drop_path: rate of stochastic depth.
+        inner: module between the convolutions (B, dim, h, w) -> the same, or None.
+
+    Attributes:
+        inner, end: modules behind the first convolution and at the end of the branch, where plug-ins have their place.
+
+    The shortcut is a 1x1 convolution with a batch norm where the shape changes. Source: ResNet, arXiv 1512.03385.
+    """
+
+    def __init__(self, in_dim: int, dim: int, stride: int = 1, drop_path: float = 0.0, inner: nn.Module | None = None):
+        super().__init__()
+        self.conv1, self.conv2 = ConvNorm(in_dim, dim, 3, stride), ConvNorm(dim, dim, 3)
+        self.inner: nn.Module = inner or nn.Identity()
+        self.end: nn.Module = nn.Identity()
+        changes = stride != 1 or in_dim != dim
+        self.shortcut = ConvNorm(in_dim, dim, 1, stride) if changes else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)  # of norms and sums, whose backward reads no output
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.activation(self.conv1(x)))
+        return self.activation(self.shortcut(x) + self.drop_path(self.end(self.conv2(y))))
+
+
 class Residual(nn.Module):
     """x + activation(branch(x)). If the branch is a depth-wise convolution without an activation, fusing puts the
     identity into its center tap.
