@@ -57,9 +57,11 @@ OTHERS_OF = dict(
     InLineSwin=dict(types="S", window=3),
     L2ViT=dict(heads=(1, 2, 4, 8)),
     LSNet=dict(resolution=5),
+    MobileNetV2=dict(expansions=(1, 4, 6, 6, 6, 6, 6), plugin_place="end", strides=(2, 4, 8, 8, 8, 16, 16)),
     NAT=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
     NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
     OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
+    ResNet=dict(plugin_place="inner"),
     RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
     S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
@@ -83,6 +85,8 @@ BESIDE = {
     ("HaloNet", "group_size"): _convolving,
     ("HaloNet", "project_first"): dict(stem_dims=(8,)),
     ("HaloNet", "se_ratio"): dict(gate="se", **_convolving),
+    ("MobileNetV2", "plugin_place"): dict(plugins="SE"),
+    ("ResNet", "plugin_place"): dict(plugins="SE"),
 }
 
 
@@ -171,6 +175,7 @@ def test_which_options_systems_do_not_use():
                 "TransNeXt",
             ],
         ),
+        *((option, ["MobileNetV2", "ResNet"]) for option in ("mlp_ratio", "layer_scale")),
         ("mixers", [name for name in SYSTEMS if name not in ("FFNet", "FFNetSeg")]),  # whose paper leaves them free
         ("plugins", ["OverLoCK"]),
     ):
