@@ -1,5 +1,6 @@
 """Image classification as an MMEngine model: a backbone, a loss with mixed images, and the accuracy of the answers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ...files import check_out, replacing
 from ...registry import METRICS, MODELS
 from ..layers import cut_box, kept_share, swap_box
 from .inference import ImageClassification
+from .metrics import agreement, confidence_gap, confused_pairs
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
 
@@ -109,6 +111,8 @@ def mix(
     return images, torch.lerp(targets.flip(0), targets, kept)
 
 
+AXES = {"horizontal": 3, "vertical": 2}  # of a batch, mirrored in a direction
+
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -156,21 +160,25 @@ class ImageClassifier(BaseModel):
             Its `in_channels` are `backbone.out_channels[-1]` if not given (mmdet's backbones do not say theirs).
         loss: 'cross_entropy', or 'bce': each class against the rest, averaged over classes (Wightman et al., "ResNet
             strikes back", 2021).
+        class_weights: weight of each class in 'cross_entropy', which is then the weighted mean over the batch: for
+            classes of unequal numbers or difficulty. None for equal ones.
         target_threshold: of 'bce', makes targets above it 1 and the others 0; None leaves them soft.
         label_smoothing: share of the targets that is spread over all classes.
         mixup, cutmix: the alphas of `mix`; 0 turns one of them off.
         mix_probability: share of the batches that are mixed.
         switch_probability: share of CutMix among them, where both are on.
         auxiliary_weight: of the loss of the second logits of a backbone that gives two in training (OverLoCK, VOLO).
+        mirrored: directions in which prediction also looks at the mirrored image, 'horizontal', 'vertical' or both; the
+            probabilities are averaged.
 
     Second logits may be of every pixel of a map, (B, num_classes, h, w). They learn from the batch's token labels, and
     without these from the label of the image. A third output of the backbone is the share that an image keeps where
     the backbone has mixed tokens; the targets of the first logits are mixed alike.
 
     `mode="loss"` gives {"loss", "accuracy"}, the accuracy in percent against the class that dominates a mixed image,
-    and {"auxiliary"}, the unweighted loss of second logits; `mode="tensor"` the logits (B, num_classes);
-    `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The log-probabilities are of the
-    softmax, or with 'bce' of each class by itself.
+    {"auxiliary"}, the unweighted loss of second logits, and what `log_vars()` of the backbone says; `mode="tensor"` the
+    logits (B, num_classes); `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The
+    log-probabilities are of the softmax, or with 'bce' of each class by itself.
     """
 
     task = ImageClassification
@@ -180,6 +188,7 @@ class ImageClassifier(BaseModel):
         backbone: dict,
         head: dict | None = None,
         loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
         target_threshold: float | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -187,6 +196,7 @@ class ImageClassifier(BaseModel):
         mix_probability: float = 1.0,
         switch_probability: float = 0.5,
         auxiliary_weight: float = 0.4,
+        mirrored: Sequence[str] = (),
         data_preprocessor=None,
         init_cfg=None,
     ):
@@ -200,6 +210,14 @@ class ImageClassifier(BaseModel):
         one_of("ImageClassifier.loss", loss, ("cross_entropy", "bce"))
         if target_threshold is not None and loss != "bce":
             raise ValueError(f"ImageClassifier.target_threshold={target_threshold} belongs to loss='bce', not {loss!r}")
+        if class_weights is not None:
+            self._check_weights(class_weights, loss, num_classes)
+        if isinstance(mirrored, str):
+            raise ValueError(
+                f"ImageClassifier.mirrored={mirrored!r} must be a tuple of directions, such as ({mirrored!r},)"
+            )
+        for direction in mirrored:
+            one_of("ImageClassifier.mirrored", direction, tuple(AXES))
         for name, share in (
             ("target_threshold", target_threshold or 0.0),
             ("label_smoothing", label_smoothing),
@@ -225,7 +243,18 @@ class ImageClassifier(BaseModel):
         self.loss, self.target_threshold, self.label_smoothing = loss, target_threshold, label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
         self.mix_probability, self.switch_probability = mix_probability, switch_probability
-        self.auxiliary_weight = auxiliary_weight
+        self.auxiliary_weight, self.mirrored = auxiliary_weight, tuple(mirrored)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    @staticmethod
+    def _check_weights(weights: Sequence[float], loss: str, num_classes: int) -> None:
+        if loss != "cross_entropy":
+            raise ValueError(f"ImageClassifier.class_weights belong to loss='cross_entropy', not {loss!r}")
+        if len(weights) != num_classes:
+            raise ValueError(f"ImageClassifier.class_weights has {len(weights)} entries for {num_classes} classes")
+        if not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(f"ImageClassifier.class_weights must be positive numbers, got {list(weights)}")
 
     @property
     def checkpoint_rules(self) -> list:
@@ -259,20 +288,26 @@ class ImageClassifier(BaseModel):
             if labels is None:
                 raise ValueError("mode='loss' needs labels, got None")
             return self._losses(images, labels, token_labels)
-        logits = self._logits(images)[0]
         if mode == "tensor":
-            return logits
+            return self._logits(images)[0]
         if mode == "predict":
-            log_probs = F.logsigmoid(logits.float()) if self.loss == "bce" else logits.float().log_softmax(-1)
+            log_probs = self._log_probs(images)
             return [
                 dict(log_probs=row, label=label, index=index)
                 for row, label, index in zip(
                     log_probs,
-                    [None] * len(logits) if labels is None else labels,
-                    [None] * len(logits) if indices is None else indices,
+                    [None] * len(images) if labels is None else labels,
+                    [None] * len(images) if indices is None else indices,
                 )
             ]
         raise ValueError(f"mode must be 'loss', 'predict' or 'tensor', got {mode!r}")
+
+    def _log_probs(self, images: Tensor) -> Tensor:
+        """(B, num_classes); of the mean probabilities of the image and its mirrored copies."""
+        views = [images, *(images.flip(AXES[direction]) for direction in self.mirrored)]
+        logits = [self._logits(view)[0].float() for view in views]
+        found = torch.stack([F.logsigmoid(x) if self.loss == "bce" else x.log_softmax(-1) for x in logits])
+        return found[0] if len(found) == 1 else found.logsumexp(0) - math.log(len(found))
 
     def _logits(self, images: Tensor) -> tuple:
         """The logits, and behind them the auxiliary logits, and the share that an image keeps of them, that some
@@ -315,6 +350,7 @@ class ImageClassifier(BaseModel):
             second = self._loss(auxiliary[0], self._second_targets(auxiliary[0], own, token_labels))
             # "auxiliary", for MMEngine adds up whatever has "loss" in its name
             found |= dict(loss=loss + self.auxiliary_weight * second, auxiliary=second.detach())
+        found |= getattr(self.backbone, "log_vars", dict)()
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not torch.isfinite(found["loss"]):
             raise FloatingPointError(
                 "the loss is NaN or infinite: the images hold such values, or the training has diverged (a lower "
@@ -335,7 +371,10 @@ class ImageClassifier(BaseModel):
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.loss == "cross_entropy":
-            return F.cross_entropy(logits.float(), targets)
+            if self.class_weights is None:
+                return F.cross_entropy(logits.float(), targets)
+            losses = F.cross_entropy(logits.float(), targets, self.class_weights, reduction="none")
+            return losses.sum() / (targets.movedim(1, -1) @ self.class_weights).sum()
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).float()
         return F.binary_cross_entropy_with_logits(logits.float(), targets)
@@ -351,7 +390,9 @@ def _inside(pattern: str) -> str:
 
 @METRICS.register_module()
 class ImageAccuracy(BaseMetric):
-    """Accuracy in percent: `top1`, `top5` (of more than five classes), and `mAcc`, the mean over the classes seen.
+    """Accuracy in percent: `top1`, `top5` (of more than five classes), and `mAcc`, the mean over the classes seen. With
+    `details`, what `agreement` (Cohen's kappa, ...) and `confidence_gap` say besides; the classes that
+    are confused most often go to the logger.
 
     Takes samples dict(log_probs (C,), label, index). Of equal log-probabilities the lower class comes first. The table
     of class accuracies goes to MMEngine's logger, if there are at most 100. Samples from several processes are gathered
@@ -361,13 +402,15 @@ class ImageAccuracy(BaseMetric):
         out_file: an npz for `classes`, `labels` (M,), `indices` (M,), `log_probs` (M, C) and `confusion` (C, C; rows:
             truth, columns: prediction).
         overwrite: replace an `out_file` of an earlier run. Otherwise it is a FileExistsError, raised at once.
+        details: whether to say more than accuracies; see above.
     """
 
     default_prefix = ""  # not None, which MMEngine would warn of
     out_suffix = ".npz"
 
-    def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, **kwargs):
+    def __init__(self, out_file: str | Path | None = None, overwrite: bool = False, details: bool = False, **kwargs):
         super().__init__(**kwargs)
+        self.details = details
         self.out_file = check_out(out_file, (self.out_suffix,), overwrite) if out_file else None
 
     def process(self, data_batch, data_samples: Sequence[dict]) -> None:
@@ -388,11 +431,12 @@ class ImageAccuracy(BaseMetric):
         ranks = ((log_probs > own) | ((log_probs == own) & before)).sum(1).tolist()
         predictions = log_probs.argmax(1).tolist()
         rows = log_probs.cpu().numpy() if self.out_file else [None] * len(indices)  # of ImageNet 200 MB
-        self.results += zip(indices, labels.tolist(), predictions, ranks, [num_classes] * len(indices), rows)
+        sure = log_probs.amax(1).exp().tolist()
+        self.results += zip(indices, labels.tolist(), predictions, ranks, [num_classes] * len(indices), sure, rows)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         *columns, rows = zip(*results)
-        indices, labels, predictions, ranks, (num_classes, *_) = map(np.array, columns)
+        indices, labels, predictions, ranks, (num_classes, *_), sure = map(np.array, columns)
         classes = (self.dataset_meta or {}).get("classes") or [str(c) for c in range(num_classes)]
         if len(classes) != num_classes:
             raise ValueError(f"the network has {num_classes} classes, the data set {len(classes)}.")
@@ -402,6 +446,12 @@ class ImageAccuracy(BaseMetric):
         if num_classes > 5:
             metrics["top5"] = float(100 * (ranks < 5).mean())
         metrics["mAcc"] = float(100 * (right[count > 0] / count[count > 0]).mean())
+        confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(confusion, (labels, predictions), 1)
+        if self.details:
+            metrics |= agreement(confusion) | confidence_gap(sure, ranks == 0)
+            pairs = [f"  {truth} taken for {other}: {n}" for truth, other, n in confused_pairs(confusion, classes)]
+            print_log("\n".join(["confused most often", *(pairs or ["  none"])]), logger="current")
         if num_classes <= 100:  # more are no table to read
             width = max(map(len, classes))
             lines = [
@@ -410,8 +460,6 @@ class ImageAccuracy(BaseMetric):
             ]
             print_log("\n".join([f"class accuracy, %\n  {'class':<{width}}  images  top1", *lines]), logger="current")
         if self.out_file:
-            confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-            np.add.at(confusion, (labels, predictions), 1)
             with replacing(self.out_file) as temporary:
                 np.savez(
                     temporary,

@@ -368,6 +368,12 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
                     module.eval()
         return self
 
+    def log_vars(self) -> dict[str, Tensor]:
+        """What training logs beside the losses: the means of what the parts of the network say in `log_vars()`."""
+        said = [part.log_vars() for part in self.modules() if part is not self and hasattr(part, "log_vars")]
+        names = dict.fromkeys(name for of_part in said for name in of_part)
+        return {name: torch.stack([of_part[name] for of_part in said if name in of_part]).mean() for name in names}
+
     # --- inference ---------------------------------------------------------------------------------------------------
 
     def fuse(self) -> "Backbone":

@@ -196,6 +196,48 @@ def test_bce_with_and_without_threshold():
         assert torch.equal(model(**arguments, mode="predict")[2]["log_probs"], F.logsigmoid(logits[2]))
 
 
+def test_class_weights():
+    """The weighted mean over the batch, as of torch with labels; soft targets weigh by their shares."""
+    weights = [1.0, 0.5, 3.0]
+    model = classifier(class_weights=weights)
+    images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 2, 2, 1])
+    logits = model.train()(images)
+    loss = model(images, labels, mode="loss")["loss"]
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, torch.tensor(weights)))
+    equal = classifier(class_weights=[2.0] * 3, label_smoothing=0.2)
+    equal.load_state_dict(model.state_dict())
+    loss = equal.train()(images, labels, mode="loss")["loss"]
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels, label_smoothing=0.2))
+    assert "class_weights" not in model.state_dict()
+    for wrong, message in (
+        (dict(class_weights=[1, 2]), "class_weights has 2 entries for 3 classes"),
+        (dict(class_weights=[1, 2, 0]), "class_weights must be positive numbers"),
+        (dict(class_weights=weights, loss="bce"), "class_weights belong to loss='cross_entropy', not 'bce'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier(**wrong)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_mirrored_views(loss):
+    """Probabilities are the mean over the image and its mirrored copies; training sees none of them."""
+    model = classifier(loss=loss, mirrored=("horizontal", "vertical")).eval()
+    plain = classifier(loss=loss).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(3, 3, 8, 9)
+
+    def probabilities(model, images):
+        return torch.stack([sample["log_probs"] for sample in model(images, mode="predict")]).exp()
+
+    views = [probabilities(plain, x) for x in (images, images.flip(3), images.flip(2))]
+    torch.testing.assert_close(probabilities(model, images), torch.stack(views).mean(0))
+    assert torch.equal(model(images), plain(images))
+    with pytest.raises(ValueError, match="mirrored"):
+        classifier(mirrored=("diagonal",))
+    with pytest.raises(ValueError, match=r"mirrored='vertical' must be a tuple of directions, such as \('vertical',\)"):
+        classifier(mirrored="vertical")
+
+
 def test_the_loss_is_of_the_mixed_images(monkeypatch):
     model, data = classifier(mixup=1.0).eval(), batch(6)
     arguments = model.data_preprocessor(data)
@@ -321,6 +363,28 @@ def test_metric_of_ties_and_few_classes():
     metric = METRICS.build(dict(type="ImageAccuracy"))
     metric.process(None, answers([[0.0, 0.0, 0.0]] * 3, [0, 1, 2]))
     assert metric.evaluate(3) == pytest.approx(dict(top1=100 / 3, mAcc=100 / 3))
+
+
+def test_details_of_the_metric():
+    """Kappa and the confidence gap of three classes, by hand."""
+    metric = ImageAccuracy(details=True)
+    metric.dataset_meta = dict(classes=("a", "b", "c"))
+    # truth a a b b c c; predictions a a a b c b
+    probabilities = [[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0, 0.3, 0.7], [0.2, 0.6, 0.2]]
+    samples = [
+        dict(log_probs=torch.tensor(row).clamp(min=1e-6).log(), label=i // 2, index=i)
+        for i, row in enumerate(probabilities)
+    ]
+    metric.process({}, samples)
+    found = metric.compute_metrics(metric.results)
+    # observed agreement 4/6, by chance (2·3 + 2·2 + 2·1) / 36 = 1/3
+    assert found["kappa"] == pytest.approx((4 / 6 - 1 / 3) / (1 - 1 / 3))
+    assert found["confidence_right"] == pytest.approx(100 * (0.8 + 0.6 + 0.8 + 0.7) / 4, abs=1e-3)
+    assert found["confidence_wrong"] == pytest.approx(100 * (0.5 + 0.6) / 2, abs=1e-3)
+    assert found["confidence_gap"] == pytest.approx(found["confidence_right"] - found["confidence_wrong"])
+    assert found["precision"] == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
+    assert found["recall"] == found["mAcc"] == pytest.approx(100 * 4 / 6)
+    assert "kappa" not in ImageAccuracy().compute_metrics(metric.results)
 
 
 def test_metric_refuses_nan_and_foreign_labels():
