@@ -410,6 +410,31 @@ class RandAugment(ImageTransform):
         return image
 
 
+@register
+class RandomRotate(ImageTransform):
+    """Turns the image about its middle by U(-degrees, degrees); empty corners get ImageNet's mean color."""
+
+    def __init__(self, degrees: float):
+        self.degrees = between("RandomRotate.degrees", degrees, 0, 180)
+
+    def apply(self, image):
+        return rotate(image, np.random.uniform(-self.degrees, self.degrees))
+
+
+@register
+class GaussianBlur(ImageTransform):
+    """Blurs the image by a Gaussian of `kernel_size` pixels, odd, whose standard deviation is drawn from U(sigma)."""
+
+    def __init__(self, kernel_size: int = 3, sigma: Sequence[float] = (0.1, 2.0)):
+        self.kernel_size = positive("GaussianBlur.kernel_size", kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"GaussianBlur.kernel_size is {kernel_size}; it must be odd.")
+        self.sigma = interval("GaussianBlur.sigma", sigma, 1e-3, math.inf)
+
+    def apply(self, image):
+        return cv2.GaussianBlur(image, (self.kernel_size,) * 2, np.random.uniform(*self.sigma))
+
+
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 

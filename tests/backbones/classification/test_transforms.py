@@ -46,6 +46,8 @@ EACH = [
     dict(type="RandomFlip"),
     dict(type="ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     dict(type="RandAugment"),
+    dict(type="RandomRotate", degrees=90),
+    dict(type="GaussianBlur"),
 ]
 
 
@@ -109,6 +111,9 @@ def test_names_of_mmcv_stay_free():
         (dict(type="RandomFlip", direction="left"), r"RandomFlip\.direction is 'left'"),
         (dict(type="ColorJitter", contrast=-0.1), r"ColorJitter\.contrast is -0\.1; it must lie in \[0, inf\]"),
         (dict(type="ColorJitter", hue=0.6), r"ColorJitter\.hue is 0\.6; it must lie in \[0, 0\.5\]"),
+        (dict(type="RandomRotate", degrees=270), r"RandomRotate\.degrees is 270; it must lie in \[0, 180\]"),
+        (dict(type="GaussianBlur", kernel_size=4), r"GaussianBlur\.kernel_size is 4; it must be odd"),
+        (dict(type="GaussianBlur", sigma=2), r"GaussianBlur\.sigma is 2"),
         (dict(type="RandAugment", magnitude=11), r"RandAugment\.magnitude is 11; it must lie in \[0, 10\]"),
         (dict(type="RandAugment", num=0), r"RandAugment\.num is 0; it must be a positive integer"),
         (dict(type="RandAugment", magnitude_std=-1), r"RandAugment\.magnitude_std is -1"),
@@ -210,6 +215,30 @@ def test_random_flip():
     assert np.array_equal(apply(dict(type="RandomFlip", probability=0), image), image)
     flips = [not np.array_equal(apply(dict(type="RandomFlip", probability=0.3), image), image) for _ in range(500)]
     assert 0.22 < np.mean(flips) < 0.38
+
+
+def test_random_rotate(monkeypatch):
+    image = picture(21, 21)
+    assert np.array_equal(apply(dict(type="RandomRotate", degrees=0), image), image)
+    drawn = []
+    monkeypatch.setattr(np.random, "uniform", lambda low, high: drawn.append((low, high)) or high)
+    turned = apply(dict(type="RandomRotate", degrees=90), image)
+    assert drawn == [(-90, 90)]
+    others = [np.rot90(image, k) for k in (1, 3)]
+    assert min(np.abs(turned[2:-2, 2:-2].astype(int) - other[2:-2, 2:-2]).max() for other in others) <= 1
+
+
+def test_gaussian_blur(monkeypatch):
+    """A white pixel spreads by the Gaussian, and no further than the kernel."""
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[4, 4] = 255
+    monkeypatch.setattr(np.random, "uniform", lambda low, high: (low + high) / 2)
+    blurred = apply(dict(type="GaussianBlur", kernel_size=3, sigma=(0.5, 1.5)), image)[..., 0].astype(int)
+    weights = np.exp(-(np.arange(-1, 2) ** 2) / 2)
+    weights /= weights.sum()
+    assert np.abs(blurred[3:6, 3:6] - 255 * np.outer(weights, weights)).max() <= 1.5
+    blurred[3:6, 3:6] = 0
+    assert not blurred.any()
 
 
 # --- colours
