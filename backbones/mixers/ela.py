@@ -34,8 +34,12 @@ class StripGates(nn.Module):
     map_kind = "gate"  # what a map of `attention_maps` belongs to
 
     @abstractmethod
+    def gates_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates of the rows and of the columns, in (0, 1), of their means (B, C, H) and (B, C, W)."""
+
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The gates of the rows (B, C, H) and of the columns (B, C, W), in (0, 1)."""
+        """The gates of the rows (B, C, H) and of the columns (B, C, W) of a map."""
+        return self.gates_of(x.mean(3), x.mean(2))
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (gate.to(x.dtype) for gate in self.gates(x))  # autocast has norms in float32
@@ -115,8 +119,8 @@ class ELA(StripGates):
         self.conv = nn.Conv1d(dim, dim, kernel_size, padding=kernel_size // 2, groups=fitting["groups"], bias=False)
         self.gn = nn.GroupNorm(fitting["num_groups"], dim)
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._gate(x.mean(3)), self._gate(x.mean(2))
+    def gates_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        return self._gate(rows), self._gate(columns)
 
     def _gate(self, strip: Tensor) -> Tensor:
         norm = self.gn
@@ -168,10 +172,9 @@ class CoordinateAttention(StripGates):
         self.activation = activation()
         self.rows, self.columns = Pointwise(hidden, dim, bias=bias), Pointwise(hidden, dim, bias=bias)
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = x.shape[-2:]
-        strips = torch.cat([x.mean(3), x.mean(2)], dim=2).unsqueeze(3)
-        rows, columns = self.activation(self.reduce(strips)).split([height, width], dim=2)
+    def gates_of(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        strips = self.activation(self.reduce(torch.cat([rows, columns], dim=2).unsqueeze(3)))
+        rows, columns = strips.split([rows.shape[2], columns.shape[2]], dim=2)
         return torch.sigmoid(self.rows(rows)).squeeze(3), torch.sigmoid(self.columns(columns)).squeeze(3)
 
 
