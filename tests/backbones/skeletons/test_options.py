@@ -31,6 +31,7 @@ OTHERS = dict(
 )
 OTHERS_OF = dict(
     AFFNet=dict(activation="relu", dropout=0.5, groups=4, norm="pixel", output_stride=16, stem_dims=(8, 16)),
+    BalancedMTA=dict(block_size=5, drop_block=0.3, dropout=0.9, plugins="SE", strides=(1, 2, 4, 4)),
     BiFormer=dict(form="nchw", head_dim=16, key_dims=(8, 16, 32, 64), topks=(1, 4, 16, -1)),
     BiFormerSTL=dict(form="nchw", head_dim=16, key_dims=(12, 24, 48, 96), topks=(1, 4, 16, -1)),
     ConViT=dict(heads=3, patch_size=8, scales=(1, 1, 1, 0.5)),
@@ -62,6 +63,7 @@ OTHERS_OF = dict(
     NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
     OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
     ResNet=dict(plugin_place="inner"),
+    PlainCNN=dict(dropout=0.9),
     RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
     S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
@@ -175,7 +177,7 @@ def test_which_options_systems_do_not_use():
                 "TransNeXt",
             ],
         ),
-        *((option, ["MobileNetV2", "ResNet"]) for option in ("mlp_ratio", "layer_scale")),
+        *((n, ["BalancedMTA", "MobileNetV2", "PlainCNN", "ResNet"]) for n in ("mlp_ratio", "layer_scale")),
         ("mixers", [name for name in SYSTEMS if name not in ("FFNet", "FFNetSeg")]),  # whose paper leaves them free
         ("plugins", ["OverLoCK"]),
     ):
