@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import BasicBlock, ConvNorm, Head
 from .layers.plugins import register_plugin
-from .mixers.ela import SE, CoordinateAttention
+from .mixers.ela import SE, CoordinateAttention, in_order_of, strip_means
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -73,13 +73,13 @@ class BalancedMultiTaskAttention(nn.Module):
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gates of rows (B, C, H, 1), columns (B, C, 1, W) and channels (B, C, 1, 1), in their shares: x is
         multiplied by rows · columns + channels."""
-        means = x.mean(3)
-        channels = self.channels.gate(means.unsqueeze(3))  # which takes the mean of all pixels, that of these means
-        rows, columns = self.coordinates.gates_of(means, x.mean(2))
+        means = strip_means(x)
+        channels = self.channels.gate(means[0].unsqueeze(3))  # which takes the mean of all pixels, that of these means
+        rows, columns = self.coordinates.gates_of(*means)
         return (self.share * rows).unsqueeze(3), columns.unsqueeze(2), (1 - self.share) * channels
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns, channels = (gate.to(x.dtype) for gate in self.gates(x))
+        rows, columns, channels = (in_order_of(x, gate) for gate in self.gates(x))
         return torch.addcmul(x * channels, x * columns, rows)  # in the memory order of x, unlike a product of gates
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:

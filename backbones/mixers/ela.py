@@ -28,6 +28,26 @@ from ..layers import ConvNorm, Pointwise, SqueezeExcite
 from ..layers.plugins import register_plugin
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a map lie side by side; outside of traced graphs, where nothing hangs on it."""
+    return not torch.compiler.is_compiling() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of the rows (B, C, H) and of the columns (B, C, W) of a map (B, C, H, W)."""
+    if not channels_last(x):
+        return x.mean(3), x.mean(2)
+    pixels = x.permute(0, 2, 3, 1)  # of which a CPU takes the same means ten times as fast
+    return pixels.mean(2).transpose(1, 2), pixels.mean(1).transpose(1, 2)
+
+
+def in_order_of(x: Tensor, gate: Tensor) -> Tensor:
+    """A gate (B, C, ., .) in the dtype and the memory order of the map that it multiplies: a product of mixed orders
+    takes several times as long."""
+    gate = gate.to(x.dtype)  # autocast has norms in float32
+    return gate.contiguous(memory_format=torch.channels_last) if channels_last(x) else gate
+
+
 class StripGates(nn.Module):
     """x times a gate for each row and one for each column, of every channel. `forward(x (B, C, H, W))` -> the same."""
 
@@ -39,11 +59,11 @@ class StripGates(nn.Module):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The gates of the rows (B, C, H) and of the columns (B, C, W) of a map."""
-        return self.gates_of(x.mean(3), x.mean(2))
+        return self.gates_of(*strip_means(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (gate.to(x.dtype) for gate in self.gates(x))  # autocast has norms in float32
-        return x * rows.unsqueeze(3) * columns.unsqueeze(2)
+        rows, columns = self.gates(x)
+        return x * in_order_of(x, rows.unsqueeze(3)) * in_order_of(x, columns.unsqueeze(2))
 
     def attention_maps(self, x: Tensor, place: tuple[int, int]) -> Tensor:
         """The mean over channels of the product of both gates, whatever the place: (B, 1, H, W)."""
