@@ -61,9 +61,10 @@ def plain() -> Iterator[None]:
 
 
 def smallest(system: str) -> str:
-    """The name of the variant with the fewest parameters, of those for images of 224 pixels: patches for small images
-    would be too many."""
-    variants = {name: facts for name, facts in backbones.systems()[system].variants.items() if facts.size >= 224}
+    """The name of the variant with the fewest parameters, of those for images of 224 pixels if there are any: patches
+    for small images would be too many."""
+    variants = backbones.systems()[system].variants
+    variants = {name: facts for name, facts in variants.items() if facts.size >= 224} or variants
     return min(variants, key=lambda name: variants[name].params)
 
 
