@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, MEASURED = ROOT / "docs/atlas.md", ROOT / "docs/atlas_mixers.json"
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by the `default_scope` of configs
 SIDES, DIM = (14, 28, 56, 112), 64
+WIDTHS = (64, 256, 1024)  # of plug-ins
 out = Console()
 
 
@@ -175,7 +176,8 @@ def systems_section() -> list[str]:
     lines = [
         "## Systems",
         "",
-        "Parameters are counted, with the published head, and tested against the authors' to the digit. G: 10⁹ "
+        "Parameters are counted, with the published head, and tested against the authors' to the digit (sizes of "
+        "S2AFormer and TiC are ours: nothing of their networks was released). G: 10⁹ "
         "multiply-adds for one image, published, and as `tools/analyze.py` counts them (products, convolutions). "
         "Top-1: ImageNet-1k, percent, as published; not measured here, for want of ImageNet. Weights: a published file "
         "of the authors or of timm, which `create(name, pretrained=True)` downloads, or a page where somebody has to "
@@ -268,6 +270,31 @@ def mixers_section() -> list[str]:
     return [*lines, "", f"Measured on {found['machine']}.", ""]
 
 
+def plugins_section() -> list[str]:
+    """What stands both among the mixers and among mm's modules."""
+    names = sorted(MIXERS.module_dict.keys() & MODELS.module_dict.keys())
+    without = [name for name, system in backbones.systems().items() if "plugins" not in system.options()]
+    lines = [
+        "## Plug-ins",
+        "",
+        'Gates on maps that keep the shape. `plugins="ELA"` of a backbone puts one at the end of every block, '
+        f"`plugins=[None, None, dict(type=...), ...]` by stage{'; not of ' if without else ''}{', '.join(without)}. In "
+        "mm's "
+        'ResNets: `plugins=[dict(cfg=dict(type="attlas.ELA"), stages=(True,) * 4, position="after_conv3")]`. They are '
+        "mixers, too, with their costs above.",
+        "",
+        f"| plug-in | what it is | parameters at {', '.join(f'{dim:,}' for dim in WIDTHS)} channels |",
+        "|---|---|---|",
+    ]
+    for name in names:
+        with torch.device("meta"):
+            counts = [sum(p.numel() for p in MIXERS.build(dict(type=name, dim=dim)).parameters()) for dim in WIDTHS]
+        what = " ".join((MIXERS.get(name).__doc__ or "").split("\n\n")[0].split())
+        cells = f"`{name}`", what.removesuffix(", see above.").rstrip("."), ", ".join(f"{n:,}" for n in counts)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def trainings_section() -> list[str]:
     results = {path: json.loads(path.read_text()) for path in sorted(ROOT.glob("configs/*/*.json"))}
     results = {path: result for path, result in results.items() if "top1" in result}
@@ -291,7 +318,8 @@ def trainings_section() -> list[str]:
             f"| [{path.stem}](../{config.as_posix()}) | {r['top1']} | {r['mAcc']} | {r['params']:,} | "
             f"{r['macs'] / 1e6:.1f} | {r['milliseconds']} | {r['step_milliseconds']} | {r['peak_mib']} |"
         )
-    return [*lines, "", f"{some['epochs']} epochs, images of {some['side']} pixels. {some['machine']}.", ""]
+    machines = "; ".join(sorted({result["machine"] for result in results.values()}))
+    return [*lines, "", f"{some['epochs']} epochs, images of {some['side']} pixels. {machines}.", ""]
 
 
 def write() -> None:
@@ -303,6 +331,7 @@ def write() -> None:
         *systems_section(),
         *tasks_section(),
         *mixers_section(),
+        *plugins_section(),
         *trainings_section(),
     ]
     with replacing(PAGE) as temporary:

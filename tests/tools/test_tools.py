@@ -498,6 +498,7 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     assert (top1, weights) == ("60.5", " |")
     measured = json.loads((tmp_path / "docs" / "mixers.json").read_text())["mixers"]["GnConv"]
     assert f"| `GnConv` | {measured['params']:,} | " in page
+    assert "| `ELA` | Efficient local attention | 576, 2,304, 9,216 |" in page
     # 180 channels are no multiple of 16
     (row,) = (line for line in page.splitlines() if line.startswith("| `GnConv` |"))
     assert row.endswith(" | `hat_s` |")
