@@ -92,7 +92,7 @@ def measure_backbone(
     """Time and memory of one network, and the largest difference of the others' results over their largest result."""
     torch.manual_seed(0)
     square: dict[str, Any] = dict(img_size=height) if name in SQUARE else {}
-    network = backbones.create(name, num_classes=1000, drop_path_rate=0.0, **square).to(run.device)
+    network = backbones.create(name, num_classes=1000, **square).to(run.device)
     image = torch.randn(batch, 3, height, width, device=run.device)
     calls = {OURS: partial(step, network, image, mode)}
     if naive:
