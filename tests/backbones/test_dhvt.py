@@ -266,3 +266,13 @@ def test_recipes_of_small_data_sets():
         "sketch_train.txt",
         "sketch_test.txt",
     ]
+
+
+def test_pyramids_take_patches_of_16_alone():
+    """Their maps would have other strides than the detectors expect."""
+    found = sorted((Path(__file__).parents[2] / "configs").glob("*/*_dhvt_*.py"))
+    assert len(found) == 5
+    for config in found:
+        with pytest.raises(ValueError, match="patches of 16 pixels alone, got 'dhvt_tiny_cifar_patch4'"):
+            load_config(config, dict(name="dhvt_tiny_cifar_patch4"))
+    assert load_config(config, dict(name="dhvt_small_imagenet_patch16")).model.backbone.out_indices == (11,)
