@@ -90,13 +90,7 @@ class MSAConv(nn.Module):
             raise ValueError(f"MSAConv: kernel_size must be odd, got {kernel_size}")
         if shift is not None and (type(shift) is not int or shift < 0):
             raise ValueError(f"MSAConv: shift must be an integer of at least 0, or None, got {shift!r:.60}")
-        for option, value, choices in (
-            ("shifted", shifted, ("keys", "map")),
-            ("pooled", pooled, ("keys", "map", None)),
-            ("border", border, ("zero", "mask")),
-        ):
-            if value not in choices:
-                raise ValueError(f"MSAConv: {option} must be one of {choices}, got {value!r:.60}")
+        _check_choices("MSAConv", shifted=shifted, pooled=pooled, border=border)
         if not 0 <= dropout < 1:
             raise ValueError(f"MSAConv: dropout must be in [0, 1), got {dropout}")
         # pixels from the middle of a window to its first and last taps
@@ -222,6 +216,15 @@ class MSAConv(nn.Module):
         return maps
 
 
+CHOICES: dict[str, tuple] = dict(shifted=("keys", "map"), pooled=("keys", "map", None), border=("zero", "mask"))
+
+
+def _check_choices(owner: str, **options: str | None) -> None:
+    for name, value in options.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{owner}: {name} must be one of {CHOICES[name]}, got {value!r:.60}")
+
+
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or any(not isinstance(x, int) or x < 1 for x in pair):
@@ -241,12 +244,14 @@ def _even(x: Tensor) -> Tensor:
 class MSAConv2d(nn.Module):
     """MSA-Conv as released, in the place of a convolution: ReLU(conv(attention(x) + x)).
 
-    By name it is a `conv_cfg` of mmcv, dict(type="attlas.MSAConv2d"). The attention is dilated, the convolution is not.
+    By name it is a `conv_cfg` of mmcv, dict(type="attlas.MSAConv2d"). The attention is dilated, the convolution is not:
+    dilated stages of mmdet and mmseg, whose padding grows with the dilation, do not fit.
 
     Args:
         in_channels, out_channels: channels of the input and of the output.
         kernel_size: odd numbers of taps of the attention and the convolution; one for both axes, or two.
-        stride, padding: as of `nn.Conv2d`, of the convolution; the default padding fits kernels of 3.
+        stride: as of `nn.Conv2d`, of the convolution.
+        padding: as of `nn.Conv2d`, of the convolution; by default 1, as released, on axes with more than one tap.
         dilation: distance of neighboring taps of the attention; one number for both axes, or two.
         dropout: rate of dropout of the weights in training.
         bias: whether the convolution has a bias.
@@ -266,7 +271,7 @@ class MSAConv2d(nn.Module):
         stride: int | tuple[int, int] = 1,
         dilation: int | Sequence[int] = 1,
         dropout: float = 0.1,
-        padding: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | None = None,
         bias: bool = False,
         groups: int = 1,
         heads: int = 1,
@@ -280,6 +285,8 @@ class MSAConv2d(nn.Module):
             in_channels, heads, kernel_size, dilation, shift, dropout=dropout, project=False, **attention
         )
         taps = self.attention.kernel_size
+        if padding is None:
+            padding = int(taps[0] > 1), int(taps[1] > 1)
         separate = groups > 1
         width = in_channels if separate else out_channels
         self.conv = nn.Conv2d(in_channels, width, taps, stride, padding, groups=groups, bias=bias and not separate)
@@ -304,7 +311,8 @@ class TiC(Pyramid):
         dims, depths, mlp_ratio, drop_path_rate, layer_scale, **common: as of `Pyramid`.
         heads: number of attention heads; one, or one for each stage; by default of 32 channels each.
         kernel_size: taps on an axis; one number, or one for each stage. Transitions have 3.
-        dilations: for each stage a tuple, the dilation of its first blocks; they repeat.
+        dilations: dilations of the first blocks of a stage, which repeat; for each stage a tuple, or one number for all
+            its blocks, or one number for all stages.
         shift, shifted, border: as of `MSAConv`, of all blocks.
         pooled: as of `MSAConv`, of every second block.
         depthwise: whether the convolutions of transitions are depth-wise.
@@ -323,7 +331,7 @@ class TiC(Pyramid):
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: int | Sequence[int] | None = (4, 4, 8, 16),
         kernel_size: int | Sequence[int] = 7,
-        dilations: Sequence[Sequence[int]] = ((1,), (1,), (1,), (1,)),
+        dilations: int | Sequence[int | Sequence[int]] = ((1,), (1,), (1,), (1,)),
         shift: int | None = None,
         shifted: str = "keys",
         pooled: str | None = "keys",
@@ -334,7 +342,11 @@ class TiC(Pyramid):
     ):
         self.heads = per_stage("heads", heads, len(dims))
         self.kernel_size = per_stage("kernel_size", kernel_size, len(dims))
-        self.dilations = per_stage("dilations", dilations, len(dims))
+        each = per_stage("dilations", dilations, len(dims))
+        self.dilations = [tuple(own) if isinstance(own, Sequence) else (own,) for own in each]
+        if any(not own or any(not isinstance(n, int) or n < 1 for n in own) for own in self.dilations):
+            raise ValueError(f"TiC: dilations must be integers of at least 1, one or more for each stage, got {each}")
+        _check_choices("TiC", shifted=shifted, pooled=pooled, border=border)
         self.attention: dict[str, Any] = dict(shift=shift, shifted=shifted, border=border, dropout=dropout)
         self.pooled, self.depthwise = pooled, depthwise
         super().__init__(dims, depths, **common)

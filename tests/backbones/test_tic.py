@@ -285,6 +285,17 @@ def test_a_convolution_of_other_libraries():
     assert isinstance(MODELS.build(dict(type="MSAConv2d", in_channels=4, out_channels=4, kernel_size=3)), MSAConv2d)
 
 
+def test_the_padding_fits_the_kernel():
+    """One pixel as released, and none on an axis of one tap: networks of other libraries say none there."""
+    paddings = [MSAConv2d(4, 4, size).padding for size in (3, 5, 1, (1, 3))]
+    assert paddings == [(1, 1), (1, 1), (0, 0), (0, 1)]
+    assert MSAConv2d(4, 4, 1, padding=1).padding == (1, 1)
+    resnet = pytest.importorskip("mmdet.models.backbones").ResNet
+    network = resnet(18, base_channels=8, conv_cfg=dict(type="attlas.MSAConv2d"))
+    assert isinstance(network.layer2[0].downsample[0], MSAConv2d)
+    assert [y.shape[-1] for y in network(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
+
+
 # --- network ---------------------------------------------------------------------------------------------------------
 
 
@@ -345,5 +356,18 @@ def test_bad_options():
             MSAConv(12, **options)
     with pytest.raises(ValueError, match="MSAConv2d: groups must be 1 or in_channels = 6, got 2"):
         MSAConv2d(6, 6, 3, groups=2)
-    with pytest.raises(ValueError, match=r"heads must have one entry for each of the 4 stages, got \(3, 6\)"):
-        TiC(heads=(3, 6))
+    dilations = "dilations must be integers of at least 1, one or more for each stage, got "
+    for options, message in (
+        (dict(heads=(3, 6)), r"heads must have one entry for each of the 4 stages, got \(3, 6\)"),
+        (dict(depths=(1, 1, 1, 1), pooled="both"), r"TiC: pooled must be one of \('keys', 'map', None\), got 'both'"),
+        (dict(dilations=0), rf"TiC: {dilations}\(0, 0, 0, 0\)"),
+        (dict(dilations=((), 1, 1, 1)), rf"TiC: {dilations}\(\(\), 1, 1, 1\)"),
+        (dict(dilations=1.5), dilations),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TiC(**options)
+
+
+def test_one_dilation_for_all_blocks_of_a_stage():
+    assert TiC(**SMALL, dilations=2).dilations == [(2,)] * 4
+    assert TiC(**SMALL, dilations=(1, (1, 2), 2, [3])).dilations == [(1,), (1, 2), (2,), (3,)]
