@@ -189,18 +189,32 @@ class ImageList(ImageFiles):
         classes: Sequence[str] | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        if isinstance(classes, str):
+        if classes is not None and (isinstance(classes, str) or not all(isinstance(name, str) for name in classes)):
             raise TypeError(f"ImageList.classes is {classes!r}; it must be a sequence of names.")
+        if classes is not None and len({*classes}) < len(classes):
+            raise ValueError(f"ImageList.classes has a name twice: {classes!r}")
         root = existing_root("ImageList", root, "the list of the pictures, and the folders that it names.")
         path = root / Path(file).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"ImageList: the list {printable(path)} is missing. {near_files(path)}")
         listed = read_list(path)
+        if not listed:
+            raise ValueError(f"ImageList: the list {printable(path)} is empty.")
         labels = np.array([label for _, label in listed], np.int64)
         classes = folder_classes(path, listed) if classes is None else classes
         check_labels(path, labels, len(classes))
         files = [os.path.join(root, name) for name, _ in listed]
+        self.list = path
         super().__init__(path.stem, classes, files, labels, transforms, seed, max_pixels)
+
+    def load(self, item: int) -> np.ndarray:
+        try:
+            return super().load(item)
+        except FileNotFoundError as error:
+            path = Path(self.name(item))
+            raise FileNotFoundError(
+                f"{printable(self.list)} lists {printable(path)}, which is missing. {near_files(path)}"
+            ) from error
 
 
 # --- CIFAR -----------------------------------------------------------------------------------------------------------

@@ -318,15 +318,22 @@ def test_lists_that_do_not_name_the_classes(domainnet):
         D.ImageList(root, listed, classes=[*"abcdefghi"])
     with pytest.raises(TypeError, match=r"ImageList\.classes is 'names\.txt'; it must be a sequence of names"):
         D.ImageList(root, listed, classes="names.txt")
+    for classes in (["bee", 2], [1, 2]):
+        with pytest.raises(TypeError, match=r"ImageList\.classes is \[.*\]; it must be a sequence of names"):
+            D.ImageList(root, listed, classes=classes)
+    with pytest.raises(ValueError, match=r"ImageList\.classes has a name twice: \['a', 'a'\]"):
+        D.ImageList(root, listed, classes=["a", "a"])
     listed.write_text("\n \n")
-    with pytest.raises(ValueError, match="ImageList: split 'clipart_train' is empty"):
+    with pytest.raises(ValueError, match=r"ImageList: the list .*clipart_train\.txt is empty"):
         D.ImageList(root, listed)
     with pytest.raises(FileNotFoundError, match=r"the list .*clipart_trian\.txt is missing\. Near it: .*clipart_train"):
         D.ImageList(root, "clipart_trian.txt")
     with pytest.raises(FileNotFoundError, match=r"nowhere' is not a folder\. Expected there: the list of the pictures"):
         D.ImageList(root / "nowhere", "clipart_train.txt")
     listed.write_text("clipart/axe/none.png 0")
-    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"clipart_train\.txt lists .*none\.png, which is missing\. Near it: .*clipart"
+    ):
         D.ImageList(root, listed)[0]
     with pytest.raises(ValueError, match=r"ImageList\.max_pixels is 0; it must be a positive integer"):
         D.ImageList(root, listed, max_pixels=0)
