@@ -2,6 +2,8 @@
 # crossvit_small 81.0, crossvit_base 82.2, crossvit_9 73.9, crossvit_15 81.5, crossvit_18 82.5, crossvit_9_dagger 77.1,
 # crossvit_15_dagger 82.3, crossvit_18_dagger 82.8. The weights of crossvit_15_dagger_384 and crossvit_18_dagger_384
 # (83.8 and 84.2, as timm measured them) were fine-tuned for 30 epochs from those of the smaller images.
+# The authors mean to exempt position tables and class tokens from weight decay, by names that their parameters do not
+# have, so theirs decay; here these do not.
 # Trains crossvit_tiny unless told otherwise:
 #   python tools/train.py configs/crossvit/crossvit_imagenet.py --cfg-options name=crossvit_15
 import importlib
