@@ -154,7 +154,7 @@ class SpaRTAN(Pyramid):
         dims, depths, drop_path_rate, layer_scale, **common: as of `Pyramid`. The rate of the last of n blocks is
             (n - 1) / n of `drop_path_rate`. A stage of depth 0 has no transition behind it: the next one has its size,
             and must have its channels.
-        mlp_ratio: ratio of `CMixer`; one, or one for each stage.
+        mlp_ratio: ratio of `CMixer`; one, or one for each stage, whole in the later half of the stages.
     """
 
     def __init__(
@@ -197,6 +197,8 @@ class SpaRTAN(Pyramid):
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         early, ratio, count = stage < len(self.dims) // 2, self.mlp_ratio[stage], sum(self.depths)
+        if not early and int(dim * ratio) % dim:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} must be whole in stage {stage}: one group for each channel")
         mixer = SMixer(dim, groups=1 if early else None)
         mlp = CMixer(dim, ratio, groups=int(dim * ratio) if early else None)
         norm = partial(nn.GroupNorm, 1, eps=EPS)

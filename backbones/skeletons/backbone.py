@@ -107,8 +107,26 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         self.head: nn.Module | None = None
         self.norms = nn.ModuleDict()  # of the maps, by level; in the dense form
 
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        """Refuse values of options that no network has; see `CheckedOptions`."""
+        ratios = given.get("mlp_ratio", 1)
+        for ratio in ratios if isinstance(ratios, Sequence) else (ratios,):
+            if not isinstance(ratio, (int, float)) or ratio <= 0:
+                raise ValueError(f"mlp_ratio must be a number above 0, or one for each part, got {ratios!r:.60}")
+
     def finish(self) -> None:
-        """The end of construction, which a skeleton calls: initial weights, and what training leaves out."""
+        """The end of construction, which a skeleton calls: initial weights, and what training leaves out.
+
+        Raises:
+            ValueError: the options leave a layer without channels.
+        """
+        for name, parameter in self.named_parameters():
+            if not parameter.numel():
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has shape {tuple(parameter.shape)}: the options leave no channels, "
+                    "as a share of a few is 0"
+                )
         self.apply(self.initialize)
         self.set_grad_checkpointing(self.grad_checkpointing)
         self.freeze(self.frozen_stages)

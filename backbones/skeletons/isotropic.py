@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import Block, Blocks, ClassPositionTable, Head, LayerNorm2d, Mlp, Patches, PositionTable, Tokens
 from .backbone import Backbone, Notes
-from .options import drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
+from .options import check_whole, drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
 
 
 class Rescale(nn.Module):
@@ -138,6 +138,14 @@ class Isotropic(Backbone):
             del self.blocks[blocks:]  # that nobody would read
             self._make_outputs(scales)
         self.finish()
+
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        super().check_values(given)
+        for name in ("dim", "depth", "patch_size", "img_size"):
+            check_whole(name, [given.get(name, 1)])
+        if given.get("scales") is not None and given.get("num_classes") is not None:
+            raise ValueError(f"scales={given['scales']} are of the maps, and num_classes makes a classifier: give one")
 
     def _make_outputs(self, scales: Sequence[float] | None) -> None:
         scales = [1] * len(self.out_indices) if scales is None else list(scales)

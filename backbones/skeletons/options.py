@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from abc import ABCMeta
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,10 +34,14 @@ class CheckedOptions(ABCMeta):
 
     The options of a class are the parameters of its own `__init__`, and those of its bases that are keyword-only there,
     as long as each passes further keywords on. (What a base takes by position, the class in front of it sets.) A class
-    names those of its bases that it does not use in `unused`.
+    names those of its bases that it does not use in `unused`. Values that no network can have are refused by the class
+    method `check_values`, before any `__init__` computes with them.
     """
 
     unused: Sequence[str] = ()
+
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        """Refuse values that the class is called with, by name of the option; what was left to default is not there."""
 
     def options(cls) -> list[str]:
         """Names of all options, those of the class itself first."""
@@ -67,6 +71,8 @@ class CheckedOptions(ABCMeta):
         for name in options:
             if not known.get(name):
                 raise ValueError(cls._refusal(name))
+        by_place = zip(list(inspect.signature(cls.__init__).parameters)[1:], args)
+        cls.check_values({**dict(by_place), **options})
         return super().__call__(*args, **options)
 
     def _refusal(cls, name: str) -> str:
@@ -94,6 +100,13 @@ def per_stage(name: str, value: Any, stages: int, parts: str = "stages") -> tupl
     if len(value) != stages:
         raise ValueError(f"{name} must have one entry for each of the {stages} {parts}, got {tuple(value)}")
     return tuple(value)
+
+
+def check_whole(name: str, values: Iterable[Any], least: int = 1) -> None:
+    """Raises ValueError, with the name of the option, if a value is something else than an integer of at least that."""
+    for value in values:
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be whole, at least {least}, got {value!r:.60}")
 
 
 def mixers_per_stage(mixers: Any, stages: int) -> list[dict]:

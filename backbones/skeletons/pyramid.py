@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import Block, Blocks, ConvNorm, Head, LayerNorm2d, Mlp
 from .backbone import Backbone, Notes
-from .options import drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
+from .options import check_whole, drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
 
 
 class Stage(nn.Module):
@@ -72,7 +72,7 @@ class Pyramid(Backbone):
         plugins: str | Mapping | Sequence[str | Mapping | None] | None = None,
         **common,
     ):
-        if isinstance(dims, int) or isinstance(depths, int) or len(dims) != len(depths) or not dims:
+        if len(dims) != len(depths) or not dims:
             raise ValueError(f"dims and depths must have one entry for each stage, got {dims}, {depths}")
         stages = len(dims)
         strides = [self.stem_stride * 2**i for i in range(stages)] if strides is None else list(strides)
@@ -106,6 +106,15 @@ class Pyramid(Backbone):
             for i in sorted({*self.out_indices, *(i for i in self.norms_on_path if i < last)}):
                 self.norms[str(i)] = self.make_output_norm(i, dims[i])
         self.finish()
+
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        super().check_values(given)
+        for name, least in (("dims", 1), ("depths", 0)):
+            values = given.get(name, ())
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise ValueError(f"{name} must have one entry for each stage, got {values!r:.60}")
+            check_whole(name, values, least)
 
     # --- the pieces --------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,9 @@ OTHERS_OF = dict(
     BiFormer=dict(form="nchw", head_dim=16, key_dims=(8, 16, 32, 64), topks=(1, 4, 16, -1)),
     BiFormerSTL=dict(form="nchw", head_dim=16, key_dims=(12, 24, 48, 96), topks=(1, 4, 16, -1)),
     ConViT=dict(heads=3, patch_size=8, scales=(1, 1, 1, 0.5)),
-    CrossViT=dict(depths=((1, 1), (2, 1)), img_size=(72, 64), patch_size=(12, 24), qk_scale=0.1, strides=(16, 16)),
+    CrossViT=dict(
+        depths=((1, 1), (2, 1)), fusions=2, img_size=(72, 64), patch_size=(12, 24), qk_scale=0.1, strides=(16, 16)
+    ),
     DHVT=dict(scales=(1, 0.5)),
     DaViT=dict(heads=(1, 2, 4, 8)),
     DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
@@ -125,7 +127,7 @@ def traces(system, **options):
 def test_every_option_counts(system):
     """In one of the two forms."""
     names = [name for name in backbones.systems()[system].options() if name not in COMMON]
-    for form in (dict(num_classes=5), dict()):
+    for form in (dict(), dict(num_classes=5)):
         plain = traces(system, **form)
         for name in tuple(names):
             beside = {**form, **BESIDE.get((system, name), {})}
@@ -242,3 +244,25 @@ def test_a_subclass_says_what_it_uses():
     assert not {"mixers", "dims"} & set(Own.options())
     assert Closed.options() == []
     assert Own(8, layer_scale=0.1).dims == Closed().dims == (8,)
+
+
+def test_values_that_no_network_has():
+    """They are named before a class computes with them, however it is called."""
+    systems, both = backbones.systems(), "dims and depths must have one entry for each stage"
+    for make, message in (
+        (lambda: systems["SpaRTAN"](depths=(-1, 1, 1, 1)), "depths must be whole, at least 0, got -1"),
+        (lambda: systems["SpaRTAN"](depths=3), "depths must have one entry for each stage, got 3"),
+        (lambda: systems["S2AFormer"](64), "dims must have one entry for each stage, got 64"),
+        (lambda: backbones.create("hornet_tiny_7x7", depths=(2, 3, 18.0, 2)), "depths must be whole, .*, got 18.0"),
+        (lambda: backbones.Pyramid((16, 32), (1, 1, 1)), both),
+        (lambda: backbones.Pyramid((16, 32), (1, 1), mlp_ratio=(4, 0)), r"mlp_ratio must be .* above 0, .* \(4, 0\)"),
+        (lambda: backbones.Isotropic(mlp_ratio=-1), "mlp_ratio must be a number above 0, .*, got -1"),
+        (lambda: backbones.Isotropic(16, 1, mlp_ratio=0.01), r"fc1.weight has shape \(0, 16\): .* leave no channels"),
+        (lambda: backbones.Pyramid((1, 8), (1, 1)), r"stem.0.conv.weight has shape \(0, 3, 3, 3\)"),
+        (lambda: systems["DHVT"](patch_size=4.0), "patch_size must be whole, at least 1, got 4.0"),
+        (lambda: systems["DHVT"](patch_size=(4, 4)), r"patch_size must be whole, at least 1, got \(4, 4\)"),
+        (lambda: systems["DHVT"](num_classes=3, scales=(1, 2)), r"scales=\(1, 2\) are of the maps, and num_classes"),
+        (lambda: systems["SpaRTAN"](mlp_ratio=(2, 2, 2.5, 2)), r"mlp_ratio=\(2, 2, 2.5, 2\) must be whole in stage 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
