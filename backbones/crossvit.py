@@ -43,7 +43,7 @@ from .layers import (
     heads_of,
 )
 from .skeletons.backbone import Backbone, Notes
-from .skeletons.options import drop_path_rates, per_stage
+from .skeletons.options import check_whole, drop_path_rates, per_stage
 from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
@@ -318,8 +318,9 @@ class CrossViT(Backbone):
         qkv_bias: whether queries, keys and values have a bias.
         qk_scale: factor of the logits of cross attentions; 1 / √(channels of a head) by default.
         fusions: number of cross attentions, one behind the other, in the fusions; one, or one for each multi-scale
-            block. All published networks have one; the further ones read nothing but the token.
-        strides: strides of the maps of the branches in the dense form.
+            block. Each counts as a block for `drop_path_rate`, and the further ones read nothing but the token. 0, as
+            all published networks have it, is a single one that does not count.
+        strides: strides of the maps of the branches in the dense form; a classifier has none.
         drop_path_rate: rate of stochastic depth of the last block; it grows linearly up to there.
         **common: of `Backbone`.
     """
@@ -340,14 +341,14 @@ class CrossViT(Backbone):
         mlp_ratio: float | Sequence[float] = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        fusions: int | Sequence[int] = 1,
+        fusions: int | Sequence[int] = 0,
         strides: int | Sequence[int] = (8, 16),
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] | None = None,
         **common,
     ):
         self.dims = per_stage("dims", dims, 2, "branches")
-        self.depths = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in depths)
+        self.depths = tuple(tuple(pair) for pair in depths)
         self.patch_size = per_stage("patch_size", patch_size, 2, "branches")
         self.img_size = per_stage("img_size", img_size, 2, "branches")
         self.map_strides = per_stage("strides", strides, 2, "branches")
@@ -356,8 +357,6 @@ class CrossViT(Backbone):
         self._check_options()
         count = len(self.depths)
         fusions = per_stage("fusions", fusions, count, "multi-scale blocks")
-        if min(fusions) < 1:
-            raise ValueError(f"fusions={fusions} must be at least 1")
         classifies = common.get("num_classes") is not None
         if out_indices is None and not classifies:
             out_indices = (2 * count - 2, 2 * count - 1)
@@ -377,7 +376,7 @@ class CrossViT(Backbone):
         self.stem = nn.ModuleDict({b: make(self.in_channels, dim[b], patch[b]) for b in built})
         self.position = nn.ModuleDict({b: ClassPositionTable(dim[b], side[b]) for b in built})
         self.cls_token = nn.ModuleDict({b: Tokens(1, dim[b]) for b in built})
-        lengths = [max(pair) for pair in self.depths]
+        lengths = [max(pair) + fusion for pair, fusion in zip(self.depths, fusions)]
         rates = iter(drop_path_rates(drop_path_rate, sum(lengths)))
         self.blocks = nn.ModuleList(
             MultiScaleBlock(
@@ -388,7 +387,7 @@ class CrossViT(Backbone):
                 [next(rates) for _ in range(length)],
                 qkv_bias,
                 qk_scale,
-                fusions[k],
+                max(1, fusions[k]),
                 [k < runs for runs in self.runs],
                 [k < fuses for fuses in self.fuses],
             )
@@ -403,21 +402,37 @@ class CrossViT(Backbone):
             self.head = BranchHead(self.dims, self.num_classes)
         self.finish()
 
-    def _check_options(self) -> None:
-        if not self.depths or any(len(pair) != 2 or min(pair) < 1 for pair in self.depths):
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        super().check_values(given)
+        for name, least in (("dims", 1), ("patch_size", 1), ("img_size", 1), ("strides", 1), ("fusions", 0)):
+            values = given.get(name, ())
+            check_whole(name, values if isinstance(values, Sequence) else [values], least)
+        depths = given.get("depths", ((1, 1),))
+        pairs = depths if isinstance(depths, Sequence) else ()
+        if not pairs or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
             raise ValueError(
-                "depths must have the numbers of blocks of both branches, at least one each, for every multi-scale "
-                f"block, such as ((1, 4), (1, 4), (1, 4)), got {self.depths}"
+                "depths must have the numbers of blocks of both branches for every multi-scale block, such as "
+                f"((1, 4), (1, 4), (1, 4)), got {depths!r:.60}"
             )
+        for pair in pairs:
+            check_whole("depths", pair)
+        scale = given.get("qk_scale")
+        if scale is not None and not isinstance(scale, (int, float)):
+            raise ValueError(f"qk_scale must be a number or None, got {scale!r:.60}")
+        if "strides" in given and given.get("num_classes") is not None:
+            raise ValueError(
+                f"strides={given['strides']} are of the maps, and num_classes makes a classifier: give one"
+            )
+
+    def _check_options(self) -> None:
         for side, patch in zip(self.img_size, self.patch_size):
-            if patch < 1 or side < 1 or side % patch:
-                near = max(1, side // max(1, patch)) * patch
+            if side % patch:
+                near = max(1, side // patch) * patch
                 raise ValueError(
                     f"img_size={self.img_size} must be multiples of patch_size={self.patch_size}, branch by branch: "
-                    f"{side} is none of {patch}" + (f", but {near} and {near + patch} are" if patch > 0 else "")
+                    f"{side} is none of {patch}, but {near} and {near + patch} are"
                 )
-        if min(self.map_strides) < 1:
-            raise ValueError(f"strides={self.map_strides} must be at least 1")
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -312,6 +312,17 @@ def test_rates_of_stochastic_depth():
         ]
 
 
+def test_fusions_that_count_as_blocks():
+    """As the authors' do from one on: the rates of all blocks rise over more steps, and those of fusions are last."""
+    for fusions, expected in ((0, [0.0, 0.1, 0.1, 0.2, 0.3, 0.3]), (2, [0.0, 0.1, 0.3, 0.4, 0.5, 0.7])):
+        step = 0.1 * (7 if fusions else 3)
+        built = CrossViT(**{**SMALL, "depths": ((1, 2), (1, 2))}, fusions=fusions, drop_path_rate=step, num_classes=5)
+        kinds = [part for block in built.blocks for part in (block.branches["1"], block.fusion["1"])]
+        assert [len(part) for part in kinds] == [2, max(1, fusions)] * 2
+        rates = [[m.rate for m in part.modules() if isinstance(m, DropPath)] for part in kinds]
+        assert [rate for part in rates for rate in sorted({*part})] == pytest.approx(expected)
+
+
 def test_no_decay():
     """The authors' list has names that their parameters do not have."""
     assert CrossViT(**SMALL, num_classes=5).no_weight_decay() == {
@@ -351,14 +362,20 @@ def test_files_of_another_size():
         (dict(img_size=(240, 230)), r"img_size=\(240, 230\) must be .* of patch_size=\(12, 16\).*224 and 240 are"),
         (dict(img_size=224), r"224 is none of 12, but 216 and 228 are"),
         (dict(img_size=(240, 224, 208)), "img_size must have one entry for each of the 2 branches"),
-        (dict(patch_size=(0, 16)), r"patch_size=\(0, 16\), branch by branch: 240 is none of 0$"),
+        (dict(patch_size=(0, 16)), "patch_size must be whole, at least 1, got 0"),
         (dict(depths=(1, 4, 0)), r"depths must have the numbers of blocks of both branches"),
         (dict(depths=((1, 4, 0),)), r"depths must have .*, got \(\(1, 4, 0\),\)"),
-        (dict(depths=((0, 4),)), "at least one each"),
+        (dict(depths=((0, 4),)), "depths must be whole, at least 1, got 0"),
+        (dict(depths=3), "depths must have .*, got 3"),
         (dict(depths=()), "depths must have"),
         (dict(heads=(3, 5)), "Attention: dim=192 is not divisible by heads=5"),
-        (dict(strides=(8, 0)), r"strides=\(8, 0\) must be at least 1"),
-        (dict(fusions=(1, 0, 1)), r"fusions=\(1, 0, 1\) must be at least 1"),
+        (dict(strides=(8, 0)), "strides must be whole, at least 1, got 0"),
+        (dict(strides=2.5), "strides must be whole, at least 1, got 2.5"),
+        (dict(strides=8, num_classes=5), "strides=8 are of the maps, and num_classes makes a classifier: give one"),
+        (dict(img_size=240.0), "img_size must be whole, at least 1, got 240.0"),
+        (dict(patch_size=12.5), "patch_size must be whole, at least 1, got 12.5"),
+        (dict(qk_scale="a"), "qk_scale must be a number or None, got 'a'"),
+        (dict(fusions=(1, -1, 1)), "fusions must be whole, at least 0, got -1"),
         (dict(fusions=(1, 1)), "fusions must have one entry for each of the 3 multi-scale blocks"),
         (dict(conv_stem=True, patch_size=(8, 16)), "conv_stem=True has patches of 12 or 16 pixels, got patch_size=8"),
         (dict(conv_stem=True, dims=(90, 192)), "conv_stem=True takes dims that are multiples of 4, got 90"),
