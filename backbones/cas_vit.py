@@ -144,12 +144,6 @@ class TwoHeads(Head):
         x = self.vector(x)
         return x if pre_logits else torch.lerp(self.fc(x), self.distilled.fc(x), 0.5)
 
-    def fused(self) -> "TwoHeads":
-        self.distilled.before = self.before  # the norm goes into both last layers
-        self.distilled.fused()
-        super().fused()
-        return self
-
 
 class CASViT(Pyramid):
     """CAS-ViT: additive token mixers in all four stages, and batch norms throughout, those of the outputs too.

@@ -76,22 +76,17 @@ class Head(nn.Module):
 
     @torch.no_grad()
     def fused(self) -> "Head":
-        """The same with batch norms `before` and `after` inside the last layer, and without the auxiliary head;
-        `pre_logits` is then what these norms would read. In inference, a batch norm of a map commutes with the mean of
-        its pixels."""
-        fc, self.auxiliary = self.fc, None
-        for name, kind in (("after", nn.BatchNorm1d), ("before", nn.BatchNorm2d)):
-            norm = getattr(self, name)
-            if isinstance(norm, nn.Identity):
-                continue
-            if not (isinstance(norm, kind) and isinstance(fc, nn.Linear)):
-                break
+        """The same with a batch norm `after` inside the last layer, and without the auxiliary head; `pre_logits` is
+        then what that norm would read. A norm `before` the mean stays: FFNet's authors count it in the fused network,
+        too."""
+        norm, fc, self.auxiliary = self.after, self.fc, None
+        if isinstance(norm, nn.BatchNorm1d) and isinstance(fc, nn.Linear):
             assert norm.running_mean is not None
             assert norm.running_var is not None
             scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             fc.bias.add_(fc.weight @ (norm.bias - norm.running_mean * scale))
             fc.weight.mul_(scale)
-            setattr(self, name, nn.Identity())
+            self.after = nn.Identity()
         return self
 
 
