@@ -120,6 +120,8 @@ class CASBlock(Block):
     def fused(self) -> "CASBlock":
         pairs: Any = (self.norm1, self.mixer.qkv), (self.norm2, self.mlp.fc1)
         for norm, layer in pairs:
+            if isinstance(norm, nn.Identity):  # of a block that is fused
+                continue
             scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             shift = layer.weight.flatten(1) @ (norm.bias - norm.running_mean * scale)
             layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias + shift)
