@@ -14,14 +14,16 @@ mean over all pixels in the gate of the channels, and nothing else: without that
 direction. The cost is linear in the pixels.
 
 Paper and code: the paper calls it self-attention with an additive similarity. The code, which is followed here, is as
-above. The classifiers were counted with two heads. The released training builds one: `distilled=False` is for such
-files. The paper's second column of accuracies is of a fine-tuning, probably at 384 pixels; it is not listed here.
+above. The classifiers were counted with two heads. The released training builds one: a file of it gives its last layer
+to both of ours, or to the one of `distilled=False`. The paper's second column of accuracies is of a fine-tuning,
+probably at 384 pixels; it is not listed here.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..registry import MIXERS
@@ -130,9 +132,26 @@ class CASBlock(Block):
         return self
 
 
+def share_one_layer(head: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Both last layers take that of a state dict with one; the mean of their logits is what it gives."""
+    for part in ("weight", "bias"):
+        one, second = f"{prefix}fc.{part}", f"{prefix}distilled.fc.{part}"
+        if one in state and second not in state:
+            state[second] = state[one]
+            print_log(f"{second}: the weights have one last layer, which both take", logger="current")
+
+
+def refuse_second_layer(head: Head, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """One last layer alone would not give the logits of a state dict with two."""
+    if head.num_classes and f"{prefix}fc.weight" in state and f"{prefix}distilled.fc.weight" in state:
+        raise ValueError(
+            f"the weights have two last layers at {prefix.rstrip('.')}: build the network with distilled=True"
+        )
+
+
 class TwoHeads(Head):
     """Two last layers behind one norm; their logits are averaged, in training as in inference (the authors' code keeps
-    them apart in training, for a teacher).
+    them apart in training, for a teacher). Weights with one last layer give it to both.
 
     Args:
         dim, num_classes: as of `Head`, for both.
@@ -141,6 +160,7 @@ class TwoHeads(Head):
     def __init__(self, dim: int, num_classes: int):
         super().__init__(dim, num_classes, before=nn.BatchNorm2d(dim))
         self.distilled = Head(dim, num_classes)
+        self.register_load_state_dict_pre_hook(share_one_layer)
 
     def forward(self, x: Tensor, pre_logits: bool = False, notes=None) -> Tensor:
         x = self.vector(x)
@@ -154,7 +174,7 @@ class CASViT(Pyramid):
         dims, depths, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
         qkv_bias: as of `AdditiveTokenMixer`.
         distilled: whether the classifier has a second last layer (see `TwoHeads`), as the published numbers of
-            parameters count it.
+            parameters count it. Weights of two are an error without it.
     """
 
     unused = ("layer_scale",)
@@ -184,7 +204,11 @@ class CASViT(Pyramid):
         return nn.BatchNorm2d(dim)
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
-        return TwoHeads(dim, num_classes) if self.distilled else Head(dim, num_classes, before=nn.BatchNorm2d(dim))
+        if self.distilled:
+            return TwoHeads(dim, num_classes)
+        head = Head(dim, num_classes, before=nn.BatchNorm2d(dim))
+        head.register_load_state_dict_pre_hook(refuse_second_layer)
+        return head
 
 
 _deep = dict(depths=(3, 3, 6, 3))

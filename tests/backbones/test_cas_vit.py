@@ -219,18 +219,42 @@ def test_the_dense_form():
 
 
 def test_two_heads():
-    """Their logits are averaged; they share the norm. A file with one head fills the network with one."""
+    """Their logits are averaged; they share the norm."""
     torch.manual_seed(0)
     network, x = randomize(small(num_classes=4)).double().eval(), maps(2, 3, 64, 64)
     vector = network.forward_head(network.forward_features(x), pre_logits=True)
     both = network.head.fc(vector), network.head.distilled.fc(vector)
     torch.testing.assert_close(network(x), (both[0] + both[1]) / 2)
-    one = small(num_classes=4, distilled=False).double().eval()
-    state = {name: value for name, value in network.state_dict().items() if "distilled" not in name}
-    assert backbones.load(one, state).complete
-    torch.testing.assert_close(one(x), both[0])
-    account = backbones.load(small(num_classes=4), state)
-    assert set(account.missing) == {"head.distilled.fc.weight", "head.distilled.fc.bias"}
+
+
+@pytest.mark.parametrize("names", ["fc", "head"])
+def test_files_of_one_head_and_of_two(names):
+    """One head is exact in networks of both kinds; a second one is not left out in silence."""
+    torch.manual_seed(0)
+    x = maps(2, 3, 64, 64)
+    one = randomize(small(num_classes=4, distilled=False)).double().eval()
+    two = randomize(small(num_classes=4)).double().eval()
+
+    def file(network):
+        if names == "fc":
+            return network.state_dict()
+        authors = {"head.fc": "head", "head.distilled.fc": "dist_head", "head.before": "norm"}
+        found = network.state_dict()
+        for name in [name for name in found if name.startswith("head.")]:
+            layer, _, part = name.rpartition(".")
+            found[f"{authors[layer]}.{part}"] = found.pop(name)
+        return found
+
+    for distilled in (False, True):
+        network = small(num_classes=4, distilled=distilled).double().eval()
+        assert backbones.load(network, file(one)).complete
+        assert torch.equal(network(x), one(x))
+    with pytest.raises(ValueError, match="the weights have two last layers at head: build the network with"):
+        backbones.load(small(num_classes=4, distilled=False), file(two))
+    for options in (dict(num_classes=4), dict(num_classes=0, distilled=False), dict(num_classes=7), dict()):
+        backbones.load(small(**options), file(two))
+    other = small(num_classes=7, distilled=False)  # whose new last layer is to be trained
+    assert backbones.load(other, file(two)).unexpected == ["head.distilled.fc.weight", "head.distilled.fc.bias"]
 
 
 @pytest.mark.parametrize("options", [dict(num_classes=4), dict(num_classes=4, qkv_bias=True, distilled=False), dict()])
