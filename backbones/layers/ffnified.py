@@ -57,14 +57,14 @@ class RepDepthwise(nn.Module):
 
 
 def depthwise_of(dim: int, kernel_size: int, norm: bool, strips: bool = False) -> nn.Module:
-    """The paper's depth-wise convolution of k taps along an axis. Above 3 it is `RepDepthwise` of k x k and 3 x 3; else
-    one convolution, with batch norm or with bias. With strips (the paper's segmentor) it is `RepDepthwise` of any size:
-    k x k, 1 x k, k x 1 and (k - 4) x (k - 4), if there is one."""
+    """The paper's depth-wise convolution of k taps along an axis. Of 7 it is `RepDepthwise` of 7 x 7 and 3 x 3; else it
+    is one convolution, with batch norm or with bias. With strips (the paper's segmentor) it is `RepDepthwise` of any
+    size: k x k, 1 x k, k x 1 and (k - 4) x (k - 4), if there is one."""
     square = (kernel_size, kernel_size)
     if strips and kernel_size > 1:
         smaller = [(kernel_size - 4, kernel_size - 4)] if kernel_size > 3 else []
         return RepDepthwise(dim, dim, [square, (1, kernel_size), (kernel_size, 1), *smaller])
-    if kernel_size > 3:
+    if kernel_size == 7:
         return RepDepthwise(dim, dim, [square, (3, 3)])
     return depthwise_norm(dim, kernel_size) if norm else depthwise(dim, kernel_size)
 
@@ -75,7 +75,7 @@ class FFNifiedAttention(nn.Module):
 
     Args:
         dim: channels C.
-        kernel_sizes: taps along an axis of key and value, odd; above 3 they are `RepDepthwise`.
+        kernel_sizes: taps along an axis of key and value, odd; those of 7 are `RepDepthwise`.
         norm: whether the query has a batch norm in place of its bias.
         strips: whether the kernels are trained with strips of one row and of one column, see `depthwise_of`.
 
@@ -98,8 +98,8 @@ class DepthwiseMlp(nn.Module):
     Args:
         dim: channels C.
         ratio: hidden width over C.
-        kernel_size: taps along an axis of the depth-wise convolution, odd; above 3 it is `RepDepthwise`.
-        norm: whether a convolution of 3 taps has a batch norm in place of its bias.
+        kernel_size: taps along an axis of the depth-wise convolution, odd; of 7 it is `RepDepthwise`.
+        norm: whether a convolution of other sizes has a batch norm in place of its bias.
         strips: as of `FFNifiedAttention`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`.

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from attlas import checkpoint
-from attlas.backbones.layers import DepthwiseMlp, FFNifiedAttention, RepDepthwise, fuse
+from attlas.backbones.layers import ConvNorm, DepthwiseMlp, FFNifiedAttention, RepDepthwise, fuse
 
 NAMES = [
     (r"^fc\.", "query."),
@@ -65,10 +65,15 @@ def test_merged_branches(shapes, stride):
     assert_close(merged(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_kernels_of_three_taps_have_no_branches():
-    attention = FFNifiedAttention(4, (3, 3), norm=False)
-    assert [name for name, part in attention.named_modules() if type(part) is nn.Conv2d] == ["key", "value"]
-    assert sum(p.numel() for p in attention.parameters()) == 4 * 4 + 4 + 2 * (4 * 9 + 4)
+@pytest.mark.parametrize("taps", [1, 3, 5, 9, 11])
+def test_kernels_of_other_than_seven_taps_have_no_branches(taps):
+    attention = FFNifiedAttention(4, (taps, taps), norm=False)
+    assert not any(isinstance(part, RepDepthwise) for part in attention.modules())
+    assert sum(p.numel() for p in attention.parameters()) == 4 * 4 + 4 + 2 * (4 * taps**2 + 4)
+    conv = DepthwiseMlp(4, 2.0, taps).conv
+    assert isinstance(conv, ConvNorm)
+    assert conv.conv.bias is None
+    assert conv.conv.kernel_size == (taps, taps)
 
 
 @pytest.mark.parametrize(("taps", "shapes"), [(9, [(9, 9), (1, 9), (9, 1), (5, 5)]), (3, [(3, 3), (1, 3), (3, 1)])])
