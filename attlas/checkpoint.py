@@ -36,6 +36,7 @@ CONTAINERS = (
     "state_dict", "model_state_dict", "model", "params_ema", "params", "module", "model_ema", "ema", "state_dict_ema",
     "ema_state_dict",
 )  # fmt: skip
+WHOLES = ("model.", "encoder.")  # before every name, where a larger module of the authors' had the network as a part
 COUNTERS = {"n_averaged", "steps"}  # which averages of weights (PyTorch's, MMEngine's) keep beside `module.`
 
 
@@ -268,7 +269,8 @@ def load(
             module. They are for the authors' names: a file that fits better without them (one of ours) is taken as it
             is. Names of the network's `checkpoint_optional` (regular expressions over the new names) may be in the file
             without being in the network: the account calls them ignored.
-        prefix: take only the file's names that begin so, without it ("backbone." from a detector's file).
+        prefix: take only the file's names that begin so, without it ("backbone." from a detector's file). One of WHOLES
+            that stands before every name of the file and before none of the network is taken away without being told.
         resize: for tables whose size depends on the setting (relative positions): functions (tensor, shape of the
             network's tensor) -> tensor by regular expression over the network's names; called where the shapes differ.
             By default those of the network's modules: each may have a `checkpoint_resize`, functions by the names of
@@ -302,6 +304,9 @@ def load(
         if not begins:
             raise ValueError(f"{account.source}: no name begins with prefix={prefix!r}. The file has {_some(state)}.")
         state = begins
+    for whole in WHOLES:
+        if all(name.startswith(whole) for name in state) and not any(name.startswith(whole) for name in target):
+            state = {name.removeprefix(whole): value for name, value in state.items()}
     likely = getattr(model, "looks_like", lambda state: "")
 
     optional = getattr(model, "checkpoint_optional", ())

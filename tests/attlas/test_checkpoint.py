@@ -47,6 +47,22 @@ def test_authors_file_loads_by_the_rules_of_the_network(tmp_path, wrap):
     assert "10 of the network's 10 tensors loaded (10 of them renamed, 1 resized)" in str(account)
 
 
+@pytest.mark.parametrize("whole", ["model.", "encoder.", "module.model.", "module.encoder."])
+def test_a_part_of_a_larger_module(whole):
+    """What stands before every name goes, unless the network's own names begin so."""
+    source, target = Net(), Net()
+    state = {f"{whole}{name}": value for name, value in authors_state(source).items()}
+    account = checkpoint.load(target, state)
+    assert account.complete
+    assert same(source, target)
+    with pytest.raises(ValueError, match="nothing was loaded"):
+        checkpoint.load(Net(), state | {"decoder.weight": torch.zeros(1)})
+    inner = whole.removeprefix("module.").rstrip(".")
+    outer = nn.ModuleDict({inner: Net()})
+    assert checkpoint.load(outer, {f"{whole}{name}": value for name, value in source.state_dict().items()}).complete
+    assert same(outer[inner], source)
+
+
 def test_rules_of_a_part_are_for_the_names_below_it():
     class Detector(nn.Module):
         def __init__(self):
