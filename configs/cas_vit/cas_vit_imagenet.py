@@ -28,6 +28,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", begin=20, end=300, T_max=280, eta_min=1e-6, convert_to_iter_based=True),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=10)
-custom_hooks = [dict(type="EMAHook", ema_type="ExponentialMovingAverage", momentum=5e-4, update_buffers=True)]
+average = dict(ema_type="ExponentialMovingAverage", momentum=5e-4, interval=2)  # after each step
+custom_hooks = [dict(type="EMAHook", **average, update_buffers=True)]
 auto_scale_lr = dict(base_batch_size=1024)  # of one pass; a step takes two
-del variant
+del average, variant

@@ -1,5 +1,7 @@
 """What characterizes CAS-ViT: gates and convolutions whose cost is linear, and one way alone across the map."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attlas import backbones
 from attlas.backbones.cas_vit import AdditiveTokenMixer, CASViT
+from attlas.config import load_config
 
 
 def small(**options):
@@ -277,3 +280,8 @@ def test_initial_weights():
     for layer in (network.head.fc, network.head.distilled.fc):
         assert layer.weight.std().item() == pytest.approx(0.02, rel=5e-2)
         assert not layer.bias.any()
+
+
+def test_the_average_follows_the_steps():
+    config = load_config(Path(__file__).parents[2] / "configs/cas_vit/cas_vit_imagenet.py")
+    assert config.custom_hooks[0].interval == config.optim_wrapper.accumulative_counts == 2
