@@ -8,6 +8,7 @@ import importlib
 _base_ = "ffnet_imagenet.py"
 
 name = "{{$BACKBONE:ffnet_3_img384}}"
+importlib.import_module("attlas.data").one_of("name", name, ("ffnet_3_img384", "ffnet_4_img384"))
 work_dir = f"work_dirs/{name}_imagenet"
 variant = importlib.import_module("attlas.backbones").variant(name)[1]
 

@@ -1,6 +1,7 @@
 """What characterizes FFNet: kernels that merge into one, a slot for any mixer, and the authors' parameter counts."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 from attlas import backbones
 from attlas.backbones.ffnet import FFNet, FFNetBlock, FFNetSeg, NormedPointwise, ffnified
 from attlas.backbones.layers import DepthwiseMlp, FFNifiedAttention, RepDepthwise
+from attlas.config import load_config
+from attlas.optim import layer_groups
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = dict(dims=(8, 16, 32, 64), depths=(1, 2, 1, 1), stem_dim=8)
 
 
@@ -181,3 +185,25 @@ def test_bad_options():
         FFNet(dims=(8, 16), depths=(1, 1))
     with pytest.raises(ValueError, match=r"FFNet has no option 'kernel_sizes'. Near it: mlp_kernel_sizes"):
         FFNet(**SMALL, kernel_sizes=(3, 3, 7, 7))
+
+
+@pytest.mark.parametrize("name", ["ffnet_1", "ffnet_2", "ffnet_3", "ffnet_4_img384"])
+def test_the_rates_of_detectors(name):
+    """The stem learns as with the authors' decay of 0.8 over 12 layers, and batch norms learn, too."""
+    with torch.device("meta"):
+        network = backbones.create(name, out_indices=None)
+    depths = layer_groups([n for n, _ in network.named_parameters()], network.group_matcher(coarse=False))
+    for detector in ("mask_rcnn", "retinanet"):
+        config = load_config(CONFIGS / detector / f"{detector}_ffnet_coco.py", dict(name=name, pretrained="None"))
+        assert config.optim_wrapper.constructor == "attlas.LayerDecayConstructor"
+        decay = config.optim_wrapper.paramwise_cfg.layer_decay
+        assert decay ** (1 + max(depths.values())) == pytest.approx(0.8**13, rel=0.2)
+        assert not config.model.backbone.norm_eval
+        assert config.sync_bn == "torch"
+
+
+def test_the_files_of_larger_images():
+    path = CONFIGS / "ffnet/ffnet_img384_imagenet.py"
+    assert load_config(path, dict(name="ffnet_4_img384")).load_from == "ffnet_4.pth.tar"
+    with pytest.raises(ValueError, match="name is 'ffnet_1'; it may be 'ffnet_3_img384', 'ffnet_4_img384'"):
+        load_config(path, dict(name="ffnet_1"))
