@@ -33,7 +33,8 @@ class ImagePreprocessor(BaseDataPreprocessor):
     written for.
 
     Args:
-        num_classes: labels must be below. They are looked at before they leave the CPU, where that costs nothing.
+        num_classes: labels must be below. They and token labels are looked at before they leave the CPU, where that
+            costs little.
     """
 
     def __init__(self, num_classes: int | None = None, non_blocking: bool = True):
@@ -64,16 +65,34 @@ class ImagePreprocessor(BaseDataPreprocessor):
                         f"{self.num_classes} (0 to {self.num_classes - 1})."
                     )
             labels = labels.to(self.device, non_blocking=self._non_blocking)
-        tokens = data.get("token_labels")
-        if tokens is not None:
-            tokens = tokens if isinstance(tokens, Tensor) else torch.stack(list(tokens))
-            tokens = dict(token_labels=tokens.to(self.device, non_blocking=self._non_blocking))
+        tokens = {}
+        if data.get("token_labels") is not None:
+            targets = _token_labels(data["token_labels"])
+            tokens = dict(token_labels=targets.to(self.device, non_blocking=self._non_blocking))
         return dict(
-            **(tokens or {}),
+            **tokens,
             images=images.to(self.device, non_blocking=self._non_blocking, memory_format=torch.channels_last),
             labels=labels,
             indices=None if indices is None else torch.as_tensor(indices).tolist(),
         )
+
+
+def _token_labels(targets: Tensor | Sequence) -> Tensor:
+    """The targets of a batch (B, num_classes, h, w), checked on the CPU as labels are."""
+    if not isinstance(targets, Tensor):
+        parts = [torch.as_tensor(part) for part in targets]
+        sizes = sorted({tuple(part.shape) for part in parts})
+        if len(sizes) != 1:
+            raise ValueError(f"the token_labels of a batch must have one size, got {sizes}.")
+        targets = torch.stack(parts)
+    if targets.ndim != 4:
+        raise ValueError(f"token_labels must be of shape (B, num_classes, h, w), got {tuple(targets.shape)}.")
+    if not targets.is_cuda:
+        sums = targets.sum(1, dtype=torch.float32)
+        wrong = sums[~((sums - 1).abs() < 0.01)]  # NaN, too
+        if len(wrong):
+            raise ValueError(f"token_labels must sum to 1 over the classes of each pixel, got {wrong[0].item():.4g}.")
+    return targets
 
 
 # --- mixing images ---------------------------------------------------------------------------------------------------
@@ -229,6 +248,10 @@ class ImageClassifier(BaseModel):
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if alpha < 0:
                 raise ValueError(f"ImageClassifier.{name} must be at least 0 (off), got {alpha!r}")
+        if not isinstance(auxiliary_weight, (int, float)) or not 0 <= auxiliary_weight < math.inf:
+            raise ValueError(
+                f"ImageClassifier.auxiliary_weight must be a number of at least 0, got {auxiliary_weight!r}"
+            )
         self.backbone = MODELS.build(backbone)
         if head is not None and "in_channels" not in head:
             channels = getattr(self.backbone, "out_channels", None)

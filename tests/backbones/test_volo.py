@@ -1,5 +1,7 @@
 """What characterizes VOLO: sums of windows that a center weighs, two resolutions, labels of every token."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from agreement import assert_agree
 from levels import levels_changed_by
 
 from attlas import backbones
+from attlas.backbones.classification.model import ImagePreprocessor
 from attlas.backbones.inspection.costs import analyze
 from attlas.backbones.layers import swap_box
 from attlas.backbones.volo import VOLO, OutlookAttention
@@ -234,6 +237,32 @@ def test_a_batch_of_token_labels():
         losses = model(**model.data_preprocessor(batch, True), mode="loss")
         losses["loss"].backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_token_labels_of_any_kind():
+    """Lists of NumPy arrays are stacked, and what is no target of a pixel is named before it leaves the CPU."""
+    preprocessor, x = ImagePreprocessor(3), image(64, 64)
+    tokens = torch.rand(2, 3, 4, 4).softmax(1)
+
+    def read(targets):
+        return preprocessor(dict(image=x, token_labels=targets), True)["token_labels"]
+
+    assert torch.equal(read(list(tokens.numpy())), tokens)
+    assert torch.equal(read(tokens.half()), tokens.half())
+    for wrong, message in (
+        (
+            [tokens[0], tokens[1, :, :3]],
+            r"token_labels of a batch must have one size, got \[\(3, 3, 4\), \(3, 4, 4\)\]",
+        ),
+        (tokens.argmax(1), r"token_labels must be of shape \(B, num_classes, h, w\), got \(2, 4, 4\)"),
+        (7 * tokens, "token_labels must sum to 1 over the classes of each pixel, got 7"),
+        (tokens * math.nan, "token_labels must sum to 1 over the classes of each pixel, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read(wrong)
+    for weight in (-1, "0.5", math.nan, math.inf):
+        with pytest.raises(ValueError, match="auxiliary_weight must be a number of at least 0"):
+            classifier(auxiliary_weight=weight)
 
 
 def test_token_labels_that_do_not_fit():
