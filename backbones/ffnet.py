@@ -15,6 +15,8 @@ without norms before the branches. Large kernels are trained as sums of several,
 authors describe such hybrids without code, and a mixer whose first layer has no norm needs one.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -177,6 +179,8 @@ class FFNetSeg(FFNet):
         features: tuple[int, int] = (1024, 1280),
         **common,
     ):
+        if not isinstance(features, Sequence) or len(features) != 2 or min(features) < 1:
+            raise ValueError(f"FFNetSeg: features={features!r} must be two positive integers")
         self.features = features
         super().__init__(
             dims, depths, mixers, mlp_kernel_sizes, stem_dim, squeeze, mlp_ratio, layer_scale=layer_scale, **common

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...backbones.layers import ConvNorm, DepthwiseMlp, DropPath, FFNifiedAttention
 from ...backbones.skeletons.options import drop_path_rates
 from ...checkpoint import Rules
+from ...data import positive
 from ...registry import MODELS
 
 UNUSED = ("act_cfg", "conv_cfg", "input_transform", "norm_cfg")  # of mmseg's base
@@ -98,6 +99,14 @@ class FFNetSegHead(BaseDecodeHead):
     ):
         if refused := sorted(options.keys() & set(UNUSED)):
             raise ValueError(f"FFNetSegHead does not use the option {refused[0]!r}")
+        if isinstance(in_channels, int) or isinstance(in_index, int) or len(in_channels) != len(in_index):
+            raise ValueError(
+                f"FFNetSegHead: in_index={in_index!r} must name a map for each of in_channels={in_channels!r}"
+            )
+        for name, value in (("channels", channels), ("width", width), ("depth", depth)):
+            positive(f"FFNetSegHead: {name}", value)
+        if int(width * mlp_ratio) < 1:
+            raise ValueError(f"FFNetSegHead: mlp_ratio={mlp_ratio!r} must give a channel or more of width={width}")
         super().__init__(in_channels, channels, in_index=list(in_index), input_transform="multiple_select", **options)
         total = sum(self.in_channels)
         self.reduce = nn.Sequential(ConvNorm(total, total), nn.GELU(), ConvNorm(total, width))

@@ -103,3 +103,16 @@ def test_bad_options():
         FFNetSegHead(**SMALL, kernel_size=4)
     with pytest.raises(ValueError, match=r"drop_path_rate=1.0 must be in \[0, 1\)"):
         FFNetSegHead(**SMALL, drop_path_rate=1.0)
+    for options, message in (
+        (dict(depth=-1), "FFNetSegHead: depth is -1; it must be a positive integer"),
+        (dict(width=0), "FFNetSegHead: width is 0; it must be a positive integer"),
+        (dict(channels=0), "FFNetSegHead: channels is 0; it must be a positive integer"),
+        (dict(mlp_ratio=0), "FFNetSegHead: mlp_ratio=0 must give a channel or more of width=8"),
+        (dict(in_index=(0, 1)), r"in_index=\(0, 1\) must name a map for each of in_channels=\[6, 10, 14\]"),
+        (dict(in_index=0), r"in_index=0 must name a map for each of in_channels=\[6, 10, 14\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FFNetSegHead(**SMALL | options)
+    for features in ((3,), (3, 0), 3):
+        with pytest.raises(ValueError, match=r"FFNetSeg: features=.* must be two positive integers"):
+            FFNetSeg(dims=(8, 16), depths=(1, 1), mixers="FFNifiedAttention", features=features)
