@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..data import one_of
 from ..registry import MIXERS
 from .layers import (
     ConvNorm,
@@ -103,6 +104,7 @@ def ffnified(*sizes: int, strips: bool = False) -> list[dict]:
     return [dict(type="FFNifiedAttention", kernel_sizes=(size, size), strips=strips) for size in sizes]
 
 
+HEAD_NORMS: dict[str, type[nn.Module]] = dict(batch=nn.BatchNorm2d, layer=LayerNorm2d)
 OF_CLASSIFIERS, OF_SEGMENTOR = ffnified(3, 3, 7, 7), ffnified(3, 3, 9, 9, strips=True)
 
 
@@ -119,6 +121,8 @@ class FFNet(Pyramid):
         stem_dim: channels between the two convolutions of the stem.
         squeeze: whether every second block, from the first one of a stage on, has squeeze and excitation; one, or one
             for each stage.
+        head_norm: what a classifier's last map goes through before its mean: "batch" norm, as in all published
+            weights, or "layer" norm over the channels.
     """
 
     def __init__(
@@ -130,8 +134,10 @@ class FFNet(Pyramid):
         stem_dim: int = 64,
         squeeze=False,
         mlp_ratio=3.0,
+        head_norm: str = "batch",
         **common,
     ):
+        self.head_norm = one_of("FFNet: head_norm", head_norm, tuple(HEAD_NORMS))
         self.mlp_kernel_sizes = per_stage("mlp_kernel_sizes", mlp_kernel_sizes, len(dims))
         self.squeeze = per_stage("squeeze", squeeze, len(dims))
         self.stem_dim = stem_dim
@@ -152,7 +158,7 @@ class FFNet(Pyramid):
         return FFNetBlock(dim, mixer, mlp, drop_path, self.layer_scale[stage], squeeze)
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
-        return Head(dim, num_classes, before=nn.BatchNorm2d(dim))
+        return Head(dim, num_classes, before=HEAD_NORMS[self.head_norm](dim))
 
 
 class FFNetSeg(FFNet):
@@ -165,6 +171,8 @@ class FFNetSeg(FFNet):
             need not be multiples.
         features: widths of the two layers of the head before the last one.
     """
+
+    unused = ("head_norm",)
 
     def __init__(
         self,

@@ -174,6 +174,21 @@ def test_files_of_the_dense_form():
     assert all((network.norms[str(i)].weight == i + 1).all() for i in range(4))
 
 
+def test_the_norm_of_the_head():
+    """Over the channels of every pixel in place of the batch; fusing leaves it."""
+    torch.manual_seed(0)
+    network, x = FFNet(**SMALL, num_classes=5, head_norm="layer").eval(), image(64, 64)
+    features = network.forward_features(x)
+    vector = nn.functional.layer_norm(features.movedim(1, -1), (64,), eps=1e-6).mean((1, 2))
+    torch.testing.assert_close(network(x), network.head.fc(vector))
+    expected = network(x)
+    close(network.fuse()(x), expected, 1e-4)
+    with pytest.raises(ValueError, match="FFNet: head_norm is 'group'; it may be 'batch', 'layer'"):
+        FFNet(**SMALL, head_norm="group")
+    with pytest.raises(ValueError, match="FFNetSeg does not use the option 'head_norm'"):
+        FFNetSeg(**SMALL, head_norm="layer")
+
+
 def test_bad_options():
     with pytest.raises(ValueError, match="RepDepthwise: dim=20 must be a multiple of in_dim=8"):
         FFNet(dims=(8, 20), depths=(1, 1), mixers="FFNifiedAttention")
