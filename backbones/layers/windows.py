@@ -47,6 +47,8 @@ class SpatialWindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int | None = None, window: int = 7, qkv_bias: bool = True):
         super().__init__()
         self.heads = heads_of("SpatialWindowAttention", dim, heads)
+        if window < 1:
+            raise ValueError(f"SpatialWindowAttention: window={window} must be at least 1")
         self.window = window
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)

@@ -1,5 +1,6 @@
 """Attention in windows without any notion of position; that with a relative position bias is tested with HAT."""
 
+import pytest
 import torch
 
 from attlas.backbones.layers import SpatialWindowAttention
@@ -7,6 +8,12 @@ from attlas.backbones.layers import SpatialWindowAttention
 
 def normal(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_bad_windows():
+    for window in (0, -7):
+        with pytest.raises(ValueError, match=f"SpatialWindowAttention: window={window} must be at least 1"):
+            SpatialWindowAttention(8, 2, window=window)
 
 
 def test_windows_do_not_see_each_other():
