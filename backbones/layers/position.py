@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from .patches import any_free
 
 
-def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
-    """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w); as it is where it cannot be that."""
+def table_of_file(table: Tensor, shape: Sequence[int], mode: str = "bicubic") -> Tensor:
+    """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w), resized by `mode`; as it is where it
+    cannot be that."""
     dim, size = shape[1], tuple(shape[2:])
     if table.ndim == 3:
         side = math.isqrt(table.shape[1])
@@ -21,16 +23,15 @@ def table_of_file(table: Tensor, shape: Sequence[int]) -> Tensor:
         table = table.mT.unflatten(2, grid)
     elif table.ndim == 4 and table.shape[1] != dim:
         table = table.permute(0, 3, 1, 2)
-    return resize_table(table, size) if table.shape[:2] == tuple(shape[:2]) else table
+    return resize_table(table, size, mode) if table.shape[:2] == tuple(shape[:2]) else table
 
 
 def resize_table(table: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
-    """A map (1, C, h, w), resized to (1, C, *size): bicubically with antialiasing, or by another mode of
-    `F.interpolate` without."""
+    """A map (1, C, h, w), resized to (1, C, *size) by a mode of `F.interpolate`, without antialiasing."""
     if not any_free(size) and tuple(table.shape[-2:]) == tuple(size):
         return table
     wide = torch.promote_types(table.dtype, torch.float32)
-    return F.interpolate(table.to(wide), tuple(size), mode=mode, antialias=mode == "bicubic").to(table.dtype)
+    return F.interpolate(table.to(wide), tuple(size), mode=mode).to(table.dtype)
 
 
 class PositionTable(nn.Module):
@@ -39,15 +40,15 @@ class PositionTable(nn.Module):
     Args:
         dim: channels C.
         size: height and width of the table; one number for both.
-        mode: how it is resized: "bicubic", with antialiasing, or "bilinear", without.
+        mode: how it is resized: "bicubic" or "bilinear", without antialiasing, as the authors of the networks do.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Tables of the authors load as (1, h · w, C), (1, C, h, w) or (1, h, w,
     C), and are resized where theirs has another size; the rows of a table (1, N, C) of another size than this one are
-    taken for those of a square. A row for a class token must have been taken off.
+    taken for those of a square. A table (1, C, C, C) is taken for (1, C, h, w). A row for a class token must have been
+    taken off.
     """
 
     no_weight_decay = ("weight",)
-    checkpoint_resize = {"weight": table_of_file}
 
     def __init__(self, dim: int, size: int | Sequence[int], mode: str = "bicubic"):
         super().__init__()
@@ -60,6 +61,10 @@ class PositionTable(nn.Module):
 
     def reset_weights(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
+
+    @property
+    def checkpoint_resize(self) -> dict[str, Callable]:
+        return {"weight": partial(table_of_file, mode=self.mode)}
 
     def forward(self, x: Tensor) -> Tensor:
         return x + resize_table(self.weight, x.shape[-2:], self.mode)

@@ -136,7 +136,7 @@ def test_the_position_of_images_that_are_no_squares():
     network(x)
     with_first, without, with_other = seen
     assert with_first.shape == (2, 32, 4, 6)
-    resized = F.interpolate(table, (4, 6), mode="bicubic", antialias=True)
+    resized = F.interpolate(table, (4, 6), mode="bicubic")
     assert_agree("position", (with_other - without).detach(), resized.expand(2, -1, -1, -1).detach())
     account = backbones.load(wide, network.state_dict())
     assert account.complete

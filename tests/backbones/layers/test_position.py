@@ -70,10 +70,17 @@ def test_tokens():
     assert tokens.weight.std() < 0.05
 
 
-def test_resized_bilinearly():
-    position = PositionTable(8, 4, mode="bilinear")
-    expected = nn.functional.interpolate(position.weight, (2, 8), mode="bilinear")
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_modes(mode):
+    """Without antialiasing, for maps and from files."""
+    position, other = PositionTable(8, 4, mode=mode), PositionTable(8, (2, 8), mode=mode)
+    expected = nn.functional.interpolate(position.weight, (2, 8), mode=mode)
     assert torch.equal(position(torch.zeros(1, 8, 2, 8)), expected)  # a map of as many pixels, but another shape
+    checkpoint.load(other, position.state_dict())
+    assert torch.equal(other.weight, expected)
+
+
+def test_bad_mode():
     with pytest.raises(ValueError, match="mode='nearest' must be 'bicubic' or 'bilinear'"):
         PositionTable(8, 4, mode="nearest")
 
