@@ -54,6 +54,7 @@ class LinearGlobalAttention(nn.Module):
     Args:
         dim: channels C.
         heads: number of attention heads; about C / 32 by default.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Features and sums are in float32 at least: in float16 the sums over a few
     thousand pixels would overflow.
@@ -61,10 +62,10 @@ class LinearGlobalAttention(nn.Module):
 
     floor = 100.0
 
-    def __init__(self, dim: int, heads: int | None = None):
+    def __init__(self, dim: int, heads: int | None = None, qkv_bias: bool = True):
         super().__init__()
         self.heads = heads_of("LinearGlobalAttention", dim, heads)
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.temperature = nn.Parameter(torch.full((self.heads, 1, 1), (dim // self.heads) ** -0.5))
         self.proj = Linear(dim, dim)
 
@@ -150,6 +151,7 @@ class L2ViT(Pyramid):
         dims, depths, mlp_ratio, drop_path_rate, **common: as of `Pyramid`.
         heads: number of attention heads; one, or one for each stage; by default of 32 channels each.
         window: side of the windows.
+        qkv_bias: whether the projections to queries, keys and values have a bias, in both kinds of attention.
     """
 
     unused = ("layer_scale",)
@@ -160,10 +162,11 @@ class L2ViT(Pyramid):
         depths: Sequence[int] = (2, 2, 6, 2),
         heads: int | Sequence[int] | None = None,
         window: int = 7,
+        qkv_bias: bool = True,
         **common,
     ):
         self.heads = per_stage("heads", heads, len(dims))
-        self.window = window
+        self.window, self.qkv_bias = window, qkv_bias
         super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -175,8 +178,9 @@ class L2ViT(Pyramid):
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         heads, mlp = self.heads[stage], Mlp(dim, self.mlp_ratio[stage])
         if index % 2 == 0:
-            return DualBlock(dim, SpatialWindowAttention(dim, heads, self.window), mlp, drop_path)
-        return LocalBlock(dim, LinearGlobalAttention(dim, heads), LocalConcentration(dim), mlp, drop_path, _norm)
+            return DualBlock(dim, SpatialWindowAttention(dim, heads, self.window, self.qkv_bias), mlp, drop_path)
+        mixer = LinearGlobalAttention(dim, heads, self.qkv_bias)
+        return LocalBlock(dim, mixer, LocalConcentration(dim), mlp, drop_path, _norm)
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return _norm(dim)

@@ -44,6 +44,13 @@ def test_linear_attention_by_definition():
         torch.testing.assert_close(maps.flatten(2), weights[:, :, 8 * row + column])
 
 
+def test_projections_without_bias():
+    with torch.device("meta"):
+        names = [set(L2ViT(**SMALL, qkv_bias=bias).state_dict()) for bias in (True, False)]
+    assert names[0] - names[1] == {name for name in names[0] if name.endswith("qkv.bias")}
+    assert len(names[0] - names[1]) == sum(SMALL["depths"])
+
+
 def test_values_that_are_the_same():
     """Above the floor a row's weights sum to the factor of its head; below it, to less."""
     built, q, k = mixer(), normal(2, 3, 90, 4).abs(), normal(2, 3, 90, 4).abs()
