@@ -12,10 +12,11 @@ A map of stride 8 has blocks of it, with k = 3 and s = 2. A learned position joi
 blocks are. The head reads the map by two blocks of class attention, and labels every pixel by itself (token labeling).
 
 Where paper and code differ, the code counts: the blocks of the first stage have no stochastic depth. The reference
-takes images of one size whose patches are whole. Here any size is filled up to whole patches, and the position is
-resized.
+takes images of one size. Here any size will do: the position is resized, and as its convolutions have it, what is left
+over beside whole patches is lost.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,7 +38,6 @@ from .layers import (
     LayerNorm2d,
     Linear,
     Mlp,
-    Patches,
     PositionTable,
     cut_box,
     heads_of,
@@ -45,7 +45,7 @@ from .layers import (
     swap_box,
 )
 from .skeletons.backbone import Notes
-from .skeletons.options import per_stage
+from .skeletons.options import image_sides, per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -84,6 +84,8 @@ class OutlookAttention(nn.Module):
                 f"OutlookAttention: stride={stride} must be from 1 to {(kernel_size + 1) // 2} for "
                 f"kernel_size={kernel_size}, so that every pixel lies in a window"
             )
+        if scale is not None and not 0 <= scale < math.inf:
+            raise ValueError(f"OutlookAttention: scale={scale} must be at least 0 and finite")
         self.heads = heads_of("OutlookAttention", dim, heads)
         self.kernel_size, self.stride = kernel_size, stride
         self.scale = (dim // self.heads) ** -0.5 if scale is None else scale
@@ -125,17 +127,17 @@ Norm = partial(LayerNorm2d, eps=1e-5)
 
 
 class Downsample(nn.Module):
-    """Patches of `ratio` x `ratio` pixels become pixels, and get a learned position.
+    """Whole patches of `ratio` x `ratio` pixels become pixels, and get a learned position.
 
     Args:
         in_dim, dim: channels of the input and of the output.
         ratio: side of the patches.
-        size: side of the table of positions; None for no positions.
+        size: height and width of the table of positions; None for no positions.
     """
 
-    def __init__(self, in_dim: int, dim: int, ratio: int, size: int | None):
+    def __init__(self, in_dim: int, dim: int, ratio: int, size: Sequence[int] | None):
         super().__init__()
-        self.proj = Patches(in_dim, dim, ratio)
+        self.proj = nn.Conv2d(in_dim, dim, ratio, ratio)
         self.position = nn.Identity() if size is None else PositionTable(dim, size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class MixTokens(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int, int] | None]:
         if not (self.alpha and self.training):
             return x, None
-        height, width = (-(-size // self.ratio) for size in x.shape[-2:])
+        height, width = (size // self.ratio for size in x.shape[-2:])
         box = cut_box(height, width, 1 - float(np.random.beta(self.alpha, self.alpha)))
         return swap_box(x, [self.ratio * side for side in box]), box
 
@@ -217,7 +219,8 @@ class TokenLabelHead(ClassHead):
 
 
 class VOLO(Pyramid):
-    """VOLO, at any size of the image: maps of strides 8, 16, 16 and 16.
+    """VOLO, at any size of the image: maps of strides 8, 16, 16 and 16, of floor((H + 1) / 8) and floor((H + 1) / 16)
+    rows. Smaller images are filled up to 16 pixels.
 
     The classifier gives in training (logits, logits of every pixel (B, num_classes, h, w)), and with `mix_tokens` the
     share of the area that an image keeps; in inference the logits and half the largest of each class over the pixels
@@ -230,11 +233,16 @@ class VOLO(Pyramid):
         heads: number of attention heads; one, or one for each stage.
         kernel_size, stride: as of `OutlookAttention`.
         stem_dim: channels inside the stem.
-        img_size: side of the image for which the positions are built; other images get them resized.
+        img_size: side of the image for which the positions are built, or its height and width; other images get them
+            resized.
         qkv_bias: whether values, and in the later stages queries and keys, have a bias.
         class_blocks: number of blocks of class attention in the head, at least one.
-        mix_tokens: alpha of `MixTokens`; 1 in the authors' training.
+        pixel_logits: whether the head labels every pixel, too; without it, logits are those of the class token alone.
+        mix_tokens: alpha of `MixTokens`; 1 in the authors' training. It takes a classifier with `pixel_logits`, whose
+            loss mixes the targets likewise.
     """
+
+    min_size = 16
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
@@ -247,9 +255,10 @@ class VOLO(Pyramid):
         kernel_size: int = 3,
         stride: int = 2,
         stem_dim: int = 64,
-        img_size: int = 224,
+        img_size: int | Sequence[int] = 224,
         qkv_bias: bool = False,
         class_blocks: int = 2,
+        pixel_logits: bool = True,
         mix_tokens: float = 0.0,
         **common,
     ):
@@ -257,23 +266,33 @@ class VOLO(Pyramid):
             raise ValueError(f"dims={tuple(dims)} must be of one stage of outlook attention and at least one behind it")
         if class_blocks < 1:
             raise ValueError(f"class_blocks={class_blocks} must be at least 1, or the head would never see the image")
+        if mix_tokens > 0 and not (common.get("num_classes") and pixel_logits):
+            raise ValueError(
+                f"mix_tokens={mix_tokens} exchanges parts of images, and without num_classes and pixel_logits nothing "
+                f"tells the loss, got num_classes={common.get('num_classes')} and pixel_logits={pixel_logits}"
+            )
         self.heads = per_stage("heads", heads, len(dims))
         self.kernel_size, self.stride, self.qkv_bias = kernel_size, stride, qkv_bias
-        self.stem_dim, self.img_size, self.class_blocks = stem_dim, img_size, class_blocks
+        self.stem_dim, self.img_size = stem_dim, image_sides(img_size)
+        self.class_blocks, self.pixel_logits = class_blocks, pixel_logits
         strides = [8] + [16] * (len(dims) - 1)
         super().__init__(dims, depths, strides=strides, mlp_ratio=mlp_ratio, **common)
         self.mix = MixTokens(mix_tokens, self.ratios[1])
+
+    def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        rows, columns = (max(side, self.min_size) + 1 for side in (height, width))  # the first convolution rounds up
+        return [(rows // stride, columns // stride) for stride in self.out_strides]
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         hidden = self.stem_dim
         layers: list[nn.Module] = []
         for before, kernel_size, stride in ((in_channels, 7, 2), (hidden, 3, 1), (hidden, 3, 1)):
             layers += [ConvNorm(before, hidden, kernel_size, stride), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, Patches(hidden, dim, 4))
+        return nn.Sequential(*layers, nn.Conv2d(hidden, dim, 4, 4))
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
-        size = -(-self.img_size // self.strides[stage]) if stage == 1 else None
-        return Downsample(in_dim, dim, self.ratios[stage], size)
+        size = [max(side, self.min_size) // self.strides[stage] for side in self.img_size]
+        return Downsample(in_dim, dim, self.ratios[stage], size if stage == 1 else None)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         mixer: nn.Module
@@ -292,7 +311,7 @@ class VOLO(Pyramid):
             ClassBlock(dim, ClassAttention(dim, self.heads[-1], self.qkv_bias), Mlp(dim, self.mlp_ratio[-1]), norm=Norm)
             for _ in range(self.class_blocks)
         ]
-        return TokenLabelHead(dim, num_classes, blocks, after=Norm(dim))
+        return (TokenLabelHead if self.pixel_logits else ClassHead)(dim, num_classes, blocks, after=Norm(dim))
 
     def embed(self, image: Tensor, notes: Notes) -> Tensor:
         x, notes["box"] = self.mix(self.stem(image))

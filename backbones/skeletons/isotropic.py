@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...registry import MIXERS, MODELS
 from ..layers import Block, Blocks, ClassPositionTable, Head, LayerNorm2d, Mlp, Patches, PositionTable, Tokens
 from .backbone import Backbone, Notes
-from .options import check_whole, drop_path_rates, mixers_per_stage, per_stage, plugins_per_stage
+from .options import check_whole, drop_path_rates, image_sides, mixers_per_stage, per_stage, plugins_per_stage
 
 
 class Rescale(nn.Module):
@@ -66,7 +66,8 @@ class Isotropic(Backbone):
         class_token: block before which the class token joins; None for none, and the head reads the mean of all pixels.
         class_position: whether the class token has a row of its own in the table of positions, where there is one.
         patch_size: side of the square patches.
-        img_size: side of the image for which `position` is built; other images get it resized.
+        img_size: side of the image for which `position` is built, or its height and width; other images get it
+            resized.
         position: whether the patches get a learned absolute position.
         registers: number of further learned tokens, which join with the class token or at the first block.
         mlp_ratio, drop_path_rate, layer_scale, plugins: as of `Pyramid`; a block stands for a stage. Plug-ins
@@ -89,7 +90,7 @@ class Isotropic(Backbone):
         class_position: bool = False,
         *,
         patch_size: int = 16,
-        img_size: int = 224,
+        img_size: int | Sequence[int] = 224,
         position: bool = True,
         registers: int = 0,
         mlp_ratio: float | Sequence[float] = 4.0,
@@ -115,7 +116,8 @@ class Isotropic(Backbone):
         if class_position and class_token is None:
             raise ValueError("class_position=True takes a class token, got class_token=None")
         table = ClassPositionTable if class_position else PositionTable
-        self.position = table(dim, -(-img_size // patch_size)) if position else None
+        sides = image_sides(img_size)
+        self.position = table(dim, [-(-side // patch_size) for side in sides]) if position else None
         blocks = depth if self.num_classes is not None else self.out_indices[-1] + 1
         reached = self.joins < blocks  # in the dense form, the tokens may join behind the last output
         self.cls_token = Tokens(1, dim) if class_token is not None and reached else None

@@ -109,6 +109,14 @@ def check_whole(name: str, values: Iterable[Any], least: int = 1) -> None:
             raise ValueError(f"{name} must be whole, at least {least}, got {value!r:.60}")
 
 
+def image_sides(img_size: Any) -> tuple[int, int]:
+    """Height and width in pixels of the option `img_size`, which is one number for both, or two."""
+    height, width = per_stage("img_size", img_size, 2, "sides")
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"img_size={img_size!r} must be a number of pixels, at least 1, or a height and a width")
+    return height, width
+
+
 def mixers_per_stage(mixers: Any, stages: int) -> list[dict]:
     """The option `mixers` as one dict(type=..., **options) for each stage."""
     return [_named("mixers", mixer) for mixer in per_stage("mixers", mixers, stages)]

@@ -98,6 +98,12 @@ def test_cost_is_linear_in_the_pixels():
     assert counts[1] == 4 * counts[0]
 
 
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_bad_scale(scale):
+    with pytest.raises(ValueError, match=f"scale={scale} must be at least 0 and finite"):
+        OutlookAttention(32, scale=scale)
+
+
 def test_a_step_beyond_the_windows():
     with pytest.raises(ValueError, match=r"stride=3 must be from 1 to 2 for kernel_size=3"):
         OutlookAttention(32, stride=3)
@@ -114,6 +120,22 @@ def test_two_resolutions():
         shapes = [tuple(x.shape) for x in network(torch.empty(1, 3, 224, 224))]
     assert shapes == [(1, 192, 28, 28), *[(1, 384, 14, 14)] * 3]
     assert network.out_strides == (8, 16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "fine", "coarse", "table"),
+    [
+        ((56, 56), (7, 7), (3, 3), (3, 3)),
+        ((63, 62), (8, 7), (4, 3), (3, 3)),
+        ((1, 17), (2, 2), (1, 1), (1, 1)),
+    ],
+)
+def test_what_is_left_over_beside_whole_patches(size, fine, coarse, table):
+    """It is lost, but for what the first convolution rounds up. The table is the authors'. Small images are filled
+    up."""
+    network = volo(img_size=size)
+    assert network.stages[1].downsample.position.weight.shape[2:] == table
+    assert [tuple(y.shape[-2:]) for y in network(image(*size))] == network.map_sizes(*size) == [fine, *[coarse] * 3]
 
 
 def test_the_first_stage_has_no_stochastic_depth():
@@ -148,7 +170,7 @@ def test_the_dense_form():
     network, x = volo(), image(40, 72)
     assert levels_changed_by(network, x, "norms.0.weight") == [0]
     assert levels_changed_by(network, x, "stages.1.downsample.position.weight") == [1, 2, 3]
-    assert [tuple(y.shape[-2:]) for y in network(x)] == [(5, 9), *[(3, 5)] * 3]
+    assert [tuple(y.shape[-2:]) for y in network(x)] == [(5, 9), *[(2, 4)] * 3]
     account = backbones.load(network, volo(num_classes=3).state_dict())
     assert not account.unexpected
     assert set(account.missing) == {f"norms.{i}.{name}" for i in range(4) for name in ("weight", "bias")}
@@ -166,6 +188,18 @@ def test_the_answers_of_both_heads():
     assert_agree("logits", network(x), expected)
     assert_agree("fused", network.fuse()(x), expected)
     assert network.no_weight_decay() == {"head.cls_token.weight", "stages.1.downsample.position.weight"}
+
+
+def test_without_logits_of_pixels():
+    """Logits are those of the class token, in inference and in training; a file of both heads loads."""
+    both, alone, x = volo(num_classes=3), volo(num_classes=3, pixel_logits=False), image(64, 64)
+    account = backbones.load(alone, both.state_dict())
+    assert account.complete
+    assert set(account.ignored) == {f"head.auxiliary.fc.{name}" for name in ("weight", "bias")}
+    features = both.forward_features(x)
+    token = both.head.fc(both.forward_head(features, pre_logits=True))
+    assert_agree("logits", alone(x), token)
+    assert alone.train()(x).shape == (2, 3)
 
 
 # --- token labels ----------------------------------------------------------------------------------------------------
@@ -283,6 +317,12 @@ def test_bad_options():
     for options, message in (
         (dict(mix_tokens=-1.0), "mix_tokens=-1.0 must be at least 0"),
         (dict(class_blocks=0), "class_blocks=0 must be at least 1"),
+        (dict(mix_tokens=1.0), "mix_tokens=1.0 .* got num_classes=None and pixel_logits=True"),
+        (dict(mix_tokens=1.0, num_classes=0), "got num_classes=0"),
+        (dict(mix_tokens=1.0, num_classes=3, pixel_logits=False), "got num_classes=3 and pixel_logits=False"),
+        (dict(img_size=0), "img_size=0 must be a number of pixels, at least 1"),
+        (dict(img_size=(64, -64)), r"img_size=\(64, -64\) must be a number of pixels"),
+        (dict(img_size=(64, 64, 64)), "img_size must have one entry for each of the 2 sides"),
         (dict(dims=(16,), depths=(1,), heads=(2,)), "at least one behind it"),
     ):
         with pytest.raises(ValueError, match=message):
