@@ -43,7 +43,7 @@ from .layers import (
     heads_of,
 )
 from .skeletons.isotropic import Isotropic
-from .skeletons.options import per_stage
+from .skeletons.options import image_sides, per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -79,9 +79,9 @@ def local_residual(v: Tensor, kernels: Tensor) -> Tensor:
     """Each channel of each map v (B, C, H, W) by its own 3x3 kernel (B, C, 9), with zeros beyond the map.
 
     It is one convolution of B · C groups, whose backward is faster than that of nine products. In traced graphs it is
-    the nine products: the number of groups would fix the batch of an export.
+    the nine products: the number of groups would fix the batch of an export. So it is for no image, of no groups.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not len(v):
         return sum_of_taps(v, kernels)
     maps = v.reshape(1, -1, *v.shape[2:])
     return F.conv2d(maps, kernels.reshape(-1, 1, 3, 3), padding=1, groups=maps.shape[1]).view(v.shape)
@@ -109,6 +109,7 @@ class InLine(nn.Module):
             kernels, too.
         kernel: name of the function φ: "identity", "relu", "leaky_relu" or "exp" (of x / 5).
         lepe: whether a depth-wise 3x3 convolution of the values, the same for all images, is added, as in CSwin.
+        qkv_bias: whether the projections to queries, keys and values have a bias.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both. `context`
     (B, C) makes the kernels of the residual instead of the mean of all tokens.
@@ -116,21 +117,28 @@ class InLine(nn.Module):
 
     takes_tokens = True
 
-    def __init__(self, dim: int, heads: int | None = None, kernel: str = "identity", lepe: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        heads: int | None = None,
+        kernel: str = "identity",
+        lepe: bool = False,
+        qkv_bias: bool = True,
+    ):
         super().__init__()
         self.heads = heads_of("InLine", dim, heads)
         if kernel not in KERNELS:
             raise ValueError(f"InLine: kernel={kernel!r} must be one of {', '.join(KERNELS)}")
         self.kernel = kernel
-        self.make_projections(dim)
+        self.make_projections(dim, qkv_bias)
         self.residual = nn.Sequential(
             nn.Conv1d(dim, dim, 1, groups=self.heads), nn.GELU(), nn.Conv1d(dim, 9 * dim, 1, groups=self.heads)
         )
         self.lepe = nn.ModuleList([depthwise(dim, 3)] if lepe else [])
         self.proj = Linear(dim, dim)
 
-    def make_projections(self, dim: int) -> None:
-        self.qkv = Linear(dim, 3 * dim)
+    def make_projections(self, dim: int, bias: bool) -> None:
+        self.qkv = Linear(dim, 3 * dim, bias=bias)
 
     def project(self, rows: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, (B, N, C) each."""
@@ -173,9 +181,9 @@ class InLine(nn.Module):
 class InLineOfPVT(InLine):
     """`InLine` whose queries have a layer of their own, as the weights of InLine-PVT have it."""
 
-    def make_projections(self, dim: int) -> None:
-        self.q = Linear(dim, dim)
-        self.kv = Linear(dim, 2 * dim)
+    def make_projections(self, dim: int, bias: bool) -> None:
+        self.q = Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
 
     def project(self, rows: Tensor) -> Sequence[Tensor]:
         return self.q(rows), *self.kv(rows).chunk(2, dim=-1)
@@ -223,6 +231,7 @@ def indistinguishable(attention: str, queries: Tensor, keys: Tensor, tolerance: 
 
     Raises:
         ValueError: another attention, or shapes that do not fit.
+        TypeError: queries that are not of floating point, or keys of another dtype.
     """
     if attention not in WEIGHTS:
         raise ValueError(f"attention={attention!r} must be one of {', '.join(WEIGHTS)}")
@@ -231,10 +240,14 @@ def indistinguishable(attention: str, queries: Tensor, keys: Tensor, tolerance: 
             "queries must have shape (M, d) with M at least 2, and keys (N, d) with N at least 1, got "
             f"{tuple(queries.shape)} and {tuple(keys.shape)}"
         )
-    weights = WEIGHTS[attention](queries, keys)
-    rows, columns = torch.triu_indices(len(queries), len(queries), 1, device=queries.device)
-    differences = (weights[rows] - weights[columns]).abs().amax(1)
-    return (differences <= tolerance / len(keys)).double().mean().item()
+    if not queries.is_floating_point():
+        raise TypeError(f"queries must be of floating point, got {queries.dtype}")
+    if keys.dtype != queries.dtype:
+        raise TypeError(f"keys must be of the dtype of queries, {queries.dtype}, got {keys.dtype}")
+    weights, count = WEIGHTS[attention](queries, keys), len(queries)
+    largest = tolerance / len(keys)
+    same = sum(int(((weights[i] - weights[i + 1 :]).abs().amax(1) <= largest).sum()) for i in range(count - 1))
+    return same / (count * (count - 1) // 2)
 
 
 # --- other attention of the hosts ------------------------------------------------------------------------------------
@@ -249,12 +262,13 @@ class CrossShapedAttention(nn.Module):
         heads: number of attention heads, even if there are stripes; about C / 32 by default.
         stripe: width of the stripes in pixels; None for the whole map and all heads. Maps are filled up with zeros to
             whole stripes.
+        qkv_bias: whether the projection to queries, keys and values has a bias.
 
     The values of a stripe, convolved by a depth-wise 3x3 within it, are added (LePE). `forward(x (B, C, H, W)) -> (B,
     C, H, W)`. Source: CSWin Transformer, arXiv 2107.00652.
     """
 
-    def __init__(self, dim: int, heads: int | None = None, stripe: int | None = 7):
+    def __init__(self, dim: int, heads: int | None = None, stripe: int | None = 7, qkv_bias: bool = True):
         super().__init__()
         branches = 1 if stripe is None else 2
         if stripe is not None and stripe < 1:
@@ -263,7 +277,7 @@ class CrossShapedAttention(nn.Module):
             raise ValueError(f"CrossShapedAttention: with stripes, dim={dim} and heads={heads} must be even")
         self.heads = heads_of("CrossShapedAttention", dim // branches, heads and heads // branches)  # of a branch
         self.stripe = stripe
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.lepe = nn.ModuleList(depthwise(dim // branches, 3) for _ in range(branches))
         self.proj = Linear(dim, dim)
 
@@ -277,21 +291,22 @@ class CrossShapedAttention(nn.Module):
 
     def _attend(self, qkv: Tensor, axis: int, conv: nn.Module) -> Tensor:
         """One branch: (B, H, W, 3, C') -> (B, H, W, C'). Stripes are columns for axis 0, rows for axis 1."""
-        batch, height, width = qkv.shape[:3]
+        height, width = qkv.shape[1:3]
         if self.stripe is None:
             stripes = qkv.unsqueeze(1)
         elif axis == 0:
             stripes = qkv.unflatten(2, (-1, self.stripe)).transpose(1, 2)
         else:
             stripes = qkv.unflatten(1, (-1, self.stripe))
+        count = stripes.shape[:2]
         stripes = stripes.flatten(0, 1)  # (B · stripes, rows, columns, 3, C')
         size = stripes.shape[1:3]
         q, k, v = stripes.flatten(1, 2).unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, size)
         y = y + conv(stripes[..., 2, :].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        y = y.unflatten(0, (batch, -1))
+        y = y.unflatten(0, count)
         y = y.transpose(1, 2) if self.stripe is not None and axis == 0 else y
-        return y.reshape(batch, height, width, y.shape[-1])
+        return y.reshape(count[0], height, width, y.shape[-1])
 
 
 # --- parts of the networks -------------------------------------------------------------------------------------------
@@ -305,14 +320,15 @@ class PatchNorm(nn.Module):
     """Patches that become pixels, then layer norm, then positions where there are some.
 
     Args:
-        in_dim, dim, side: as of `Patches`.
-        positions: side of the map for which a table of positions is built, None for none. Other maps get it resized
-            bilinearly, as PVT has it.
+        proj: convolution that makes pixels of the patches.
+        dim: its output channels.
+        positions: height and width of the map for which a table of positions is built, None for none. Other maps get it
+            resized bilinearly, as PVT has it.
     """
 
-    def __init__(self, in_dim: int, dim: int, side: int, positions: int | None = None):
+    def __init__(self, proj: nn.Module, dim: int, positions: Sequence[int] | None = None):
         super().__init__()
-        self.proj = Patches(in_dim, dim, side)
+        self.proj = proj
         self.norm = _norm(dim)
         self.position = nn.Identity() if positions is None else PositionTable(dim, positions, mode="bilinear")
 
@@ -361,13 +377,16 @@ def inline_blocks(types: Sequence[str], depths: Sequence[int]) -> list[int]:
     """How many blocks of each stage, the first ones, have InLine: all for "I", none for "S", n for "Mn".
 
     Raises:
-        ValueError: another text.
+        ValueError: another text, or more blocks than the stage has.
     """
     counts = []
     for letters, depth in zip(types, depths):
         if not re.fullmatch(r"I|S|M\d+", letters):
             raise ValueError(f"types={tuple(types)}: a stage takes 'I', 'S', or 'M' and a number, such as 'M2'")
-        counts.append(depth if letters == "I" else int(letters[1:] or 0))
+        count = depth if letters == "I" else int(letters[1:] or 0)
+        if count > depth:
+            raise ValueError(f"types={tuple(types)}: {letters!r} is of a stage that has {depth} blocks")
+        counts.append(count)
     return counts
 
 
@@ -380,41 +399,70 @@ class InLineDeiT(Isotropic):
     Args:
         dim, depth, **common: as of `Isotropic`.
         heads: number of attention heads.
+        kernel, qkv_bias: as of `InLine`.
     """
 
-    def __init__(self, dim: int = 192, depth: int = 12, heads: int = 6, **common):
-        super().__init__(dim, depth, dict(type="InLine", heads=heads), class_token=0, class_position=True, **common)
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
+
+    def __init__(
+        self,
+        dim: int = 192,
+        depth: int = 12,
+        heads: int = 6,
+        kernel: str = "identity",
+        qkv_bias: bool = True,
+        **common,
+    ):
+        mixer = dict(type="InLine", heads=heads, kernel=kernel, qkv_bias=qkv_bias)
+        super().__init__(dim, depth, mixer, class_token=0, class_position=True, **common)
 
 
 class InLinePVT(Pyramid):
     """PVT (the first one) with InLine in all blocks, and a table of positions at every stage.
 
+    Its convolutions lose what is left over beside whole patches, as the authors' do: maps are floor(floor(H / 4) / 2)
+    ... high. Smaller images than the last stride are filled up to it.
+
     Args:
         dims, depths, mlp_ratio, layer_scale, drop_path_rate, **common: as of `Pyramid`.
         heads: number of attention heads; one, or one for each stage.
-        img_size: side of the image for which the tables are built; other images get them resized.
+        img_size: side of the image for which the tables are built, or its height and width; other images get them
+            resized.
+        kernel, qkv_bias: as of `InLine`.
     """
+
+    rounds_up = False
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
         dims: Sequence[int] = (64, 128, 320, 512),
         depths: Sequence[int] = (2, 2, 2, 2),
         heads: int | Sequence[int] = (2, 4, 10, 16),
-        img_size: int = 224,
+        img_size: int | Sequence[int] = 224,
+        kernel: str = "identity",
+        qkv_bias: bool = True,
         mlp_ratio: float | Sequence[float] = (8, 8, 4, 4),
         **common,
     ):
-        self.heads, self.img_size = per_stage("heads", heads, len(dims)), img_size
+        self.heads, self.img_size = per_stage("heads", heads, len(dims)), image_sides(img_size)
+        self.kernel, self.qkv_bias = kernel, qkv_bias
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, **common)
+        self.min_size = self.strides[-1]
+
+    def _patches(self, stage: int, in_dim: int, dim: int) -> nn.Module:
+        ratio, stride = self.ratios[stage], self.strides[stage]
+        size = [max(side, self.strides[-1]) // stride for side in self.img_size]
+        return PatchNorm(nn.Conv2d(in_dim, dim, ratio, ratio), dim, size)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        return PatchNorm(in_channels, dim, self.strides[0], -(-self.img_size // self.strides[0]))
+        return self._patches(0, in_channels, dim)
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
-        return PatchNorm(in_dim, dim, self.ratios[stage], -(-self.img_size // self.strides[stage]))
+        return self._patches(stage, in_dim, dim)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        mixer = InLineOfPVT(dim, self.heads[stage])
+        mixer = InLineOfPVT(dim, self.heads[stage], self.kernel, qkv_bias=self.qkv_bias)
         return Block(dim, mixer, Mlp(dim, self.mlp_ratio[stage]), drop_path, self.layer_scale[stage])
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
@@ -430,9 +478,12 @@ class InLineSwin(Pyramid):
         types: for each stage "I" (InLine), "S" (softmax attention in windows), or "M" and the number of its first
             blocks that have InLine.
         window: side of the windows of softmax attention, at most that of the map of an image of `img_size`.
-        img_size: side of the images of the classifier. Every other block shifts its windows by half of one, but in a
-            classifier not where one window is the whole map.
+        img_size: side of the images of the classifier, or their height and width, the smaller of which counts. Every
+            other block shifts its windows by half of one, but in a classifier not where one window is the whole map.
+        kernel, qkv_bias: as of `InLine`; the bias is of the attention in windows, too.
     """
+
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
@@ -441,29 +492,32 @@ class InLineSwin(Pyramid):
         heads: int | Sequence[int] = (3, 6, 12, 24),
         types: str | Sequence[str] = ("I", "I", "I", "S"),
         window: int = 7,
-        img_size: int = 224,
+        img_size: int | Sequence[int] = 224,
+        kernel: str = "identity",
+        qkv_bias: bool = True,
         **common,
     ):
         self.heads = per_stage("heads", heads, len(dims))
         self.inline_blocks = inline_blocks(per_stage("types", types, len(dims)), depths)
-        self.window, self.img_size = window, img_size
+        self.window, self.img_size = window, image_sides(img_size)
+        self.kernel, self.qkv_bias = kernel, qkv_bias
         super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        return PatchNorm(in_channels, dim, self.strides[0])
+        return PatchNorm(Patches(in_channels, dim, self.strides[0]), dim)
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         return PatchMerging(in_dim, dim)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        heads, side = self.heads[stage], -(-self.img_size // self.strides[stage])
+        heads, side = self.heads[stage], -(-min(self.img_size) // self.strides[stage])
         mixer: nn.Module
         if index < self.inline_blocks[stage]:
-            mixer = InLine(dim, heads)
+            mixer = InLine(dim, heads, self.kernel, qkv_bias=self.qkv_bias)
         else:
             window = min(self.window, side)
             shifts = index % 2 == 1 and (self.num_classes is None or side > window)
-            mixer = WindowAttention(dim, heads, window, window // 2 if shifts else 0)
+            mixer = WindowAttention(dim, heads, window, window // 2 if shifts else 0, self.qkv_bias)
         mlp = Mlp(dim, self.mlp_ratio[stage])
         return Block(dim, mixer, mlp, drop_path, self.layer_scale[stage], norm=_norm)
 
@@ -476,14 +530,19 @@ class InLineSwin(Pyramid):
 
 class InLineCSwin(Pyramid):
     """CSwin with InLine in its first stages; the last stage has attention to the whole map, the others between in
-    stripes.
+    stripes, as far as their maps are wider than one.
 
     Args:
         dims, depths, mlp_ratio, layer_scale, drop_path_rate, **common: as of `Pyramid`.
         heads: number of attention heads; one, or one for each stage.
         types: as of `InLineSwin`, with stripes in the place of windows.
         stripe: width of the stripes.
+        img_size: side of the image, or its height and width. A stage whose map of it is no wider than a stripe has
+            attention to the whole map, of images of other sizes too.
+        kernel, qkv_bias: as of `InLine`; the bias is of the attention in stripes, too.
     """
+
+    trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(
         self,
@@ -492,11 +551,15 @@ class InLineCSwin(Pyramid):
         heads: int | Sequence[int] = (2, 4, 8, 16),
         types: str | Sequence[str] = ("I", "I", "S", "S"),
         stripe: int = 7,
+        img_size: int | Sequence[int] = 224,
+        kernel: str = "identity",
+        qkv_bias: bool = True,
         **common,
     ):
         self.heads = per_stage("heads", heads, len(dims))
         self.inline_blocks = inline_blocks(per_stage("types", types, len(dims)), depths)
-        self.stripe = stripe
+        self.stripe, self.img_size = stripe, image_sides(img_size)
+        self.kernel, self.qkv_bias = kernel, qkv_bias
         super().__init__(dims, depths, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
@@ -506,12 +569,13 @@ class InLineCSwin(Pyramid):
         return ConvEmbedding(in_dim, dim, 3, self.ratios[stage], 1)
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
-        heads, last = self.heads[stage], stage == len(self.dims) - 1
+        heads, side = self.heads[stage], -(-max(self.img_size) // self.strides[stage])
+        whole = stage == len(self.dims) - 1 or side <= self.stripe
         mixer: nn.Module
         if index < self.inline_blocks[stage]:
-            mixer = InLine(dim, heads, lepe=True)
+            mixer = InLine(dim, heads, self.kernel, lepe=True, qkv_bias=self.qkv_bias)
         else:
-            mixer = CrossShapedAttention(dim, heads, None if last else self.stripe)
+            mixer = CrossShapedAttention(dim, heads, None if whole else self.stripe, self.qkv_bias)
         mlp = Mlp(dim, self.mlp_ratio[stage])
         return CSwinBlock(dim, mixer, mlp, drop_path, self.layer_scale[stage], norm=_norm)
 

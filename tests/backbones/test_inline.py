@@ -103,6 +103,20 @@ def test_images_do_not_see_each_other():
     assert_agree("second image", built(x)[1:], built(x[1:]))
 
 
+@pytest.mark.parametrize("stripe", [3, None])
+def test_no_images(stripe):
+    for built in (mixer(lepe=True), mixer_of_stripes(stripe=stripe)):
+        assert built(maps(4, 5)[:0]).shape == (0, 16, 4, 5)
+
+
+@pytest.mark.parametrize("cls", [InLine, InLineOfPVT, CrossShapedAttention])
+def test_projections_without_bias(cls):
+    with torch.device("meta"):
+        names = [[name for name in cls(16, 4, qkv_bias=bias).state_dict() if "bias" in name] for bias in (True, False)]
+    layers = ("q", "kv") if cls is InLineOfPVT else ("qkv",)
+    assert set(names[0]) - set(names[1]) == {f"{layer}.bias" for layer in layers}
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that an operator gives."""
 
@@ -194,6 +208,19 @@ def test_bad_arguments_of_the_demonstration():
     for queries, keys in ((q[:1], k), (q, k[:, :4]), (q, k[:0]), (q[0], k)):
         with pytest.raises(ValueError, match=r"queries must have shape \(M, d\)"):
             inline.indistinguishable("inline", queries, keys)
+    with pytest.raises(TypeError, match=r"queries must be of floating point, got torch.int64"):
+        inline.indistinguishable("inline", q.long(), k.long())
+    with pytest.raises(TypeError, match=r"keys must be of the dtype of queries, torch.float32, got torch.float64"):
+        inline.indistinguishable("inline", q, k.double())
+
+
+def test_the_demonstration_of_many_queries():
+    """No tensor is of all pairs of queries and all keys."""
+    torch.manual_seed(0)
+    queries, keys = torch.randn(100, 4), torch.randn(50, 4)
+    with Largest() as largest:
+        inline.indistinguishable("inline", queries, keys)
+    assert largest.elements == 100 * 50
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -261,7 +288,9 @@ def test_a_block_of_cswin_makes_kernels_of_what_its_norm_reads():
 
 
 def test_types():
-    assert inline.inline_blocks(("I", "S", "M2", "M12"), (3, 2, 18, 4)) == [3, 0, 2, 12]
+    assert inline.inline_blocks(("I", "S", "M2", "M12"), (3, 2, 18, 12)) == [3, 0, 2, 12]
+    with pytest.raises(ValueError, match=r"types=\('I', 'M9'\): 'M9' is of a stage that has 2 blocks"):
+        inline.inline_blocks(("I", "M9"), (2, 2))
     for bad in ("X", "II", "M", "", "i"):
         with pytest.raises(ValueError, match=r"types=.*a stage takes 'I', 'S', or 'M' and a number"):
             backbones.inline.InLineSwin(types=("I", bad, "S", "S"))
@@ -286,6 +315,45 @@ def test_windows_of_swin(options, windows):
     assert [(block.mixer.window, block.mixer.shift) for block in last] == windows
 
 
+@pytest.mark.parametrize(
+    ("options", "stripes"),
+    [
+        (dict(), [7, None]),  # maps of 14 and 7
+        (dict(img_size=112), [None, None]),
+        (dict(img_size=(112, 224)), [7, None]),
+        (dict(stripe=14, num_classes=5), [None, None]),
+    ],
+)
+def test_stripes_of_cswin(options, stripes):
+    """A map no wider than a stripe is seen whole."""
+    with torch.device("meta"):
+        stages = backbones.inline.InLineCSwin(depths=(1, 1, 1, 1), **options).stages[2:]
+    assert [stage.blocks[0].mixer.stripe for stage in stages] == stripes
+
+
+@pytest.mark.parametrize("name", ["InLineDeiT", "InLinePVT", "InLineSwin", "InLineCSwin"])
+def test_initial_weights_of_convolutions(name):
+    """PyTorch's; those of linear layers are smaller."""
+    torch.manual_seed(0)
+    options = dict(depth=1) if name == "InLineDeiT" else SMALL
+    network = backbones.systems()[name](**options)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = layer.weight[0].numel() ** -0.5
+            assert 0.8 * bound < layer.weight.abs().max() <= bound
+            assert layer.bias.abs().max() > 0
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.std() < 0.022
+
+
+@pytest.mark.parametrize("name", ["InLineDeiT", "InLinePVT", "InLineSwin", "InLineCSwin"])
+def test_sides_of_the_image(name):
+    network = backbones.systems()[name]
+    for side in (0, -224, (224, 0), 224.0):
+        with pytest.raises(ValueError, match=r"img_size=.* must be a number of pixels, at least 1"):
+            network(img_size=side)
+
+
 # --- dense forms -----------------------------------------------------------------------------------------------------
 
 SMALL = dict(dims=(16, 24, 32, 40), depths=(1, 1, 1, 1), heads=(2, 2, 4, 4))
@@ -293,12 +361,13 @@ SMALL = dict(dims=(16, 24, 32, 40), depths=(1, 1, 1, 1), heads=(2, 2, 4, 4))
 
 @pytest.mark.parametrize("name", ["InLinePVT", "InLineSwin", "InLineCSwin"])
 def test_the_dense_form(name):
-    """Norms are of the outputs alone, and strides round up."""
+    """Norms are of the outputs alone. Strides round up, but not those of PVT."""
     torch.manual_seed(0)
     network = backbones.systems()[name](**SMALL).double().eval()
     image = torch.randn(1, 3, 75, 50, dtype=torch.float64)
     assert norms_reach(network, image) == {0: [0], 1: [1], 2: [2], 3: [3]}
-    assert [tuple(y.shape[-2:]) for y in network(image)] == [(19, 13), (10, 7), (5, 4), (3, 2)]
+    up, down = [(19, 13), (10, 7), (5, 4), (3, 2)], [(18, 12), (9, 6), (4, 3), (2, 1)]
+    assert [tuple(y.shape[-2:]) for y in network(image)] == (down if name == "InLinePVT" else up)
     assert {norm.eps for norm in network.norms.values()} == {1e-6 if name == "InLinePVT" else 1e-5}
 
 
@@ -319,6 +388,17 @@ def test_tables_of_pvt_are_resized_by_their_own_grid():
     x = torch.zeros(1, 24, 16, 16)  # as many as in the table of the first stage
     expected = F.interpolate(tables[1].weight, (16, 16), mode="bilinear")
     assert_agree("table", tables[1](x), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "sides"), [((70, 90), [(17, 22), (8, 11), (4, 5), (2, 2)]), ((1, 33), [(8, 8), (4, 4), (2, 2), (1, 1)])]
+)
+def test_what_pvt_loses_beside_whole_patches(size, sides):
+    """Tables are of the same size. Small images are filled up."""
+    network = backbones.inline.InLinePVT(**SMALL, img_size=size).eval()
+    tables = [network.stem.position, *(stage.downsample.position for stage in network.stages[1:])]
+    assert [tuple(table.weight.shape[2:]) for table in tables] == sides
+    assert [tuple(y.shape[-2:]) for y in network(torch.zeros(1, 3, *size))] == network.map_sizes(*size) == sides
 
 
 # --- the authors' files ----------------------------------------------------------------------------------------------

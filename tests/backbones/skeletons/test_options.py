@@ -19,6 +19,7 @@ OTHERS = dict(
     features=32,
     heads=2,
     img_size=96,
+    kernel="relu",
     kernel_size=5,
     layer_scale=0.5,
     lepe_kernel=3,
