@@ -1,7 +1,6 @@
 # L2ViT on ImageNet-1k, as the authors: 4096 images a step, without mixed precision. Published top-1: l2vit_tiny 83.1,
 # l2vit_small 84.1, l2vit_base 84.4. The drop path of l2vit_base is theirs, that of the two smaller ones ours.
-# Their weights of l2vit_base_384 (87.0; l2vit_base 86.0) come from ImageNet-22k: fine-tuned for 30 epochs, 5 of them
-# warm-up, with a drop path of 0.2, a learning rate of 4e-5 down to 4e-7 for 1024 images, and a weight decay of 1e-8.
+# Their weights of l2vit_base_384 (87.0; l2vit_base 86.0) come from ImageNet-22k: l2vit_img384_imagenet.py.
 # Trains l2vit_tiny unless told otherwise:
 #   python tools/train.py configs/l2vit/l2vit_imagenet.py --cfg-options name=l2vit_base
 import importlib

@@ -1,5 +1,7 @@
 """What characterises L2ViT: weights of linear attention that sum to t above a floor; concentration that sees places."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from attlas import backbones
 from attlas.backbones.inspection.costs import PeakMemory
 from attlas.backbones.l2vit import L2ViT, LinearGlobalAttention, LocalConcentration, Stem
 from attlas.backbones.layers import DualBlock, LocalBlock
+from attlas.config import load_config
 
 SMALL = dict(dims=(16, 24, 32, 48), depths=(2, 1, 3, 2), heads=(2, 3, 4, 6))
 
@@ -188,3 +191,16 @@ def test_heads():
         L2ViT(heads=(3, 6))
     with pytest.raises(ValueError, match=r"LinearGlobalAttention: dim=12 is not divisible by heads=5"):
         LinearGlobalAttention(12, 5)
+
+
+def test_configs_of_the_two_trainings():
+    """The weights of ImageNet-22k are fine-tuned, not trained from scratch, at a hundredth of the learning rate."""
+    scratch, fine = (
+        load_config(Path(__file__).parents[2] / f"configs/l2vit/l2vit_{name}.py")
+        for name in ("imagenet", "img384_imagenet")
+    )
+    assert fine.optim_wrapper.optimizer.lr == pytest.approx(0.01 * scratch.optim_wrapper.optimizer.lr)
+    assert fine.train_dataloader.dataset.transforms[0].size == 384
+    assert fine.param_scheduler[-1]["end"] == fine.train_cfg.max_epochs == 30
+    assert fine.load_from
+    assert not scratch.get("load_from")
