@@ -144,7 +144,7 @@ class Isotropic(Backbone):
     @classmethod
     def check_values(cls, given: Mapping[str, Any]) -> None:
         super().check_values(given)
-        for name in ("dim", "depth", "patch_size", "img_size"):
+        for name in ("dim", "depth", "patch_size"):
             check_whole(name, [given.get(name, 1)])
         if given.get("scales") is not None and given.get("num_classes") is not None:
             raise ValueError(f"scales={given['scales']} are of the maps, and num_classes makes a classifier: give one")
