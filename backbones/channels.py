@@ -120,7 +120,8 @@ def _is_ours(backbone: Mapping | None) -> bool:
     if backbone is None:
         return False
     try:
-        found = MODELS.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
+        with MODELS.switch_scope_and_registry(None) as registry:  # as `build` does: mm's ResNet stays mm's
+            found = registry.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
     except UnknownName:  # of a scope that is not imported yet; whoever builds it explains
         return False
     return found is create or (isclass(found) and issubclass(found, Backbone))
