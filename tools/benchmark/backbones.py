@@ -7,6 +7,7 @@ shows what kernels and routes are worth. *timm* shows how we stand beside others
 """
 
 import importlib
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,20 +87,54 @@ def naive_step(network: torch.nn.Module, image: Tensor, mode: str) -> Tensor:
         return step(network, image, mode)
 
 
+def of_size(name: str, height: int) -> dict[str, Any]:
+    """The option that fits a network to images of a size, of those that have one."""
+    return dict(img_size=height) if name in SQUARE else {}
+
+
+def worker(
+    pipe, who: str, name: str, batch: int, height: int, width: int, mode: str, device: str, threads: int
+) -> None:
+    """A process with one network, which answers with the peak memory of its second step."""
+    torch.set_num_threads(threads)
+    if who == "timm":
+        network = importlib.import_module("timm").create_model(dict(PORTS.values())[name], **of_size(name, height))
+    else:
+        network = backbones.create(name, num_classes=1000, **of_size(name, height))
+    network, call = network.to(device), naive_step if who == "naive" else step
+    image = torch.randn(batch, 3, height, width, device=device)
+    call(network, image, mode)  # compiles
+    memory = PeakMemory(torch.device(device))
+    call(network, image, mode)
+    pipe.send(memory.mib())
+
+
+def peak_alone(run: Run, who: str, *case: Any) -> dict[str, float]:
+    """Peak memory in a process of its own: what others have freed in one process hides a part, or adds to it."""
+    spawn = multiprocessing.get_context("spawn")
+    pipe, theirs = spawn.Pipe()
+    process = spawn.Process(target=worker, args=(theirs, who, *case, str(run.device), run.threads), daemon=True)
+    process.start()
+    theirs.close()
+    found = pipe.recv()  # EOFError: the process ended, and said why
+    process.join()
+    return found
+
+
 def measure_backbone(
     run: Run, name: str, batch: int, height: int, width: int, mode: str, quick: bool, naive: bool = True
 ) -> dict:
-    """Time and memory of one network, and the largest difference of the others' results over their largest result."""
+    """Time and memory of one network, and the largest difference of the others' results over their largest result. With
+    `quick`, the memory is measured in this process."""
     torch.manual_seed(0)
-    square: dict[str, Any] = dict(img_size=height) if name in SQUARE else {}
-    network = backbones.create(name, num_classes=1000, **square).to(run.device)
+    network = backbones.create(name, num_classes=1000, **of_size(name, height)).to(run.device)
     image = torch.randn(batch, 3, height, width, device=run.device)
     calls = {OURS: partial(step, network, image, mode)}
     if naive:
         calls["naive"] = partial(naive_step, network, image, mode)
     port = dict(PORTS.values()).get(name)
     if port and (timm := run.peers.get("timm")):
-        other = timm.create_model(port, **square).to(run.device)
+        other = timm.create_model(port, **of_size(name, height)).to(run.device)
         with torch.no_grad():
             for parameter in other.parameters():
                 if parameter.dim() == 1:  # norms that begin at zero would hide the branches before them
@@ -113,7 +148,7 @@ def measure_backbone(
         call()  # compiles
         memory = PeakMemory(run.device)
         outputs[who] = call()
-        peak[who] = memory.mib()
+        peak[who] = memory.mib() if quick else peak_alone(run, who, name, batch, height, width, mode)
     turns = {who: (lambda call=call: timed(call, run.device)[0]) for who, call in calls.items()}
     times = take_turns(turns, budget=0 if quick else 3, least=lambda _: 3, most=15)
     ours = outputs.pop(OURS)
