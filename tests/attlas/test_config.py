@@ -176,8 +176,11 @@ def variants(path):
     name = config.model.backbone.name
     file = backbones.variant(name)[0].__module__
     of_file = [n for s in backbones.systems().values() if s.__module__ == file for n in s.variants]
-    text = (ROOT / path).read_text()
-    return name, [n for n in of_file if re.search(rf"^#.*\b{n}\b", text, re.M)] if config.load_from else of_file
+    if not config.load_from:
+        return name, of_file
+    text, size = (ROOT / path).read_text(), backbones.variant(name)[1].size  # what is begun with may be named, too
+    named = [n for n in of_file if re.search(rf"^#.*\b{n}\b", text, re.M)]
+    return name, [n for n in named if backbones.variant(n)[1].size >= size]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
