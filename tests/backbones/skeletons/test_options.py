@@ -42,7 +42,7 @@ OTHERS_OF = dict(
     DHVT=dict(scales=(1, 0.5)),
     DaViT=dict(heads=(1, 2, 4, 8)),
     DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
-    FFNet=dict(mixers="FFNifiedAttention", mlp_kernel_sizes=5),
+    FFNet=dict(head_norm="layer", mixers="FFNifiedAttention", mlp_kernel_sizes=5),
     FFNetSeg=dict(features=(16, 24), mixers="FFNifiedAttention", mlp_kernel_sizes=5),
     HaloNet=dict(
         activation="silu",
@@ -90,6 +90,7 @@ BESIDE = {
     ("HaloNet", "group_size"): _convolving,
     ("HaloNet", "project_first"): dict(stem_dims=(8,)),
     ("HaloNet", "se_ratio"): dict(gate="se", **_convolving),
+    ("VOLO", "mix_tokens"): dict(num_classes=5),
     ("MobileNetV2", "plugin_place"): dict(plugins="SE"),
     ("ResNet", "plugin_place"): dict(plugins="SE"),
 }
