@@ -485,6 +485,12 @@ class InLineSwin(Pyramid):
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
+    fixed_sizes = {
+        ".onnx": dict.fromkeys(
+            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
+        )
+    }
+
     def __init__(
         self,
         dims: Sequence[int] = (96, 192, 384, 768),

@@ -103,11 +103,17 @@ class _Windows:
         return torch.stack([self.place(x, number) for number in range(self.side**2)], dim=4)
 
     def fold(self, rows: Tensor, like: Tensor) -> Tensor:
-        """The sums of (B, h, w, heads, k², C) at their pixels, in a map like `like`."""
-        total, p = torch.zeros_like(self.padded(like), dtype=rows.dtype), self.side // 2
+        """The sums of (B, h, w, heads, k², C) at their pixels, in a map like `like`. Nothing is written in place, for
+        exports."""
+        if any(isinstance(size, int) and size == 0 for size in like.shape[1:3]):
+            return torch.zeros_like(like, dtype=rows.dtype)
+        step, p, parts = self.stride, self.side // 2, []
         for number in range(self.side**2):
-            self.place(total, number).add_(rows[..., number, :])
-        return total[:, p : p + like.shape[1], p : p + like.shape[2]]
+            (i, j), part = divmod(number, self.side), rows[..., number, :]
+            part = F.pad(part.unsqueeze(3).unsqueeze(2), (0, 0, 0, 0, 0, step - 1, 0, 0, 0, step - 1))
+            part = part.flatten(3, 4).flatten(1, 2)  # with zeros between the centers
+            parts.append(F.pad(part, (0, 0, 0, 0, j, self.side - step - j, i, self.side - step - i)))
+        return sum(parts[1:], parts[0])[:, p : p + like.shape[1], p : p + like.shape[2]]
 
 
 def outlook_attention_reference(values: Tensor, logits: Tensor, stride: int, scale: float) -> Tensor:
