@@ -305,7 +305,8 @@ def load(
             raise ValueError(f"{account.source}: no name begins with prefix={prefix!r}. The file has {_some(state)}.")
         state = begins
     for whole in WHOLES:
-        if all(name.startswith(whole) for name in state) and not any(name.startswith(whole) for name in target):
+        fits = any(name.startswith(whole) for name in target) or any(renamed_by(name) in target for name in state)
+        if not fits and all(name.startswith(whole) for name in state):
             state = {name.removeprefix(whole): value for name, value in state.items()}
     likely = getattr(model, "looks_like", lambda state: "")
 
