@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
-from .layers import Block, ConvNorm, Head, Linear2d, Mlp, depthwise, heads_of
+from .layers import Block, ConvNorm, Head, Linear2d, Mlp, conv_stem, depthwise, heads_of
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -186,16 +186,7 @@ class RAVLT(Pyramid):
         super().__init__(dims, depths, mlp_ratio=mlp_ratio, layer_scale=layer_scale, **common)
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        half = dim // 2
-        return nn.Sequential(
-            ConvNorm(in_channels, half, 3, stride=2, bias=True),
-            nn.GELU(),
-            ConvNorm(half, half, 3, bias=True),
-            nn.GELU(),
-            ConvNorm(half, half, 3, bias=True),
-            nn.GELU(),
-            ConvNorm(half, dim, 3, stride=2, bias=True),
-        )
+        return conv_stem(in_channels, dim)
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         return ConvNorm(in_dim, dim, 3, stride=2, bias=True)

@@ -34,7 +34,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import MIXERS
-from .layers import ConvNorm, Head, LayerNorm2d, Linear, LocalBlock, Mlp, Pointwise, depthwise, fill, heads_of
+from .layers import (
+    ConvNorm,
+    Head,
+    LayerNorm2d,
+    Linear,
+    LocalBlock,
+    Mlp,
+    Pointwise,
+    conv_stem,
+    depthwise,
+    fill,
+    heads_of,
+)
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -186,16 +198,7 @@ class S2AFormer(Pyramid):
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         """The three convolutions of the stem, and the patch embedding of the first stage."""
-        half = dim // 2
-        return nn.Sequential(
-            ConvNorm(in_channels, half, 3, stride=2, bias=True),
-            nn.GELU(),
-            ConvNorm(half, half, 3, bias=True),
-            nn.GELU(),
-            ConvNorm(half, half, 3, bias=True),
-            nn.GELU(),
-            ConvNorm(half, dim, 3, stride=2, bias=True),
-        )
+        return conv_stem(in_channels, dim)
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         return ConvNorm(in_dim, dim, 3, stride=2, bias=True)

@@ -9,7 +9,7 @@ from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
-from .patches import Patches, any_free, fill
+from .patches import Patches, any_free, conv_stem, fill
 from .position import ClassPositionTable, PositionTable, Tokens
 from .residual import (
     BasicBlock,
@@ -71,6 +71,7 @@ __all__ = [
     "WindowAttention",
     "any_free",
     "as_rows",
+    "conv_stem",
     "cut_box",
     "depthwise",
     "depthwise_norm",

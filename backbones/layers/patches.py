@@ -1,10 +1,12 @@
-"""Maps that are filled up with zeros to whole windows, and patches that become pixels."""
+"""Maps that are filled up with zeros to whole windows, patches that become pixels, and convolutions in their place."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .norm import ConvNorm
 
 
 def any_free(sizes: Sequence[int]) -> bool:
@@ -45,3 +47,18 @@ class Patches(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(fill(x, self.stride[0]))
+
+
+def conv_stem(in_channels: int, dim: int) -> nn.Sequential:
+    """Four 3x3 convolutions with batch norms and GELU between, the first and the last of stride 2: an image becomes a
+    map of `dim` channels, its size divided by four and rounded up."""
+    half = dim // 2
+    return nn.Sequential(
+        ConvNorm(in_channels, half, 3, stride=2, bias=True),
+        nn.GELU(),
+        ConvNorm(half, half, 3, bias=True),
+        nn.GELU(),
+        ConvNorm(half, half, 3, bias=True),
+        nn.GELU(),
+        ConvNorm(half, dim, 3, stride=2, bias=True),
+    )
