@@ -17,14 +17,13 @@ too: one of seven layers with CBAM, and a baseline of three.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import MIXERS
 from .layers import BasicBlock, ConvNorm, Head
 from .layers.plugins import register_plugin
 from .mixers.ela import SE, CoordinateAttention, in_order_of, strip_means
@@ -184,9 +183,6 @@ class BalancedMTA(Pyramid):
         in_dim, stride = (self.dims[stage - 1], self.ratios[stage]) if first else (dim, 1)
         return BasicBlock(in_dim, dim, stride, drop_path, DropBlock(self.drop_block[stage], self.block_size))
 
-    def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
-        block.end = MIXERS.build({**plugin, "dim": dim})
-
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return nn.Identity()
 
@@ -291,9 +287,6 @@ class PlainCNN(Pyramid):
 
     def make_block(self, stage: int, index: int, dim: int, drop_path: float) -> nn.Module:
         return PlainBlock(self.dims[stage - 1] if stage else self.in_channels, dim, self.convs)
-
-    def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
-        block.end = MIXERS.build({**plugin, "dim": dim})
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return nn.Identity()

@@ -14,7 +14,7 @@ projection; with a stride the places of queries count 0, 1, ..., without the str
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -328,9 +328,6 @@ class HaloNet(Pyramid):
         return Bottleneck(
             in_dim, dim, hidden, mixed, mixer, norm, shortcut, gate, self.activation, self.inverted, drop_path
         )
-
-    def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
-        block.end = MIXERS.build({**plugin, "dim": dim})
 
     def make_output_norm(self, stage: int, dim: int) -> nn.Module:
         return nn.Identity()

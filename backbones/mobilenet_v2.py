@@ -103,7 +103,7 @@ class MobileNetV2(Pyramid):
 
     def plug(self, block: nn.Module, plugin: Mapping, dim: int) -> None:
         if self.plugin_place == "end":
-            block.end = MIXERS.build({**plugin, "dim": dim})
+            super().plug(block, plugin, dim)
         elif block.expand is not None:
             block.inner = MIXERS.build({**plugin, "dim": block.hidden})
 

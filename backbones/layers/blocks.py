@@ -36,9 +36,10 @@ class Blocks(nn.ModuleList):
 
 
 def plug(block: nn.Module, plugin: nn.Module) -> None:
-    """Put a module (B, C, H, W) -> (B, C, H, W) on what a residual block adds to its input: x + plugin(block(x) - x).
-    What the block gives beside a map, such as tokens, stays as it is. Its list, `Blocks`, does that."""
-    block.plugin = plugin
+    """Put a module (B, C, H, W) -> (B, C, H, W) at the end of a residual branch: in the place `end` of a block that has
+    one, else on what the block adds to its input, x + plugin(block(x) - x), which its list, `Blocks`, does. What the
+    block gives beside a map, such as tokens, stays as it is."""
+    setattr(block, "end" if hasattr(block, "end") else "plugin", plugin)
 
 
 def _run(block: nn.Module, *inputs: Tensor) -> Any:
