@@ -42,6 +42,7 @@ from .layers import (
     fill,
     heads_of,
 )
+from .skeletons.backbone import FIXED_BY_WINDOWS
 from .skeletons.isotropic import Isotropic
 from .skeletons.options import image_sides, per_stage
 from .skeletons.pyramid import Pyramid
@@ -485,11 +486,7 @@ class InLineSwin(Pyramid):
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
-    fixed_sizes = {
-        ".onnx": dict.fromkeys(
-            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
-        )
-    }
+    fixed_sizes = FIXED_BY_WINDOWS
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..kernels.neighborhood_attention import axis_windows, neighborhood_attention
 from ..registry import MIXERS
 from .layers import Block, Head, LayerNorm2d, Linear, Linear2d, Mlp, Patches, fill, heads_of
+from .skeletons.backbone import FIXED_BY_WINDOWS
 from .skeletons.isotropic import Isotropic
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
@@ -133,11 +134,7 @@ class NAT(Pyramid):
 
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
-    fixed_sizes = {
-        ".onnx": dict.fromkeys(
-            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
-        )
-    }
+    fixed_sizes = FIXED_BY_WINDOWS
 
     def __init__(
         self,
@@ -234,11 +231,7 @@ class NATIsotropic(Isotropic):
     unused = ("img_size", "position", "registers")
     eps = 1e-5
 
-    fixed_sizes = {
-        ".onnx": dict.fromkeys(
-            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
-        )
-    }
+    fixed_sizes = FIXED_BY_WINDOWS
 
     def __init__(self, dim=384, depth=12, heads=12, kernel_size=7, dilations=(1,), **common):
         mixers = [

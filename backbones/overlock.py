@@ -42,7 +42,7 @@ from .layers import (
     depthwise_norm,
     fuse_norm,
 )
-from .skeletons.backbone import Notes
+from .skeletons.backbone import FIXED_BY_WINDOWS, Notes
 from .skeletons.pyramid import Pyramid, Stage
 from .zoo import Rules, Variant, register
 
@@ -478,11 +478,7 @@ class OverLoCK(Pyramid):
     unused = ("mlp_ratio", "layer_scale", "plugins")  # the blocks have gates of their own
     norms_on_path = (1,)
 
-    fixed_sizes = {
-        ".onnx": dict.fromkeys(
-            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
-        )
-    }
+    fixed_sizes = FIXED_BY_WINDOWS
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from ..kernels.neighborhood_attention import axis_windows, neighborhood_attention
 from ..registry import MIXERS, MODELS
 from .layers import Block, ConvNorm, Head, LayerNorm2d, Linear, Mlp, Pointwise, any_free, heads_of, linear
+from .skeletons.backbone import FIXED_BY_WINDOWS
 from .skeletons.options import per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
@@ -319,11 +320,7 @@ class TiC(Pyramid):
         dropout: rate of dropout of the weights of attention in training.
     """
 
-    fixed_sizes = {
-        ".onnx": dict.fromkeys(
-            ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
-        )
-    }
+    fixed_sizes = FIXED_BY_WINDOWS
 
     def __init__(
         self,

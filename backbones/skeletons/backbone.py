@@ -16,6 +16,12 @@ from ...registry import MIXERS
 from ..layers import Blocks, fill, fuse, plug
 from .options import CheckedOptions
 
+# `fixed_sizes` of networks whose operators go through windows one by one
+FIXED_BY_WINDOWS = {
+    ".onnx": dict.fromkeys(
+        ("height", "width"), "written out for ONNX, the windows of free maps take many minutes to convert"
+    )
+}
 Notes = dict[str, Any]  # what a network notes about a batch on its way from the stem to the head
 
 
