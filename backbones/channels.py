@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from mmengine import registry as root
+from mmengine.registry import DefaultScope
 
 from ..registry import MODELS, UnknownName
 from .skeletons.backbone import Backbone
@@ -25,7 +26,7 @@ TAKES = {
 READ_ALL = ("MaskFormerHead", "Mask2FormerHead", "GuidedAttentionHead")
 
 
-def fill_channels(model: dict) -> None:
+def fill_channels(model: dict, scope: str | None = None) -> None:
     """Write the channels of a backbone of Attlas into the config of the model around it, or check those that are there.
 
     - `neck` (of a list, the first): `in_channels`, the list of the backbone's channels.
@@ -37,10 +38,16 @@ def fill_channels(model: dict) -> None:
 
     Args:
         model: config of a detector or a segmentor; changed in place.
+        scope: library whose classes bare names mean (`default_scope` of the config); None for the one in force.
 
     Raises:
         ValueError: a given value is wrong; names it and the right one with the strides of the maps.
     """
+    with DefaultScope.overwrite_default_scope(scope):  # mmdet's ResNet stays mmdet's
+        _fill(model)
+
+
+def _fill(model: dict) -> None:
     necks, heads = _list(model.get("neck")), _heads(model)
     if not (necks or heads) or not _is_ours(model.get("backbone")):
         return
@@ -120,7 +127,7 @@ def _is_ours(backbone: Mapping | None) -> bool:
     if backbone is None:
         return False
     try:
-        with MODELS.switch_scope_and_registry(None) as registry:  # as `build` does: mm's ResNet stays mm's
+        with MODELS.switch_scope_and_registry(None) as registry:  # as `build` does
             found = registry.get(backbone["type"]) if isinstance(backbone["type"], str) else backbone["type"]
     except UnknownName:  # of a scope that is not imported yet; whoever builds it explains
         return False

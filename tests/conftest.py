@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch, and for the proce
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 import attlas  # noqa: F401  before any test imports mmcv, which looks for its extension once
 
@@ -22,6 +23,13 @@ def _same_random_numbers():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_end_with_their_test():
+    """MMEngine's loggers keep the stream of output that was there when they were made, here one that pytest closes."""
+    yield
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture

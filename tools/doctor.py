@@ -45,7 +45,7 @@ def main() -> None:
         for name in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
             if cfg.get(name) is None:
                 raise ValueError(f"{args.config} has no {name}: nothing to train.")
-        fill_channels(cfg.model)
+        fill_channels(cfg.model, cfg.get("default_scope"))
         fill_classes_from_data(cfg, "train")
         for finding in examine(cfg, args.steps, out):
             line = f"{'!' if finding.warning else ' '} {finding.about:10} {printable(finding.text, 1000)}"

@@ -349,7 +349,7 @@ def whole(args: argparse.Namespace, task: type[Task], suffix: str, steps: Sequen
                 "a config of this kind of model needs --weights; a checkpoint of a training suffices alone"
             )
         config = load_config(args.network)
-        fill_channels(config.model)
+        fill_channels(config.model, config.get("default_scope"))
     weights = args.weights or args.network
     exported = task().exportable(load(weights, config, device="cpu"), steps).eval()
     exported.about |= of_degradation(weights)

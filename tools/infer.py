@@ -71,7 +71,7 @@ def infer(args: argparse.Namespace) -> int:
 
     cfg = config and load_config(config, args.cfg_options)
     if cfg and cfg.get("model"):
-        fill_channels(cfg.model)
+        fill_channels(cfg.model, cfg.get("default_scope"))
     options = {name: getattr(args, name) for name in OPTIONS if name in args}
     inferencer = Inferencer(rest[0], cfg, args.device, args.container, **options)
     sources, task = inferencer.find(rest[1:]), inferencer.task

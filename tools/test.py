@@ -157,7 +157,7 @@ def prepare(args: argparse.Namespace) -> Config:
     if cfg.get("test_dataloader") is None:
         raise ValueError(f"{args.config} has no test_dataloader (with test_cfg and test_evaluator): nothing to test.")
     if cfg.get("model"):
-        fill_channels(cfg.model)
+        fill_channels(cfg.model, cfg.get("default_scope"))
         fill_classes_from_data(cfg, "test")
     for stage in ("train", "val"):  # their data need not be on this machine
         for name in ("dataloader", "cfg", "evaluator"):

@@ -79,7 +79,7 @@ def prepare(args: argparse.Namespace) -> Config:
     if cfg.get("sync_bn") and cfg.model.get("type", "").endswith("PointClassifier"):
         # MMEngine's conversion takes axis 1 for the channels; there they are last
         raise ValueError("sync_bn: the networks of attlas.pointnets normalise in each process; it may only be unset.")
-    fill_channels(cfg.model)
+    fill_channels(cfg.model, cfg.get("default_scope"))
     fill_classes_from_data(cfg, "train")
     use_amp(cfg, args.amp)
     if args.auto_scale_lr:

@@ -249,7 +249,7 @@ def detector_config(args: argparse.Namespace):
     from attlas.config import load_config
 
     config = load_config(args.config)
-    fill_channels(config.model)
+    fill_channels(config.model, config.get("default_scope"))
     return config
 
 

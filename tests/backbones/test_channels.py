@@ -137,6 +137,14 @@ def test_other_backbones_are_left_alone(backbone):
     fill_channels(ConfigDict(type="ImageClassifier", backbone=dict(type="ChannelsToy", num_classes=3)))  # not built
 
 
+def test_bare_names_mean_the_library_of_the_config():
+    model = ConfigDict(backbone=dict(type="ResNet", depth=50), neck=dict(type="FPN"))
+    fill_channels(model, "mmdet")
+    assert "in_channels" not in model.neck
+    with pytest.raises(ValueError, match="ResNet has no option 'depth'"):  # ours
+        fill_channels(model)
+
+
 def test_a_classifier_is_no_backbone_of_a_detector():
     model = ConfigDict(backbone=dict(type="ChannelsToy", num_classes=5), neck=dict(type="FPN"))
     with pytest.raises(ValueError, match=r"ChannelsToy would be a classifier.*out_indices=\(0, 1, 2, 3\)"):

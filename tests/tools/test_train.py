@@ -67,6 +67,19 @@ def test_a_variant_on_the_command_line(load):
     assert cfg.work_dir == "work_dirs/hornet_small_gf_imagenet"
 
 
+def test_a_config_of_mmdet_keeps_the_backbone_of_mmdet(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, weights = tmp_path / "retina.py", tmp_path / "last.pth"
+    config.write_text('_base_ = "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py"\n')
+    weights.touch()
+    monkeypatch.setattr("attlas.data.fill_classes_from_data", lambda cfg, split: None)  # COCO is not here
+    for name, given in (("train", [config]), ("test", [config, weights])):
+        tool = load(name)
+        cfg = tool.prepare(tool.arguments().parse_args(list(map(str, given))))
+        assert cfg.model.backbone.type == "ResNet"
+        assert cfg.model.neck.in_channels == [256, 512, 1024, 2048]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
