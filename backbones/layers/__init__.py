@@ -11,6 +11,7 @@ from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
 from .patches import Patches, any_free, conv_stem, fill
 from .position import ClassPositionTable, PositionTable, Tokens
+from .pruning import Pruned, best, keep_pixels, prune, put_back
 from .residual import (
     BasicBlock,
     Block,
@@ -63,6 +64,7 @@ __all__ = [
     "Patches",
     "Pointwise",
     "PositionTable",
+    "Pruned",
     "RepDepthwise",
     "Residual",
     "SpatialWindowAttention",
@@ -71,6 +73,7 @@ __all__ = [
     "WindowAttention",
     "any_free",
     "as_rows",
+    "best",
     "conv_stem",
     "cut_box",
     "depthwise",
@@ -80,12 +83,15 @@ __all__ = [
     "fuse",
     "fuse_norm",
     "heads_of",
+    "keep_pixels",
     "kept_share",
     "linear",
     "make_divisible",
     "normal_by_fan_out",
     "pair_bias",
     "plug",
+    "prune",
+    "put_back",
     "swap_box",
     "to_spectrum",
 ]

@@ -171,8 +171,13 @@ class Isotropic(Backbone):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
+    def prune(self, index: int, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
+        """What a network that drops pixels does behind block `index`: it notes "pruned", a `Pruned`, and returns the
+        pixels that are left, (B, C, 1, K). The maps of its levels are on the grid all the same."""
+        return x, tokens
+
     def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
-        """As of `Backbone`; notes "tokens", (B, T, C) or None."""
+        """As of `Backbone`; notes "tokens", (B, T, C) or None, and "rest", the map that the head reads."""
         x, tokens = self.stem(image), None
         del image  # `check` may have copied it
         if self.position is not None:
@@ -187,12 +192,13 @@ class Isotropic(Backbone):
                 x = self.blocks.run(block, x)
             else:
                 x, tokens = self.blocks.run(block, x, tokens)
-            notes["tokens"] = tokens
-            yield x
+            x, tokens = self.prune(i, x, tokens, notes)
+            notes["tokens"], notes["rest"] = tokens, x
+            yield notes["pruned"].grid(x) if "pruned" in notes else x
 
     def head_input(self, x: Tensor, notes: Notes) -> Tensor:
         """Tokens and pixels after the last norm, (B, T + N, C), the class token first."""
-        rows, tokens = x.flatten(2).transpose(1, 2), notes["tokens"]
+        rows, tokens = notes["rest"].flatten(2).transpose(1, 2), notes["tokens"]
         return self.norm(rows if tokens is None else torch.cat([tokens, rows], dim=1))
 
     def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
