@@ -165,8 +165,11 @@ def test_half_precision_and_memory_format(system):
         assert torch.cosine_similarity(got.float().flatten(), expected.flatten(), dim=0) > 0.95
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(system, marks=[pytest.mark.slow] * (i % 6 > 0)) for i, system in enumerate(SYSTEMS)]
+)
 def test_compiles_in_one_graph(system):
+    """Every sixth is one of the quick tests."""
     torch.compiler.reset()  # the networks share their forward, of which a process compiles eight forms
     network, x = build(system, num_classes=5), image(64, 96)
     # whether there is one graph is the tracer's to say; what backends make of it is theirs

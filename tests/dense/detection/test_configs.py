@@ -123,7 +123,13 @@ def scene():
     return torch.randn(2, 3, 64, 96), samples
 
 
-@pytest.mark.parametrize(("detector", "system"), [*zip(cycle(STRIDES), SYSTEMS), ("mask_rcnn", "hornet_horfpn")])
+STEPS = [*zip(cycle(STRIDES), SYSTEMS), ("mask_rcnn", "hornet_horfpn")]
+SOME = 2 * len(STRIDES)  # that the quick tests try
+
+
+@pytest.mark.parametrize(
+    ("detector", "system"), [*STEPS[:SOME], *(pytest.param(*step, marks=pytest.mark.slow) for step in STEPS[SOME:])]
+)
 def test_a_step(detector, system):
     small = dict(SMALL.get(detector, {}))
     if system == "transnext":

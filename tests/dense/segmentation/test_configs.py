@@ -114,9 +114,16 @@ def small(path):
     return built(path, 3, **overrides)
 
 
-@pytest.mark.parametrize("path", [*FOUND, MASK2FORMER, DEEPLABV3], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (i % 6 > 0)) for i, path in enumerate(FOUND)),
+        *(pytest.param(path, id=path.stem) for path in (MASK2FORMER, DEEPLABV3)),
+    ],
+)
 def test_a_step(path):
-    """Every parameter gets a gradient, with pixels that are ignored; then images of any size are predicted."""
+    """Every parameter gets a gradient, with pixels that are ignored; then images of any size are predicted. Every sixth
+    is one of the quick tests."""
     torch.manual_seed(0)
     model = small(path).train()
     model.init_weights()
