@@ -256,9 +256,10 @@ def load(
 ) -> Account:
     """Load a checkpoint into a network, and say what became of every name.
 
-    A network may have `looks_like(state)`, which names the variant that a state dict is of, if it is of another one
-    than the network ("" else); and `dense_names`, expressions for names that files often lack. Then a file of another
-    variant is an error.
+    A network may have `checkpoint_parts`, beginnings of names ("visual."): of a file that holds names with one of them,
+    these count, without it, and the rest is ignored. It may have `looks_like(state)`, which names the variant that a
+    state dict is of, if it is of another one than the network ("" else); and `dense_names`, expressions for names that
+    files often lack. Then a file of another variant is an error.
 
     Args:
         model: the network; a wrapper (DistributedDataParallel, torch.compile and the like) is looked through.
@@ -308,6 +309,10 @@ def load(
         fits = any(name.startswith(whole) for name in target) or any(renamed_by(name) in target for name in state)
         if not fits and all(name.startswith(whole) for name in state):
             state = {name.removeprefix(whole): value for name, value in state.items()}
+    for part in getattr(model, "checkpoint_parts", ()):
+        if inside := {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}:
+            account.ignored += [name for name in state if not name.startswith(part)]
+            state = inside
     likely = getattr(model, "looks_like", lambda state: "")
 
     optional = getattr(model, "checkpoint_optional", ())

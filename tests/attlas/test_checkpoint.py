@@ -201,3 +201,19 @@ def test_save_is_whole_or_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         checkpoint.save(tmp_path / "net.pth", {})
+
+
+def test_parts_of_a_larger_model():
+    """What a network calls its part of a file counts alone; the rest is said. Files without one are as they are."""
+
+    class Tower(nn.Linear):
+        checkpoint_parts = ("visual.",)
+
+    file = {"visual.weight": torch.ones(2, 2), "visual.bias": torch.ones(2), "weight": torch.zeros(2, 2)}
+    tower = Tower(2, 2)
+    account = checkpoint.load(tower, file)
+    assert account.complete
+    assert account.ignored == ["weight"]
+    assert torch.equal(tower.weight, torch.ones(2, 2))
+    assert checkpoint.load(tower, {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}).complete
+    assert not tower.weight.any()
