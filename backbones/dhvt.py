@@ -199,7 +199,7 @@ class DHVT(Isotropic):
         qkv_bias: whether queries, keys and values have a bias.
     """
 
-    unused = ("img_size", "position", "registers", "layer_scale")
+    unused = ("img_size", "position", "registers", "layer_scale", "mlp")
     trunc_normal = (nn.Linear,)  # convolutions keep PyTorch's initial weights
 
     def __init__(self, dim: int = 192, depth: int = 12, heads: int = 4, qkv_bias: bool = True, **common):

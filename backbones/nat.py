@@ -228,7 +228,7 @@ class NATIsotropic(Isotropic):
         dilations: δ of the attention in the first blocks; they repeat.
     """
 
-    unused = ("img_size", "position", "registers")
+    unused = ("eps", "img_size", "position", "registers")
     eps = 1e-5
 
     fixed_sizes = FIXED_BY_WINDOWS

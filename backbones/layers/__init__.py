@@ -7,7 +7,7 @@ from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .fourier import from_spectrum, to_spectrum
 from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
-from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, SqueezeExcite, make_divisible
+from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, QuickGelu, SqueezeExcite, SwiGlu, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
 from .patches import Patches, any_free, conv_stem, fill
 from .position import ClassPositionTable, PositionTable, Tokens
@@ -65,10 +65,12 @@ __all__ = [
     "Pointwise",
     "PositionTable",
     "Pruned",
+    "QuickGelu",
     "RepDepthwise",
     "Residual",
     "SpatialWindowAttention",
     "SqueezeExcite",
+    "SwiGlu",
     "Tokens",
     "WindowAttention",
     "any_free",

@@ -46,7 +46,8 @@ class Attention(nn.Module):
         heads: number of attention heads; about C / 32 by default.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
-    `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both.
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both. Files that keep
+    queries, keys and values apart ("q.weight", "k.weight", "v.weight") load.
     Source: arXiv 1706.03762, 2010.11929.
     """
 
@@ -57,6 +58,13 @@ class Attention(nn.Module):
         self.heads = heads_of("Attention", dim, heads)
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = Linear(dim, dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
+        for kind in ("weight", "bias"):
+            apart = [f"{prefix}{part}.{kind}" for part in "qkv"]
+            if all(name in state_dict for name in apart):
+                state_dict[f"{prefix}qkv.{kind}"] = torch.cat([state_dict.pop(name) for name in apart])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v (B, heads, N, d)."""

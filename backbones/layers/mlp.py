@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import Linear
@@ -31,6 +32,31 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
+
+
+class QuickGelu(nn.Module):
+    """x σ(1.702 x), an approximation of GELU. Source: CLIP, arXiv 2103.00020."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class SwiGlu(nn.Module):
+    """Gated linear unit: fc2(silu(a) * v), where (a, v) = fc1(x), on maps (B, C, H, W) or rows (B, N, C).
+
+    The hidden width is two thirds of `ratio` times `dim`, rounded up to a multiple of 8.
+    Sources: arXiv 2002.05202; DINOv2, arXiv 2304.07193.
+    """
+
+    def __init__(self, dim: int, ratio: float = 4.0):
+        super().__init__()
+        hidden = (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8
+        self.fc1 = Linear2d(dim, 2 * hidden)
+        self.fc2 = Linear2d(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=1 if x.ndim == 4 else -1)
+        return self.fc2(F.silu(gate) * value)
 
 
 class ConvGlu(nn.Module):

@@ -40,10 +40,11 @@ class Patches(nn.Conv2d):
     Args:
         in_dim, dim: channels of the input and of the output.
         side: side of a patch.
+        bias: whether a bias is added.
     """
 
-    def __init__(self, in_dim: int, dim: int, side: int):
-        super().__init__(in_dim, dim, side, side)
+    def __init__(self, in_dim: int, dim: int, side: int, bias: bool = True):
+        super().__init__(in_dim, dim, side, side, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(fill(x, self.stride[0]))

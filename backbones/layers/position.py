@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from .patches import any_free
 
 
-def table_of_file(table: Tensor, shape: Sequence[int], mode: str = "bicubic") -> Tensor:
-    """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w), resized by `mode`; as it is where it
-    cannot be that."""
+def table_of_file(table: Tensor, shape: Sequence[int], mode: str = "bicubic", **options) -> Tensor:
+    """The table of a file (see `PositionTable`) as one of `shape` (1, C, h, w), resized by `resize_table` with `mode`
+    and further options; as it is where it cannot be that."""
     dim, size = shape[1], tuple(shape[2:])
     if table.ndim == 3:
         side = math.isqrt(table.shape[1])
@@ -23,15 +24,29 @@ def table_of_file(table: Tensor, shape: Sequence[int], mode: str = "bicubic") ->
         table = table.mT.unflatten(2, grid)
     elif table.ndim == 4 and table.shape[1] != dim:
         table = table.permute(0, 3, 1, 2)
-    return resize_table(table, size, mode) if table.shape[:2] == tuple(shape[:2]) else table
+    return resize_table(table, size, mode, **options) if table.shape[:2] == tuple(shape[:2]) else table
 
 
-def resize_table(table: Tensor, size: Sequence[int], mode: str = "bicubic") -> Tensor:
-    """A map (1, C, h, w), resized to (1, C, *size) by a mode of `F.interpolate`, without antialiasing."""
+def resize_table(
+    table: Tensor, size: Sequence[int], mode: str = "bicubic", offset: float = 0.0, antialias: bool = False
+) -> Tensor:
+    """A map (1, C, h, w), resized to (1, C, *size).
+
+    Args:
+        table: map to resize.
+        size: new height and width.
+        mode: mode of `F.interpolate`.
+        offset: what is added to the new sizes for the step from pixel to pixel, h / (size + offset). DINOv2's authors
+            have 0.1, so that rounding could not lose a row.
+        antialias: whether a smaller map is an average.
+    """
     if not any_free(size) and tuple(table.shape[-2:]) == tuple(size):
         return table
-    wide = torch.promote_types(table.dtype, torch.float32)
-    return F.interpolate(table.to(wide), tuple(size), mode=mode).to(table.dtype)
+    wide = table.to(torch.promote_types(table.dtype, torch.float32))
+    if offset:
+        scale = tuple((new + offset) / old for new, old in zip(size, table.shape[-2:]))
+        return F.interpolate(wide, scale_factor=scale, mode=mode, antialias=antialias).to(table.dtype)
+    return F.interpolate(wide, tuple(size), mode=mode, antialias=antialias).to(table.dtype)
 
 
 class PositionTable(nn.Module):
@@ -76,18 +91,21 @@ class ClassPositionTable(nn.Module):
     Args:
         dim: channels C.
         size: height and width of the map of the pixels; one number for both.
+        offset, antialias: as of `resize_table`.
 
-    `forward(x (B, C, H, W)) -> (B, C, H, W)` adds the rows of the pixels, resized as those of `PositionTable`; `row`
-    (1, 1, C) is that of the token. The `weight` is (1, 1 + h · w, C). The rows of the pixels in a file are resized
-    where theirs are another number, and then taken for those of a square.
+    `forward(x (B, C, H, W)) -> (B, C, H, W)` adds the rows of the pixels, resized bicubically; `row` (1, 1, C) is that
+    of the token. The `weight` is (1, 1 + h · w, C). The rows of the pixels in a file are resized where theirs are
+    another number, and then taken for those of a square. A file without a row for the token gives it zeros: timm adds
+    DINOv2's to the token itself where there are registers.
     """
 
     no_weight_decay = ("weight",)
 
-    def __init__(self, dim: int, size: int | Sequence[int]):
+    def __init__(self, dim: int, size: int | Sequence[int], offset: float = 0.0, antialias: bool = False):
         super().__init__()
         height, width = (size, size) if isinstance(size, int) else size
         self.size = height, width
+        self.resizing: dict[str, Any] = dict(offset=offset, antialias=antialias)
         self.weight = nn.Parameter(torch.empty(1, 1 + height * width, dim))
         self.reset_weights()
 
@@ -99,9 +117,14 @@ class ClassPositionTable(nn.Module):
         return {"weight": self._of_file}
 
     def _of_file(self, table: Tensor, shape: Sequence[int]) -> Tensor:
+        if table.ndim == 2:
+            table = table[None]
         if table.ndim != 3:
             return table  # of no rows: the loader reports the shapes
-        rows = table_of_file(table[:, 1:], (1, shape[2], *self.size))
+        count = table.shape[1]
+        if count in (shape[1] - 1, math.isqrt(count) ** 2):
+            table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+        rows = table_of_file(table[:, 1:], (1, shape[2], *self.size), **self.resizing)
         return table if rows.ndim == 3 else torch.cat([table[:, :1], rows.flatten(2).mT], dim=1)
 
     @property
@@ -109,7 +132,7 @@ class ClassPositionTable(nn.Module):
         return self.weight[:, :1]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + resize_table(self.weight[:, 1:].mT.unflatten(2, self.size), x.shape[-2:])
+        return x + resize_table(self.weight[:, 1:].mT.unflatten(2, self.size), x.shape[-2:], **self.resizing)
 
 
 class Tokens(nn.Module):

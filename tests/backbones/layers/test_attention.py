@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attlas import checkpoint
 from attlas.backbones.layers import Attention, ClassAttention, ClassBlock, Mlp, as_rows
 
 
@@ -65,3 +66,19 @@ def test_class_block():
 def test_rows_lie_as_fused_attention_wants_them(pixels):
     (rows,) = as_rows(normal(2, 16, pixels).transpose(1, 2))
     assert rows.stride() == (16 * pixels, 16, 1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_files_that_keep_queries_keys_and_values_apart(bias):
+    whole, joined = Attention(8, 2, qkv_bias=bias), torch.nn.Sequential(Attention(8, 2, qkv_bias=bias))
+    state = {f"0.{name}": value for name, value in whole.state_dict().items()}
+    for kind in ("weight", "bias")[: 1 + bias]:
+        apart = state.pop(f"0.qkv.{kind}").chunk(3)
+        state |= {f"0.{part}.{kind}": value for part, value in zip("qkv", apart)}
+    account = checkpoint.load(joined, state)
+    assert account.complete
+    assert torch.equal(joined[0].qkv.weight, whole.qkv.weight)
+    del state["0.k.weight"]
+    account = checkpoint.load(joined, state)
+    assert account.missing == ["0.qkv.weight"]
+    assert {"0.q.weight", "0.v.weight"} <= set(account.unexpected)

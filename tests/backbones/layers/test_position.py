@@ -108,3 +108,40 @@ def test_files_with_a_row_for_the_class_token():
     for shape in ((1, 18, 8), (1, 17, 9), (1, 8, 4, 4)):
         with pytest.raises(ValueError, match=rf"weight: \({', '.join(map(str, shape))}\) in the file, \(1, 37, 8\)"):
             checkpoint.load(larger, {"weight": torch.randn(shape)})
+
+
+def test_the_step_of_dinov2():
+    """A step of h / (size + offset), as the authors hand it to PyTorch; the native size is as it is."""
+    position = ClassPositionTable(8, (4, 5), offset=0.1)
+    table = position.weight[:, 1:].mT.unflatten(2, (4, 5))
+    expected = nn.functional.interpolate(table, scale_factor=(7.1 / 4, 3.1 / 5), mode="bicubic")
+    assert expected.shape[2:] == (7, 3)
+    assert torch.equal(position(torch.zeros(1, 8, 7, 3)), expected)
+    assert torch.equal(position(torch.zeros(1, 8, 4, 5)), table)
+    file = ClassPositionTable(8, 6).weight.detach()
+    checkpoint.load(position, {"weight": file})
+    of_file = nn.functional.interpolate(
+        file[:, 1:].mT.unflatten(2, (6, 6)), scale_factor=(4.1 / 6, 5.1 / 6), mode="bicubic"
+    )
+    assert torch.equal(position(torch.zeros(1, 8, 4, 5)), of_file)
+    assert torch.equal(position.row, file[:, :1])
+
+
+def test_antialiasing():
+    position = ClassPositionTable(8, 9, antialias=True)
+    table = position.weight[:, 1:].mT.unflatten(2, (9, 9))
+    expected = nn.functional.interpolate(table, (3, 4), mode="bicubic", antialias=True)
+    assert torch.equal(position(torch.zeros(1, 8, 3, 4)), expected)
+    assert not torch.allclose(expected, nn.functional.interpolate(table, (3, 4), mode="bicubic"), atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [4, 6])
+def test_files_of_class_positions(side):
+    """CLIP's have two dimensions, and timm's have no row for the token where DINOv2 has registers."""
+    source = ClassPositionTable(8, side)
+    whole, without = ClassPositionTable(8, 4), ClassPositionTable(8, 4)
+    assert checkpoint.load(whole, {"weight": source.weight[0].detach()}).complete
+    assert torch.equal(whole.row, source.row)
+    assert checkpoint.load(without, {"weight": source.weight[:, 1:].detach()}).complete
+    assert torch.equal(without.row, torch.zeros(1, 1, 8))
+    assert torch.equal(without.weight[:, 1:], whole.weight[:, 1:])

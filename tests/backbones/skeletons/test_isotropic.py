@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import close
 
 from attlas import backbones
+from attlas.backbones.layers import Mlp, QuickGelu, SwiGlu
 
 
 def plain(depth=2, **options):
@@ -90,3 +92,71 @@ def test_frozen_tokens():
         network = plain(class_token=1, registers=1, num_classes=3, frozen_stages=frozen)
         fixed = [name for name, p in network.named_parameters() if not p.requires_grad]
         assert {name.split(".")[0] for name in fixed} == names
+
+
+def test_a_norm_before_the_blocks():
+    """On patches and tokens, with their positions; the patches have no bias."""
+    network, x = plain(num_classes=3, class_position=True, registers=2, pre_norm=True).eval(), torch.randn(2, 3, 40, 32)
+    assert network.stem.bias is None
+    assert network.pre_norm.eps == 1e-6
+    seen = []
+    network.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    network(x)
+    pixels, tokens = seen
+    close(
+        pixels, F.layer_norm(network.position(network.stem(x)).permute(0, 2, 3, 1), [16], eps=1e-6).permute(0, 3, 1, 2)
+    )
+    learned = torch.cat([network.cls_token.weight + network.position.row, network.register_tokens.weight], 1)
+    close(tokens, F.layer_norm(learned, [16], eps=1e-6).expand(2, -1, -1))
+
+
+def test_projection():
+    """Behind the norm, of the head's rows and of maps, whose channels it makes."""
+    whole, plainer = plain(num_classes=0, projection=5), plain(num_classes=0)
+    whole.load_state_dict(plainer.state_dict(), strict=False)
+    image, matrix = torch.randn(2, 3, 40, 32), whole.projection.weight
+    close(whole.forward_features(image), plainer.forward_features(image) @ matrix)
+    assert whole(image).shape == (2, 5)
+    assert whole.num_features == 5
+    maps = plain(projection=5, scales=(2, 1))
+    account = backbones.load(maps, whole.state_dict())
+    assert account.missing == [name for name in maps.state_dict() if name.startswith("rescale")]
+    assert maps.out_channels == (5, 5)
+    assert [x.shape for x in maps(image)] == [(2, 5, 5, 4), (2, 5, 3, 2)]
+    dense = plain(out_indices=(1,))
+    assert backbones.load(dense, whole.state_dict()).ignored.count("projection.weight") == 1
+    projected = plain(projection=5, out_indices=(1,))
+    backbones.load(projected, whole.state_dict())
+    close(projected(image)[0], torch.einsum("bchw,cd->bdhw", dense(image)[0], matrix))
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "quick_gelu", "swiglu"])
+def test_kinds_of_mlps(mlp):
+    network = plain(num_classes=3, mlp=mlp)
+    kinds = {"gelu": Mlp, "quick_gelu": Mlp, "swiglu": SwiGlu}
+    assert all(type(block.mlp) is kinds[mlp] for block in network.blocks)
+    assert isinstance(getattr(network.blocks[0].mlp, "activation", None), QuickGelu) == (mlp == "quick_gelu")
+
+
+def test_numbers_of_registers():
+    """A file with another number is refused, and the error says which option would fit."""
+    for of_file, own, message in (
+        (4, 0, "The file has 4 register tokens, the network registers=0"),
+        (4, 2, "The file has 4 register tokens, the network registers=2"),
+        (0, 2, "The file has no register tokens, the network registers=2"),
+    ):
+        state = plain(num_classes=3, registers=of_file).state_dict()
+        for options in (dict(num_classes=3), dict()):
+            with pytest.raises(ValueError, match=message):
+                backbones.load(plain(registers=own, **options), state)
+            backbones.load(plain(registers=of_file, **options), state)
+
+
+def test_bad_options():
+    for options, message in (
+        (dict(mlp="relu"), "mlp='relu' must be one of gelu, quick_gelu, swiglu"),
+        (dict(registers=-1), "registers must be whole, at least 0, got -1"),
+        (dict(projection=0), "projection must be whole, at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain(**options)

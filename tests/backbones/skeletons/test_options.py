@@ -16,6 +16,7 @@ COMMON = {*inspect.signature(backbones.Backbone.__init__).parameters}  # with te
 OTHERS = dict(
     depth=3,
     drop_path_rate=0.3,
+    eps=0.1,
     features=32,
     heads=2,
     img_size=96,
@@ -23,9 +24,11 @@ OTHERS = dict(
     kernel_size=5,
     layer_scale=0.5,
     lepe_kernel=3,
+    mlp="swiglu",
     mlp_ratio=2.5,
     plugins="SE",
     pretrain_size=448,
+    projection=20,
     registers=2,
     scale=0.5,
     small_kernel=3,
@@ -81,6 +84,7 @@ OTHERS_OF = dict(
         shifted="map",
     ),
     TransNeXt=dict(heads=(1, 2, 4, 8), pool_size=2, sr_ratios=(8, 4, 1, 1), window=5),
+    ViT=dict(heads=6, patch_size=8, scales=(1, 0.5)),
     VOLO=dict(class_blocks=1, heads=(3, 6, 6, 6), mix_tokens=1.0, stride=1),
 )
 # Options that count beside another one.
