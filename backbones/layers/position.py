@@ -37,16 +37,30 @@ def resize_table(
         size: new height and width.
         mode: mode of `F.interpolate`.
         offset: what is added to the new sizes for the step from pixel to pixel, h / (size + offset). DINOv2's authors
-            have 0.1, so that rounding could not lose a row.
+            have 0.1, so that rounding could not lose a row. Then the mode is "bicubic", without antialiasing.
         antialias: whether a smaller map is an average.
     """
     if not any_free(size) and tuple(table.shape[-2:]) == tuple(size):
         return table
     wide = table.to(torch.promote_types(table.dtype, torch.float32))
     if offset:
-        scale = tuple((new + offset) / old for new, old in zip(size, table.shape[-2:]))
-        return F.interpolate(wide, scale_factor=scale, mode=mode, antialias=antialias).to(table.dtype)
+        down, along = (_bicubic(new, old, old / (new + offset), wide) for new, old in zip(size, table.shape[-2:]))
+        return (down @ wide @ along.mT).to(table.dtype)
     return F.interpolate(wide, tuple(size), mode=mode, antialias=antialias).to(table.dtype)
+
+
+def _bicubic(new: int, old: int, step: float, like: Tensor) -> Tensor:
+    """The matrix (new, old) of PyTorch's bicubic interpolation of one axis, with a step of its own from place to place.
+    `F.interpolate` takes such a step, but an export with free sizes would fix it."""
+    place = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * step - 0.5
+    matrix = like.new_zeros(1)
+    for tap in (-1, 0, 1, 2):
+        source = place.floor() + tap
+        x = (place - source).abs()
+        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
+        columns = torch.arange(old, device=like.device) == source.clamp(0, old - 1)[:, None]
+        matrix = matrix + columns * torch.where(x <= 1, near, far)[:, None]
+    return matrix
 
 
 class PositionTable(nn.Module):
@@ -103,6 +117,8 @@ class ClassPositionTable(nn.Module):
 
     def __init__(self, dim: int, size: int | Sequence[int], offset: float = 0.0, antialias: bool = False):
         super().__init__()
+        if offset and antialias:
+            raise ValueError(f"ClassPositionTable: offset={offset} and antialias=True: give one of them")
         height, width = (size, size) if isinstance(size, int) else size
         self.size = height, width
         self.resizing: dict[str, Any] = dict(offset=offset, antialias=antialias)

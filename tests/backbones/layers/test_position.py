@@ -116,15 +116,17 @@ def test_the_step_of_dinov2():
     table = position.weight[:, 1:].mT.unflatten(2, (4, 5))
     expected = nn.functional.interpolate(table, scale_factor=(7.1 / 4, 3.1 / 5), mode="bicubic")
     assert expected.shape[2:] == (7, 3)
-    assert torch.equal(position(torch.zeros(1, 8, 7, 3)), expected)
+    torch.testing.assert_close(position(torch.zeros(1, 8, 7, 3)), expected)
     assert torch.equal(position(torch.zeros(1, 8, 4, 5)), table)
     file = ClassPositionTable(8, 6).weight.detach()
     checkpoint.load(position, {"weight": file})
     of_file = nn.functional.interpolate(
         file[:, 1:].mT.unflatten(2, (6, 6)), scale_factor=(4.1 / 6, 5.1 / 6), mode="bicubic"
     )
-    assert torch.equal(position(torch.zeros(1, 8, 4, 5)), of_file)
+    torch.testing.assert_close(position(torch.zeros(1, 8, 4, 5)), of_file)
     assert torch.equal(position.row, file[:, :1])
+    with pytest.raises(ValueError, match=r"offset=0\.1 and antialias=True: give one of them"):
+        ClassPositionTable(8, 4, offset=0.1, antialias=True)
 
 
 def test_antialiasing():
