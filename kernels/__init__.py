@@ -30,6 +30,11 @@ from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
 from .gather import gather_neighbors, scatter_neighbors
 from .gather_max import gather_max
 from .halo_attention import halo_attention, window_attention
+from .lightning_attention import (
+    lightning_attention,
+    lightning_attention_both_ways,
+    lightning_attention_step,
+)
 from .local_reference_axis import local_reference_axis, principal_axis
 from .neighbor_moments import neighbor_moments
 from .neighborhood_aggregate import neighborhood_aggregate
@@ -62,6 +67,9 @@ __all__ = [
     "gather_neighbors",
     "halo_attention",
     "knn",
+    "lightning_attention",
+    "lightning_attention_both_ways",
+    "lightning_attention_step",
     "local_reference_axis",
     "neighbor_moments",
     "neighborhood_aggregate",

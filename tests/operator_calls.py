@@ -271,6 +271,31 @@ def _small_kernel_aggregate(draw: Draw) -> dict:
     )
 
 
+def _heads_and_state(draw: Draw, *length: int) -> dict:
+    batch, heads, dtype = draw.batch(), draw.choice((0, 1, 2, 3)), draw.dtype()
+    depth, width, wide = draw.size(17), draw.size(17), torch.promote_types(dtype, torch.float32)
+    shapes = [(batch, heads, *length, channels) for channels in (depth, depth, width)]
+    slopes = torch.rand(heads, generator=draw.generator) * draw.choice((0, 0.1, 1, 100))
+    return dict(
+        **{name: draw.tensor(*shape, dtype=dtype) for name, shape in zip("qkv", shapes)},
+        slopes=draw.maybe(lambda: draw.strided(slopes.to(draw.coordinates()), expanded=False)),
+        state=draw.maybe(lambda: draw.tensor(batch, heads, depth, width, dtype=wide)),
+    )
+
+
+def _lightning_attention(draw: Draw) -> dict:
+    return _heads_and_state(draw, draw.size())
+
+
+def _lightning_attention_step(draw: Draw) -> dict:
+    return _heads_and_state(draw)
+
+
+def _lightning_attention_both_ways(draw: Draw) -> dict:
+    keywords = _lightning_attention(draw)
+    return {name: keywords[name] for name in ("q", "k", "v", "slopes")}
+
+
 def _outlook_attention(draw: Draw) -> dict:
     batch, height, width, heads, k = (
         draw.batch(),

@@ -77,6 +77,7 @@ BLOCKS = {
     "gather_max": {"gather_max.BUFFER": 8},
     "halo_attention": {"halo_attention.BLOCK": 64},
     "knn": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
+    "lightning_attention": {"lightning_attention.BLOCK": 2},
     "outlook_attention": {"outlook_attention.ROWS": 2},
     "residual_norm": {"residual_norm.ROWS": 2},
     "routed_attention": {"routed_attention.BLOCK": 64},
@@ -197,7 +198,8 @@ def test_maps_of_every_size_up_to_two_windows(name, k):
 BOXES = ["bbox_overlaps", "box_iou_rotated", "nms", "nms_match", "nms_rotated", "soft_nms"]
 VALUES = [
     "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
-    "halo_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
+    "halo_attention", "lightning_attention", "lightning_attention_both_ways", "lightning_attention_step",
+    "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
     "position_relation", "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
     "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "surface_attention", "three_interpolate",
     "window_attention",
@@ -223,7 +225,7 @@ def in_order(x: Tensor) -> Tensor:
     return x.detach().clone(memory_format=torch.contiguous_format).requires_grad_(x.requires_grad)
 
 
-SHARED = ("bias", "height_rel", "width_rel", "weight")  # by the images or clouds of a batch
+SHARED = ("bias", "height_rel", "slopes", "width_rel", "weight")  # by the images or clouds of a batch
 
 
 POOLED = ("deform_roi_pool", "roi_align", "roi_pool")

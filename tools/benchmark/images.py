@@ -21,6 +21,7 @@ from attlas.kernels import (
     deformable_attention,
     deformable_convolution,
     halo_attention,
+    lightning_attention,
     neighborhood_aggregate,
     neighborhood_attention,
     outlook_attention,
@@ -32,6 +33,7 @@ from attlas.kernels import (
     small_kernel_aggregate,
     window_attention,
 )
+from attlas.kernels.lightning_attention import alibi_slopes
 
 from . import naive
 from .cases import OURS, Case, Run, differentiable, random
@@ -111,6 +113,14 @@ def outlook_attention_functions(device: torch.device, D: int, stride: int, **_) 
     return {
         OURS: lambda logits, v: outlook_attention(v, logits, stride, D**-0.5),
         "naive": lambda logits, v: naive.outlook_attention(logits, v, stride, D**-0.5),
+    }
+
+
+def lightning_attention_functions(device: torch.device, heads: int, **_) -> Functions:
+    slopes = alibi_slopes(heads).to(device)
+    return {
+        OURS: lambda q, k, v: lightning_attention(q, k, v, slopes)[0],
+        "naive": lambda q, k, v: naive.lightning_attention(q, k, v, slopes),
     }
 
 
@@ -348,6 +358,13 @@ IMAGE_OPERATORS = {
         products=1,
         sizes=[dict(B=1, N=size, heads=8) for size in (300, 900)],
         growth=lambda B, N, **_: B * N**2 / 64,
+    ),
+    "lightning_attention": Operator(
+        lambda B, heads, N, D: dict.fromkeys("qkv", (B, heads, N, D)),
+        lightning_attention_functions,
+        lambda D, **_: D,
+        products=2,
+        sizes=[dict(B=1, heads=8, N=length, D=64) for length in (1024, 8192)],
     ),
     "halo_attention": Operator(
         halo_shapes,

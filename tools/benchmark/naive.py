@@ -339,6 +339,14 @@ def outlook_attention(logits: Tensor, v: Tensor, stride: int, scale: float) -> T
     return maps.view(batch, heads, dim, height, width).permute(0, 3, 4, 1, 2)
 
 
+def lightning_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """(B, heads, N, D) each -> the same: all N x N weights, with their decays and a mask."""
+    places = torch.arange(q.shape[2], device=q.device)
+    distance = places[:, None] - places
+    decay = torch.where(distance < 0, 0, (-slopes[:, None, None] * distance).exp())
+    return ((q @ k.mT) * decay) @ v
+
+
 def carafe(features: Tensor, masks: Tensor, kernel: int) -> Tensor:
     """(B, C, H, W), (B, k², s H, s W) -> (B, C, s H, s W): k² copies of the map, enlarged by repetition."""
     scale = masks.shape[2] // features.shape[2]
