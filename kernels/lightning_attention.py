@@ -237,20 +237,20 @@ def _lightning_attention_cpu(
     q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, state: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
     (batch, heads, length, _), wide = q.shape, state.dtype
-    out, decays = v.new_empty(v.shape), {}
+    out, decays = v.new_empty(v.shape), dict[int, _Decay]()
     if not out.numel() and not state.numel():
         return out, state.clone()
     state = state.flatten(0, 1).clone()
     blocks = slices(0, length, BLOCK)
     for block in reversed(blocks) if reverse else blocks:
-        rows = [x[:, :, block].to(wide).flatten(0, 1) for x in (q, k, v)]
+        q_t, k_t, v_t = (x[:, :, block].to(wide).flatten(0, 1) for x in (q, k, v))
         size = block.stop - block.start
         decay = decays.get(size) or decays.setdefault(size, _Decay(slopes, batch, size, reverse))
-        found = _block(*rows, state, decay, odd=False)
+        found = _block(q_t, k_t, v_t, state, decay, odd=False)
         if not torch.isfinite(found.sum()):
-            found = _block(*rows, state, decay, odd=True)
+            found = _block(q_t, k_t, v_t, state, decay, odd=True)
         out[:, :, block] = found.view(batch, heads, size, -1)
-        state = torch.baddbmm(state * decay.whole, (rows[1] * decay.exit).mT, rows[2])
+        state = torch.baddbmm(state * decay.whole, (k_t * decay.exit).mT, v_t)
     return out, state.view(batch, heads, *state.shape[1:])
 
 
@@ -321,12 +321,14 @@ def _lightning_attention_triton(
     # a half type's numbers are exact in TF32, whose range is that of float32: products of float16 do not overflow
     precision = "tf32x3" if q.dtype in (torch.float32, torch.float64) else "tf32"
     block_d, block_e = tile_of(depth, CHANNELS), tile_of(width, 64)
+    # with these and one stage, no variant takes more than 82 KB of shared memory: GPUs of 96 KB have room
+    block_n = {torch.float64: 16, torch.float32: 32 if block_d > 64 else 64}.get(q.dtype, 64)
     with torch.cuda.device_of(q):
         for first in range(0, depth, block_d):
             lightning_attention_fwd_kernel[batch * heads, triton.cdiv(width, block_e)](
                 *tensors, heads, length, depth, width, first,
                 REVERSE=reverse, ADD=first > 0, PRECISION=precision, SUM=triton_dtype(wide),
-                BLOCK_N=16 if wide == torch.float64 else 64, BLOCK_D=block_d, BLOCK_E=block_e,
+                BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_E=block_e, num_warps=8 if block_d > 64 else 4, num_stages=1,
             )  # fmt: skip
     return out.to(v.dtype), last
 
