@@ -33,8 +33,8 @@ BLOCK = 64
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """The slopes (heads,) of ALiBi, float32: 2^(-8 (h + 1) / heads) for a power of two. Other numbers take those of the
-    power below, and then every second of the power above.
+    """The slopes (heads,) of ALiBi, float32 on the CPU: 2^(-8 (h + 1) / heads) for a power of two. Other numbers take
+    those of the power below, and then every second of the power above.
 
     Args:
         heads: number of attention heads.
@@ -43,7 +43,7 @@ def alibi_slopes(heads: int) -> Tensor:
     below = 1 << (heads.bit_length() - 1)
     slopes = [2 ** (-8 * (h + 1) / below) for h in range(below)]
     between = [2 ** (-8 * (h + 1) / (2 * below)) for h in range(0, 2 * below, 2)]
-    return torch.tensor((slopes + between)[:heads], dtype=torch.float32)
+    return torch.tensor((slopes + between)[:heads], dtype=torch.float32, device="cpu")
 
 
 def lightning_attention(
