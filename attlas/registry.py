@@ -123,6 +123,7 @@ STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(
     root.DATASETS,
     "backbones.classification",
+    "backbones.language",
     "pointnets",
     "dense.detection",
     "dense.segmentation",
@@ -143,6 +144,7 @@ MODELS = Registry(
     root.MODELS,
     "backbones",
     "backbones.classification",
+    "backbones.language",
     "pointnets",
     "dense.layers",
     "dense.detection",
@@ -160,6 +162,7 @@ PARAM_SCHEDULERS = Registry(root.PARAM_SCHEDULERS)
 METRICS = Registry(
     root.METRICS,
     "backbones.classification",
+    "backbones.language",
     "pointnets",
     "dense.detection",
     "dense.segmentation",

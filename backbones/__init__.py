@@ -7,7 +7,7 @@
     maps = backbones.create("biformer_tiny", out_indices=(0, 1, 2, 3))(image)
 
 Every system is imported here, so that it is known by being a file. `classification` and `inspection`, which take OpenCV
-and Matplotlib, load when they are asked for.
+and Matplotlib, and `language` load when they are asked for.
 """
 
 from importlib import import_module
@@ -22,5 +22,5 @@ from .zoo import names as list
 __all__ = ["Backbone", "Isotropic", "Pyramid", "Variant", "create", "list", "load", "register", "systems", "variant"]
 
 for _module in iter_modules(__path__):
-    if _module.name not in ("classification", "inspection"):
+    if _module.name not in ("classification", "inspection", "language"):
         import_module(f".{_module.name}", __name__)
