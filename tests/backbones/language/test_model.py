@@ -1,14 +1,20 @@
 import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from networks import fill
 
 from attlas import checkpoint
+from attlas.backbones.language.datasets import TextFiles
 from attlas.backbones.language.model import LanguageModel
 from attlas.backbones.transnormer import TransNormer
+from attlas.config import load_config
+from attlas.engine import Runner
+from attlas.inference import Inferencer
 
+CONFIG = Path(__file__).parents[3] / "configs/transnormer/transnormer_python.py"
 NETWORK = dict(type="TransNormer", vocabulary=7, dim=16, depth=2, heads=2, hidden=24)
 
 
@@ -40,6 +46,23 @@ def test_prediction_in_parts(model, monkeypatch):
     monkeypatch.setattr(importlib.import_module("attlas.backbones.language.model"), "PART", 3)
     for part, expected in zip(model(tokens(), mode="predict"), whole):
         torch.testing.assert_close(part["bits"], expected["bits"])
+
+
+@pytest.mark.slow
+def test_a_training_beats_the_bigram(tmp_path):
+    """A quarter of the published training; then the checkpoint is asked about a file."""
+    config = load_config(CONFIG, {"train_cfg.max_iters": 300, "train_cfg.val_interval": 300})
+    config.work_dir = str(tmp_path)
+    config.default_hooks.checkpoint.interval = 300
+    runner = Runner.from_cfg(config)
+    runner.train()
+    found = runner.val_loop.run()
+    assert found["margin"] > 0.4
+    assert found["bits_per_byte"] == pytest.approx(found["bigram"] - found["margin"])
+    text = tmp_path / "text.py"
+    text.write_bytes(bytes(TextFiles(split="test").text[:5000]))
+    (answer,) = Inferencer(tmp_path / "iter_300.pth")([text])
+    assert answer["bits_per_byte"] < found["bigram"]
 
 
 def test_the_authors_names(model):
