@@ -41,6 +41,7 @@ from .neighborhood_aggregate import neighborhood_aggregate
 from .neighborhood_attention import neighborhood_attention
 from .neighbors import ball_query, knn
 from .nms import nms, nms_match, nms_rotated, soft_nms
+from .nprf_attention import nprf_attention
 from .outlook_attention import outlook_attention
 from .position_relation import position_relation
 from .psa_mask import psa_mask
@@ -77,6 +78,7 @@ __all__ = [
     "nms",
     "nms_match",
     "nms_rotated",
+    "nprf_attention",
     "outlook_attention",
     "position_relation",
     "principal_axis",

@@ -346,6 +346,24 @@ def _carafe(draw: Draw) -> dict:
     )
 
 
+def _nprf_attention(draw: Draw) -> dict:
+    """On a line or a grid, sometimes with class tokens."""
+    dtype, heads, dim, m = draw.dtype(), draw.choice((1, 2)), draw.size(9, 1), draw.choice((1, 2, 5))
+    grid = draw.choice(((draw.size(9, 1),), (draw.size(4, 1), draw.size(4, 1))))
+    tokens = draw.choice((0, 0, 1, 2))
+    shape = draw.batch(), heads, tokens + math.prod(grid)
+    return dict(
+        q=draw.tensor(*shape, dim, dtype=dtype),
+        k=draw.tensor(*shape, dim, dtype=dtype),
+        v=draw.tensor(*shape, draw.size(9, 1), dtype=dtype),
+        features=draw.tensor(*draw.choice(((), (heads,))), m, dim, dtype=draw.dtype()),
+        bias=draw.tensor(heads, *(2 * n - 1 for n in grid), dtype=draw.dtype()),
+        token_bias=draw.tensor(heads, 3, dtype=draw.dtype()) if tokens else None,
+        causal=not tokens and draw.random() < 0.5,
+        form=draw.choice(("auto", "fft", "dense")),
+    )
+
+
 def _psa_mask(draw: Draw) -> dict:
     kernel = draw.choice((1, 2, 3, 5, 9)), draw.choice((1, 2, 3, 5, 9))
     x = draw.tensor(draw.batch(), kernel[0] * kernel[1], draw.size(9, 1), draw.size(9, 1), dtype=draw.dtype())

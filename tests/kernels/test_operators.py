@@ -78,6 +78,7 @@ BLOCKS = {
     "halo_attention": {"halo_attention.BLOCK": 64},
     "knn": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
     "lightning_attention": {"lightning_attention.BLOCK": 2},
+    "nprf_attention": {"nprf_attention.BUFFER": 40},
     "outlook_attention": {"outlook_attention.ROWS": 2},
     "residual_norm": {"residual_norm.ROWS": 2},
     "routed_attention": {"routed_attention.BLOCK": 64},
