@@ -28,6 +28,7 @@ SMALL_IMAGES = {
     "neighborhood_attention": {"B": 2, "side": 9, "heads": 2, "D": 4, "kernel": 3, "dilation": 2},
     "neighborhood_aggregate": {"B": 2, "side": 7, "heads": 2, "D": 4, "kernel": 5},
     "lightning_attention": {"B": 2, "heads": 2, "N": 70, "D": 4},
+    "nprf_attention": {"B": 2, "N": 9, "heads": 2, "D": 4, "m": 3},
     "outlook_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "kernel": 3, "stride": 2},
     "position_relation": {"B": 2, "N": 7, "heads": 3},
     "small_kernel_aggregate": {"B": 2, "side": 5, "C": 8, "Cw": 4, "kernel": 3},

@@ -1,9 +1,9 @@
 """What tools/benchmark measures of images: attentions and aggregations of maps, and the relation of boxes.
 
 As for clouds (tools/benchmark/cases.py), all implementations of an operator get the same tensors: ours, "reference",
-"naive" (windows unfolded or gathered, sines written out, in the manner of the releases), and for neighborhood attention
-"masked sdpa", PyTorch's dense attention with a mask, which is made beforehand. Maps are square and channels-last in
-memory.
+"naive" (windows unfolded or gathered, sines and weights of all pairs written out, in the manner of the releases), and
+for neighborhood attention "masked sdpa", PyTorch's dense attention with a mask, which is made beforehand. Maps are
+square and channels-last in memory.
 """
 
 import functools
@@ -24,6 +24,7 @@ from attlas.kernels import (
     lightning_attention,
     neighborhood_aggregate,
     neighborhood_attention,
+    nprf_attention,
     outlook_attention,
     position_relation,
     psa_mask,
@@ -232,6 +233,14 @@ def roi_align_functions(device: torch.device, B: int, side: int, R: int, bins: i
     }
 
 
+def nprf_attention_functions(device: torch.device, D: int, m: int, **_) -> Functions:
+    features = torch.randn(m, D, generator=torch.Generator().manual_seed(0)).to(device)
+    return {
+        OURS: lambda q, k, v, bias: nprf_attention(q, k, v, features.to(q.dtype), bias),
+        "naive": lambda q, k, v, bias: naive.nprf_attention(q, k, v, features.to(q.dtype), bias),
+    }
+
+
 def roi_pool_functions(device: torch.device, B: int, side: int, R: int, bins: int, **_) -> Functions:
     rois = boxes(B, side, R, device) - torch.tensor([0, 0, 0, 1, 1], device=device)  # the last pixel is part of a box
     return {
@@ -303,6 +312,10 @@ def level_shapes(B: int, side: int, heads: int, D: int, places: int) -> Shapes:
     return {"v": (B, queries, heads, D), "offsets": offsets, "weights": offsets[:-1]}
 
 
+def nprf_shapes(B: int, N: int, heads: int, D: int, m: int) -> Shapes:
+    return dict.fromkeys(("q", "k", "v"), (B, heads, N, D)) | {"bias": (heads, 2 * N - 1)}
+
+
 def map_shapes(B: int, side: int, C: int, **_) -> Shapes:
     return {"x": (B, side, side, C)}
 
@@ -343,6 +356,13 @@ IMAGE_OPERATORS = {
         kernel_taps,
         products=1,
         sizes=[dict(B=batch, side=28, C=128, Cw=16, kernel=3) for batch in (1, 8)],
+    ),
+    "nprf_attention": Operator(
+        nprf_shapes,
+        nprf_attention_functions,
+        lambda m, **_: m,  # each query reads a sum for every feature
+        products=2,
+        sizes=[dict(B=1, N=size, heads=2, D=32, m=32) for size in (2048, 8192)],
     ),
     "outlook_attention": Operator(
         outlook_shapes,

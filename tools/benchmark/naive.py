@@ -327,6 +327,16 @@ def small_kernel_aggregate(x: Tensor, weight: Tensor) -> Tensor:
     return (copies * weight.unsqueeze(1)).sum(3).view(x.shape)
 
 
+def nprf_attention(q: Tensor, k: Tensor, v: Tensor, features: Tensor, bias: Tensor) -> Tensor:
+    """(B, heads, N, D), features (m, D), bias (heads, 2 N - 1) -> like v: dense attention with the same biases, and
+    the weights of all pairs written out."""
+    places = torch.arange(q.shape[2], device=q.device)
+    biases = bias[:, places[None] - places[:, None] + len(places) - 1]
+    phi_q, phi_k = ((F.normalize(x, dim=-1) @ features.T - 0.5).exp() / len(features) ** 0.5 for x in (q, k))
+    weights = biases.exp() * (phi_q @ phi_k.mT)
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
 def outlook_attention(logits: Tensor, v: Tensor, stride: int, scale: float) -> Tensor:
     """Logits (B, h, w, heads, k², k²), v (B, H, W, heads, D) -> like v: the values are unfolded, and results folded."""
     batch, height, width, heads, dim = v.shape
