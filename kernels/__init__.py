@@ -22,6 +22,7 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
 from .box_overlaps import bbox_overlaps, box_iou_rotated
 from .bridging_attention import bridging_attention
 from .carafe import carafe
+from .combiner_attention import combiner_fixed, combiner_logsparse, combiner_mixture, combiner_rowmajor, combiner_rows
 from .deform_roi_pool import deform_roi_pool
 from .deformable_attention import deformable_attention
 from .deformable_convolution import deformable_convolution
@@ -60,6 +61,11 @@ __all__ = [
     "box_iou_rotated",
     "bridging_attention",
     "carafe",
+    "combiner_fixed",
+    "combiner_logsparse",
+    "combiner_mixture",
+    "combiner_rowmajor",
+    "combiner_rows",
     "deform_roi_pool",
     "deformable_attention",
     "deformable_convolution",

@@ -118,6 +118,41 @@ def _knn(draw: Draw) -> dict:
     return dict(**clouds, k=draw.randint(1, max(1, size)), lengths=draw.lengths(batch, max(1, size)))
 
 
+def _combiner(draw: Draw) -> dict:
+    shape, dim, dtype = (draw.batch(), draw.choice((1, 2)), draw.size(17, 1)), draw.size(9, 1), draw.dtype()
+    return {name: draw.tensor(*shape, n, dtype=dtype) for name, n in (("q", dim), ("k", dim), ("v", draw.size(9, 1)))}
+
+
+def _combiner_logsparse(draw: Draw) -> dict:
+    return _combiner(draw)
+
+
+def _combiner_rows(draw: Draw) -> dict:
+    return dict(**_combiner(draw), segment=draw.size(9, 1), pad=draw.random() < 0.9)
+
+
+def _combiner_fixed(draw: Draw) -> dict:
+    keywords = _combiner_rows(draw)
+    q = keywords["q"]
+    pooled = {name: draw.maybe(lambda: draw.tensor(*q.shape, dtype=q.dtype), 0.3) for name in ("pool_q", "pool_k")}
+    return dict(**keywords, **pooled, causal=draw.random() < 0.5, pooling=draw.choice(("max", "sum", "mean")))
+
+
+def _combiner_rowmajor(draw: Draw) -> dict:
+    keywords = _combiner_rows(draw)
+    of_rows = {
+        name: draw.maybe(lambda like=like: draw.tensor(*like.shape, dtype=like.dtype), 0.3)
+        for name, like in (("row_keys", keywords["q"]), ("row_values", keywords["v"]))
+    }
+    return dict(**keywords, **of_rows, causal=draw.random() < 0.5)
+
+
+def _combiner_mixture(draw: Draw) -> dict:
+    causal = draw.random() < 0.5
+    empty = "masked" if causal else draw.choice(("masked", "mean"))
+    return dict(**_combiner_rows(draw), causal=causal, pooling=draw.choice((None, "max", "sum", "mean")), empty=empty)
+
+
 def _ball_query(draw: Draw) -> dict:
     clouds = _search(draw, 3)
     batch, size, _ = clouds["points"].shape
