@@ -8,6 +8,7 @@ those of `attlas.kernels.combiner_attention`.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,13 @@ class CombinerAttention(nn.Module):
         self.form, self.causal, self.segment, self.pad = form, causal, segment, pad
         self.pooling, self.transform, self.empty = pooling, transform or "identity", empty or "masked"
         self.row_summary = (row_summary or "wsum") if form == "rowmajor" else "none"
+        self.fixed_sizes: dict[str, dict[str, str]] = {}  # of exports, as networks have it
+        if form == "logsparse":
+            why = "the number of blocks hangs on that of the pixels"
+            self.fixed_sizes = {suffix: dict(height=why, width=why) for suffix in (".onnx", ".pt2")}
+        elif form == "mixture" and (pooling or ("max" if causal else "sum")) == "max":
+            why = "ONNX has no running maximum, and the steps to one hang on the size"
+            self.fixed_sizes = {".onnx": dict(height=why, width=why)}
         self.qkv = Linear(dim, 3 * dim, bias=bias)
         self.proj = Linear(dim, dim, bias=bias)
         if self.transform == "deepset":
@@ -109,7 +117,8 @@ class CombinerAttention(nn.Module):
         q, k, v = self._split(rows)
         if self.form == "logsparse":
             return partial(combiner_logsparse, q, k), dict(v=v)
-        options = dict(segment=width if self.segment is None else self.segment, causal=self.causal, pad=self.pad)
+        segment = width if self.segment is None else self.segment
+        options: dict[str, Any] = dict(segment=segment, causal=self.causal, pad=self.pad)
         if self.form == "mixture":
             return partial(combiner_mixture, q, k, pooling=self.pooling, empty=self.empty, **options), dict(v=v)
         if self.form == "fixed":
@@ -122,7 +131,7 @@ class CombinerAttention(nn.Module):
             return partial(combiner_fixed, q, k, pooling=self.pooling or "max", **pooled, **options), dict(v=v)
         if self.row_summary == "none":
             return partial(combiner_rowmajor, q, k, **options), dict(v=v)
-        within = partial(combiner_rows, q, k, segment=options["segment"], pad=self.pad)
+        within = partial(combiner_rows, q, k, segment=segment, pad=self.pad)
         given = dict(v=v)
         if self.row_summary == "proj":
             keys = given["row_values"] = within(v)

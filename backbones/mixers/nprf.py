@@ -8,6 +8,8 @@ Queries and keys of unit length bound the variance of random features, which oth
 lengths; the biases give back the sharpness that unit length takes. So it trains from scratch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,7 @@ class NPRFAttention(nn.Module):
     """
 
     no_weight_decay = ("rel_bias", "token_bias")
+    features: Tensor
 
     def __init__(
         self,
@@ -119,7 +122,9 @@ class NPRFAttention(nn.Module):
         rows, count = x.flatten(2).transpose(1, 2), 0
         if tokens is not None:
             rows, count = torch.cat([tokens, rows], dim=1), tokens.shape[1]
-        options = dict(token_bias=self.token_bias if count else None, causal=self.causal, form=self.form)
+        options: dict[str, Any] = dict(
+            token_bias=self.token_bias if count else None, causal=self.causal, form=self.form
+        )
         y = nprf_attention(*self._split(rows), self.features, self.biases(height, width), **options)
         rows = self.proj(y.transpose(1, 2).flatten(2))
         x = rows[:, count:].transpose(1, 2).unflatten(2, (height, width))

@@ -118,27 +118,41 @@ def test_bad_options(options, message):
         MIXERS.build(dict(type="CombinerAttention", dim=12, **options))
 
 
+SLOW = pytest.mark.slow  # the first alone is in every run
+
+
 @pytest.mark.parametrize(
-    ("options", "free"),
+    "options",
     [
-        (dict(form="fixed"), True),
-        (dict(), True),
-        (dict(form="mixture", pooling="max"), False),
-        (dict(form="logsparse", causal=True), False),
+        dict(),
+        *(pytest.param(options, marks=SLOW) for options in FORMS if options.get("segment") != 4),
     ],
+    ids=str,
 )
-def test_exports(options, free, tmp_path):
-    """Of a free height and width, where no loop depends on them."""
+def test_exports(options, tmp_path):
+    """With a free height and width, but where the mixer says that an export fixes them."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from attlas.kernels.dispatch import decompositions
 
     mixer, x = fill(CombinerAttention(32, **options)).eval(), torch.randn(1, 32, 9, 7)
-    shapes = [{2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}] if free else None
-    program = torch.export.export(mixer, (x,), dynamic_shapes=shapes)
-    other = torch.randn(1, 32, 8, 12) if free else torch.randn(1, 32, 9, 7)
-    torch.testing.assert_close(program.module()(other), mixer(other))
+    inputs = {
+        suffix: torch.randn(1, 32, *((9, 7) if suffix in mixer.fixed_sizes else (8, 12)))
+        for suffix in (".pt2", ".onnx")
+    }
+    free = [{2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}]
+    program = torch.export.export(mixer, (x,), dynamic_shapes=None if ".pt2" in mixer.fixed_sizes else free)
+    torch.testing.assert_close(program.module()(inputs[".pt2"]), mixer(inputs[".pt2"]))
+    if ".onnx" in mixer.fixed_sizes:
+        program = torch.export.export(mixer, (x,))
     program = program.run_decompositions(decompositions())
     torch.onnx.export(program, (x,), tmp_path / "mixer.onnx", dynamo=True, optimize=False, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "mixer.onnx", providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
-    torch.testing.assert_close(torch.from_numpy(got), mixer(other), atol=1e-4, rtol=1e-4)
+    (got,) = session.run(None, {session.get_inputs()[0].name: inputs[".onnx"].numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), mixer(inputs[".onnx"]), atol=1e-4, rtol=1e-4)
+
+
+def test_what_fixes_the_size_of_an_export():
+    assert CombinerAttention(12).fixed_sizes == {}
+    assert CombinerAttention(12, form="mixture").fixed_sizes == {}
+    assert CombinerAttention(12, form="mixture", causal=True).fixed_sizes.keys() == {".onnx"}
+    assert CombinerAttention(12, form="logsparse", causal=True).fixed_sizes.keys() == {".onnx", ".pt2"}

@@ -155,7 +155,7 @@ def test_bad_options(options, message):
         MIXERS.build(dict(type="NPRFAttention", dim=16, **options))
 
 
-@pytest.mark.parametrize("options", FORMS[:2])
+@pytest.mark.parametrize("options", [FORMS[0], pytest.param(FORMS[1], marks=pytest.mark.slow)])
 def test_exports(options, tmp_path):
     """A free height and width go through torch.export, where it is one node, and ONNX gets the definition."""
     onnxruntime = pytest.importorskip("onnxruntime")
