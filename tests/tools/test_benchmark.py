@@ -28,6 +28,10 @@ SMALL_IMAGES = {
     "neighborhood_attention": {"B": 2, "side": 9, "heads": 2, "D": 4, "kernel": 3, "dilation": 2},
     "neighborhood_aggregate": {"B": 2, "side": 7, "heads": 2, "D": 4, "kernel": 5},
     "lightning_attention": {"B": 2, "heads": 2, "N": 70, "D": 4},
+    "combiner_fixed": {"B": 2, "N": 15, "heads": 2, "D": 4, "w": 5},
+    "combiner_logsparse": {"B": 2, "N": 15, "heads": 2, "D": 4},
+    "combiner_rowmajor": {"B": 2, "N": 15, "heads": 2, "D": 4, "w": 5},
+    "combiner_mixture": {"B": 2, "N": 15, "heads": 2, "D": 4, "w": 5},
     "nprf_attention": {"B": 2, "N": 9, "heads": 2, "D": 4, "m": 3},
     "outlook_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "kernel": 3, "stride": 2},
     "position_relation": {"B": 2, "N": 7, "heads": 3},
@@ -214,7 +218,7 @@ def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert not left_out
     dense = {"masked sdpa"} if name == "neighborhood_attention" else set()
-    if name == "position_attention":  # no operator with a reference, but PyTorch's
+    if not benchmark_images.IMAGE_OPERATORS[name].referred:  # of PyTorch's operators
         assert results.keys() == {"attlas", "naive"}
     else:
         assert results.keys() == {"attlas", "reference", "naive"} | dense

@@ -18,6 +18,10 @@ from torch import Tensor
 from attlas.kernels import (
     bridging_attention,
     carafe,
+    combiner_fixed,
+    combiner_logsparse,
+    combiner_mixture,
+    combiner_rowmajor,
     deformable_attention,
     deformable_convolution,
     halo_attention,
@@ -233,6 +237,20 @@ def roi_align_functions(device: torch.device, B: int, side: int, R: int, bins: i
     }
 
 
+def combiner_functions(ours: Callable[..., Tensor]) -> Callable[..., Functions]:
+    """Of one of the forms, causal."""
+
+    def functions(device: torch.device, w: int | None = None, **_) -> Functions:
+        options = {} if w is None else dict(segment=w, causal=True)
+        written_out = getattr(naive, ours.__name__)
+        return {
+            OURS: functools.partial(ours, **options),
+            "naive": written_out if w is None else functools.partial(written_out, w=w),
+        }
+
+    return functions
+
+
 def nprf_attention_functions(device: torch.device, D: int, m: int, **_) -> Functions:
     features = torch.randn(m, D, generator=torch.Generator().manual_seed(0)).to(device)
     return {
@@ -312,8 +330,12 @@ def level_shapes(B: int, side: int, heads: int, D: int, places: int) -> Shapes:
     return {"v": (B, queries, heads, D), "offsets": offsets, "weights": offsets[:-1]}
 
 
+def sequence_shapes(B: int, N: int, heads: int, D: int, **_) -> Shapes:
+    return dict.fromkeys(("q", "k", "v"), (B, heads, N, D))
+
+
 def nprf_shapes(B: int, N: int, heads: int, D: int, m: int) -> Shapes:
-    return dict.fromkeys(("q", "k", "v"), (B, heads, N, D)) | {"bias": (heads, 2 * N - 1)}
+    return sequence_shapes(B, N, heads, D) | {"bias": (heads, 2 * N - 1)}
 
 
 def map_shapes(B: int, side: int, C: int, **_) -> Shapes:
@@ -357,6 +379,22 @@ IMAGE_OPERATORS = {
         products=1,
         sizes=[dict(B=batch, side=28, C=128, Cw=16, kernel=3) for batch in (1, 8)],
     ),
+    **{
+        ours.__name__: Operator(
+            sequence_shapes,
+            combiner_functions(ours),
+            taps,
+            products=2,
+            sizes=[dict(B=1, N=w**2, heads=2, D=32) | (dict(w=w) if rows else {}) for w in (64, 128)],
+            referred=False,
+        )
+        for ours, rows, taps in (
+            (combiner_fixed, True, lambda N, w, **_: (w + N // w) // 2),  # half of them, as in all that is causal
+            (combiner_logsparse, False, lambda N, **_: 1 + N.bit_length() // 2),
+            (combiner_rowmajor, True, lambda N, w, **_: (w + N // w) // 2),
+            (combiner_mixture, True, lambda N, w, **_: (2 * w + 3 * N // w) // 2),
+        )
+    },
     "nprf_attention": Operator(
         nprf_shapes,
         nprf_attention_functions,

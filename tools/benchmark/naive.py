@@ -337,6 +337,84 @@ def nprf_attention(q: Tensor, k: Tensor, v: Tensor, features: Tensor, bias: Tens
     return weights / weights.sum(-1, keepdim=True) @ v
 
 
+def span_summary(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (..., w, D) -> key and value (..., D) of each: maxima, and what the query of maxima sees."""
+    weights = (k @ q.amax(-2).unsqueeze(-1)).softmax(-2)
+    return k.amax(-2), (weights * v).sum(-2)
+
+
+def combiner_fixed(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
+    """(B, heads, N, D) -> the same, causal: logits of the own row and of the rows before, beside each other."""
+    q, k, v = (x.unflatten(2, (-1, w)) for x in (q * q.shape[-1] ** -0.5, k, v))
+    rows, (keys, values) = q.shape[2], span_summary(q, k, v)
+    own = (q @ k.mT).masked_fill(torch.ones(w, w, dtype=torch.bool, device=q.device).triu(1), -1e10)
+    others = torch.einsum("bhrcd,bhsd->bhrcs", q, keys)
+    later = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu()
+    weights = torch.cat([own, others.masked_fill(later.unsqueeze(1), -1e10)], -1).softmax(-1)
+    return (weights[..., :w] @ v + weights[..., w:] @ values.unsqueeze(2)).flatten(2, 3)
+
+
+def combiner_logsparse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, heads, N, D) -> the same, causal: at every level queries are rolled onto the block before theirs, and those
+    of even blocks masked."""
+    q, length = q * q.shape[-1] ** -0.5, q.shape[2]
+    logits, values = [(q * k).sum(-1)], [v]
+    places = torch.arange(length, device=q.device)
+    for level in range((length - 1).bit_length()):
+        size = 1 << level
+        blocks = [F.pad(x, (0, 0, 0, -length % size)).unflatten(2, (-1, size)) for x in (q, k, v)]
+        summary = span_summary(*blocks) if level else (blocks[1][..., 0, :], blocks[2][..., 0, :])
+        keys, given = (x.roll(1, 2).repeat_interleave(size, 2)[:, :, :length] for x in summary)
+        logits.append((q * keys).sum(-1).masked_fill((places >> level & 1) == 0, -1e9))
+        values.append(given)
+    weights = torch.stack(logits, -1).softmax(-1)
+    return (weights.unsqueeze(-1) * torch.stack(values, 3)).sum(3)
+
+
+def combiner_rowmajor(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
+    """(B, heads, N, D) -> the same, causal: logits of the own row and of the column in the rows before, beside each
+    other."""
+    q, k, v = (x.unflatten(2, (-1, w)) for x in (q * q.shape[-1] ** -0.5, k, v))
+    rows, logits = q.shape[2], q @ k.mT
+    values = logits.softmax(-1) @ v
+    own = logits.masked_fill(torch.ones(w, w, dtype=torch.bool, device=q.device).triu(1), -1e10)
+    others = torch.einsum("bhrcd,bhscd->bhrcs", q, k)
+    later = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu()
+    weights = torch.cat([own, others.masked_fill(later.unsqueeze(1), -1e10)], -1).softmax(-1)
+    return (weights[..., :w] @ v + torch.einsum("bhrcs,bhscd->bhrcd", weights[..., w:], values)).flatten(2, 3)
+
+
+def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, w: int) -> Tensor:
+    """(B, heads, N, D) -> the same, causal: five blocks of logits beside each other, of running maxima."""
+    q, k, v = (x.unflatten(2, (-1, w)) for x in (q * q.shape[-1] ** -0.5, k, v))
+    rows = q.shape[2]
+
+    def above(*lines):
+        """Of lines (..., length, D), keys and values of what is before each place."""
+        theta, kappa, length = lines[0].cummax(-2).values, lines[1].cummax(-2).values, lines[0].shape[-2]
+        behind = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+        found = (theta @ lines[1].mT).masked_fill(behind, -1e10).softmax(-1) @ lines[2]
+        return [F.pad(x, (0, 0, 1, 0))[..., :-1, :] for x in (kappa, found)]
+
+    up = [x.transpose(2, 3) for x in above(*(x.transpose(2, 3) for x in (q, k, v)))]
+    left, right = above(q, k, v), [x.flip(3) for x in above(*(x.flip(3) for x in (q, k, v)))]
+    row, column = (torch.arange(n, device=q.device) for n in (rows, w))
+    by_row = dict(eq="bhrcd,bhred->bhrce", out="bhrce,bhred->bhrcd")
+    by_column = dict(eq="bhrcd,bhscd->bhrcs", out="bhrcs,bhscd->bhrcd")
+    later = (row >= row[:, None]).unsqueeze(1)
+    parts = [
+        ((k, v), by_column, later),
+        ((k, v), by_row, column > column[:, None]),
+        (up, by_row, (row == 0)[:, None, None] | (column == column[:, None])),
+        (left, by_column, later | (column == 0)[:, None]),
+        (right, by_column, later | (column == w - 1)[:, None]),
+    ]
+    logits = [torch.einsum(of["eq"], q, keys).masked_fill(hidden, -1e10) for (keys, _), of, hidden in parts]
+    weights = torch.cat(logits, -1).softmax(-1).split([x.shape[-1] for x in logits], -1)
+    found = [torch.einsum(of["out"], share, values) for share, ((_, values), of, _) in zip(weights, parts)]
+    return sum(found[1:], found[0]).flatten(2, 3)
+
+
 def outlook_attention(logits: Tensor, v: Tensor, stride: int, scale: float) -> Tensor:
     """Logits (B, h, w, heads, k², k²), v (B, H, W, heads, D) -> like v: the values are unfolded, and results folded."""
     batch, height, width, heads, dim = v.shape
