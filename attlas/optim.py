@@ -1,4 +1,4 @@
-"""What the papers' recipes ask of an optimizer and of its data: layer-wise decay, LAMB, adaptive clipping, repeats."""
+"""What the papers' recipes ask of an optimizer and of its data: layer-wise decay, LAMB, Kar3, clipping, repeats."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -224,6 +224,48 @@ class LAMB(Optimizer):
             ratios = [torch.where((w > 0) & (u > 0), w / u, torch.ones_like(w)) for w, u in lengths]
             torch._foreach_mul_(updates, ratios)
         torch._foreach_add_(weights, updates, alpha=-lr)
+
+
+# --- Kar3 ------------------------------------------------------------------------------------------------------------
+
+
+@OPTIMIZERS.register_module()
+class Kar3(Optimizer):
+    """The optimizer of Terminator (HyperZZW, arXiv 2401.17948): steps of three signs.
+
+    w -= lr * (sign(g) + sign(m1) + sign(m2)), with the gradient g and two averages of those before it, which then move
+    on: m = β m + (1 - β) g. The averages begin as zero, whose sign is 0. There is no weight decay.
+    """
+
+    def __init__(self, params, lr: float = 1.2e-3, betas=(0.5, 0.95)):
+        if lr < 0:
+            raise ValueError(f"Kar3: lr={lr} must be at least 0")
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Kar3: betas={tuple(betas)} must be two numbers in [0, 1)")
+        super().__init__(params, dict(lr=lr, betas=betas))
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if weights:
+                self._step(weights, group["lr"], group["betas"])
+        return loss
+
+    def _step(self, weights: list[Tensor], lr: float, betas: Sequence[float]) -> None:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight] = {name: torch.zeros_like(weight) for name in ("average1", "average2")}
+        torch._foreach_add_(weights, torch._foreach_sign(gradients), alpha=-lr)
+        for name, beta in zip(("average1", "average2"), betas):
+            averages = [self.state[weight][name] for weight in weights]
+            torch._foreach_add_(weights, torch._foreach_sign(averages), alpha=-lr)
+            torch._foreach_lerp_(averages, gradients, 1 - beta)
 
 
 # --- adaptive gradient clipping --------------------------------------------------------------------------------------

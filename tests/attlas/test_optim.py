@@ -1,4 +1,4 @@
-"""Layer-wise decay, LAMB, adaptive clipping and repeated augmentation, each against its definition."""
+"""Layer-wise decay, LAMB, Kar3, adaptive clipping and repeated augmentation, each against its definition."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 from attlas import optim
-from attlas.optim import LAMB, WITH_PREVIOUS, AdaptiveClipHook, RepeatedAugmentSampler, layer_groups
+from attlas.optim import LAMB, WITH_PREVIOUS, AdaptiveClipHook, Kar3, RepeatedAugmentSampler, layer_groups
 
 
 class Stages(nn.Module):
@@ -221,6 +221,37 @@ def test_lamb_minimizes():
         optimizer.zero_grad()
         ((weight - target) ** 2).sum().backward()
     assert loss < 0.1
+
+
+# --- Kar3
+
+
+def test_kar3_by_definition():
+    """Of each step's gradient and of two averages of those before it, the signs alone; also after a resumption."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(*shape, generator=generator) for shape in ((4, 3), (5,))]
+    weights = [nn.Parameter(w.clone()) for w in start]
+    groups = [dict(params=weights[:1]), dict(params=weights[1:], lr=0.5)]
+    optimizer = Kar3(groups, lr=0.25, betas=(0.5, 0.9))
+    first, second = ([torch.zeros_like(w) for w in start] for _ in range(2))
+    for step in range(5):
+        if step == 2:
+            state = optimizer.state_dict()
+            optimizer = Kar3(groups, lr=0.25, betas=(0.5, 0.9))
+            optimizer.load_state_dict(state)
+        for i, (weight, lr) in enumerate(zip(weights, (0.25, 0.5))):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            start[i] = start[i] - lr * (weight.grad.sign() + first[i].sign() + second[i].sign())
+            first[i] = 0.5 * first[i] + 0.5 * weight.grad
+            second[i] = 0.9 * second[i] + 0.1 * weight.grad
+        assert optimizer.step(lambda: 7.0) == 7.0
+        torch.testing.assert_close([w.data for w in weights], start)
+
+
+@pytest.mark.parametrize("options", [dict(lr=-1), dict(betas=(0.9, 1.0)), dict(betas=(0.9,))])
+def test_kar3_refuses(options):
+    with pytest.raises(ValueError, match=f"Kar3: {next(iter(options))}="):
+        Kar3([nn.Parameter(torch.zeros(1))], **options)
 
 
 # --- adaptive clipping
