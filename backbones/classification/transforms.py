@@ -23,7 +23,12 @@ from ...registry import TRANSFORMS
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, in levels of 0 to 255
 INTERPOLATIONS = ("bilinear", "bicubic")
-BORDERS = {"constant": cv2.BORDER_CONSTANT, "reflect": cv2.BORDER_REFLECT_101, "edge": cv2.BORDER_REPLICATE}
+BORDERS = {
+    "constant": cv2.BORDER_CONSTANT,
+    "reflect": cv2.BORDER_REFLECT_101,
+    "symmetric": cv2.BORDER_REFLECT,
+    "edge": cv2.BORDER_REPLICATE,
+}
 
 
 def register(transform: type) -> type:
@@ -168,7 +173,8 @@ class CenterCrop(ImageTransform):
 @register
 class Pad(ImageTransform):
     """Adds `padding` rows and columns on each side: (rows, columns) or one number for both. `mode` is 'constant' (of
-    `fill`, red, green, blue), 'reflect' (without repeating the edge) or 'edge' (repeating it)."""
+    `fill`, red, green, blue), 'reflect' (mirrored, the edge once), 'symmetric' (mirrored, the edge twice) or 'edge'
+    (repeating it)."""
 
     def __init__(self, padding, mode: str = "constant", fill=(0, 0, 0)):
         self.padding = pair("Pad.padding", padding, least=0)

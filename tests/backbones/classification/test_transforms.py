@@ -191,6 +191,7 @@ def test_pad():
     assert row(apply(dict(type="Pad", padding=(0, 2)), of(1, 2, 3))) == [0, 0, 1, 2, 3, 0, 0]
     assert row(apply(dict(type="Pad", padding=(0, 2), mode="reflect"), of(1, 2, 3))) == [3, 2, 1, 2, 3, 2, 1]
     assert row(apply(dict(type="Pad", padding=(0, 2), mode="edge"), of(1, 2, 3))) == [1, 1, 1, 2, 3, 3, 3]
+    assert row(apply(dict(type="Pad", padding=(0, 2), mode="symmetric"), of(1, 2, 3))) == [2, 1, 1, 2, 3, 3, 2]
     filled = apply(dict(type="Pad", padding=1, fill=(7, 8, 9)), of(1))
     assert filled.shape == (3, 3, 3)
     assert filled[0, 0].tolist() == [7, 8, 9]
