@@ -1,7 +1,7 @@
 """What at least two systems share: norms, residual blocks, channel mixers, heads, global attention, positions."""
 
 from .attention import Attention, ClassAttention, as_rows, heads_of
-from .blocks import Blocks, plug
+from .blocks import Blocks, averages, plug
 from .boxes import cut_box, kept_share, swap_box
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .fourier import from_spectrum, to_spectrum
@@ -75,6 +75,7 @@ __all__ = [
     "WindowAttention",
     "any_free",
     "as_rows",
+    "averages",
     "best",
     "conv_stem",
     "cut_box",

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
@@ -51,14 +50,17 @@ def _run(block: nn.Module, *inputs: Tensor) -> Any:
     return (x, *others) if others else x
 
 
+def averages(part: nn.Module) -> bool:
+    """Whether a module takes running averages over batches: a batch norm, or what counts batches and has a momentum as
+    batch norms do."""
+    return getattr(part, "num_batches_tracked", None) is not None
+
+
 @contextmanager
 def statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch norms leave their running averages alone: what is computed again must not be counted again."""
-    kept = [
-        (norm, norm.momentum, norm.num_batches_tracked)
-        for norm in block.modules()
-        if isinstance(norm, _BatchNorm) and norm.training and norm.num_batches_tracked is not None
-    ]
+    """What averages over batches leaves its averages alone: what is computed again must not be counted again."""
+    averaging: list[Any] = [part for part in block.modules() if averages(part) and part.training]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in averaging]
     try:
         for norm, _, counter in kept:  # they still take the averages, so that the same tensors are saved as before
             norm.momentum, norm.num_batches_tracked = 0.0, counter.clone()

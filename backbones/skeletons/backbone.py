@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...registry import MIXERS
-from ..layers import Blocks, fill, fuse, plug
+from ..layers import Blocks, averages, fill, fuse, plug
 from .options import CheckedOptions
 
 # `fixed_sizes` of networks whose operators go through windows one by one
@@ -57,7 +56,8 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         in_channels: channels of the image.
         frozen_stages: -1 to train everything; n to keep the stem and the first n stages as they are. Where the head has
             blocks, one more than there are stages keeps those, too.
-        norm_eval: whether batch norms stay in inference mode while training (usual in detection).
+        norm_eval: whether batch norms, and what else averages over batches, stay in inference mode while training
+            (usual in detection).
         grad_checkpointing: whether training keeps only the input of every block for the backward pass, and computes the
             rest again.
         init_cfg: config of MMEngine; `dict(type="Pretrained", checkpoint=...)` loads the authors' files and ours.
@@ -388,7 +388,7 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
             part.requires_grad_(False)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, _BatchNorm):
+                if averages(module):
                     module.eval()
         return self
 
