@@ -195,9 +195,10 @@ class ImageClassifier(BaseModel):
     the backbone has mixed tokens; the targets of the first logits are mixed alike.
 
     `mode="loss"` gives {"loss", "accuracy"}, the accuracy in percent against the class that dominates a mixed image,
-    {"auxiliary"}, the unweighted loss of second logits, and what `log_vars()` of the backbone says; `mode="tensor"` the
-    logits (B, num_classes); `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The
-    log-probabilities are of the softmax, or with 'bce' of each class by itself.
+    {"auxiliary"}, the unweighted loss of second logits, and what `feedback()` (with a loss that is added) and
+    `log_vars()` of the backbone say; `mode="tensor"` the logits (B, num_classes); `mode="predict"` for each image
+    {"log_probs" (num_classes,), "label", "index"}. The log-probabilities are of the softmax, or with 'bce' of each
+    class by itself.
     """
 
     task = ImageClassification
@@ -373,6 +374,9 @@ class ImageClassifier(BaseModel):
             second = self._loss(auxiliary[0], self._second_targets(auxiliary[0], own, token_labels))
             # "auxiliary", for MMEngine adds up whatever has "loss" in its name
             found |= dict(loss=loss + self.auxiliary_weight * second, auxiliary=second.detach())
+        if hasattr(self.backbone, "feedback"):
+            said = self.backbone.feedback(logits, targets.argmax(-1))
+            found |= said | dict(loss=found["loss"] + said.get("loss", 0))
         found |= getattr(self.backbone, "log_vars", dict)()
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not torch.isfinite(found["loss"]):
             raise FloatingPointError(

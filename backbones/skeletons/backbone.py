@@ -392,6 +392,16 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
                     module.eval()
         return self
 
+    def feedback(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What a network that learns from its own predictions makes of a batch in training: "loss", which is added to
+        that of the classifier, and what is logged beside it. Nothing, for most.
+
+        Args:
+            logits: (B, num_classes), what the last `forward` gave.
+            labels: int64 (B,); of mixed images the class that dominates.
+        """
+        return {}
+
     def log_vars(self) -> dict[str, Tensor]:
         """What training logs beside the losses: the means of what the parts of the network say in `log_vars()`."""
         said = [part.log_vars() for part in self.modules() if part is not self and hasattr(part, "log_vars")]
