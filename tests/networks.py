@@ -24,6 +24,9 @@ NARROW = dict(
         features=64,
     ),
     SHViT=dict(dims=(32, 48, 64), partial_dims=(None, 12, 16)),
+    Terminator=dict(
+        dims=(12, 24), layers=1, earlier=((), (0,)), dropout=0.05, img_size=64, any_size=True, patch_size=4, hidden=8
+    ),
 )
 
 

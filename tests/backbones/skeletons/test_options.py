@@ -74,6 +74,7 @@ OTHERS_OF = dict(
     S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
     SpaRTAN=dict(mlp_ratio=6),
+    Terminator=dict(dims=(24, 24), earlier=((), ()), kernel_sizes=(5, 9, 5, 7)),
     TiC=dict(
         border="mask",
         dilations=((2,), (1,), (1,), (1,)),
@@ -98,6 +99,8 @@ BESIDE = {
     ("MobileNetV2", "plugin_place"): dict(plugins="SE"),
     ("ResNet", "plugin_place"): dict(plugins="SE"),
 }
+# Options that change what a network takes, or the loss: their tests are those of the system.
+ELSEWHERE = dict(Terminator={"any_size", "sequence", "slow_loss", "weight_norm"})
 
 
 def value_of(system, name):
@@ -132,7 +135,8 @@ def traces(system, **options):
 @torch.no_grad()
 def test_every_option_counts(system):
     """In one of the two forms."""
-    names = [name for name in backbones.systems()[system].options() if name not in COMMON]
+    elsewhere = COMMON | ELSEWHERE.get(system, set())
+    names = [name for name in backbones.systems()[system].options() if name not in elsewhere]
     for form in (dict(), dict(num_classes=5)):
         plain = traces(system, **form)
         for name in tuple(names):
