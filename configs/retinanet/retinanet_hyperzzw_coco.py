@@ -1,0 +1,10 @@
+# HyperZZW in RetinaNet on COCO. Patches of 16 pixels and resized kernels are ours. The last map makes the
+# pyramid. Nothing was published for it.
+_base_ = ["../_base_/retinanet.py", "../_base_/coco_boxes_1x.py"]
+
+name = "{{$BACKBONE:hyperzzw_cifar100}}"
+work_dir = f"work_dirs/retinanet_{name}_coco"
+model = dict(
+    backbone=dict(out_indices=(4,), img_size=800, patch_size=16, any_size=True, norm_eval=False),
+    neck=dict(_delete_=True, type="attlas.UpsampledFPN", in_channels="auto", out_channels=256, num_outs=5, upsample=1),
+)
