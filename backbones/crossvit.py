@@ -485,10 +485,6 @@ class CrossViT(Backbone):
             absent += [rf"^blocks\.{k}\.(projs|fusion|revert_projs)\.{b}\." for k in range(fuses, len(self.depths))]
         return [*super().checkpoint_optional, *absent]
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.outputs)
-
     def frozen_parts(self) -> list[nn.Module]:
         whole, half = divmod(max(0, self.frozen_stages), 2)
         blocks: Any = self.blocks

@@ -633,15 +633,6 @@ class Terminator(Backbone):
             maps.append(x)
             yield x
 
-    @property
-    def checkpoint_optional(self) -> Sequence[str]:
-        left_out = range(len(self.blocks), len(self.dims))
-        return [*super().checkpoint_optional, *(rf"^blocks\.{i}\." for i in left_out)]
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.blocks)
-
     def map_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         return [(1, height * width)] * len(self.out_indices) if self.sequence else super().map_sizes(height, width)
 

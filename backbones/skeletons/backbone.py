@@ -147,7 +147,8 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         """Expressions for names that a file of the whole network holds and this form of it does without."""
         if self.head is None:  # the norms of a file are those of all levels, whatever it was trained with
             others = [i for i in range(len(self.channels)) if str(i) not in self.norms] if self.norms else []
-            return [r"^head\.", *(rf"^norms\.{i}\." for i in others)]
+            unread = [rf"^{self.level_modules}\.{i}\." for i in range(self.num_levels, len(self.channels))]
+            return [r"^head\.", *(rf"^norms\.{i}\." for i in others), *unread]
         final = [] if self.num_classes else self.classifier_names()
         left_out = [r"^head\.auxiliary\."] if getattr(self.head, "auxiliary", None) is None else []
         return [*(rf"^{name}\." for name in final), *left_out]
@@ -179,9 +180,9 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         """
 
     @property
-    @abstractmethod
     def num_levels(self) -> int:
         """How many maps `levels` gives."""
+        return len(self.get_submodule(self.level_modules))
 
     @abstractmethod
     def frozen_parts(self) -> list[nn.Module]:

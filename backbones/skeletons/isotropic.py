@@ -277,11 +277,10 @@ class Isotropic(Backbone):
 
     @property
     def checkpoint_optional(self) -> Sequence[str]:
-        left_out = [rf"^blocks\.{i}\." for i in range(len(self.blocks), self.depth)]
         tokens = [r"^cls_token\."] if self.cls_token is None else []
         tokens += [r"^register_tokens\."] if self.registers and self.register_tokens is None else []
         projection = [r"^projection\."] if self.projection is None else []
-        return [*super().checkpoint_optional, *left_out, *tokens, *projection]
+        return [*super().checkpoint_optional, *tokens, *projection]
 
     def looks_like(self, state: Mapping[str, Tensor]) -> str:
         found = [tensor.shape[-2] for name, tensor in state.items() if REGISTERS.search(name) and tensor.ndim > 1]
@@ -290,10 +289,6 @@ class Isotropic(Backbone):
             return said
         of_file = f"{count} register tokens" if count else "no register tokens"
         return f"The file has {of_file}, the network registers={self.registers}. {said}".strip()
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.blocks)
 
     def frozen_parts(self) -> list[nn.Module]:
         joined = self.joins == 0 or self.joins < self.frozen_stages

@@ -173,15 +173,6 @@ class Pyramid(Backbone):
     def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
         return x if level in self.norms_on_path else super().normed(level, x, notes)
 
-    @property
-    def checkpoint_optional(self) -> Sequence[str]:
-        left_out = range(len(self.stages), len(self.dims))
-        return [*super().checkpoint_optional, *(rf"^stages\.{i}\." for i in left_out)]
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.stages)
-
     def frozen_parts(self) -> list[nn.Module]:
         return [self.stem, *self.stages[: self.frozen_stages]]
 
