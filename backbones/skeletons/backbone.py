@@ -378,7 +378,7 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         return {
             f"{prefix}.{name}".lstrip(".")
             for prefix, module in self.named_modules()
-            if module is not self
+            if not isinstance(module, Backbone)  # itself, or a network inside it, whose modules follow
             for name in getattr(module, "no_weight_decay", ())
         }
 
@@ -405,7 +405,8 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
 
     def log_vars(self) -> dict[str, Tensor]:
         """What training logs beside the losses: the means of what the parts of the network say in `log_vars()`."""
-        said = [part.log_vars() for part in self.modules() if part is not self and hasattr(part, "log_vars")]
+        parts = [part for part in self.modules() if not isinstance(part, Backbone)]
+        said = [part.log_vars() for part in parts if hasattr(part, "log_vars")]
         names = dict.fromkeys(name for of_part in said for name in of_part)
         return {name: torch.stack([of_part[name] for of_part in said if name in of_part]).mean() for name in names}
 
