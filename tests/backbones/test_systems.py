@@ -69,7 +69,8 @@ def test_every_parameter_learns(system):
     for options in (dict(num_classes=5), dict()):
         network = build(system, **options).train()
         sum((y * torch.randn_like(y)).sum() for y in tensors(network(x))).backward()
-        silent = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+        learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        silent = [name for name, p in learning if p.grad is None or not torch.isfinite(p.grad).all()]
         assert silent == []
 
 
@@ -540,12 +541,13 @@ def test_costs(system):
     """Counted without memory, as tools/atlas.py does: the parts make up the whole."""
     with torch.device("meta"):
         network = backbones.systems()[system](**options_of(system), num_classes=5).eval()
+        learning = [p.requires_grad for p in network.parameters()]
         *parts, whole = analyze(network, torch.empty(2, 3, 64, 64), repeats=0)
     assert whole.shape == (2, 5)
     assert whole.params == sum(p.numel() for p in network.parameters())
     assert sum(part.macs for part in parts) == pytest.approx(whole.macs)
     assert sum(part.macs > 0 for part in parts) > network.num_levels
-    assert all(p.requires_grad for p in network.parameters())
+    assert [p.requires_grad for p in network.parameters()] == learning
 
 
 def test_costs_of_an_expanded_parameter():
