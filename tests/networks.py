@@ -15,6 +15,9 @@ NARROW = dict(
     AFFNet=dict(dims=(16, 16, 24, 40)),
     CrossViT=dict(depths=((1, 2), (1, 1)), img_size=(60, 48)),
     DHVT=dict(patch_size=8),  # of 2 the exports' images have 14,336
+    DuoFormer=dict(
+        pyramid=dict(type="ResNet", dims=(16, 16, 24, 32), depths=(1, 1, 1, 1), bottleneck=False), heads=6, img_size=64
+    ),
     OverLoCK=dict(
         dims=(16, 24, 32, 64),
         depths=(1, 1, 1, 1),
