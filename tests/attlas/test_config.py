@@ -75,7 +75,7 @@ def test_builds(path, shapes, images):
         model = MODELS.build(config.model)
     wrapper = build_optim_wrapper(model, config.optim_wrapper)
     optimized = {id(parameter) for group in wrapper.param_groups for parameter in group["params"]}
-    assert optimized >= {id(parameter) for parameter in model.parameters()}
+    assert optimized >= {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     HOOKS.build(config.default_hooks.checkpoint)
     for evaluator in config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]:
         METRICS.build(evaluator)
