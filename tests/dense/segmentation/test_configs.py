@@ -111,6 +111,8 @@ def small(path):
     overrides = dict(SMALL.get(path.parent.name, {}))
     if "transnext" in path.stem:
         overrides["model.backbone.img_size"] = 96  # 512 is a large table of biases
+    if "duoformer" in path.stem:
+        overrides |= {"model.backbone.depth": 1, "model.backbone.dim": 96}  # of 113 million parameters
     return built(path, 3, **overrides)
 
 

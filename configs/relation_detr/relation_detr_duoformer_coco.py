@@ -1,0 +1,10 @@
+# DuoFormer in Relation-DETR on COCO, with the maps behind scale attention. Nothing was published for it, nor any
+# weights: it begins without. PRETRAINED=FILE takes yours; weights of the pyramid alone:
+#   --cfg-options model.backbone.pyramid.type=NamedBackbone model.backbone.pyramid.name=resnet50
+#     model.backbone.pyramid.pretrained=resnet50.pth
+_base_ = ["../_base_/relation_detr_backbone.py", "../_base_/coco_detr_1x.py"]
+
+name = "{{$BACKBONE:duoformer_resnet50_3}}"
+pretrained = {"None": None}.get("{{$PRETRAINED:None}}", "{{$PRETRAINED:None}}")
+work_dir = f"work_dirs/relation_detr_{name}_coco"
+model = dict(backbone=dict(pretrained=pretrained, norm_eval=False))
