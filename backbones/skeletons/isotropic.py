@@ -121,7 +121,7 @@ class Isotropic(Backbone):
 
     checkpoint_parts: Sequence[str] = ("visual.",)  # of a CLIP's file, whose other tower reads text
     level_modules = "blocks"
-    dense_names = (r"^rescale\.",)
+    dense_names: Sequence[str] = (r"^rescale\.",)
     eps = 1e-6  # of the norms
 
     def __init__(
@@ -230,6 +230,23 @@ class Isotropic(Backbone):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
+    def embed(self, image: Tensor) -> Tensor:
+        """The map of patches that the first block reads."""
+        x = self.stem(image)
+        if self.position is not None:
+            x = self.position(x)
+        return x if self.pre_norm is None else self.pre_norm(x)
+
+    def joining(self, batch: int) -> Tensor | None:
+        """The learned tokens (B, T, C) that join the map, the class token first; None where there are none."""
+        learned = [part(batch) for part in (self.cls_token, self.register_tokens) if part is not None]
+        if not learned:
+            return None
+        if isinstance(self.position, ClassPositionTable) and self.cls_token is not None:
+            learned[0] = learned[0] + self.position.row
+        tokens = torch.cat(learned, dim=1)
+        return tokens if self.pre_norm is None else self.pre_norm(tokens)
+
     def prune(self, index: int, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
         """What a network that drops pixels does behind block `index`: it notes "pruned", a `Pruned`, and returns the
         pixels that are left, (B, C, 1, K). The maps of its levels are on the grid all the same."""
@@ -237,20 +254,11 @@ class Isotropic(Backbone):
 
     def levels(self, image: Tensor, notes: Notes) -> Iterator[Tensor]:
         """As of `Backbone`; notes "tokens", (B, T, C) or None, and "rest", the map that the head reads."""
-        x, tokens = self.stem(image), None
+        x, tokens = self.embed(image), None
         del image  # `check` may have copied it
-        if self.position is not None:
-            x = self.position(x)
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
         for i, block in enumerate(self.blocks):
             if i == self.joins:
-                learned = [part(x.shape[0]) for part in (self.cls_token, self.register_tokens) if part is not None]
-                if isinstance(self.position, ClassPositionTable) and self.cls_token is not None:
-                    learned[0] = learned[0] + self.position.row
-                tokens = torch.cat(learned, dim=1) if learned else None
-                if tokens is not None and self.pre_norm is not None:
-                    tokens = self.pre_norm(tokens)
+                tokens = self.joining(x.shape[0])
             if tokens is None:
                 x = self.blocks.run(block, x)
             else:
