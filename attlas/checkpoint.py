@@ -470,24 +470,25 @@ def _renamer(model: nn.Module, rules: Rules | None = None) -> Callable[[str], st
     if rules is None:
         rules = getattr(model, "checkpoint_rules", None)
     if rules is not None:
-        return partial(_rename, rules=rules)
+        return partial(rename, rules=rules)
     parts = [(f"{name}.", part.checkpoint_rules) for name, part in model.named_modules() if _has_rules(part)]
 
-    def rename(name: str) -> str | None:
+    def by_part(name: str) -> str | None:
         for prefix, of_part in parts:  # a whole before its parts
             if name.startswith(prefix):
-                new = _rename(name.removeprefix(prefix), of_part)
+                new = rename(name.removeprefix(prefix), of_part)
                 return None if new is None else prefix + new
         return name
 
-    return rename
+    return by_part
 
 
 def _has_rules(module: nn.Module) -> bool:
     return getattr(module, "checkpoint_rules", None) is not None
 
 
-def _rename(name: str, rules: Rules) -> str | None:
+def rename(name: str, rules: Rules) -> str | None:
+    """A name of a file by renaming rules, one after the other; None if one of them leaves it out."""
     if any(replacement is None and re.search(pattern, name) for pattern, replacement in rules):
         return None
     for pattern, replacement in rules:

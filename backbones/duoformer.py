@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import checkpoint
 from ..registry import MIXERS, MODELS
 from .layers import (
     Attention,
@@ -570,10 +571,7 @@ def rules_of_pyramid(pyramid: Backbone) -> Rules:
     """Rules for the pyramid in a file of the authors: its own, below its name."""
 
     def renamed(match: re.Match) -> str:
-        name = match[1]
-        for pattern, replacement in pyramid.checkpoint_rules:
-            name = name if replacement is None else re.sub(pattern, replacement, name)
-        return f"pyramid.{name}"
+        return f"pyramid.{checkpoint.rename(match[1], pyramid.checkpoint_rules)}"
 
     listed = (r"^resnet_projector\.(\d)\.", lambda match: f"resnet_projector.{CHILDREN.get(match[1], match[1])}.")
     return [listed, (r"^resnet_projector\.(.+)$", renamed)]
