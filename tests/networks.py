@@ -18,6 +18,7 @@ NARROW = dict(
     DuoFormer=dict(
         pyramid=dict(type="ResNet", dims=(16, 16, 24, 32), depths=(1, 1, 1, 1), bottleneck=False), heads=6, img_size=64
     ),
+    IARED2=dict(groups=(1, 1), img_size=64, patch_size=8),
     OverLoCK=dict(
         dims=(16, 24, 32, 64),
         depths=(1, 1, 1, 1),
