@@ -268,6 +268,10 @@ class Interpretation(NamedTuple):
         """The scores of a group as a map (B, H, W), those below `least` (as the tool has it) raised to it."""
         return on_grid(self.scores[group], self.size).clamp(least, 1)
 
+    def kept_maps(self) -> list[Tensor]:
+        """Which patches stay, a bool map (B, H, W) for each group."""
+        return [on_grid(kept, self.size) for kept in self.kept]
+
 
 class Trial(NamedTuple):
     """Tokens that were drawn in training: what `feedback` needs to reward them."""
@@ -308,6 +312,7 @@ class IARED2(Isotropic):
     """
 
     level_modules = "outputs"
+    dense_names = (*Isotropic.dense_names, r"^interpreters\.")  # the weights of a plain network have none
     unused = ("plugins",)
     map_kind = "group"
 

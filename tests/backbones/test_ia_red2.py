@@ -189,11 +189,12 @@ def test_both_spellings_of_the_blocks():
 
 
 def test_weights_of_a_plain_network():
-    """A DeiT loads, and its interpreters are reported as new."""
-    network = small()
-    state = {name: value for name, value in network.state_dict().items() if not name.startswith("interpreters.")}
-    account = backbones.load(IARED2(**SMALL, num_classes=5), state)
+    """Those of a DeiT begin a training; the interpreters are new, and reported."""
+    state = backbones.create("deit_tiny", num_classes=5).state_dict()
+    network = backbones.create("ia_red2_deit_tiny", num_classes=5)
+    account = backbones.load(network, state)
     assert account.missing == [f"interpreters.{g}.qk.{kind}" for g in range(3) for kind in ("weight", "bias")]
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in state.items())
 
 
 def test_heat_map():
