@@ -14,6 +14,7 @@
     python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
+    python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
 
@@ -130,16 +131,23 @@ def arguments() -> argparse.ArgumentParser:
     sub = detector("keypoints", "the key points of BVR, and the attention of one detection to them")
     image(sub)
     sub.add_argument("--detection", type=int, help="0 is the one with the highest score (0)")
-    sub = command("attention", "where the mixers of an image network look from a place", None, None, False)
-    sub.add_argument(
-        "network",
-        help="a checkpoint of a training, a config with a backbone, or a variant (attlas.backbones.list() names all)",
-    )
-    sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours (random weights)")
-    sub.add_argument("--image", type=Path, required=True)
-    sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
+
+    def backbone(name: str, help: str) -> argparse.ArgumentParser:
+        sub = command(name, help, None, None, False)
+        sub.add_argument(
+            "network",
+            help="a checkpoint of a training, a config with a backbone, or a variant (attlas.backbones.list() names "
+            "all)",
+        )
+        sub.add_argument("--weights", type=Path, help="a checkpoint of the authors or of ours (random weights)")
+        sub.add_argument("--image", type=Path, required=True)
+        sub.add_argument("--size", type=int, default=224, help="of the short side of the image (224)")
+        return sub
+
+    sub = backbone("attention", "where the mixers of an image network look from a place")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
     sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
+    backbone("interpreter", "which patches an IA-RED2 scores high, and which it keeps")
     sub = detector("restored", "what restorers make of a part of a picture, beside the truth")
     sub.add_argument("--item", type=int, default=0, help="number of a picture of the test data (0)")
     sub.add_argument(
@@ -194,20 +202,44 @@ def check_names(first: str, args: argparse.Namespace) -> None:
             raise ValueError(f"--name and --against name {names.count(name)} networks {name!r}; name each otherwise")
 
 
-def draw_attention(args: argparse.Namespace):
-    from attlas.backbones.inspection.attention_maps import draw, look, read_image
+def backbone_of(args: argparse.Namespace):
+    """The network, and what a picture says of it and its weights."""
     from attlas.backbones.zoo import find
     from attlas.config import load_config
 
-    pixels, image = read_image(args.image, args.size)
     network, weights = find(args.network, args.weights), args.weights
     if weights is None and args.network.endswith(".py"):
         weights = load_config(args.network).model.backbone.get("pretrained")
     elif weights is None and Path(args.network).suffix:
         weights = args.network
     source = "random weights" if weights is None else f"weights of {Path(weights).name}"
-    title = source if weights == args.network else f"{Path(args.network).name}, {source}"
+    return network, source if weights == args.network else f"{Path(args.network).name}, {source}"
+
+
+def draw_attention(args: argparse.Namespace):
+    from attlas.backbones.inspection.attention_maps import draw, look, read_image
+
+    pixels, image = read_image(args.image, args.size)
+    network, title = backbone_of(args)
     return draw(pixels, look(network, image, tuple(args.place), args.mixers), title)
+
+
+def draw_interpreter(args: argparse.Namespace):
+    import torch
+
+    from attlas.backbones.ia_red2 import IARED2
+    from attlas.backbones.inspection.attention_maps import read_image
+    from attlas.backbones.inspection.interpreter import draw_scores
+
+    pixels, image = read_image(args.image, args.size)
+    network, title = backbone_of(args)
+    if not isinstance(network, IARED2):
+        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be an IARED2")
+    with torch.no_grad():
+        found = network.interpret(image)
+    scores = [found.heat_map(g)[0].numpy() for g in range(len(found.scores))]
+    kept = [stays[0].numpy() for stays in found.kept_maps()]
+    return draw_scores(pixels, scores, kept, network.patch_size, f"{title}: cost {100 * found.cost[0]:.0f} %")
 
 
 def draw_confusion(args: argparse.Namespace):
@@ -414,6 +446,7 @@ def run(args: argparse.Namespace) -> None:
         "attribution": draw_attribution,
         "confusion": draw_confusion,
         "detections": draw_detections,
+        "interpreter": draw_interpreter,
         "keypoints": draw_keypoints,
         "maps": draw_maps,
         "relation": draw_relation,

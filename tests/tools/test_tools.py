@@ -388,6 +388,23 @@ def test_visualize_attention(run, refusal, config, picture, tmp_path):
     assert "is not a readable image" in refusal("visualize", "attention", config, "--image", text, "--out", "x.png")
 
 
+def test_visualize_interpreter(run, refusal, config, picture, tmp_path):
+    """Of an image that is no whole number of patches; another threshold leaves other patches."""
+    options = dict(dim=16, groups=(1, 1), heads=2, interpreter_heads=2, patch_size=8, img_size=32, num_classes=3)
+    pictures = []
+    for threshold in (0.5, 0.0):
+        own = tmp_path / "own.py"
+        own.write_text(f"model = dict(backbone=dict(type='IARED2', threshold={threshold}, **{options}))")
+        drawn = ["visualize", "interpreter", own, "--image", picture, "--size", 45, "--out"]
+        torch.manual_seed(0)
+        assert str(tmp_path / "kept.png") in run(*drawn, tmp_path / "kept.png", "--overwrite")
+        pictures.append(cv2.imread(str(tmp_path / "kept.png")))
+    assert pictures[0].std() > 20
+    assert (pictures[0] != pictures[1]).any()
+    drawn[2] = config
+    assert "and must be an IARED2" in refusal(*drawn, tmp_path / "x.png")
+
+
 def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
     network = backbones.davit.DaViT(dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), heads=(2, 2, 2, 2))
     looks = viewer.look(network.eval(), torch.zeros(1, 3, 64, 64), (0.5, 0.5))
