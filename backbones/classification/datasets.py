@@ -1,5 +1,5 @@
-"""Images to learn classes from: pictures in folders (ImageNet, EuroSAT, yours) or in a list (DomainNet), CIFAR, MNIST
-and Fashion-MNIST.
+"""Images to learn classes from: pictures in folders (ImageNet, EuroSAT, yours) or in a list (DomainNet), CIFAR, MNIST,
+Fashion-MNIST and SVHN.
 
 Every data set serves dict(image, label int, index int) after its `transforms`; before them the image is uint8
 (H, W, 3), red, green, blue, and the transform `PackImage` makes it a float32 tensor (3, H, W). Draws are repeatable
@@ -352,3 +352,95 @@ class FashionMNIST(MNIST):
 
     def __init__(self, root="/usr/share/datasets/fashion-mnist", split: str = "train", transforms=(), seed: int = 0):
         super().__init__(root, split, transforms, seed)
+
+
+# --- SVHN ------------------------------------------------------------------------------------------------------------
+
+
+MAT_BYTES = 1 << 31  # most that an array of a file may declare; SVHN's largest has 1.6 GB
+MAT_COMPRESSED, MAT_MATRIX, MAT_UINT8, MAT_UINT8_CLASS = 15, 14, 2, 9
+
+
+def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Arrays of bytes of a MATLAB file of version 5, by name. Of a packed array no more is unpacked than declared.
+
+    Raises:
+        ValueError: the file is none, or broken, or lacks an array, or has another kind of array by that name.
+    """
+    content = path.read_bytes()
+    if len(content) < 128 or content[126:128] != b"IM":
+        raise ValueError(f"{path} is not a MATLAB file of version 5 (little-endian).")
+    found: dict[str, np.ndarray] = {}
+    place = 128
+    try:
+        while place < len(content):
+            kind, size = struct.unpack_from("<2I", content, place)
+            body = memoryview(content)[place + 8 : place + 8 + size]
+            place += 8 + size
+            if len(body) < size:
+                raise ValueError("an array is cut off")
+            if kind == MAT_COMPRESSED:
+                unpacker = zlib.decompressobj()
+                kind, size = struct.unpack("<2I", unpacker.decompress(body, 8))
+                if size > MAT_BYTES:
+                    raise ValueError(f"an array declares {size:,} bytes; {MAT_BYTES:,} are the most")
+                body = memoryview(unpacker.decompress(unpacker.unconsumed_tail, size)) if size else body[:0]
+            if kind == MAT_MATRIX:
+                name, array = _mat_array(body)
+                if name in names and array is not None:
+                    found[name] = array
+    except (struct.error, zlib.error, ValueError) as error:
+        raise ValueError(f"{path} is a broken MATLAB file: {printable(error)}") from error
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(
+            f"{path} has no array {missing[0]!r} of bytes; it has {printable(', '.join(found)) or 'none'}."
+        )
+    return found
+
+
+def _mat_array(body: memoryview) -> tuple[str, np.ndarray | None]:
+    """The name and the array of a matrix element; None for the array of another type than uint8."""
+    parts: list[tuple[int, memoryview]] = []
+    place = 0
+    while place < len(body) and len(parts) < 4:  # flags, lengths of the axes, name, values
+        kind, size = struct.unpack_from("<2I", body, place)
+        if kind >> 16:  # four bytes at most lie in the tag itself
+            kind, size, begin, place = kind & 0xFFFF, kind >> 16, place + 4, place + 8
+        else:
+            begin, place = place + 8, place + 8 + -(-size // 8) * 8
+        part = body[begin : begin + size]
+        if len(part) < size:
+            raise ValueError("an array is cut off")
+        parts.append((kind, part))
+    if len(parts) < 3:
+        raise ValueError("an array has no name")
+    flags, shape = struct.unpack_from("<I", parts[0][1])[0], struct.unpack(f"<{len(parts[1][1]) // 4}i", parts[1][1])
+    name = bytes(parts[2][1]).decode("latin-1")
+    if flags & 0xFF != MAT_UINT8_CLASS or len(parts) < 4 or parts[3][0] != MAT_UINT8:
+        return name, None
+    if min(shape, default=-1) < 0 or math.prod(shape) != len(parts[3][1]):
+        raise ValueError(f"an array of shape {shape} has {len(parts[3][1])} values")
+    return name, np.frombuffer(parts[3][1], np.uint8).reshape(shape, order="F")
+
+
+@DATASETS.register_module()
+class SVHN(ImageArrays):
+    """SVHN (Netzer et al., 2011): digits of house numbers, 73,257 + 26,032 images of 32 x 32 and 531,131 'extra' ones,
+    in the cropped format (`train_32x32.mat`, `test_32x32.mat`, `extra_32x32.mat`)."""
+
+    CLASSES = tuple("0123456789")
+
+    def __init__(self, root, split: str = "train", transforms=(), seed: int = 0):
+        one_of("SVHN.split", split, ("train", "test", "extra"))
+        path = existing_root("SVHN", root, "train_32x32.mat and test_32x32.mat.") / f"{split}_32x32.mat"
+        if not path.is_file():
+            raise FileNotFoundError(f"SVHN: {path} is missing. Get it: http://ufldl.stanford.edu/housenumbers")
+        arrays = read_mat(path, ("X", "y"))
+        images, labels = arrays["X"], arrays["y"].ravel()
+        if images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.shape[3] != len(labels):
+            raise ValueError(f"{path}: X {images.shape} and y {arrays['y'].shape} are not (32, 32, 3, N) and (N, 1).")
+        if len(labels) and not 1 <= labels.min() <= labels.max() <= 10:
+            raise ValueError(f"{path}: labels 1 to 10 were expected, not {labels.min()} to {labels.max()}.")
+        super().__init__(
+            split, self.CLASSES, images.transpose(3, 0, 1, 2), labels % 10, transforms, seed
+        )  # 10 is a zero

@@ -2,6 +2,7 @@ import gzip
 import pickle
 import random
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -479,3 +480,55 @@ def test_pipelines_of_the_base_configs(name):
     assert config.val_dataloader.dataset == config.test_dataloader.dataset
     assert config.val_evaluator == config.test_evaluator == dict(type="ImageAccuracy")
     assert config.train_dataloader.sampler == dict(type="EpochSampler", shuffle=True)
+
+
+# --- SVHN
+
+
+@pytest.fixture(params=[True, False], ids=["packed", "plain"])
+def svhn(request, tmp_path):
+    """Three images to test on, in SVHN's file as MATLAB writes it."""
+    io = pytest.importorskip("scipy.io")
+    images, labels = picture(32, 32, 3, 3), np.array([[10], [1], [9]], np.uint8)
+    path = tmp_path / "test_32x32.mat"
+    io.savemat(path, {"note": "of no use", "y": labels, "X": images, "z": 1.5}, do_compression=request.param)
+    return path, images, labels, request.param
+
+
+def test_svhn(svhn):
+    path, images, *_ = svhn
+    data = D.SVHN(path.parent, "test")
+    assert data.classes == tuple("0123456789")
+    for number, (item, label) in enumerate(zip(data, (0, 1, 9), strict=True)):
+        assert item["label"] == label
+        assert np.array_equal(item["image"], images[..., number])
+    with pytest.raises(FileNotFoundError, match=r"SVHN: .*train_32x32\.mat is missing\. Get it"):
+        D.SVHN(path.parent)
+    with pytest.raises(ValueError, match=r"SVHN\.split is 'val'"):
+        D.SVHN(path.parent, "val")
+
+
+def test_svhn_errors_name_the_file(svhn):
+    io = pytest.importorskip("scipy.io")
+    path, images, labels, packed = svhn
+    content = path.read_bytes()
+    broken = [(content[:100], "is not a MATLAB file"), (content[:-9], "broken MATLAB file: an array is cut off")]
+    bomb = struct.pack("<2I", 14, 1 << 31 | 8)
+    if packed:
+        bomb = zlib.compress(bomb)
+        broken.append(
+            (content[:128] + struct.pack("<2I", 15, len(bomb)) + bomb, "2,147,483,656 bytes; 2,147,483,648 are")
+        )
+    for changed, words in broken:
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=f"test_32x32.mat .*{words}"):
+            D.SVHN(path.parent, "test")
+    for arrays, words in (
+        (dict(X=images), "has no array 'y' of bytes; it has X"),
+        (dict(X=images, y=labels.astype(float)), "has no array 'y' of bytes"),
+        (dict(X=images[..., :2], y=labels), r"X \(32, 32, 3, 2\) and y \(3, 1\) are not"),
+        (dict(X=images, y=labels - 1), "labels 1 to 10 were expected, not 0 to 9"),
+    ):
+        io.savemat(path, arrays, do_compression=packed)
+        with pytest.raises(ValueError, match=f"test_32x32.mat.*{words}"):
+            D.SVHN(path.parent, "test")

@@ -1,4 +1,5 @@
-"""A thousand mutated files of IDX and CIFAR, and truncations, and as many lists of pictures, read in a child process.
+"""A thousand mutated files of IDX, CIFAR and SVHN, and truncations, and as many lists of pictures, read in a child
+process.
 
 Whatever the bytes, the process lives, in the memory it is given; an error is a ValueError that names the file; and
 there are no more or fewer images than the files declare. No path of a list leaves its root.
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from fuzzing import fuzz, mutated, tally
 
-from attlas.backbones.classification.datasets import CIFAR10, MNIST, ImageList
+from attlas.backbones.classification.datasets import CIFAR10, MNIST, SVHN, ImageList
 
 COUNT = 1000
 TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
@@ -23,7 +24,25 @@ FOLDER = Path(TEMPORARY.name)
 IMAGES = struct.pack(">4I", 2051, 5, 4, 3) + bytes(range(60))
 LABELS = struct.pack(">2I", 2049, 5) + bytes(range(5))
 RECORDS = b"".join(bytes([label]) + bytes([label]) * 3072 for label in range(3))
+
+
+def matrix(name: bytes, array: np.ndarray) -> bytes:
+    """An array of bytes as an element of a MATLAB file."""
+    parts = (
+        (6, struct.pack("<2I", 9, 0)),
+        (5, struct.pack(f"<{array.ndim}i", *array.shape)),
+        (1, name),
+        (2, array.tobytes("F")),
+    )
+    body = b"".join(struct.pack("<2I", kind, len(part)) + part + bytes(-len(part) % 8) for kind, part in parts)
+    return struct.pack("<2I", 14, len(body)) + body
+
+
+DIGITS = matrix(b"X", np.arange(3072, dtype=np.uint16).astype(np.uint8).repeat(2).reshape(32, 32, 3, 2))
+DIGITS += matrix(b"y", np.array([[1], [10]], np.uint8))
+HEADER = bytes(124) + b"\0\1IM"
 FILES = {
+    "test_32x32.mat": HEADER + DIGITS,
     "t10k-images-idx3-ubyte": IMAGES,
     "t10k-labels-idx1-ubyte": LABELS,
     "t10k-images-idx3-ubyte.gz": gzip.compress(IMAGES, mtime=0),
@@ -42,7 +61,8 @@ def try_one(given) -> list:
         if other.partition("-")[0] == name.partition("-")[0] and other.split("-")[:2] != name.split("-")[:2]:
             (folder / other).write_bytes(FILES[other])
     (folder / name).write_bytes(content)
-    data = (CIFAR10 if name.endswith("bin") else MNIST)(folder, "test")
+    dataset = {"bin": CIFAR10, "mat": SVHN}.get(name.rpartition(".")[2], MNIST)
+    data = dataset(folder, "test")
     images = np.stack([data.load(item) for item in range(len(data))])
     return [len(data), int(images.sum()), data.labels.tolist()]
 
@@ -62,10 +82,11 @@ def test_mutated_files(name, count):
             assert str(first.input[0]) in message or "images and" in message, first
         else:
             size, _, labels = first.value
-            assert size == len(labels) == (len(labels) if first.input[0] == "test_batch.bin" else 5), first
+            declared = {"test_batch.bin": len(labels), "test_32x32.mat": 2}.get(first.input[0], 5)
+            assert size == len(labels) == declared, first
             assert set(labels) <= set(range(10)), first
             assert first.input[1] == "seed", first
-    count("mutated IDX and CIFAR files", f"{name} " + tally(outcomes[: len(inputs)]))
+    count("mutated IDX, CIFAR and SVHN files", f"{name} " + tally(outcomes[: len(inputs)]))
 
 
 LISTED = (
