@@ -16,7 +16,10 @@ NARROW = dict(
     CrossViT=dict(depths=((1, 2), (1, 1)), img_size=(60, 48)),
     DHVT=dict(patch_size=8),  # of 2 the exports' images have 14,336
     DuoFormer=dict(
-        pyramid=dict(type="ResNet", dims=(16, 16, 24, 32), depths=(1, 1, 1, 1), bottleneck=False), heads=6, img_size=64
+        dim=48,
+        heads=6,
+        pyramid=dict(type="ResNet", dims=(16, 16, 24, 32), depths=(1, 1, 1, 1), bottleneck=False),
+        img_size=64,
     ),
     IARED2=dict(groups=(1, 1), img_size=64, patch_size=8),
     OverLoCK=dict(

@@ -45,7 +45,9 @@ OTHERS_OF = dict(
     DHVT=dict(scales=(1, 0.5)),
     DaViT=dict(heads=(1, 2, 4, 8)),
     DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
-    DuoFormer=dict(img_size=128, pyramid="shvit_s1", scale_token="channel", scales=2),
+    DuoFormer=dict(
+        img_size=128, pyramid=dict(type="ResNet", dims=(32, 32, 32), depths=(1, 1, 1)), scale_token="channel", scales=2
+    ),
     FFNet=dict(head_norm="layer", mixers="FFNifiedAttention", mlp_kernel_sizes=5),
     FFNetSeg=dict(features=(16, 24), mixers="FFNifiedAttention", mlp_kernel_sizes=5),
     HaloNet=dict(
