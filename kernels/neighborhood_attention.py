@@ -39,6 +39,7 @@ from torch import Tensor
 
 from .checks import check_choice, check_flags, check_floats, check_number, check_one_dtype, check_tensors, sum_dtype
 from .dispatch import compiled, decompose, each, pick, tl, triton, without_autocast
+from .rows import add_rows, add_to_rows, products
 from .tiles import item_rows, load_rows, store_rows
 
 BORDERS = ("move", "cut")
@@ -336,8 +337,7 @@ def neighborhood_attention_backward_reference(
     return dq.to(q.dtype).view(q.shape), dk.to(k.dtype).view(k.shape), dv.to(v.dtype).view(v.shape), dbias
 
 
-# The CPU's path: loops over the queries of one head, with contiguous copies of keys and values. Sums over keys take
-# four keys at a time, so that q, or the sum, is read once for them.
+# The CPU's path: loops over the queries of one head, with contiguous copies of keys and values.
 
 
 @compiled
@@ -373,50 +373,6 @@ def _relative(n, windows, lengths, kernel, places):
     _walk(start, (row_x[1], row_y[1], row_z[1]), steps, places)
 
 
-@compiled(fastmath={"reassoc", "nsz", "contract"})  # for vector instructions in sums over channels
-def _products(x, rows, keys, count, products):
-    """products[i] = x · rows[keys[i]]."""
-    whole, zero = count // 4 * 4, x.dtype.type(0)
-    for i in range(0, whole, 4):
-        row_0, row_1, row_2, row_3 = rows[keys[i]], rows[keys[i + 1]], rows[keys[i + 2]], rows[keys[i + 3]]
-        product_0 = product_1 = product_2 = product_3 = zero
-        for d in range(x.shape[0]):
-            product_0 += x[d] * row_0[d]
-            product_1 += x[d] * row_1[d]
-            product_2 += x[d] * row_2[d]
-            product_3 += x[d] * row_3[d]
-        products[i], products[i + 1], products[i + 2], products[i + 3] = product_0, product_1, product_2, product_3
-    for i in range(whole, count):
-        row, product = rows[keys[i]], zero
-        for d in range(x.shape[0]):
-            product += x[d] * row[d]
-        products[i] = product
-
-
-@compiled(fastmath={"contract"})
-def _add_rows(weights, rows, keys, count, total):
-    """total += Σ_i weights[i] rows[keys[i]]."""
-    whole = count // 4 * 4
-    for i in range(0, whole, 4):
-        row_0, row_1, row_2, row_3 = rows[keys[i]], rows[keys[i + 1]], rows[keys[i + 2]], rows[keys[i + 3]]
-        weight_0, weight_1, weight_2, weight_3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        for d in range(total.shape[0]):
-            total[d] += weight_0 * row_0[d] + weight_1 * row_1[d] + weight_2 * row_2[d] + weight_3 * row_3[d]
-    for i in range(whole, count):
-        row, weight = rows[keys[i]], weights[i]
-        for d in range(total.shape[0]):
-            total[d] += weight * row[d]
-
-
-@compiled(fastmath={"contract"})
-def _add_to_rows(weights, x, keys, count, rows):
-    """rows[keys[i]] += weights[i] x."""
-    for i in range(count):
-        row, weight = rows[keys[i]], weights[i]
-        for d in range(x.shape[0]):
-            row[d] += weight * x[d]
-
-
 @compiled(fastmath={"contract", "reassoc"})
 def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, lse_N):
     """Attention of one head; q is already scaled, the bias is flat, and empty if there is none."""
@@ -424,7 +380,7 @@ def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, 
     keys, places, weights = np.empty(size, np.uintp), np.empty(size, np.uintp), np.empty(size, q_ND.dtype)
     for n in range(q_ND.shape[0]):
         count = _window(n, windows, lengths, dilation, keys)
-        _products(q_ND[n], k_ND, keys, count, weights)
+        products(q_ND[n], k_ND, keys, count, weights)
         if bias.size:
             _relative(n, windows, lengths, kernel, places)
             for i in range(count):
@@ -438,7 +394,7 @@ def _attend(q_ND, k_ND, v_NV, bias, windows, lengths, kernel, dilation, out_NV, 
             total += weights[i]
         out = out_NV[n]
         out[:] = 0
-        _add_rows(weights, v_NV, keys, count, out)
+        add_rows(weights, v_NV, keys, count, out)
         for d in range(out.shape[0]):
             out[d] /= total
         lse_N[n] = top if math.isinf(top) else top + math.log(total)
@@ -454,8 +410,8 @@ def _differentiate(
     weights, through = np.empty(size, q_ND.dtype), np.empty(size, q_ND.dtype)
     for n in range(q_ND.shape[0]):
         count = _window(n, windows, lengths, dilation, keys)
-        _products(q_ND[n], k_ND, keys, count, weights)
-        _products(g_NV[n], v_NV, keys, count, through)
+        products(q_ND[n], k_ND, keys, count, weights)
+        products(g_NV[n], v_NV, keys, count, through)
         if bias.size:
             _relative(n, windows, lengths, kernel, places)
             for i in range(count):
@@ -463,9 +419,9 @@ def _differentiate(
         for i in range(count):
             weights[i] = math.exp(weights[i] - lse_N[n])
             through[i] = weights[i] * (through[i] - delta_N[n])
-        _add_rows(through, k_ND, keys, count, dq_ND[n])
-        _add_to_rows(through, q_ND[n], keys, count, dk_ND)
-        _add_to_rows(weights, g_NV[n], keys, count, dv_NV)
+        add_rows(through, k_ND, keys, count, dq_ND[n])
+        add_to_rows(through, q_ND[n], keys, count, dk_ND)
+        add_to_rows(weights, g_NV[n], keys, count, dv_NV)
         if bias.size:
             for i in range(count):
                 dbias[places[i]] += through[i]
