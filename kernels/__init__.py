@@ -51,6 +51,7 @@ from .roi_align import roi_align
 from .roi_pool import roi_pool
 from .routed_attention import routed_attention
 from .small_kernel_aggregate import small_kernel_aggregate
+from .sparse_attention import sparse_attention
 from .surface_attention import surface_attention
 from .surface_properties import surface_properties
 from .three_interpolate import three_interpolate, three_nn
@@ -98,6 +99,7 @@ __all__ = [
     "small_kernel_aggregate",
     "soft_nms",
     "softmax_focal_loss",
+    "sparse_attention",
     "surface_attention",
     "surface_properties",
     "three_interpolate",

@@ -522,6 +522,18 @@ def _routed_attention(draw: Draw) -> dict:
     )
 
 
+def _sparse_attention(draw: Draw) -> dict:
+    batch, heads, keys, queries, dtype = draw.batch(), draw.choice((1, 2)), draw.size(9, 1), draw.size(7), draw.dtype()
+    depth, topk = draw.size(9, 1), draw.randint(1, min(keys, 6))
+    return dict(
+        q=draw.tensor(batch, heads, queries + draw.choice((0, 0, 1, 2)), depth, dtype=dtype),
+        k=draw.tensor(batch, heads, keys, depth, dtype=dtype),
+        v=draw.tensor(batch, heads, keys, draw.size(9, 1), dtype=dtype),
+        index=draw.index(batch, heads, queries, topk, below=keys).to(draw.choice((torch.int64, torch.int32))),
+        scale=draw.scale(),
+    )
+
+
 def boxes(draw: Draw, count: int, dtype: torch.dtype, rotated: bool = False) -> Tensor:
     """Boxes (count, 4), or (count, 5) in any orientation; some equal, some without an area."""
     corner = torch.randn(count, 2, generator=draw.generator, dtype=torch.float64) * draw.choice((0, 1, 1, 3))

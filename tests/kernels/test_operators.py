@@ -83,6 +83,7 @@ BLOCKS = {
     "residual_norm": {"residual_norm.ROWS": 2},
     "routed_attention": {"routed_attention.BLOCK": 64},
     "small_kernel_aggregate": {"small_kernel_aggregate.ROWS": 2},
+    "sparse_attention": {"sparse_attention.BLOCK": 5},
     "surface_attention": {
         "surface_attention.WHOLE": 0,
         "surface_attention.BLOCK": 16,
@@ -202,8 +203,8 @@ VALUES = [
     "halo_attention", "lightning_attention", "lightning_attention_both_ways", "lightning_attention_step",
     "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
     "position_relation", "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
-    "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "surface_attention", "three_interpolate",
-    "window_attention",
+    "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "sparse_attention", "surface_attention",
+    "three_interpolate", "window_attention",
 ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ SMALL_IMAGES = {
     "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
     "window_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 0, "shift": 1},
     "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},
+    "sparse_attention": {"B": 2, "side": 4, "heads": 2, "D": 4, "topk": 5},
     "carafe": {"B": 2, "side": 5, "C": 8, "kernel": 3, "scale": 2},
     "psa_mask": {"B": 2, "side": 5},
     "deformable_convolution": {"B": 2, "side": 5, "C": 8, "kernel": 3},
@@ -217,7 +218,7 @@ def test_small_cases_of_images_agree_with_reference_and_naive(name, mode):
     run = benchmark_cases.Run(CPU, 1, {})
     results, left_out = measure.measure(case, run, measure.Forecast(), quick=True)
     assert not left_out
-    dense = {"masked sdpa"} if name == "neighborhood_attention" else set()
+    dense = {"masked sdpa"} if name in ("neighborhood_attention", "sparse_attention") else set()
     if not benchmark_images.IMAGE_OPERATORS[name].referred:  # of PyTorch's operators
         assert results.keys() == {"attlas", "naive"}
     else:

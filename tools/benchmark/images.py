@@ -36,6 +36,7 @@ from attlas.kernels import (
     roi_pool,
     routed_attention,
     small_kernel_aggregate,
+    sparse_attention,
     window_attention,
 )
 from attlas.kernels.lightning_attention import alibi_slopes
@@ -149,6 +150,28 @@ def routed_attention_functions(device: torch.device, B: int, regions: int, topk:
     return {
         OURS: lambda q, k, v: routed_attention(q, k, v, index, (regions, regions)),
         "naive": lambda q, k, v: naive.routed_attention(q, k, v, index, regions),
+    }
+
+
+def sparse_attention_functions(device: torch.device, B: int, side: int, heads: int, topk: int, **_) -> Functions:
+    affinity = torch.rand(B, heads, side**2, side**2, generator=torch.Generator().manual_seed(0))
+    index = affinity.topk(topk).indices.to(device)
+
+    def of_rows(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def of_maps(q, k, v):
+            rows = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+            return function(*rows).transpose(1, 2).unflatten(1, (side, side))
+
+        return of_maps
+
+    def masked(q, k, v):
+        mask = torch.zeros(B, heads, side**2, side**2, dtype=torch.bool, device=device).scatter_(3, index, True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return {
+        OURS: of_rows(lambda q, k, v: sparse_attention(q, k, v, index)),
+        "naive": of_rows(lambda q, k, v: naive.sparse_attention(q, k, v, index)),
+        "masked sdpa": of_rows(masked),
     }
 
 
@@ -461,6 +484,13 @@ IMAGE_OPERATORS = {
         lambda side, regions, topk, **_: topk * (side // regions) ** 2,
         products=2,
         sizes=[dict(B=batch, side=56, heads=4, D=32, regions=7, topk=4) for batch in (1, 8)],
+    ),
+    "sparse_attention": Operator(
+        attention_shapes,
+        sparse_attention_functions,
+        lambda topk, **_: topk,
+        products=2,
+        sizes=[dict(B=1, side=side, heads=6, D=64, topk=side**2 // 4) for side in (14, 28)],
     ),
     "carafe": Operator(
         carafe_shapes,

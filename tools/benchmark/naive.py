@@ -547,6 +547,17 @@ def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: in
     return out.transpose(2, 3).reshape(v.shape)
 
 
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    """(B, heads, N, D) each, which keys every query reads (B, heads, N, topk) -> (B, heads, N, D)."""
+
+    def chosen(x: Tensor) -> Tensor:  # (B, heads, N, topk, D)
+        places = index.flatten(2).unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])
+        return x.gather(2, places).unflatten(2, index.shape[2:])
+
+    logits = chosen(k) @ (q * q.shape[-1] ** -0.5).unsqueeze(-1)
+    return (torch.softmax(logits, dim=3).mT @ chosen(v)).squeeze(3)
+
+
 def position_attention(query: Tensor, key: Tensor, v: Tensor) -> Tensor:
     """(B, N, D), (B, N, D), (B, N, C) -> (B, N, C): without a scale."""
     return torch.softmax(query @ key.mT, dim=-1) @ v
