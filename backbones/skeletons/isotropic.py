@@ -123,6 +123,7 @@ class Isotropic(Backbone):
     level_modules = "blocks"
     dense_names: Sequence[str] = (r"^rescale\.",)
     eps = 1e-6  # of the norms
+    block_type: type[Block] = Block
 
     def __init__(
         self,
@@ -226,7 +227,7 @@ class Isotropic(Backbone):
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         mixer = MIXERS.build({**self.mixers[index], "dim": dim})
         mlp, norm = MLPS[self.mlp](dim, self.mlp_ratio[index]), partial(LayerNorm2d, eps=self.eps)
-        return Block(dim, mixer, mlp, drop_path, self.layer_scale[index], norm=norm)
+        return self.block_type(dim, mixer, mlp, drop_path, self.layer_scale[index], norm=norm)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -247,6 +248,10 @@ class Isotropic(Backbone):
         tokens = torch.cat(learned, dim=1)
         return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
+    def run(self, block: nn.Module, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
+        """The map and the tokens behind a block. A network whose blocks take or give more does that here."""
+        return (self.blocks.run(block, x), None) if tokens is None else self.blocks.run(block, x, tokens)
+
     def prune(self, index: int, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
         """What a network that drops pixels does behind block `index`: it notes "pruned", a `Pruned`, and returns the
         pixels that are left, (B, C, 1, K). The maps of its levels are on the grid all the same."""
@@ -259,10 +264,7 @@ class Isotropic(Backbone):
         for i, block in enumerate(self.blocks):
             if i == self.joins:
                 tokens = self.joining(x.shape[0])
-            if tokens is None:
-                x = self.blocks.run(block, x)
-            else:
-                x, tokens = self.blocks.run(block, x, tokens)
+            x, tokens = self.run(block, x, tokens, notes)
             x, tokens = self.prune(i, x, tokens, notes)
             notes["tokens"], notes["rest"] = tokens, x
             yield notes["pruned"].grid(x) if "pruned" in notes else x
