@@ -33,6 +33,9 @@ OTHERS = dict(
     scale=0.5,
     small_kernel=3,
 )
+SPARSIFINER = dict(
+    coef_threshold=0.05, coef_topk=2, img_size=192, keep=0.5, scales=(1, 0.5), score_threshold=0.005, token_keep=0.5
+)
 OTHERS_OF = dict(
     AFFNet=dict(activation="relu", dropout=0.5, groups=4, norm="pixel", output_stride=16, stem_dims=(8, 16)),
     BalancedMTA=dict(block_size=5, drop_block=0.3, dropout=0.9, plugins="SE", strides=(1, 2, 4, 4)),
@@ -87,6 +90,8 @@ OTHERS_OF = dict(
     S2AFormer=dict(local=dict(type="LocalInteraction", kernel_size=5)),
     SHViT=dict(partial_dims=(None, 12, 24)),
     SpaRTAN=dict(mlp_ratio=6),
+    Sparsifiner=SPARSIFINER,
+    SparsifinerLVViT=SPARSIFINER,
     Terminator=dict(dims=(24, 24), earlier=((), ()), kernel_sizes=(5, 9, 5, 7)),
     TiC=dict(
         border="mask",
@@ -108,6 +113,8 @@ BESIDE = {
     ("HaloNet", "group_size"): _convolving,
     ("HaloNet", "project_first"): dict(stem_dims=(8,)),
     ("HaloNet", "se_ratio"): dict(gate="se", **_convolving),
+    **{(name, "coef_threshold"): dict(coef_topk=None) for name in ("Sparsifiner", "SparsifinerLVViT")},
+    **{(name, "resize"): dict(img_size=(75, 50), coef_topk=2) for name in ("Sparsifiner", "SparsifinerLVViT")},
     ("VOLO", "mix_tokens"): dict(num_classes=5),
     ("MobileNetV2", "plugin_place"): dict(plugins="SE"),
     ("ResNet", "plugin_place"): dict(plugins="SE"),
