@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_devices, check_floats, check_integer, check_tensors
-from .dispatch import compiled, each, pick, slices
+from .dispatch import compiled, decompose, each, pick, slices
 from .rows import add_rows
 
 # scores that are computed together where a CPU's loops do not run: 32 MB in float32
@@ -177,6 +177,15 @@ def top_keys_op(coefficients: Tensor, basis: Tensor, count: int, kept: int | Non
     return run(coefficients, basis, count, kept)
 
 
+def _whole(coefficients: Tensor, basis: Tensor, count: int, kept: int | None) -> Tensor:
+    """The reference without blocks, whose number an export may not know."""
+    scores = largest(coefficients, kept).float() @ basis.float().unsqueeze(1)
+    return scores.topk(count, sorted=False).indices.int()
+
+
 @top_keys_op.register_fake
 def _(coefficients, basis, count, kept):
     return coefficients.new_empty(*coefficients.shape[:3], count, dtype=torch.int32)
+
+
+decompose(top_keys_op, _whole)
