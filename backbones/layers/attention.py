@@ -81,6 +81,14 @@ class Attention(nn.Module):
         x = rows[:, count:].transpose(1, 2).unflatten(2, (height, width))
         return x if tokens is None else (x, rows[:, :count])
 
+    def weights(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """How all pixels look at tokens and pixels, by head: (B, heads, H · W, T + H · W), rows with sums of 1. What is
+        distilled from a network; `forward` needs none of it."""
+        rows = x.flatten(2).transpose(1, 2)
+        count = 0 if tokens is None else tokens.shape[1]
+        q, k, _ = self._split(rows if tokens is None else torch.cat([tokens, rows], dim=1))
+        return (q[:, :, count:] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
     def attention_maps(self, x: Tensor, place: tuple[int, int], tokens: Tensor | None = None) -> Tensor:
         """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W). The sum is 1 less what
         goes to the tokens."""
