@@ -33,7 +33,6 @@ from .layers import (
     ClassAttention,
     ClassBlock,
     ClassHead,
-    ConvNorm,
     Head,
     LayerNorm2d,
     Linear,
@@ -42,6 +41,7 @@ from .layers import (
     cut_box,
     heads_of,
     kept_share,
+    relu_convs,
     swap_box,
 )
 from .skeletons.backbone import Notes
@@ -284,11 +284,7 @@ class VOLO(Pyramid):
         return [(rows // stride, columns // stride) for stride in self.out_strides]
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
-        hidden = self.stem_dim
-        layers: list[nn.Module] = []
-        for before, kernel_size, stride in ((in_channels, 7, 2), (hidden, 3, 1), (hidden, 3, 1)):
-            layers += [ConvNorm(before, hidden, kernel_size, stride), nn.ReLU(inplace=True)]
-        return nn.Sequential(*layers, nn.Conv2d(hidden, dim, 4, 4))
+        return nn.Sequential(*relu_convs(in_channels, self.stem_dim), nn.Conv2d(self.stem_dim, dim, 4, 4))
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         size = [max(side, self.min_size) // self.strides[stage] for side in self.img_size]

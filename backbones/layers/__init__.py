@@ -9,7 +9,7 @@ from .head import ClassHead, DistilledHead, Head
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, QuickGelu, SqueezeExcite, SwiGlu, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
-from .patches import Patches, any_free, conv_stem, fill
+from .patches import Patches, any_free, conv_stem, fill, relu_convs
 from .position import ClassPositionTable, PositionTable, Tokens
 from .pruning import Pruned, best, keep_pixels, prune, put_back
 from .residual import (
@@ -95,6 +95,7 @@ __all__ = [
     "plug",
     "prune",
     "put_back",
+    "relu_convs",
     "swap_box",
     "to_spectrum",
 ]

@@ -50,6 +50,15 @@ class Patches(nn.Conv2d):
         return super().forward(fill(x, self.stride[0]))
 
 
+def relu_convs(in_channels: int, hidden: int) -> list[nn.Module]:
+    """What stands before the patches of LV-ViT (arXiv 2104.10858) and VOLO: three convolutions with batch norms and
+    ReLU, one of 7x7 and stride 2, and two of 3x3."""
+    layers: list[nn.Module] = []
+    for before, kernel_size, stride in ((in_channels, 7, 2), (hidden, 3, 1), (hidden, 3, 1)):
+        layers += [ConvNorm(before, hidden, kernel_size, stride), nn.ReLU(inplace=True)]
+    return layers
+
+
 def conv_stem(in_channels: int, dim: int) -> nn.Sequential:
     """Four 3x3 convolutions with batch norms and GELU between, the first and the last of stride 2: an image becomes a
     map of `dim` channels, its size divided by four and rounded up."""
