@@ -21,7 +21,7 @@ their number. Its budget of keys shrinks for good once pixels are dropped; here 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,12 +33,12 @@ from ..kernels.dispatch import slices
 from ..kernels.sparse_attention import sparse_attention
 from ..kernels.top_keys import largest, top_keys
 from ..registry import MIXERS
-from .layers import Attention, Block, any_free
+from .layers import Attention, Block, Head, Patches, any_free, relu_convs
 from .layers.position import resize_table
 from .layers.pruning import Pruned, best, prune
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
-from .skeletons.isotropic import Isotropic
+from .skeletons.isotropic import Isotropic, RowsHead
 from .skeletons.options import image_sides, per_stage
 from .zoo import Rules, Variant, register
 
@@ -377,6 +377,7 @@ class Sparsifiner(Isotropic):
         dim: int = 384,
         depth: int = 12,
         heads: int = 6,
+        *,
         keep: float | Sequence[float] = 0.25,
         token_keep: float | Sequence[float] = 1.0,
         reduce_tokens: float = 6,
@@ -391,7 +392,6 @@ class Sparsifiner(Isotropic):
         reconstruct: bool = False,
         qkv_bias: bool = True,
         class_position: bool = True,
-        *,
         patch_size: int = 16,
         img_size: int | Sequence[int] = 224,
         **common,
@@ -440,6 +440,107 @@ class Sparsifiner(Isotropic):
         return [*super().checkpoint_optional, r"\.predictor\.restore$"]  # a file has the shared table twice
 
 
+class Times(nn.Module):
+    """x times a number."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+class TokenLabelRowsHead(RowsHead):
+    """The head of a class token, and one of every pixel (arXiv 2104.10858).
+
+    Args:
+        dim, num_classes: as of `Head`.
+
+    `forward(x (B, 1 + N, C), pre_logits, notes)` gives in inference the logits of the token, and half the largest of
+    each class over the pixels; in training, with notes, (logits, logits of the pixels that are left (B, classes, h,
+    w)).
+    """
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__(dim, num_classes, None)
+        self.auxiliary = Head(dim, num_classes)
+
+    def forward(self, x: Tensor, pre_logits: bool = False, notes: Mapping[str, Any] | None = None):
+        token = self.vector(x)
+        if pre_logits or not self.num_classes:
+            return token
+        logits = self.fc(token)
+        if self.training and not notes:
+            return logits
+        assert self.auxiliary is not None
+        pixels = self.auxiliary.fc(x[:, 1:])
+        if not self.training:
+            return logits + 0.5 * pixels.amax(1)
+        assert notes is not None
+        return logits, pixels.transpose(1, 2).unflatten(2, notes["rest"].shape[-2:])
+
+    def fused(self) -> "TokenLabelRowsHead":
+        """Itself: inference needs both heads, and there are no batch norms."""
+        return self
+
+
+class SparsifinerLVViT(Sparsifiner):
+    """LV-ViT with `SparsifiedAttention` in all blocks: convolutions before the patches, residual branches over `skip`,
+    and a head that labels every pixel, too. In training it gives (logits, logits of every pixel (B, num_classes, h,
+    w)).
+
+    The mixing of tokens in LV-ViT's own training is left out, as the authors of Sparsifiner do.
+
+    Args:
+        dim, depth, heads, qkv_bias, mlp_ratio, eps, **common: as of `Sparsifiner` and `Isotropic`.
+        skip: divisor of both residual branches.
+        stem_dim: channels inside the stem.
+        pixel_logits: whether the head labels every pixel, too.
+        patch_size: side of the patches, even: the first convolution halves the image.
+    """
+
+    unused = ("layer_scale", "registers")
+
+    def __init__(
+        self,
+        dim: int = 384,
+        depth: int = 16,
+        heads: int = 6,
+        *,
+        skip: float = 2.0,
+        stem_dim: int = 64,
+        pixel_logits: bool = True,
+        qkv_bias: bool = False,
+        mlp_ratio: float | Sequence[float] = 3.0,
+        eps: float = 1e-5,
+        patch_size: int = 16,
+        **common,
+    ):
+        if patch_size % 2:
+            raise ValueError(f"patch_size={patch_size} must be even: the first convolution halves the image")
+        if not 0 < skip < math.inf:
+            raise ValueError(f"skip={skip} must be a number above 0")
+        self.skip, self.stem_dim = skip, stem_dim
+        super().__init__(
+            dim, depth, heads, qkv_bias=qkv_bias, mlp_ratio=mlp_ratio, eps=eps, patch_size=patch_size, **common
+        )
+        if pixel_logits and self.num_classes is not None:
+            self.head = TokenLabelRowsHead(self.channels[-1], self.num_classes)
+
+    def make_stem(self, in_channels: int, dim: int) -> nn.Module:
+        patches = Patches(self.stem_dim, dim, self.patch_size // 2)
+        return nn.Sequential(*relu_convs(in_channels, self.stem_dim), patches)
+
+    def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
+        block: Any = super().make_block(index, dim, drop_path)
+        block.scale1 = block.scale2 = Times(1 / self.skip)
+        return block
+
+
 def _size(dim: int, heads: int) -> dict:
     return dict(dim=dim, heads=heads)
 
@@ -451,6 +552,8 @@ VARIANTS = {
     "sparsifiner_base": Variant(_size(768, 12), 86_768_872),
 }
 
+LV_VIT_VARIANTS = {"sparsifiner_lvvit_small": Variant({}, 26_420_112, size=224)}
+
 # --- the authors' checkpoints, and those of plain vision transformers -------------------------------------------------
 
 RULES: Rules = [
@@ -460,4 +563,12 @@ RULES: Rules = [
     *vit_names.RULES,
 ]
 
+LV_VIT_RULES: Rules = [
+    (r"^patch_embed\.(conv|bn)(\d)\.", lambda m: f"stem.{2 * int(m[2]) - 2}.{'conv' if m[1] == 'conv' else 'norm'}."),
+    (r"^patch_embed\.proj\.", r"stem.6."),
+    (r"^aux_head\.", r"head.auxiliary.fc."),
+    *RULES,
+]
+
 register(Sparsifiner, VARIANTS, RULES)
+register(SparsifinerLVViT, LV_VIT_VARIANTS, LV_VIT_RULES)

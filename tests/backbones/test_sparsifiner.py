@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from networks import build, fill
 from attlas import backbones
 from attlas.backbones import sparsifiner
 from attlas.backbones.layers import Attention
-from attlas.backbones.sparsifiner import SparsifiedAttention, Sparsifiner
+from attlas.backbones.sparsifiner import SparsifiedAttention, Sparsifiner, SparsifinerLVViT
 
 
 def mixer(dim=16, heads=2, **options):
@@ -319,3 +320,73 @@ def test_files_with_a_shared_table_and_of_another_size():
 
 def test_no_decay():
     assert build("Sparsifiner", num_classes=5).no_weight_decay() == {"cls_token.weight", "position.weight"}
+
+
+# --- LV-ViT ----------------------------------------------------------------------------------------------------------
+
+
+def lv_vit(**options):
+    torch.manual_seed(0)
+    options = dict(reduce_tokens=4, coef_topk=4, img_size=64, num_classes=5) | options
+    return fill(SparsifinerLVViT(24, 2, heads=2, stem_dim=8, **options)).double()
+
+
+def test_the_head_labels_every_pixel():
+    model, x = lv_vit(), image(64, 96)
+    rows = model.forward_features(x)
+    token, pixels = model.head.fc(rows[:, 0]), model.head.auxiliary.fc(rows[:, 1:])
+    assert_agree("in inference", model(x), token + 0.5 * pixels.amax(1))
+    model.train()
+    for norm in (part for part in model.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        norm.eval()
+    logits, labels = model(x)
+    assert_agree("of the token", logits, token)
+    assert_agree("of pixels", labels, pixels.mT.unflatten(2, (4, 6)))
+    single = lv_vit(pixel_logits=False)
+    assert_agree("without labels", single(x), single.head.fc(single.forward_features(x)[:, 0]))
+
+
+def test_branches_are_divided():
+    """The larger the divisor, the nearer the network is to its stem."""
+    x = image(64, 64)
+    stem = lv_vit(num_classes=None).position(lv_vit(num_classes=None).stem(x))
+    far = [lv_vit(skip=skip, num_classes=None).forward_intermediates(x)[1][0] - stem for skip in (1.0, 2.0, 1e9)]
+    assert far[0].norm() > 1.2 * far[1].norm()
+    assert far[2].abs().max() < 1e-6
+    block, x = lv_vit().blocks[0], torch.randn(2, 24, 4, 4, dtype=torch.float64)
+    tokens = torch.randn(2, 1, 24, dtype=torch.float64)
+    y, beside, _ = block(x, tokens)
+    middle = [z + mixed / 2 for z, mixed in zip((x, tokens), block.mixer(block.norm1(x), block.norm1(tokens)))]
+    assert_agree("map", y, middle[0] + block.mlp(block.norm2(middle[0])) / 2)
+    assert_agree("token", beside, middle[1] + block.mlp(block.norm2(middle[1])) / 2)
+
+
+def test_files_of_lv_vit():
+    """By its names, without predictors."""
+    model, state = lv_vit(), {}
+    for name, value in model.state_dict().items():
+        if "predictor" not in name:
+            for ours, theirs in (
+                (r"^stem\.(\d)\.conv", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}"),
+                (r"^stem\.(\d)\.norm", lambda m: f"patch_embed.bn{int(m[1]) // 2 + 1}"),
+                (r"^stem\.6", "patch_embed.proj"),
+                (r"^position\.weight", "pos_embed"),
+                (r"^cls_token\.weight", "cls_token"),
+                (r"\.mixer\.", ".attn."),
+                (r"^head\.auxiliary\.fc", "aux_head"),
+                (r"^head\.fc", "head"),
+            ):
+                name = re.sub(ours, theirs, name)
+            state[name] = value
+    again = lv_vit()
+    account = backbones.load(again, state)
+    assert all(".predictor." in name for name in account.missing)
+    assert not account.unexpected
+    assert not account.ignored
+
+
+def test_bad_options_of_lv_vit():
+    with pytest.raises(ValueError, match="patch_size=7 must be even"):
+        lv_vit(patch_size=7)
+    with pytest.raises(ValueError, match="skip=0 must be a number above 0"):
+        lv_vit(skip=0)
