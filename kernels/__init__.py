@@ -47,6 +47,7 @@ from .outlook_attention import outlook_attention
 from .position_relation import position_relation
 from .psa_mask import psa_mask
 from .residual_norm import residual_norm
+from .reversed_attention import reversed_attention
 from .roi_align import roi_align
 from .roi_pool import roi_pool
 from .routed_attention import routed_attention
@@ -91,6 +92,7 @@ __all__ = [
     "principal_axis",
     "psa_mask",
     "residual_norm",
+    "reversed_attention",
     "roi_align",
     "roi_pool",
     "routed_attention",

@@ -534,6 +534,18 @@ def _sparse_attention(draw: Draw) -> dict:
     )
 
 
+def _reversed_attention(draw: Draw) -> dict:
+    batch, heads, queries, keys = draw.batch(), draw.choice((1, 2)), draw.size(least=1), draw.size(least=1)
+    depth, dtype, shared = draw.size(9, 1), draw.dtype(), draw.random() < 0.2
+    return dict(
+        q=draw.tensor(batch, heads, queries, depth, dtype=dtype),
+        k=draw.tensor(batch, heads, keys, depth, dtype=dtype),
+        v=draw.tensor(batch, heads, queries, draw.size(9, 1), dtype=dtype),
+        weight=draw.maybe(lambda: draw.tensor(batch, 1 if shared else heads, queries, dtype=dtype)),
+        scale=draw.scale(),
+    )
+
+
 def boxes(draw: Draw, count: int, dtype: torch.dtype, rotated: bool = False) -> Tensor:
     """Boxes (count, 4), or (count, 5) in any orientation; some equal, some without an area."""
     corner = torch.randn(count, 2, generator=draw.generator, dtype=torch.float64) * draw.choice((0, 1, 1, 3))

@@ -81,6 +81,7 @@ BLOCKS = {
     "nprf_attention": {"nprf_attention.BUFFER": 40},
     "outlook_attention": {"outlook_attention.ROWS": 2},
     "residual_norm": {"residual_norm.ROWS": 2},
+    "reversed_attention": {"reversed_attention.BLOCK": 64},
     "routed_attention": {"routed_attention.BLOCK": 64},
     "small_kernel_aggregate": {"small_kernel_aggregate.ROWS": 2},
     "sparse_attention": {"sparse_attention.BLOCK": 5},
@@ -202,9 +203,9 @@ VALUES = [
     "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
     "halo_attention", "lightning_attention", "lightning_attention_both_ways", "lightning_attention_step",
     "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
-    "position_relation", "psa_mask", "residual_norm", "roi_align", "roi_pool", "routed_attention", "scatter_neighbors",
-    "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "sparse_attention", "surface_attention",
-    "three_interpolate", "window_attention",
+    "position_relation", "psa_mask", "residual_norm", "reversed_attention", "roi_align", "roi_pool", "routed_attention",
+    "scatter_neighbors", "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "sparse_attention",
+    "surface_attention", "three_interpolate", "window_attention",
 ]  # fmt: skip
 
 

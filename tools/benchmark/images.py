@@ -32,6 +32,7 @@ from attlas.kernels import (
     outlook_attention,
     position_relation,
     psa_mask,
+    reversed_attention,
     roi_align,
     roi_pool,
     routed_attention,
@@ -142,6 +143,15 @@ def window_attention_functions(device: torch.device, block: int, halo: int, shif
         OURS: lambda q, k, v, bias: window_attention(q, k, v, bias, block, halo, shift),
         "naive": lambda q, k, v, bias: naive.window_attention(q, k, v, bias, block, halo, shift),
     }
+
+
+def reversed_attention_functions(device: torch.device, N: int, **_) -> Functions:
+    factors = torch.linspace(0, 1, N, device=device).unsqueeze(-1)  # the plain sum of the output depends on v alone
+
+    def unlike(function):
+        return lambda **inputs: (y := function(**inputs)) * factors.to(y.dtype)
+
+    return {OURS: unlike(reversed_attention), "naive": unlike(naive.reversed_attention)}
 
 
 def routed_attention_functions(device: torch.device, B: int, regions: int, topk: int, **_) -> Functions:
@@ -295,6 +305,10 @@ def roi_pool_functions(device: torch.device, B: int, side: int, R: int, bins: in
 
 def attention_shapes(B: int, side: int, heads: int, D: int, **_) -> Shapes:
     return dict.fromkeys(("q", "k", "v"), (B, side, side, heads, D))
+
+
+def reversed_shapes(B: int, N: int, heads: int, D: int) -> Shapes:
+    return {**dict.fromkeys(("q", "k", "v"), (B, heads, N, D)), "weight": (B, heads, N)}
 
 
 def halo_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int) -> Shapes:
@@ -477,6 +491,14 @@ IMAGE_OPERATORS = {
         products=1,
         sizes=[dict(B=1, side=side, C=256, R=256, bins=7) for side in (32, 128)],
         growth=boxes_growth,
+    ),
+    "reversed_attention": Operator(
+        reversed_shapes,
+        reversed_attention_functions,
+        lambda N, **_: N,
+        products=2,
+        # DependencyViT-T at 224 x 224, and maps of 512 x 512 and 1024 x 1024 of DependencyViT-S
+        sizes=[dict(B=8, N=196, heads=12, D=16), *(dict(B=1, N=size, heads=12, D=32) for size in (1024, 4096))],
     ),
     "routed_attention": Operator(
         attention_shapes,

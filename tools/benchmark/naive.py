@@ -530,6 +530,12 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, block: int, 
     return out.reshape(batch, height, width, heads, -1)
 
 
+def reversed_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    """(B, heads, N, D) each, and weights (B, heads, N) -> (B, heads, N, D), with the matrix of all pairs."""
+    sent = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1) * weight.unsqueeze(-1)
+    return sent.transpose(-1, -2) @ v
+
+
 def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: int) -> Tensor:
     """(B, H, W, heads, D) each, which regions every region reads (B, regions², topk) -> (B, H, W, heads, D)."""
     batch, height, width, heads, _ = v.shape
