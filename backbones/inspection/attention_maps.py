@@ -86,8 +86,8 @@ def _look(name: str, mixer: nn.Module, x: Tensor, *others: Tensor, place: tuple[
     row, column = (int(fraction * size) for fraction, size in zip(place, x.shape[-2:]))
     if hasattr(mixer, "attention_maps"):
         with torch.no_grad():
-            tokens = others if getattr(mixer, "takes_tokens", False) else ()
-            maps = mixer.attention_maps(x, (row, column), *tokens)[0]  # type: ignore[operator]
+            takes = any(getattr(mixer, f"takes_{what}", False) for what in ("tokens", "messages"))
+            maps = mixer.attention_maps(x, (row, column), *(others if takes else ()))[0]  # type: ignore[operator]
         return Look(name, type(mixer).__name__, maps.float().numpy(), place, getattr(mixer, "map_kind", "head"))
     x = x.clone().requires_grad_()
     with torch.enable_grad():
