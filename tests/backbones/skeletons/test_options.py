@@ -47,6 +47,9 @@ OTHERS_OF = dict(
     ),
     DHVT=dict(scales=(1, 0.5)),
     DaViT=dict(heads=(1, 2, 4, 8)),
+    DependencyViT=dict(
+        fill="zero", join="before", patch_size=8, prune_blocks=(1,), prune_score="received", scales=(1, 0.5)
+    ),
     DiNATs=dict(dilations=((1, 2), (1,), (1,), (1,)), heads=(1, 2, 4, 8)),
     DuoFormer=dict(
         img_size=128, pyramid=dict(type="ResNet", dims=(32, 32, 32), depths=(1, 1, 1)), scale_token="channel", scales=2
@@ -109,6 +112,9 @@ OTHERS_OF = dict(
 # Options that count beside another one.
 _convolving = dict(attends=((), (), (), ()))
 BESIDE = {
+    ("DependencyViT", "fill"): dict(prune_blocks=(0,)),
+    ("DependencyViT", "prune_ratio"): dict(prune_blocks=(0,)),
+    ("DependencyViT", "prune_score"): dict(prune_blocks=(0,)),
     ("HaloNet", "gate"): _convolving,
     ("HaloNet", "group_size"): _convolving,
     ("HaloNet", "project_first"): dict(stem_dims=(8,)),
