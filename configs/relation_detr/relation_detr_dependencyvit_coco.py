@@ -1,0 +1,17 @@
+# DependencyViT in Relation-DETR on COCO. The last map of a plain ViT makes the pyramid. Nothing was published for it.
+_base_ = ["../_base_/relation_detr_backbone.py", "../_base_/coco_detr_1x.py"]
+
+name = "{{$BACKBONE:dependencyvit_tiny}}"
+work_dir = f"work_dirs/relation_detr_{name}_coco"
+model = dict(
+    backbone=dict(out_indices=(11,)),
+    neck=dict(
+        _delete_=True,
+        type="attlas.UpsampledFPN",
+        in_channels="auto",
+        out_channels=256,
+        num_outs=4,
+        upsample=1,
+        norm_cfg=dict(type="GN", num_groups=32),
+    ),
+)
