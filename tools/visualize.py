@@ -15,6 +15,7 @@
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
     python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
+    python tools/visualize.py tree dependencyvit_tiny --weights FILE --image cat.jpg --out tree.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
 
@@ -148,6 +149,9 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
     sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
     backbone("interpreter", "which patches an IA-RED2 scores high, and which it keeps")
+    sub = backbone("tree", "the tree of dependencies that a DependencyViT sees in an image")
+    sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
+    sub.add_argument("--method", choices=("arborescence", "argmax"), default="arborescence", help="of reading the tree")
     sub = detector("restored", "what restorers make of a part of a picture, beside the truth")
     sub.add_argument("--item", type=int, default=0, help="number of a picture of the test data (0)")
     sub.add_argument(
@@ -240,6 +244,25 @@ def draw_interpreter(args: argparse.Namespace):
     scores = [found.heat_map(g)[0].numpy() for g in range(len(found.scores))]
     kept = [stays[0].numpy() for stays in found.kept_maps()]
     return draw_scores(pixels, scores, kept, network.patch_size, f"{title}: cost {100 * found.cost[0]:.0f} %")
+
+
+def draw_tree(args: argparse.Namespace):
+    import torch
+
+    from attlas.backbones.dependencyvit import DependencyViT, dependency_tree
+    from attlas.backbones.inspection.attention_maps import read_image
+    from attlas.backbones.inspection.dependency_trees import draw_tree
+
+    pixels, image = read_image(args.image, args.size)
+    network, title = backbone_of(args)
+    if not isinstance(network, DependencyViT):
+        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be a DependencyViT")
+    with torch.no_grad():
+        found = network.dependencies(image, args.block)
+    parents = dependency_tree(found.mask[0], args.method).numpy()
+    title = f"{title}: block {args.block % len(network.blocks)}"
+    messages, places = found.messages[0].numpy(), found.places[0].numpy()
+    return draw_tree(pixels, parents, messages, places, found.size, network.patch_size, title)
 
 
 def draw_confusion(args: argparse.Namespace):
@@ -454,6 +477,7 @@ def run(args: argparse.Namespace) -> None:
         "room": draw_room,
         "segments": draw_segments,
         "strip": draw_strip,
+        "tree": draw_tree,
     }
     draw = commands.get(args.command, draw_shape)
     if args.out is None:

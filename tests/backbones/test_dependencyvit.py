@@ -10,6 +10,7 @@ from networks import build, close, image
 
 from attlas import backbones
 from attlas.backbones.dependencyvit import DependencyViT, ReversedAttention, dependency_tree
+from attlas.backbones.inspection.dependency_trees import branches
 from attlas.backbones.layers import Attention
 from attlas.kernels.dispatch import decompositions
 
@@ -359,6 +360,13 @@ def test_nested_cycles():
     assert sorted(tuple(sorted((i, p))) for i, p in enumerate(parents[0].tolist()) if p >= 0) == [
         (i, i + 1) for i in range(9)
     ]
+
+
+def test_branches():
+    """Larger ones first; a token without a way to the root has none."""
+    parents = np.array([3, 3, 1, -1, 2, 0, 7, 6, 6])
+    assert branches(parents).tolist() == [1, 0, 0, -1, 0, 1, -1, -1, -1]
+    assert branches(np.array([-1])).tolist() == [-1]
 
 
 def test_bad_masks():

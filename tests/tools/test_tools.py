@@ -405,6 +405,27 @@ def test_visualize_interpreter(run, refusal, config, picture, tmp_path):
     assert "and must be an IARED2" in refusal(*drawn, tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_visualize_tree(run, refusal, config, picture, tmp_path, pruned):
+    """Of the whole image or of what pruning leaves; with another rule it is another tree."""
+    options = dict(dim=16, depth=2, heads=2, patch_size=8, img_size=32, num_classes=3)
+    options |= dict(prune_blocks=(0,), prune_ratio=0.5) if pruned else {}
+    own = tmp_path / "own.py"
+    own.write_text(f"model = dict(type='ImageClassifier', backbone=dict(type='DependencyViT', **{options}))")
+    drawn = ["visualize", "tree", own, "--image", picture, "--size", 40, "--out"]
+    pictures = []
+    for more in ((), ("--block", 0)):
+        torch.manual_seed(0)
+        assert str(tmp_path / "tree.png") in run(*drawn, tmp_path / "tree.png", "--overwrite", *more)
+        pictures.append(cv2.imread(str(tmp_path / "tree.png")))
+    assert pictures[0].std() > 20
+    assert (pictures[0] != pictures[1]).any()
+    run(*drawn, tmp_path / "tree.png", "--overwrite", "--method", "argmax")
+    assert "block=2: there are 2 blocks" in refusal(*drawn, tmp_path / "x.png", "--block", 2)
+    drawn[2] = config
+    assert "and must be a DependencyViT" in refusal(*drawn, tmp_path / "x.png")
+
+
 def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
     network = backbones.davit.DaViT(dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), heads=(2, 2, 2, 2))
     looks = viewer.look(network.eval(), torch.zeros(1, 3, 64, 64), (0.5, 0.5))
