@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.dispatch import decompose
+
 
 def keep_pixels(x: Tensor, index: Tensor) -> Tensor:
     """The pixels of a map at `index`, as a map of height 1, on which blocks run as on any other.
@@ -63,3 +65,11 @@ def best(scores: Tensor, count: int) -> Tensor:
     """The places (B, count) of the highest of the scores (B, N), in rising order; of equal ones the first."""
     found = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :count]
     return found.sort(dim=1).values
+
+
+def _stable_sort(x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False):
+    """For ONNX, whose TopK, too, has the first of equal ones first. Its exporter knows no stable sort."""
+    return torch.topk(x, x.shape[dim], dim, largest=descending)
+
+
+decompose(torch.ops.aten.sort.stable, _stable_sort)

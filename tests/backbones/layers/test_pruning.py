@@ -1,10 +1,12 @@
 """Pixels that are dropped are gone from the work, and back on the grid for whoever wants maps."""
 
+import pytest
 import torch
 from networks import close
 
 from attlas import backbones
 from attlas.backbones.layers import best, keep_pixels, prune, put_back
+from attlas.kernels.dispatch import decompositions
 
 
 def test_kept_pixels_are_those_of_the_map():
@@ -59,3 +61,20 @@ def test_a_network_that_prunes():
     assert image.grad.abs().sum(1)[:, 32:].any()  # the first block still saw them
     dense = Halving(**options)
     assert [tuple(x.shape) for x in dense(image)] == [(2, 16, 4, 2)] * len(dense.out_indices)
+
+
+@pytest.mark.slow
+def test_ties_in_an_export(tmp_path):
+    """ONNX has no stable sort; what stands for it prefers the first of equal scores, too."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Best(torch.nn.Module):
+        def forward(self, scores):
+            return best(scores, 5)
+
+    scores = torch.randint(0, 3, (4, 40), generator=torch.Generator().manual_seed(0)).float()
+    program = torch.export.export(Best(), (scores,)).run_decompositions(decompositions())
+    torch.onnx.export(program, (scores,), tmp_path / "best.onnx", dynamo=True, optimize=False, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "best.onnx", providers=["CPUExecutionProvider"])
+    (places,) = session.run(None, {session.get_inputs()[0].name: scores.numpy()})
+    assert places.tolist() == best(scores, 5).tolist()
