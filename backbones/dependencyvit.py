@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from ..kernels.reversed_attention import reversed_attention
 from ..registry import MIXERS
-from .layers import Block, Linear, heads_of
-from .layers.pruning import Pruned, best, prune, put_back
+from .layers import Block, Linear, Pruned, best, heads_of, prune, put_back
+from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import Isotropic
-from .zoo import Rules, Variant, register
+from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
 
@@ -135,6 +135,10 @@ class ReversedAttention(nn.Module):
 
 # --- network ---------------------------------------------------------------------------------------------------------
 
+# `fixed_sizes` where pixels are dropped
+FIXED_BY_PRUNING = dict.fromkeys(
+    ("height", "width"), "how many pixels of a free map are left takes an export minutes to reason about"
+)
 SCORES = ("message", "received", "both")
 FILLS = ("last", "zero")
 JOINS = ("after", "before")
@@ -226,7 +230,7 @@ class DependencyViT(Isotropic):
                 raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, words))}")
         self.shares = _shares(prune_blocks, prune_ratio, depth)
         if self.shares and common.get("plugins") is not None:
-            raise ValueError(f"plugins see whole maps, and prune_blocks={list(prune_blocks)} leaves parts of them")
+            raise ValueError(f"plugins see whole maps, and prune_blocks={prune_blocks} leaves parts of them")
         self.prune_score, self.fill, self.join = prune_score, fill, join
         mixer = dict(
             type="ReversedAttention",
@@ -237,6 +241,8 @@ class DependencyViT(Isotropic):
             temperature=temperature,
         )
         super().__init__(dim, depth, mixer, class_token=None, layer_scale=layer_scale, **common)
+        if self.shares:
+            self.fixed_sizes = dict.fromkeys((".pt2", ".onnx"), FIXED_BY_PRUNING)
 
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         block: Any = super().make_block(index, dim, drop_path)
@@ -302,9 +308,9 @@ class DependencyViT(Isotropic):
 
 def _shares(blocks: Sequence[int], ratio: float, depth: int) -> dict[int, Fraction]:
     """Of the blocks that drop pixels, the share of them that stays: (1 - p a) / (1 - (p - 1) a)."""
-    blocks = list(blocks)
-    if sorted(set(blocks)) != blocks or any(not 0 <= i < depth for i in blocks):
-        raise ValueError(f"prune_blocks={blocks} must be blocks of 0 to {depth - 1}, in rising order")
+    listed = isinstance(blocks, Sequence) and all(isinstance(i, int) and 0 <= i < depth for i in blocks)
+    if not listed or sorted(set(blocks)) != list(blocks):
+        raise ValueError(f"prune_blocks={blocks!r} must be blocks of 0 to {depth - 1}, in rising order")
     if not 0 <= ratio <= 1 or len(blocks) * ratio >= 1:
         raise ValueError(
             f"prune_ratio={ratio} must be at least 0, and below 1 / {max(1, len(blocks))} for {len(blocks)} blocks "
@@ -411,14 +417,4 @@ def _cycle(parents: np.ndarray) -> list[int]:
 
 TREES = {"argmax": _strongest, "arborescence": _arborescence}
 
-# --- checkpoints of the re-implementation ----------------------------------------------------------------------------
-
-RULES: Rules = [
-    (r"^patch_embed\.proj\.", r"stem."),
-    (r"^pos_embed$", r"position.weight"),
-    (r"\.attn\.", r".mixer."),
-    (r"\.ls([12])\.", r".scale\1."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-]
-
-register(DependencyViT, VARIANTS, RULES)
+register(DependencyViT, VARIANTS, vit_names.RULES)  # the re-implementation has timm's names

@@ -271,9 +271,10 @@ def test_pruning_saves_time():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(prune_blocks=(2, 1)), r"prune_blocks=\[2, 1\] must be blocks of 0 to 2, in rising order"),
+        (dict(prune_blocks=(2, 1)), r"prune_blocks=\(2, 1\) must be blocks of 0 to 2, in rising order"),
         (dict(prune_blocks=(1, 1)), "in rising order"),
-        (dict(prune_blocks=(3,)), r"prune_blocks=\[3\] must be blocks of 0 to 2"),
+        (dict(prune_blocks=(3,)), r"prune_blocks=\(3,\) must be blocks of 0 to 2"),
+        (dict(prune_blocks=1), "prune_blocks=1 must be blocks of 0 to 2"),
         (dict(prune_ratio=0.5), r"prune_ratio=0\.5 must be at least 0, and below 1 / 2 for 2 blocks"),
         (dict(prune_ratio=-0.1), r"prune_ratio=-0\.1 must be at least 0"),
         (dict(prune_ratio=float("nan")), "prune_ratio=nan must be at least 0"),
@@ -281,7 +282,7 @@ def test_pruning_saves_time():
         (dict(fill="mean"), "fill='mean' must be one of 'last', 'zero'"),
         (dict(join="never"), "join='never' must be one of 'after', 'before'"),
         (dict(temperature=0), r"temperature=0 must be above 0"),
-        (dict(plugins="ELA"), r"plugins see whole maps, and prune_blocks=\[0, 1\] leaves parts of them"),
+        (dict(plugins="ELA"), r"plugins see whole maps, and prune_blocks=\(0, 1\) leaves parts of them"),
     ],
 )
 def test_bad_options(options, message):
