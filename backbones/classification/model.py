@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...data import one_of
 from ...files import check_out, replacing
 from ...registry import METRICS, MODELS
-from ..layers import cut_box, kept_share, swap_box
+from ..layers import cut_box, diversify, kept_share, mean_loss, noted, swap_box
 from .inference import ImageClassification
 from .metrics import agreement, confidence_gap, confused_pairs
 
@@ -187,6 +187,9 @@ class ImageClassifier(BaseModel):
         mix_probability: share of the batches that are mixed.
         switch_probability: share of CutMix among them, where both are on.
         auxiliary_weight: of the loss of the second logits of a backbone that gives two in training (OverLoCK, VOLO).
+        diversification: weight of the attention diversification loss of the backbone's attentions, 1 in the paper (see
+            attlas/backbones/layers/diversification.py); 0 for none.
+        diversification_threshold: least attention that counts there, in units of 1 / pixels.
         mirrored: directions in which prediction also looks at the mirrored image, 'horizontal', 'vertical' or both; the
             probabilities are averaged.
 
@@ -195,10 +198,10 @@ class ImageClassifier(BaseModel):
     the backbone has mixed tokens; the targets of the first logits are mixed alike.
 
     `mode="loss"` gives {"loss", "accuracy"}, the accuracy in percent against the class that dominates a mixed image,
-    {"auxiliary"}, the unweighted loss of second logits, and what `feedback()` (with a loss that is added) and
-    `log_vars()` of the backbone say; `mode="tensor"` the logits (B, num_classes); `mode="predict"` for each image
-    {"log_probs" (num_classes,), "label", "index"}. The log-probabilities are of the softmax, or with 'bce' of each
-    class by itself.
+    {"auxiliary"}, the unweighted loss of second logits, {"diversification"}, that of the attentions, likewise, and what
+    `feedback()` (with a loss that is added) and `log_vars()` of the backbone say; `mode="tensor"` the logits (B,
+    num_classes); `mode="predict"` for each image {"log_probs" (num_classes,), "label", "index"}. The log-probabilities
+    are of the softmax, or with 'bce' of each class by itself.
     """
 
     task = ImageClassification
@@ -216,6 +219,8 @@ class ImageClassifier(BaseModel):
         mix_probability: float = 1.0,
         switch_probability: float = 0.5,
         auxiliary_weight: float = 0.4,
+        diversification: float = 0.0,
+        diversification_threshold: float = 2.0,
         mirrored: Sequence[str] = (),
         data_preprocessor=None,
         init_cfg=None,
@@ -249,11 +254,12 @@ class ImageClassifier(BaseModel):
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if alpha < 0:
                 raise ValueError(f"ImageClassifier.{name} must be at least 0 (off), got {alpha!r}")
-        if not isinstance(auxiliary_weight, (int, float)) or not 0 <= auxiliary_weight < math.inf:
-            raise ValueError(
-                f"ImageClassifier.auxiliary_weight must be a number of at least 0, got {auxiliary_weight!r}"
-            )
+        for name, weight in (("auxiliary_weight", auxiliary_weight), ("diversification", diversification)):
+            if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ValueError(f"ImageClassifier.{name} must be a number of at least 0, got {weight!r}")
         self.backbone = MODELS.build(backbone)
+        if diversification:
+            diversify(self.backbone, diversification_threshold)
         if head is not None and "in_channels" not in head:
             channels = getattr(self.backbone, "out_channels", None)
             if channels is None:
@@ -268,6 +274,7 @@ class ImageClassifier(BaseModel):
         self.mixup, self.cutmix = mixup, cutmix
         self.mix_probability, self.switch_probability = mix_probability, switch_probability
         self.auxiliary_weight, self.mirrored = auxiliary_weight, tuple(mirrored)
+        self.diversification = diversification
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -358,7 +365,8 @@ class ImageClassifier(BaseModel):
             if np.random.rand() < self.mix_probability:
                 images, targets = mix(images, targets, self.mixup, self.cutmix, self.switch_probability)
                 own = targets
-        logits, *auxiliary = self._logits(images)
+        with noted(self.backbone) as alike:
+            logits, *auxiliary = self._logits(images)
         if len(auxiliary) > 1:
             targets = torch.lerp(targets.flip(0), targets, auxiliary[1])
         loss = self._loss(logits, targets)
@@ -377,6 +385,9 @@ class ImageClassifier(BaseModel):
         if hasattr(self.backbone, "feedback"):
             said = self.backbone.feedback(logits, targets.argmax(-1))
             found |= said | dict(loss=found["loss"] + said.get("loss", 0))
+        if self.diversification:
+            third = mean_loss(alike)
+            found |= dict(loss=found["loss"] + self.diversification * third, diversification=third.detach())
         found |= getattr(self.backbone, "log_vars", dict)()
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not torch.isfinite(found["loss"]):
             raise FloatingPointError(

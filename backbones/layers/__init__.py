@@ -3,6 +3,7 @@
 from .attention import Attention, ClassAttention, as_rows, heads_of
 from .blocks import Blocks, averages, plug
 from .boxes import cut_box, kept_share, swap_box
+from .diversification import Diversified, diversification_loss, diversify, mean_loss, noted
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .fourier import from_spectrum, to_spectrum
 from .head import ClassHead, DistilledHead, Head
@@ -49,6 +50,7 @@ __all__ = [
     "ConvNorm",
     "DepthwiseMlp",
     "DistilledHead",
+    "Diversified",
     "DropPath",
     "DualBlock",
     "FFNifiedAttention",
@@ -81,6 +83,8 @@ __all__ = [
     "cut_box",
     "depthwise",
     "depthwise_norm",
+    "diversification_loss",
+    "diversify",
     "fill",
     "from_spectrum",
     "fuse",
@@ -90,7 +94,9 @@ __all__ = [
     "kept_share",
     "linear",
     "make_divisible",
+    "mean_loss",
     "normal_by_fan_out",
+    "noted",
     "pair_bias",
     "plug",
     "prune",

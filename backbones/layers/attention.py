@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MIXERS
+from .diversification import Diversified
 from .linear import Linear
 
 
@@ -38,7 +39,7 @@ def as_rows(*maps: Tensor) -> tuple[Tensor, ...]:
 
 
 @MIXERS.register_module()
-class Attention(nn.Module):
+class Attention(Diversified):
     """Multi-head self-attention over all pixels: softmax(q kᵀ / √d) v, then a linear layer.
 
     Args:
@@ -46,8 +47,9 @@ class Attention(nn.Module):
         heads: number of attention heads; about C / 32 by default.
         qkv_bias: whether the projection to queries, keys and values has a bias.
 
-    `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both. Files that keep
-    queries, keys and values apart ("q.weight", "k.weight", "v.weight") load.
+    `forward(x (B, C, H, W)) -> (B, C, H, W)`; with `tokens (B, T, C)`, which take part, a pair of both. It is
+    `Diversified`; tokens are then queries and pixels, too. Files that keep queries, keys and values apart ("q.weight",
+    "k.weight", "v.weight") load.
     Source: arXiv 1706.03762, 2010.11929.
     """
 
@@ -76,7 +78,7 @@ class Attention(nn.Module):
         rows = x.flatten(2).transpose(1, 2)
         if tokens is not None:
             rows = torch.cat([tokens, rows], dim=1)
-        rows = self.proj(F.scaled_dot_product_attention(*self._split(rows)).transpose(1, 2).flatten(2))
+        rows = self.proj(self.attend(*self._split(rows)).transpose(1, 2).flatten(2))
         count = 0 if tokens is None else tokens.shape[1]
         x = rows[:, count:].transpose(1, 2).unflatten(2, (height, width))
         return x if tokens is None else (x, rows[:, :count])

@@ -263,6 +263,23 @@ def test_auxiliary_logits_count_with_their_weight():
     assert model(arguments["images"]).shape == (6, 3)
 
 
+def test_attention_diversification_counts_with_its_weight():
+    network = dict(type="Isotropic", dim=16, depth=2, patch_size=8, img_size=32, num_classes=3)
+    model = classifier(backbone=network, diversification=0.5, diversification_threshold=1.0)
+    arguments = model.data_preprocessor(batch(6), True)
+    found = model(**arguments, mode="loss")
+    plain = F.cross_entropy(model(arguments["images"]), arguments["labels"])
+    assert 0 < found["diversification"] <= 1
+    torch.testing.assert_close(found["loss"], plain + 0.5 * found["diversification"])
+    torch.testing.assert_close(model.parse_losses(found)[0], found["loss"])  # MMEngine adds nothing to it
+    compiled = torch.compile(model, backend="eager")(**arguments, mode="loss")
+    torch.testing.assert_close(compiled["loss"], found["loss"])
+    with pytest.raises(ValueError, match="ToyNetwork has no attention that says how alike its queries look"):
+        classifier(diversification=1.0)
+    with pytest.raises(ValueError, match="diversification must be a number of at least 0, got -1"):
+        classifier(backbone=network, diversification=-1)
+
+
 @pytest.mark.filterwarnings("ignore:Anomaly")
 def test_nan_is_an_error():
     model = classifier()
