@@ -2,6 +2,7 @@
 
 from ..transforms import ReadImage
 from .datasets import ADE20KMaps, CityscapesMaps, FurnishedRoomsMaps, SegmentationMaps
+from .diversification import DiversifiedSegmentor
 from .ffnet_seg import FFNetSegHead
 from .guided_attention import DAFStack, GuidedAttentionHead
 from .horfpn import GNUPerHead
@@ -15,6 +16,7 @@ __all__ = [
     "AveragedSegmentor",
     "CityscapesMaps",
     "DAFStack",
+    "DiversifiedSegmentor",
     "FFNetSegHead",
     "FurnishedRoomsMaps",
     "GNUPerHead",
