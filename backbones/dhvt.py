@@ -179,7 +179,7 @@ class DHVTBlock(Block):
     def forward(self, x: Tensor, tokens: Tensor | None = None):
         if tokens is None:
             return super().forward(x)
-        of_x, of_tokens = self.drop_path(*self.mixer(self.norm1(x), self.norm1(tokens)))
+        of_x, of_tokens = self.drop_path(*self.mixer(self.norm1(self.before(x)), self.norm1(tokens)))
         x, tokens = x + of_x, tokens + of_tokens
         if not hasattr(self.mlp, "excite"):
             return x + self.drop_path(self.mlp(self.norm2(x))), tokens

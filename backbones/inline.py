@@ -370,7 +370,7 @@ class CSwinBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         own = dict(context=x.mean((2, 3))) if isinstance(self.mixer, InLine) else {}
-        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x), **own)))
+        x = x + self.drop_path(self.scale1(self.mixer(self.norm1(self.before(x)), **own)))
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
 
 

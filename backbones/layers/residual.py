@@ -63,6 +63,9 @@ class Block(nn.Module):
         position: module that is added first (a depth-wise convolution), or None.
         norm: function dim -> norm.
 
+    Attributes:
+        before: module before the norm of the mixer, on the map, where plug-ins such as `TAP` have their place.
+
     `forward(x)` gives x, `forward(x, tokens)` both.
     """
 
@@ -78,6 +81,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.position = position
+        self.before: nn.Module = nn.Identity()
         self.norm1, self.mixer = norm(dim), mixer
         self.norm2, self.mlp = norm(dim), mlp
         self.scale1 = LayerScale(dim, layer_scale) if layer_scale is not None else nn.Identity()
@@ -88,13 +92,13 @@ class Block(nn.Module):
         if self.position is not None:
             x = x + self.position(x)
         if tokens is None:
-            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
+            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(self.before(x)))))
             return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
         if getattr(self.mixer, "takes_tokens", False):
-            mixed = self.mixer(self.norm1(x), self.norm1(tokens))
+            mixed = self.mixer(self.norm1(self.before(x)), self.norm1(tokens))
             x, tokens = self._add(x, tokens, self.scale1, *mixed)
         else:
-            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(x))))
+            x = x + self.drop_path(self.scale1(self.mixer(self.norm1(self.before(x)))))
         return self._add(x, tokens, self.scale2, self.mlp(self.norm2(x)), self.mlp(self.norm2(tokens)))
 
     def _add(self, x: Tensor, tokens: Tensor, scale: nn.Module, of_x: Tensor, of_tokens: Tensor):
@@ -192,6 +196,9 @@ class DualBlock(nn.Module):
         drop_path: rate of stochastic depth of both branches.
         cpe_act: whether a GELU follows the convolutions that tell positions.
 
+    Attributes:
+        before: as of `Block`.
+
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Source: DaViT, arXiv 2204.03645.
     """
 
@@ -200,13 +207,14 @@ class DualBlock(nn.Module):
         self.position1, self.position2 = (
             Residual(depthwise(dim, 3), activation=nn.GELU() if cpe_act else None) for _ in range(2)
         )
+        self.before: nn.Module = nn.Identity()
         self.norm1, self.mixer = LayerNorm2d(dim, eps=1e-5), mixer
         self.norm2, self.mlp = LayerNorm2d(dim, eps=1e-5), mlp
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.position1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = x + self.drop_path(self.mixer(self.norm1(self.before(x))))
         x = self.position2(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -220,6 +228,9 @@ class LocalBlock(nn.Module):
         mixer, local, mlp: modules (B, C, H, W) -> (B, C, H, W).
         drop_path: rate of stochastic depth of all branches but the first.
         norm: function dim -> norm.
+
+    Attributes:
+        before: as of `Block`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Sources: L2ViT, arXiv 2501.16182, and S2AFormer, arXiv 2505.22195.
     """
@@ -235,6 +246,7 @@ class LocalBlock(nn.Module):
     ):
         super().__init__()
         self.position1 = Residual(depthwise(dim, 3))
+        self.before: nn.Module = nn.Identity()
         self.norm1, self.mixer = norm(dim), mixer
         self.local = Residual(nn.Sequential(norm(dim), local), drop_path)
         self.norm2, self.mlp = norm(dim), mlp
@@ -242,7 +254,7 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.position1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        x = x + self.drop_path(self.mixer(self.norm1(self.before(x))))
         x = self.local(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
