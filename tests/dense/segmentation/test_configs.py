@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -22,8 +23,14 @@ FOUND = sorted(path for name in (*SEGMENTORS, *WHOLE) for path in (CONFIGS / nam
 ROOMS = [path for path in FOUND if path.stem.endswith("_rooms")]
 MASK2FORMER = CONFIGS / "mask2former/mask2former_biformer_ade20k.py"
 DEEPLABV3 = CONFIGS / "deeplabv3/deeplabv3_affnet_ade20k.py"
+SEGFORMER = CONFIGS / "segformer/segformer_fan_cityscapes.py"
 SMALL = dict(  # what makes a step of a segmentor a quick one
     ffnet_seg={"model.backbone.depths": (1, 1, 2, 1), "model.decode_head.depth": 2},
+    segformer={
+        "name": "tap_fan_tiny_8_hybrid",
+        "model.decode_head.channels": 32,
+        "model.test_cfg": dict(mode="whole"),
+    },
     mask2former={
         "classes": 3,
         "model.decode_head.num_queries": 10,
@@ -87,6 +94,19 @@ def test_maps_of_deeplabv3(name, count):
     assert unread_variables(DEEPLABV3) == {}
 
 
+def test_the_segmentor_of_fan():
+    """Four maps, two of them at stride 16, and the head's ten times the learning rate."""
+    with torch.device("meta"):
+        model = built(SEGFORMER)
+        maps = model.extract_feat(torch.empty(1, 3, 128, 192))
+        assert [tuple(x.shape[1:]) for x in maps] == [(128, 32, 48), (256, 16, 24), (448, 8, 12), (448, 8, 12)]
+        assert model.decode_head(maps).shape == (1, 5, 32, 48)
+    wrapper = build_optim_wrapper(model, load_config(SEGFORMER).optim_wrapper)
+    rates = {round(group["lr"], 9) for group in wrapper.optimizer.param_groups}
+    assert rates == {6e-5, 6e-4}
+    assert unread_variables(SEGFORMER) == {}
+
+
 @pytest.mark.parametrize("path", ROOMS, ids=lambda path: path.stem)
 def test_small_backbones_of_rooms(path):
     """They are those of the pictures of furniture, and begin with their weights where these are shipped."""
@@ -120,7 +140,7 @@ def small(path):
     "path",
     [
         *(pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (i % 6 > 0)) for i, path in enumerate(FOUND)),
-        *(pytest.param(path, id=path.stem) for path in (MASK2FORMER, DEEPLABV3)),
+        *(pytest.param(path, id=path.stem) for path in (MASK2FORMER, DEEPLABV3, SEGFORMER)),
     ],
 )
 def test_a_step(path):

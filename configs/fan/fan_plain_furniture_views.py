@@ -1,0 +1,5 @@
+# The small FAN of fan_furniture_views.py without token-aware pooling and without attention diversification, in the same
+# training.
+_base_ = "fan_furniture_views.py"
+
+model = dict(diversification=0.0, backbone=dict(num_scales=None))
