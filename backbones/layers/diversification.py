@@ -88,8 +88,7 @@ def _groups(images: int, heads: int, queries: int, pixels: int, device: torch.de
 
 
 def _softmax(q: Tensor, k: Tensor) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    return ((q * q.shape[-1] ** -0.5) @ k.mT).to(wide).softmax(-1)
+    return (q @ k.mT).to(torch.promote_types(q.dtype, torch.float32)).softmax(-1)
 
 
 def _over_norm(x: Tensor) -> Tensor:
@@ -102,10 +101,11 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, threshold: float):
-        (images, heads, queries, _), pixels = q.shape, k.shape[2]
+        (images, heads, queries, dim), pixels = q.shape, k.shape[2]
         many, few = _groups(images, heads, queries, pixels, q.device)
         least, keeps = threshold / pixels, many * queries * pixels <= KEPT
         wide = torch.promote_types(q.dtype, torch.float32)
+        q, k, v = (q * dim**-0.5).contiguous(), k.contiguous(), v.contiguous()  # once, not in every product
         out = v.new_empty(images, heads, queries, v.shape[-1])
         shared = torch.zeros(images, 1, pixels, dtype=wide, device=q.device)
         pull = torch.empty_like(shared)  # derivative of the summed cosines by s
@@ -127,7 +127,7 @@ class _Attend(torch.autograd.Function):
             for number, start in enumerate(range(0, queries, few)):
                 mean = means[number] if keeps else _softmax(q[b, :, start : start + few], k[b]).mean(1)
                 x = _above(mean, least)
-                sums += (x * _over_norm(x)).sum(1, keepdim=True)
+                sums += _over_norm(x).mT @ x
             cosines = (sums * along).sum(-1, keepdim=True)
             total += cosines.sum()
             pull[b] = ((sums - cosines * along) * _over_norm(y)).where(y > 0, 0)
@@ -141,8 +141,9 @@ class _Attend(torch.autograd.Function):
         q, k, v, shared, pull = ctx.saved_tensors
         (images, heads, queries, dim), pixels = q.shape, k.shape[2]
         many, few = _groups(images, heads, queries, pixels, q.device)
-        least, scale = ctx.threshold / pixels, dim**-0.5
-        grad_q, grad_k, grad_v = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+        least = ctx.threshold / pixels
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        grad_out = grad_out.contiguous()
         each = grad_loss / (images * queries * heads)  # of the mean over heads, too
         for first in range(0, images, many):
             b = slice(first, first + many)
@@ -152,15 +153,14 @@ class _Attend(torch.autograd.Function):
                 maps = _softmax(q[b, :, rows], k[b])
                 x = _above(maps.mean(1), least)
                 over = _over_norm(x)
-                x *= over
-                push = ((along - (x * along).sum(-1, keepdim=True) * x) * over).where(x > 0, 0)
-                grad = (grad_out[b, :, rows] @ v[b].mT).to(maps.dtype)
-                grad += (each * (push + common)).unsqueeze(1)
+                push = torch.addcmul(along, x, (x @ along.mT) * over * over, value=-1) * over
+                of_mean = each * torch.where(x > 0, push + common, common)
+                grad = (grad_out[b, :, rows] @ v[b].mT).to(maps.dtype).add_(of_mean.unsqueeze(1))
+                grad = torch._softmax_backward_data(grad, maps, -1, maps.dtype).to(q.dtype)
                 grad_v[b] += maps.to(v.dtype).mT @ grad_out[b, :, rows]
-                grad = torch._softmax_backward_data(grad, maps, -1, maps.dtype).to(q.dtype).mul_(scale)
                 grad_q[b, :, rows] = grad @ k[b]
                 grad_k[b] += grad.mT @ q[b, :, rows]
-        return grad_q, grad_k, grad_v, None
+        return grad_q.mul_(dim**-0.5), grad_k, grad_v, None
 
 
 # --- attentions that say their loss ----------------------------------------------------------------------------------
