@@ -53,21 +53,31 @@ class Rescale(nn.Module):
     one resolution. Source: the simple feature pyramid of ViTDet, arXiv 2203.16527.
 
     Args:
-        dim: channels.
+        dim: channels C.
         factor: 4, 2, 1 or 0.5.
+
+    Attributes:
+        width: channels of what it gives: each doubling of the size halves them.
     """
 
     def __init__(self, dim: int, factor: float):
         super().__init__()
+        half, quarter = dim // 2, dim // 4
         steps: dict[float, list[nn.Module]] = {
-            4: [nn.ConvTranspose2d(dim, dim, 2, 2), LayerNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2)],
-            2: [nn.ConvTranspose2d(dim, dim, 2, 2)],
+            4: [
+                nn.ConvTranspose2d(dim, half, 2, 2),
+                LayerNorm2d(half),
+                nn.GELU(),
+                nn.ConvTranspose2d(half, quarter, 2, 2),
+            ],
+            2: [nn.ConvTranspose2d(dim, half, 2, 2)],
             1: [],
             0.5: [nn.MaxPool2d(2, 2, ceil_mode=True)],
         }
         if factor not in steps:
             raise ValueError(f"scales may hold 4, 2, 1 and 0.5, got {factor}")
         self.steps = nn.Sequential(*steps[factor])
+        self.width = int(dim / max(1, factor))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.steps(x)
@@ -115,7 +125,7 @@ class Isotropic(Backbone):
         projection: width of a linear layer without bias behind the last norm, on tokens and pixels, as CLIP's into the
             space that images share with texts; None for none.
         scales: sizes of the maps that the dense form gives, one for each of `out_indices`, in units of the map of
-            patches: 4, 2, 1 or 0.5; all 1 by default.
+            patches: 4, 2, 1 or 0.5; all 1 by default. Enlarged maps have fewer channels (see `Rescale`).
         **common: of `Backbone`. In the dense form `out_indices` defaults to four blocks, evenly spaced, up to the last.
     """
 
@@ -215,8 +225,10 @@ class Isotropic(Backbone):
             raise ValueError(f"scales={scales} must have one entry for each of out_indices={self.out_indices}")
         if uneven := [factor for factor in scales if self.patch_size % max(1, factor)]:
             raise ValueError(f"scales={scales}: {uneven[0]} does not divide patch_size={self.patch_size}")
-        self.rescale = nn.ModuleList(Rescale(self.channels[-1], factor) for factor in scales)
+        rescale = [Rescale(self.channels[-1], factor) for factor in scales]
+        self.rescale = nn.ModuleList(rescale)
         self.out_strides = tuple(int(self.patch_size / factor) for factor in scales)
+        self.out_channels = tuple(part.width for part in rescale)
 
     # --- the pieces --------------------------------------------------------------------------------------------------
 

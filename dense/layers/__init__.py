@@ -3,6 +3,7 @@
 from .deformable_attention import MultiScaleDeformableAttention
 from .frozen_batch_norm import FrozenBatchNorm2d
 from .horfpn import HorFPN
+from .simple_pyramid import SimplePyramid
 from .upsampled_fpn import UpsampledFPN
 
-__all__ = ["FrozenBatchNorm2d", "HorFPN", "MultiScaleDeformableAttention", "UpsampledFPN"]
+__all__ = ["FrozenBatchNorm2d", "HorFPN", "MultiScaleDeformableAttention", "SimplePyramid", "UpsampledFPN"]

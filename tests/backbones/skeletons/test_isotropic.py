@@ -19,6 +19,7 @@ def test_scales_make_a_pyramid():
     for out_indices in ((0, 1, 2, 3), (3, 3, 3, 3)):
         network = plain(4, out_indices=out_indices, scales=(4, 2, 1, 0.5))
         assert network.out_strides == (4, 8, 16, 32)
+        assert network.out_channels == (4, 8, 16, 16) == tuple(x.shape[1] for x in network(torch.randn(1, 3, 32, 32)))
         for height, width in ((64, 96), (50, 70)):
             sizes = [tuple(x.shape[-2:]) for x in network(torch.randn(1, 3, height, width))]
             assert sizes == network.map_sizes(height, width)
@@ -118,11 +119,11 @@ def test_projection():
     close(whole.forward_features(image), plainer.forward_features(image) @ matrix)
     assert whole(image).shape == (2, 5)
     assert whole.num_features == 5
-    maps = plain(projection=5, scales=(2, 1))
+    maps = plain(projection=5, out_indices=(0, 1), scales=(2, 1))
     account = backbones.load(maps, whole.state_dict())
     assert account.missing == [name for name in maps.state_dict() if name.startswith("rescale")]
-    assert maps.out_channels == (5, 5)
-    assert [x.shape for x in maps(image)] == [(2, 5, 5, 4), (2, 5, 3, 2)]
+    assert maps.out_channels == (2, 5)
+    assert [x.shape for x in maps(image)] == [(2, 2, 5, 4), (2, 5, 3, 2)]
     dense = plain(out_indices=(1,))
     assert backbones.load(dense, whole.state_dict()).ignored.count("projection.weight") == 1
     projected = plain(projection=5, out_indices=(1,))
