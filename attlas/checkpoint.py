@@ -287,8 +287,8 @@ def load(
         name: what the account and errors call the source; by default its path.
 
     Raises:
-        ValueError: nothing fits, two names become one, or shapes differ; the file is of another variant; there is no
-            such container. Lists the names.
+        ValueError: nothing fits, two names of different tensors become one, or shapes differ; the file is of another
+            variant; there is no such container. Lists the names.
     """
     model = unwrapped(model)
     renamed_by = _renamer(model, rules)
@@ -324,6 +324,9 @@ def load(
     renamed: dict[str, Tensor] = {}
     for old, new in new_names.items():
         if new is None:
+            account.ignored.append(old)
+            continue
+        if new in renamed and _same_values(renamed[new], state[old]):  # a part that was saved twice
             account.ignored.append(old)
             continue
         if new in renamed:
@@ -404,6 +407,10 @@ def _reason(account: Account, refused: list[str], likely: Callable[[Mapping], st
 def _reads_colors(shape: torch.Size, wanted: torch.Size) -> bool:
     """Whether a file's tensor is the filters of a convolution over three channels, and the network's over others."""
     return len(shape) == len(wanted) == 4 and shape[1] == 3 != wanted[1] and _without(shape) == _without(wanted)
+
+
+def _same_values(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _without(shape: torch.Size) -> tuple[int, ...]:

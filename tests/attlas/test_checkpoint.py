@@ -170,7 +170,7 @@ def test_a_file_of_which_nothing_fits_is_an_error():
 
 
 def test_two_names_that_become_one_are_an_error():
-    state = {"a": torch.ones(5, 2), "b": torch.ones(5, 2)}
+    state = {"a": torch.ones(5, 2), "b": torch.zeros(5, 2)}
     with pytest.raises(ValueError, match="two names into 'table'"):
         checkpoint.load(Net(), state, rules=[(r"^[ab]$", "table")])
 
@@ -217,3 +217,12 @@ def test_parts_of_a_larger_model():
     assert torch.equal(tower.weight, torch.ones(2, 2))
     assert checkpoint.load(tower, {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}).complete
     assert not tower.weight.any()
+
+
+def test_a_part_that_was_saved_twice():
+    """Under two names that become one: the second is ignored, and the account says so."""
+    twice = torch.randn(2, 2)
+    file = {"weight": twice, "again.weight": twice.clone(), "bias": torch.zeros(2)}
+    account = checkpoint.load(nn.Linear(2, 2), file, rules=[(r"^again\.", "")])
+    assert account.complete
+    assert account.ignored == ["again.weight"]
