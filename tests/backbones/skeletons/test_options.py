@@ -90,6 +90,7 @@ OTHERS_OF = dict(
     NATIsotropic=dict(dilations=(1, 2), heads=6, patch_size=8, scales=(1, 0.5)),
     OverLoCK=dict(dims=(32, 48, 64, 96), heads=(2, 2), kernel_sizes=(15, 13, 7, 7)),
     ResNet=dict(plugin_place="inner"),
+    PHReg=dict(heads=6, patch_size=7, position=dict(antialias=True), scales=(1, 0.5)),
     PlainCNN=dict(dropout=0.9),
     RAVLT=dict(flags="l", heads=(1, 1, 2, 4)),
     RVT=dict(masked_blocks=1),
