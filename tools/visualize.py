@@ -16,6 +16,7 @@
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
     python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
     python tools/visualize.py tree dependencyvit_tiny --weights FILE --image cat.jpg --out tree.png
+    python tools/visualize.py registers dinov2_base ph_reg_dinov2_base --weights A B --image cat.jpg --out registers.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
 
@@ -152,6 +153,14 @@ def arguments() -> argparse.ArgumentParser:
     sub = backbone("tree", "the tree of dependencies that a DependencyViT sees in an image")
     sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
     sub.add_argument("--method", choices=("arborescence", "argmax"), default="arborescence", help="of reading the tree")
+    sub = command("registers", "the artefacts in the last map of networks, and that map denoised", None, None, False)
+    sub.add_argument("network", nargs="+", help="checkpoints of trainings, configs with a backbone, or variants")
+    sub.add_argument("--weights", type=Path, nargs="+", help="a checkpoint for each (random weights)")
+    sub.add_argument("--image", type=Path, required=True)
+    sub.add_argument("--size", type=int, default=518, help="of the short side of the image (518)")
+    sub.add_argument("--views", type=int, default=10, help="that are averaged (10)")
+    sub.add_argument("--shift", type=float, default=0.15, help="the largest, as a share of the sides (0.15)")
+    sub.add_argument("--seed", type=int, default=0, help="of the views (0)")
     sub = detector("restored", "what restorers make of a part of a picture, beside the truth")
     sub.add_argument("--item", type=int, default=0, help="number of a picture of the test data (0)")
     sub.add_argument(
@@ -206,25 +215,26 @@ def check_names(first: str, args: argparse.Namespace) -> None:
             raise ValueError(f"--name and --against name {names.count(name)} networks {name!r}; name each otherwise")
 
 
-def backbone_of(args: argparse.Namespace):
-    """The network, and what a picture says of it and its weights."""
+def network_named(what: str, weights: Path | None):
+    """The network of a variant, a config or a checkpoint, and a title that says whose weights it has."""
     from attlas.backbones.zoo import find
     from attlas.config import load_config
 
-    network, weights = find(args.network, args.weights), args.weights
-    if weights is None and args.network.endswith(".py"):
-        weights = load_config(args.network).model.backbone.get("pretrained")
-    elif weights is None and Path(args.network).suffix:
-        weights = args.network
-    source = "random weights" if weights is None else f"weights of {Path(weights).name}"
-    return network, source if weights == args.network else f"{Path(args.network).name}, {source}"
+    network = find(what, weights)
+    source: str | Path | None = weights
+    if source is None and what.endswith(".py"):
+        source = load_config(what).model.backbone.get("pretrained")
+    elif source is None and Path(what).suffix:
+        source = what
+    text = "random weights" if source is None else f"weights of {Path(source).name}"
+    return network, text if source == what else f"{Path(what).name}, {text}"
 
 
 def draw_attention(args: argparse.Namespace):
     from attlas.backbones.inspection.attention_maps import draw, look, read_image
 
     pixels, image = read_image(args.image, args.size)
-    network, title = backbone_of(args)
+    network, title = network_named(args.network, args.weights)
     return draw(pixels, look(network, image, tuple(args.place), args.mixers), title)
 
 
@@ -236,7 +246,7 @@ def draw_interpreter(args: argparse.Namespace):
     from attlas.backbones.inspection.interpreter import draw_scores
 
     pixels, image = read_image(args.image, args.size)
-    network, title = backbone_of(args)
+    network, title = network_named(args.network, args.weights)
     if not isinstance(network, IARED2):
         raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be an IARED2")
     with torch.no_grad():
@@ -263,6 +273,21 @@ def draw_tree(args: argparse.Namespace):
     title = f"{title}: block {args.block % len(network.blocks)}"
     messages, places = found.messages[0].numpy(), found.places[0].numpy()
     return draw_tree(pixels, parents, messages, places, found.size, network.patch_size, title)
+
+
+def draw_registers(args: argparse.Namespace):
+    from attlas.backbones.inspection.attention_maps import read_image
+    from attlas.backbones.inspection.registers import draw, look
+
+    weights = args.weights or [None] * len(args.network)
+    if len(weights) != len(args.network):
+        raise ValueError(f"--weights: {len(weights)} files for {len(args.network)} networks; give one for each")
+    pixels, image = read_image(args.image, args.size)
+    looks = []
+    for what, file in zip(args.network, weights):
+        network, title = network_named(what, file)
+        looks += look(network, image, title, args.views, args.shift, args.seed)
+    return draw(pixels, looks)
 
 
 def draw_confusion(args: argparse.Namespace):
@@ -472,6 +497,7 @@ def run(args: argparse.Namespace) -> None:
         "interpreter": draw_interpreter,
         "keypoints": draw_keypoints,
         "maps": draw_maps,
+        "registers": draw_registers,
         "relation": draw_relation,
         "restored": draw_restored,
         "room": draw_room,

@@ -426,6 +426,15 @@ def test_visualize_tree(run, refusal, config, picture, tmp_path, pruned):
     assert "and must be a DependencyViT" in refusal(*drawn, tmp_path / "x.png")
 
 
+def test_visualize_registers(run, refusal, config, picture, tmp_path):
+    out = tmp_path / "registers.png"
+    registers = ["visualize", "registers", config, config, "--image", picture, "--out", out, "--size", 64, "--views", 2]
+    assert str(out) in run(*registers)
+    assert cv2.imread(str(out)).std() > 20
+    assert "1 files for 2 networks" in refusal(*registers, "--overwrite", "--weights", picture)
+    assert "shift=2.0 must be a share" in refusal(*registers, "--overwrite", "--shift", 2)
+
+
 def test_a_row_for_every_kind_of_mixer_and_as_many_columns_as_maps():
     network = backbones.davit.DaViT(dims=(8, 8, 8, 8), depths=(1, 2, 1, 1), heads=(2, 2, 2, 2))
     looks = viewer.look(network.eval(), torch.zeros(1, 3, 64, 64), (0.5, 0.5))
