@@ -6,6 +6,7 @@ from .diversification import DiversifiedSegmentor
 from .ffnet_seg import FFNetSegHead
 from .guided_attention import DAFStack, GuidedAttentionHead
 from .horfpn import GNUPerHead
+from .linear_probe import LinearProbe
 from .maps import ReadMap
 from .medical import MedicalSlices, ReadSlice, VolumeDice
 from .metrics import MapIoU
@@ -21,6 +22,7 @@ __all__ = [
     "FurnishedRoomsMaps",
     "GNUPerHead",
     "GuidedAttentionHead",
+    "LinearProbe",
     "MapIoU",
     "MedicalSlices",
     "ReadImage",
