@@ -264,7 +264,7 @@ def draw_tree(args: argparse.Namespace):
     from attlas.backbones.inspection.dependency_trees import draw_tree
 
     pixels, image = read_image(args.image, args.size)
-    network, title = backbone_of(args)
+    network, title = network_named(args.network, args.weights)
     if not isinstance(network, DependencyViT):
         raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be a DependencyViT")
     with torch.no_grad():
