@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmark import backbones as benchmark_backbones
 from benchmark import cases as benchmark_cases
-from benchmark import command, extension, measure, network, scenes
+from benchmark import command, extension, measure, network, scenes, sequences
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
 from benchmark import restorers as benchmark_restorers
@@ -424,3 +424,21 @@ def test_what_the_command_refuses(monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit, match="2"):
             command.main()
         assert message in capsys.readouterr().err
+
+
+def test_laws_of_sequences():
+    """Exponents are those of the figures, and every operator runs at a length that no tile divides."""
+    cases = [
+        {
+            "operator": "law of x, forward",
+            "sizes": {"N": n},
+            "results": {"attlas": {"ms": 3 * (n / 1024) ** 1.5, "extra_mib": 7 * n / 1024}},
+        }
+        for n in (1024, 2048, 4096)
+    ]
+    ((_, header, (row,)),) = benchmark_page.law_table({"cases": cases})
+    assert row == ["x, forward", "4,096", "1.50", "3.00 ... 24.0", "1.00", "7.00 ... 28.0"]
+    assert len(header) == len(row)
+    q, k, v = (torch.randn(1, sequences.HEADS, 72, sequences.DIM) for _ in range(3))
+    for name, function in sequences.operators(72, CPU).items():
+        assert function(q, k, v).shape == v.shape, name

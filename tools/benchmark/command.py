@@ -4,6 +4,7 @@
     python tools/benchmark --device cuda              the same on a GPU: work_dirs/benchmark/cuda.json
     python tools/benchmark --only knn,network --quick some of it, small, in seconds
     python tools/benchmark --only mmcv                mmcv's operators, beside its compiled extension if there is one
+    python tools/benchmark --only laws                how operators over sequences grow, from 1,024 to 65,536 tokens
     python tools/benchmark --markdown docs/performance.md cpu.json [more.json ...]  results of runs into the page
 
 The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
@@ -36,8 +37,9 @@ from .network import NETWORKS, TWINS, measure_network
 from .page import figure, joined, tables, write_page
 from .restorers import measure_restorers
 from .scenes import measure_scene
+from .sequences import measure_laws
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "scene"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "laws", "scene"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -140,6 +142,9 @@ def main() -> None:
             keep(found)
     if "restorers" in chosen:
         for found in measure_restorers(run, args.quick):
+            keep(found)
+    if "laws" in chosen:
+        for found in measure_laws(run, args.quick):
             keep(found)
     if "scene" in chosen:
         keep(measure_scene(run, args.quick))

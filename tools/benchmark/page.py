@@ -43,6 +43,10 @@ def is_scene(case: dict) -> bool:
     return case["operator"] == "scene"
 
 
+def is_law(case: dict) -> bool:
+    return case["operator"].startswith("law of ")
+
+
 def joined(records: list[dict]) -> dict | None:
     """One record of several, of machines of one type: of what more than one of them measured, the last counts."""
     if not records:
@@ -106,7 +110,7 @@ def at(sizes: Mapping[str, int | str]) -> str:
 def tables(record: dict, gpu: dict | None = None) -> list[Table]:
     """One of every operator, with columns for `gpu` unless it is None, and one of how times grow."""
     found = []
-    alone = [case for case in record["cases"] if not (is_scene(case) or is_backbone(case))]
+    alone = [case for case in record["cases"] if not (is_scene(case) or is_backbone(case) or is_law(case))]
     for operator in dict.fromkeys(case["operator"] for case in alone):
         cases = [case for case in record["cases"] if case["operator"] == operator]
         names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
@@ -120,7 +124,14 @@ def tables(record: dict, gpu: dict | None = None) -> list[Table]:
             ]
         rows = [row(case, names) + (gpu_cells(case, gpu) if gpu is not None else []) for case in cases]
         found.append((f"{operator}, ms", header, rows))
-    return [*found, *family_table(record), *scene_table(record), *growth_table(record), *cores_table(record)]
+    return [
+        *found,
+        *family_table(record),
+        *scene_table(record),
+        *growth_table(record),
+        *law_table(record),
+        *cores_table(record),
+    ]
 
 
 def row(case: dict, names: list[str]) -> list[str]:
@@ -210,10 +221,33 @@ def growth_table(record: dict) -> list[Table]:
     return [("growth, p of time ~ N^p", ["operator", *names], rows)] if rows else []
 
 
+def law_table(record: dict) -> list[Table]:
+    """The laws of operators over sequences: exponents of time and memory, and both at the ends of the series."""
+    rows = []
+    for operator in dict.fromkeys(case["operator"] for case in record["cases"] if is_law(case)):
+        cases = [case for case in record["cases"] if case["operator"] == operator]
+        lengths, results = zip(*((case["sizes"]["N"], case["results"][OURS]) for case in cases))
+        cells = [operator.removeprefix("law of "), f"{lengths[-1]:,}"]
+        for key, least in (("ms", 0.0), ("extra_mib", 1.0)):  # a mebibyte, below which pages count
+            found = [(length, result[key]) for length, result in zip(lengths, results) if result[key] > least]
+            exponent = growth(found)
+            cells += [
+                "-" if exponent is None else f"{exponent:.2f}",
+                f"{figure(results[0][key])} ... {figure(results[-1][key])}",
+            ]
+        rows.append(cells)
+    header = ["operator", "to N", "time ~ N^p", "ms", "memory ~ N^p", "MiB beyond the inputs"]
+    return [("cost laws of sequences, from 1,024 tokens", header, rows)] if rows else []
+
+
 def cores_table(record: dict) -> list[Table]:
     """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
     Of calls long enough that threads which wait, spinning, for the next do not count."""
-    cases = [case for case in record["cases"] if not any(of(case) for of in (is_network, is_image, is_mmcv, is_scene))]
+    cases = [
+        case
+        for case in record["cases"]
+        if not any(of(case) for of in (is_network, is_image, is_mmcv, is_scene, is_law))
+    ]
     cases = cases if record["machine"]["type"] == "cpu" else []
     names = list(dict.fromkeys(name for case in cases for name in case["results"]))
     rows = []
