@@ -250,8 +250,6 @@ class LocalZZW(nn.Module):
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         kernel = self.slow(x1).transpose(0, 1).to(x2.dtype)
         padding = [n // 2 for n in kernel.shape[2:]]
-        if x2.device.type == "cpu":  # where the gradient of the convolution takes a third of the time then
-            x2 = x2.contiguous(memory_format=torch.channels_last)
         y = self.norm(self.mixer(F.conv2d(x2, kernel, padding=padding, groups=x2.shape[1])))
         return F.gelu(y).contiguous()
 
@@ -402,8 +400,12 @@ class HyperZZW(nn.Module):
         maps = dict(x=x, mix=standardize(self.mix(x)), hci=standardize(self.hci(x)))
         product = torch.mul if self.sequence else global_zzw
         out, out_x, out_hci = (product(weights, y) for y in (fast, maps["mix"], maps["hci"]))
+        convolved = maps
+        if x.device.type == "cpu":  # where the gradients of the convolutions take a third of the time then
+            convolved = {name: y.contiguous(memory_format=torch.channels_last) for name, y in maps.items()}
         l1, l2, l3, l4 = (
-            self.local[name](maps[first], maps[second]) + self.biases[name] for name, (first, second) in LOCAL.items()
+            self.local[name](maps[first], convolved[second]) + self.biases[name]
+            for name, (first, second) in LOCAL.items()
         )
         repeated = [[y] * (x.shape[1] // y.shape[1]) for y in earlier] + [[], []]
         maps_in_order = [out, l2, *repeated[0], fast, out_x, l1, F.silu(out), l3, out_hci, l4, *repeated[1]]
