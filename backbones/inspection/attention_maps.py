@@ -38,7 +38,7 @@ def mixers_of(network: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
         mixes = isinstance(module, classes) or hasattr(module, "attention_maps")
-        if mixes and not any(name.startswith(f"{outer}.") for outer in found):
+        if mixes and not any(name.startswith(f"{outer}.".lstrip(".")) for outer in found):  # "" is the network
             found[name] = module
     return found
 

@@ -17,6 +17,7 @@ from attlas.backbones.ia_red2 import (
     reward,
     sample,
 )
+from attlas.backbones.inspection.attention_maps import look
 
 LIKE_CLIP = dict(registers=2, pre_norm=True, mlp="quick_gelu", projection=24, layer_scale=0.5, class_position=False)
 SMALL = dict(dim=48, groups=(2, 1, 1), heads=3, img_size=64, patch_size=8)
@@ -206,6 +207,9 @@ def test_heat_map():
     assert heat.min() == 0.48 < heat.max() < 1
     maps = small().attention_maps(images(64, 80), (0, 0))
     assert torch.equal(maps[:, 2].clamp(0.48, 1), heat)
+    (seen,) = look(small().float(), images(64, 80, batch=1).float(), (0.5, 0.5))
+    assert seen.maps.shape == (3, 8, 10)
+    assert (seen.mixer, seen.kind) == ("IARED2", "group")
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
