@@ -190,6 +190,12 @@ class GatheredRows(MaskedRows):
 # --- learning by rewards ---------------------------------------------------------------------------------------------
 
 
+def check_bound(bound: float) -> None:
+    """Raises ValueError for a bound that `sample` cannot take: with 0.5, scores would mean nothing."""
+    if not 0.5 < bound <= 1:
+        raise ValueError(f"bound={bound} must be above 0.5 and at most 1")
+
+
 def sample(scores: Tensor, before: Tensor, bound: float = 1.0, tokens: int = 1) -> tuple[Tensor, Tensor]:
     """Tokens drawn by their scores, and the logarithm of the probability of that draw.
 
@@ -202,8 +208,7 @@ def sample(scores: Tensor, before: Tensor, bound: float = 1.0, tokens: int = 1) 
     Returns:
         bool (B, N), those that stay, and (B,), which has gradients.
     """
-    if not 0.5 < bound <= 1:
-        raise ValueError(f"bound={bound} must be above 0.5 and at most 1")
+    check_bound(bound)
     chance = scores * bound + (1 - scores) * (1 - bound)
     kept = torch.bernoulli(chance.detach()).bool() & before
     kept[:, :tokens] = True
@@ -368,7 +373,7 @@ class IARED2(Isotropic):
         if not isinstance(groups, Sequence) or not groups:
             raise ValueError(f"groups must have the number of blocks of each group, got {groups!r:.60}")
         check_whole("groups", groups)
-        sample(torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), given.get("bound", 1.0))
+        check_bound(given.get("bound", 1.0))
 
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         mlp, norm = MLPS[self.mlp](dim, self.mlp_ratio[index]), partial(LayerNorm2d, eps=self.eps)
