@@ -52,8 +52,8 @@ class LRPE(nn.Module):
         heads: number of attention heads.
         head_dim: channels d of a head.
 
-    `forward(x (B, heads, N, d), position) -> (B, heads, N, 2d)`; the first token is number `position`. θ is learned.
-    The angles are in float32 at least: half types do not tell neighbors beyond 2048 tokens.
+    `forward(q, k, position)`, both (B, heads, N, d), gives both, (B, heads, N, 2d); the first token is number
+    `position`. θ is learned. The angles are in float32 at least: half types do not tell neighbors beyond 2048 tokens.
     """
 
     def __init__(self, heads: int, head_dim: int):
@@ -62,11 +62,12 @@ class LRPE(nn.Module):
         theta = 10000 ** (-2 / dim * torch.arange(dim, dtype=torch.float32))
         self.theta = nn.Parameter(theta.view(heads, 1, head_dim))
 
-    def forward(self, x: Tensor, position: int = 0) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, position: int = 0) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(self.theta.dtype, torch.float32)
-        places = torch.arange(position, position + x.shape[2], device=x.device, dtype=wide)
+        places = torch.arange(position, position + q.shape[2], device=q.device, dtype=wide)
         angle = self.theta.to(wide) * places[:, None]
-        return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1).to(x.dtype)
+        cos, sin = angle.cos(), angle.sin()
+        return torch.cat([q * cos, q * sin], dim=-1).to(q.dtype), torch.cat([k * cos, k * sin], dim=-1).to(k.dtype)
 
 
 class SequenceAttention(nn.Module):
@@ -163,7 +164,7 @@ class TransNormerAttention(SequenceAttention):
         q, k, v, u = self.qkvu_proj(x).chunk(4, dim=-1)
         q, k, v = self._split(F.silu(q)), self._split(F.silu(k)), self._split(v)
         if self.lrpe is not None:
-            q, k = self.lrpe(q, position), self.lrpe(k, position)
+            q, k = self.lrpe(q, k, position)
         return q, k, v, u
 
     def close(self, y: Tensor, gate: Tensor) -> Tensor:
