@@ -1,6 +1,6 @@
 """Let a trained model of bytes go on with a text.
 
-    python tools/generate.py work_dirs/transnormer_python/iter_3000.pth "def main(" --count 400
+    python tools/generate.py work_dirs/transnormer_python/iter_1200.pth "def main(" --count 400
     python tools/generate.py CHECKPOINT "import " --greedy
 
 A checkpoint of a training of ours holds its config, which is read as data and never run; other weights need --config.
@@ -20,7 +20,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("prompt", help="text to begin with, at least one character")
     parser.add_argument("--config", type=Path, help="config of the model, for weights that hold none")
     parser.add_argument("--count", type=int, default=300, metavar="N", help="bytes to write (300)")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of the draws (0.7)")
+    parser.add_argument("--temperature", type=float, default=0.9, help="of the draws (0.9)")
     parser.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest bytes alone")
     parser.add_argument("--greedy", action="store_true", help="take the likeliest byte always: temperature 0")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
