@@ -157,6 +157,7 @@ class DependencyBlock(Block):
     it, its messages, and a `Pruned`, or None as long as nothing was dropped.
     """
 
+    places = ()  # for what is left of a pruned map has no neighbors
     keep: Fraction | None = None
     score = "message"
 

@@ -95,6 +95,8 @@ class PackedBlock(Block):
     `forward(rows, layout)`, as of the mixer.
     """
 
+    places = ()  # which are of maps
+
     def forward(self, rows: Tensor, layout: Tensor | Sequence[int] | None = None) -> Tensor:
         rows = rows + self.drop_path(self.scale1(self.mixer(self.norm1(rows), layout)))
         return rows + self.drop_path(self.scale2(self.mlp(self.norm2(rows))))

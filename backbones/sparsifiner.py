@@ -333,6 +333,8 @@ class SparsifiedBlock(Block):
     `forward(x, tokens, pruned)` gives x, the tokens, and what `mix` says of the look of the first token.
     """
 
+    places = ()  # for what is left of a pruned map has no neighbors
+
     def forward(self, x: Tensor, tokens: Tensor, pruned: Pruned | None = None):  # type: ignore[override]
         mixer: Any = self.mixer
         mixed_x, mixed_tokens, seen = mixer.mix(self.norm1(x), self.norm1(tokens), pruned)

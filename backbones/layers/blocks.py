@@ -36,18 +36,18 @@ class Blocks(nn.ModuleList):
 
 def plug(block: nn.Module, plugin: nn.Module) -> None:
     """Put a module (B, C, H, W) -> (B, C, H, W) into a block: at the place that the plug-in names, its attribute
-    `place`, else at the end of a residual branch. That is the place `end` of a block that has one, else on what the
-    block adds to its input, x + plugin(block(x) - x), which its list, `Blocks`, does. What the block gives beside a
-    map, such as tokens, stays as it is.
+    `place`, if it is one of the `places` of the block; else at the end of a residual branch. That is the place `end` of
+    a block that has one, else on what the block adds to its input, x + plugin(block(x) - x), which its list, `Blocks`,
+    does. What the block gives beside a map, such as tokens, stays as it is.
 
     Raises:
-        ValueError: the block has no such place.
+        ValueError: the block has not the place that the plug-in names.
     """
     place = getattr(plugin, "place", None)
-    if place is not None and not hasattr(block, place):
+    if place is not None and place not in getattr(block, "places", ()):
         raise ValueError(
             f"{type(plugin).__name__} stands at the place {place!r} of a block, which {type(block).__name__} has not; "
-            "blocks of attlas.backbones.layers with a mixer have it"
+            "Block, DualBlock and LocalBlock of attlas.backbones.layers have it"
         )
     setattr(block, place or ("end" if hasattr(block, "end") else "plugin"), plugin)
 

@@ -1,6 +1,6 @@
 """What stands on residual branches: stochastic depth, layer scale, and the pre-norm block that most systems share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +65,12 @@ class Block(nn.Module):
 
     Attributes:
         before: module before the norm of the mixer, on the map, where plug-ins such as `TAP` have their place.
+        places: names of such attributes (see `plug`); a subclass whose forward does not call them has none.
 
     `forward(x)` gives x, `forward(x, tokens)` both.
     """
+
+    places: Sequence[str] = ("before",)
 
     def __init__(
         self,
@@ -116,6 +119,8 @@ class ClassBlock(Block):
 
     `forward(x (B, C, H, W), tokens (B, T, C)) -> (B, T, C)`. Source: CaiT, arXiv 2103.17239.
     """
+
+    places: Sequence[str] = ()
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # type: ignore[override]
         tokens = tokens + self.drop_path(self.scale1(self.mixer(self.norm1(x), self.norm1(tokens))))
@@ -197,10 +202,12 @@ class DualBlock(nn.Module):
         cpe_act: whether a GELU follows the convolutions that tell positions.
 
     Attributes:
-        before: as of `Block`.
+        before, places: as of `Block`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Source: DaViT, arXiv 2204.03645.
     """
+
+    places: Sequence[str] = ("before",)
 
     def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module, drop_path: float = 0.0, cpe_act: bool = False):
         super().__init__()
@@ -230,10 +237,12 @@ class LocalBlock(nn.Module):
         norm: function dim -> norm.
 
     Attributes:
-        before: as of `Block`.
+        before, places: as of `Block`.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)`. Sources: L2ViT, arXiv 2501.16182, and S2AFormer, arXiv 2505.22195.
     """
+
+    places: Sequence[str] = ("before",)
 
     def __init__(
         self,
