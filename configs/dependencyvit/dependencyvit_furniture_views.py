@@ -13,6 +13,7 @@ model = dict(
         heads=4,
         patch_size=8,
         img_size=64,
+        layer_scale=None,  # the 1e-6 of the large networks delays so short a training
         num_classes=14,
     ),
 )
