@@ -483,10 +483,6 @@ class DuoFormer(Backbone):
         return notes["scale_tokens"]
 
     @property
-    def num_levels(self) -> int:
-        return len(self.outputs)
-
-    @property
     def checkpoint_optional(self) -> Sequence[str]:
         return [*super().checkpoint_optional, *map(within, self.pyramid.checkpoint_optional)]
 

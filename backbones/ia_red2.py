@@ -524,8 +524,9 @@ class IARED2(Isotropic):
 
     @property
     def checkpoint_optional(self) -> Sequence[str]:
+        blocks = [rf"^blocks\.{i}\." for i in range(len(self.blocks), self.depth)]
         absent = [rf"^interpreters\.{g}\." for g in range(len(self.interpreters), len(self.groups))]
-        return [*super().checkpoint_optional, *absent]
+        return [*super().checkpoint_optional, *blocks, *absent]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         found = super().group_matcher(coarse)
