@@ -375,7 +375,7 @@ def test_half_precision_on_a_gpu(system):
         loss = sum(y.float().square().mean() for y in tensors(network(x)))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-    if system == "BiFormer":  # which rounding sends to other regions
+    if system in ("BiFormer", "Sparsifiner", "SparsifinerLVViT"):  # which rounding sends to other regions or keys
         return
     network.eval()
     with torch.no_grad():
