@@ -168,7 +168,8 @@ class SparsifiedAttention(Attention):
         heads: number of attention heads; about C / 32 by default.
         qkv_bias: whether the projection to queries, keys and values has a bias.
         keep: keys of a query: their share of all tokens, above 0 and up to 1 (rounded up), or an integer above 1, their
-            number.
+            number. 1 is dense attention. Once pixels are dropped, a query has at most as many keys as pixels are left;
+            the released code leaves out one key there even where it keeps all, as the number of all tokens does here.
         size: side of the map for which the predictor is built, or its height and width.
         score_threshold: None for those keys that score highest; a number for all that score more than it, as many as
             there are, which may be none.
@@ -221,7 +222,7 @@ class SparsifiedAttention(Attention):
         self, q: Tensor, k: Tensor, tokens: int, grid: Sequence[int], pruned: Pruned | None = None
     ) -> Tensor | None:
         """The keys (B, H, S, K) of queries q (B, H, S, d) among k (B, H, tokens + pixels, d), int32; None for all."""
-        if self.keep == 1:  # of pixels that are left, too, where the released code leaves out one key
+        if self.keep == 1:
             return None
         count = self.budget(tokens, grid[0] * grid[1], k.shape[2] - tokens)
         if count == k.shape[2]:

@@ -211,7 +211,8 @@ def masked_form(model, x, keep, token_keep):
         basis = part.predictor.restore.abs()
         scores = (coefficients * (coefficients >= least)) @ (basis * (basis > part.predictor.basis_threshold)).mT
         scores = scores.masked_fill(~alive[:, None, None], -math.inf)
-        budget = min(math.ceil(rate * x.shape[1]), int(alive[0, 1:].sum()))
+        number = rate if rate > 1 else math.ceil(rate * x.shape[1])
+        budget = min(number, int(alive[0, 1:].sum())) if not alive.all() else number
         mask = torch.zeros_like(scores).scatter(-1, scores.topk(budget).indices, 1.0).bool()
         mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], 2)
         weights = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~mask, -math.inf).softmax(-1)
@@ -226,7 +227,7 @@ def masked_form(model, x, keep, token_keep):
     return model.head.fc(model.norm(x)[:, 0]), x, alive
 
 
-@pytest.mark.parametrize("keep", [(0.25,) * 4, (0.5, 0.9, 0.7, 0.2)])
+@pytest.mark.parametrize("keep", [(0.25,) * 4, (0.5, 0.9, 0.7, 0.2), (31,) * 4])
 @pytest.mark.parametrize("token_keep", [(1, 0.7, 0.7, 0.3), (0.8, 0.5, 0.2, 0.1), (1, 1, 1, 1)])
 def test_dropped_pixels_are_those_of_the_masked_form(keep, token_keep):
     """Gathered, they cost nothing, and all others are as if they were zeros."""
