@@ -241,8 +241,11 @@ class SparsifiedAttention(Attention):
         """
         rows, count = self._rows(x, tokens)
         q, k, _ = self._split(rows)
-        reduce, restore = self.predictor.tables(count, x.shape[-2:])
-        found = self.predictor.coefficients(q[:, :, count:], k, reduce)
+        return self._scores(q[:, :, count:], k, count, x.shape[-2:], signed)
+
+    def _scores(self, q: Tensor, k: Tensor, tokens: int, grid: Sequence[int], signed: bool = False) -> Tensor:
+        reduce, restore = self.predictor.tables(tokens, grid)
+        found = self.predictor.coefficients(q, k, reduce)
         if signed:
             return found @ restore.mT.unsqueeze(1)
         found, basis = self.predictor.sparse(found, restore)
@@ -253,12 +256,16 @@ class SparsifiedAttention(Attention):
         it."""
         rows, count = self._rows(x, tokens)
         q, k, _ = self._split(rows)
-        found = torch.ones(*k.shape[:3], k.shape[2], dtype=torch.bool, device=x.device)
+        every = torch.ones(*k.shape[:2], count, k.shape[2], dtype=torch.bool, device=x.device)
+        return torch.cat([every, self._kept(q[:, :, count:], k, count, x.shape[-2:])], 2)
+
+    def _kept(self, q: Tensor, k: Tensor, tokens: int, grid: Sequence[int]) -> Tensor:
+        """Which keys k of a map the queries q of pixels attend to, bool."""
         if self.score_threshold is not None:
-            found[:, :, count:] = self.scores(x, tokens) > self.score_threshold
-        elif (index := self.keys(q[:, :, count:], k, count, x.shape[-2:])) is not None:
-            found[:, :, count:] = torch.zeros_like(found[:, :, count:]).scatter_(3, index.long(), True)
-        return found
+            return self._scores(q, k, tokens, grid) > self.score_threshold
+        kept = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool, device=q.device)
+        index = self.keys(q, k, tokens, grid)
+        return ~kept if index is None else kept.scatter_(3, index.long(), True)
 
     def _above(
         self, q: Tensor, k: Tensor, v: Tensor, threshold: float, tokens: int, grid: Sequence[int], pruned: Pruned | None
@@ -321,11 +328,10 @@ class SparsifiedAttention(Attention):
         goes to the tokens."""
         rows, count = self._rows(x, tokens)
         q, k, _ = self._split(rows)
-        place_ = place[0] * x.shape[-1] + place[1]
-        kept = self.mask(x, tokens)[:, :, count + place_]
-        logits = (q[:, :, count + place_, None] @ k.mT * q.shape[-1] ** -0.5).squeeze(2)
-        weights = logits.masked_fill(~kept, -math.inf).softmax(-1).nan_to_num()
-        return weights[..., count:].unflatten(-1, x.shape[-2:])
+        query = q[:, :, count + place[0] * x.shape[-1] + place[1], None]
+        kept = self._kept(query, k, count, x.shape[-2:])
+        weights = (query @ k.mT * q.shape[-1] ** -0.5).masked_fill(~kept, -math.inf).softmax(-1).nan_to_num()
+        return weights[..., count:].unflatten(-1, x.shape[-2:]).squeeze(2)
 
 
 class SparsifiedBlock(Block):
