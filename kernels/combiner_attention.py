@@ -329,6 +329,8 @@ class _Grid:
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q kᵀ) v of lines (B, heads, lines, length, D), with a mask (lines, of queries, of keys)."""
     shape, (q, k, v) = q.shape[:2], (x.flatten(0, 1) for x in (q, k, v))
+    if mask is not None:  # with three axes PyTorch would write out all weights, and choices are slower than terms
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf).unsqueeze(0)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=1.0).unflatten(0, shape)
 
 
