@@ -47,6 +47,7 @@ from .dispatch import decompose, each, pick, slices, without_autocast
 FORMS = ("auto", "fft", "dense")
 # Numbers that a buffer holds: those of a CPU stay in the cache of a core.
 BUFFER, BUFFER_GPU = 1 << 18, 1 << 26
+FEWEST = 12  # channels of a transform, however long: beyond the cache, calls of few take longer
 # Nanoseconds on one core: of a point of a channel's two transforms, for each halving; of a pair of places, and of a
 # channel of its two products.
 FFT_POINT, PAIR, PAIR_CHANNEL = 0.16, 0.5, 0.0175
@@ -337,7 +338,7 @@ class _Transforms:
         ring = F.pad(c.flip((1, 2)), (0, wide, 0, high)).roll([1 - n for n in self.grid], (1, 2))
         self.spectrum = self.forth(ring).unsqueeze(1)
         fitting = (BUFFER_GPU if c.is_cuda else BUFFER) // math.prod(self.lengths)
-        parts = -(-channels // max(1, fitting))
+        parts = -(-channels // max(FEWEST, fitting))
         self.channels, self.items = -(-channels // parts), max(1, fitting // channels)
 
     def forth(self, x: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ BLOCKS = {
     "halo_attention": {"halo_attention.BLOCK": 64},
     "knn": {"neighbors.FEW_QUERIES": 0, "neighbors.BLOCK": 16},
     "lightning_attention": {"lightning_attention.BLOCK": 2},
-    "nprf_attention": {"nprf_attention.BUFFER": 40},
+    "nprf_attention": {"nprf_attention.BUFFER": 40, "nprf_attention.FEWEST": 1},
     "outlook_attention": {"outlook_attention.ROWS": 2},
     "residual_norm": {"residual_norm.ROWS": 2},
     "reversed_attention": {"reversed_attention.BLOCK": 64},
