@@ -8,6 +8,7 @@ from .datasets import DegradedImages, PackPair, PairedImages
 from .dncnn import DnCNN
 from .ffnet_sr import FFNetSR
 from .hat import HAT
+from .isotropic import IsotropicRestorer
 from .metrics import ImagePSNR, ImageSSIM
 from .nafnet import NAFNet
 from .photographs import Photographs
@@ -21,6 +22,7 @@ __all__ = [
     "FFNetSR",
     "ImagePSNR",
     "ImageSSIM",
+    "IsotropicRestorer",
     "NAFNet",
     "PackPair",
     "PairedImages",

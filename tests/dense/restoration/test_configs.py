@@ -15,13 +15,18 @@ from attlas.config import load_config, unread_variables
 from attlas.registry import DATASETS, METRICS, MODELS
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-ALL = sorted(path for name in ("dncnn", "ffnet_sr", "hat", "nafnet") for path in (CONFIGS / name).glob("*.py"))
+ALL = sorted(
+    path
+    for name in ("dncnn", "ffnet_sr", "hat", "isotropic_restorer", "nafnet")
+    for path in (CONFIGS / name).glob("*.py")
+)
 PHOTOS = [path for path in ALL if path.stem.endswith("_photos")]
 FOUND = [path for path in ALL if path not in PHOTOS]
 SMALL = dict(  # what makes a step a quick one
     HAT=dict(dim=12, depths=(2,), heads=2, compress=3, squeeze=6),
     DnCNN=dict(depth=3, width=8),
     FFNetSR=dict(dim=8, depth=2),
+    IsotropicRestorer=dict(dim=8, depth=1),
     NAFNet=dict(width=4, encoders=(1, 1), middle=1, decoders=(1, 1), window=None),
 )
 DATA = dict(  # by parts of the names of configs: DATA, BENCHMARK
