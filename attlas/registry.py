@@ -161,6 +161,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(root.OPTIM_WRAPPER_CONSTRUCTORS, "optim")
 PARAM_SCHEDULERS = Registry(root.PARAM_SCHEDULERS)
 METRICS = Registry(
     root.METRICS,
+    "backbones",
     "backbones.classification",
     "backbones.language",
     "pointnets",

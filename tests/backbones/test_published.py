@@ -28,7 +28,7 @@ def test_the_table():
     assert {row.kind for row in known.values()} == {"direct", "page"}
     assert all(row.url.startswith("https://") and row.task.startswith("ImageNet-1k") for row in known.values())
     direct = [row.url for row in known.values() if row.kind == "direct"]
-    assert len({*direct}) == len(direct) == 104
+    assert len({*direct}) == len(direct) == 113
     for name, row in known.items():
         facts = backbones.variant(name)[1]
         assert str(facts.size) in row.task or row.task == "ImageNet-1k", name

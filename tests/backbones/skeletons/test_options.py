@@ -258,7 +258,7 @@ def test_one_value_or_one_for_each_stage():
             one, each = (build(system, filled=False, mlp_ratio=ratio) for ratio in (2, (2,) * stages))
             assert str(one) == str(each)
             with pytest.raises(
-                ValueError, match=f"mlp_ratio must have one entry for each of the {stages} (stages|branches)"
+                ValueError, match=f"mlp_ratio must have one entry for each of the {stages} (stages|branches|blocks)"
             ):
                 build(system, mlp_ratio=(2,) * (stages + 1))
     narrow, wide = (build("BiFormer", mlp_ratio=(3, 2, last, 4)).stages[2].blocks[0].mlp.fc1 for last in (3, 4))
