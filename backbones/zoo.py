@@ -209,7 +209,9 @@ def load(
     found = source if isinstance(source, Mapping) else download.read(source, option="pretrained")
     state = checkpoint.weights(found, container)
     # of a detector, a segmentor or a classifier of ours, whose other parts are not for a backbone
-    state = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")} or state
+    if inside := {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}:
+        beside = {n: t for n, t in state.items() if any(re.match(pattern, n) for pattern in network.beside_backbone)}
+        state = {**inside, **beside}
     last = [rf"^{name}\." for name in network.classifier_names()]
     if name is None and not isinstance(source, Mapping):
         name = str(source)

@@ -75,6 +75,7 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
     variants: dict = {}  # name -> Variant
     checkpoint_rules: Sequence = ()  # renaming rules of attlas.checkpoint
     dense_names: Sequence[str] = (r"^norms\.",)  # expressions for parameters that the dense form alone has
+    beside_backbone: Sequence[str] = ()  # expressions for names that the authors' files have beside "backbone."
     min_size = 1  # smaller images are padded with zeros, below and on the right
     level_modules = ""  # name of the list whose entry i gives the map of level i
     fixed_sizes: Mapping[str, Mapping[str, str]] = {}  # suffix of an export -> size that it fixes -> why
