@@ -118,7 +118,7 @@ class Registry(root.Registry):
 RUNNERS = Registry(root.RUNNERS, "engine")
 RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
-HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim")
+HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim", "backbones.classification")
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(
     root.DATASETS,

@@ -3,6 +3,6 @@
 Imported when a config names one of them, not by `attlas.backbones`: it takes OpenCV.
 """
 
-from . import datasets, model, sparsifying, transforms, views
+from . import datasets, model, prompting, sparsifying, transforms, views
 
-__all__ = ["datasets", "model", "sparsifying", "transforms", "views"]
+__all__ = ["datasets", "model", "prompting", "sparsifying", "transforms", "views"]
