@@ -100,6 +100,17 @@ OTHERS_OF = dict(
     Sparsifiner=SPARSIFINER,
     SparsifinerLVViT=SPARSIFINER,
     Terminator=dict(dims=(24, 24), earlier=((), ()), kernel_sizes=(5, 9, 5, 7)),
+    TCPA=dict(
+        base="shallow",
+        class_topk=5,
+        coordination="roles",
+        dropout=0.9,
+        heads=6,
+        image_topk=5,
+        mask="logits",
+        patch_size=8,
+        scales=(1, 0.5),
+    ),
     TiC=dict(
         border="mask",
         dilations=((2,), (1,), (1,), (1,)),
