@@ -10,8 +10,9 @@ MIXERS, or dict(type=name, **options). A layer is x + mixer(x + positions), norm
 - Each image is cropped to its own rectangle at each level before it is mixed, so that padding has no influence on it:
   an image in a batch gets what it gets alone. Padding itself gets 0 from the mixer. Images of the same size are mixed
   together.
-- Batch norms of a mixer (ContMix, LSConv, LSNetAttention and SHSA have some) stay in inference mode while training, as
-  those of a detector's backbone do: levels differ, and a step has few images. They are affine maps, then.
+- Batch norms of a mixer (ContMix, LSConv, LSNetAttention and SHSA have some), and what else averages over batches
+  (HyperZZW), stay in inference mode while training, as those of a detector's backbone do: levels differ, and a step has
+  few images. Batch norms are affine maps, then.
 - A mixer keeps its own initial values, where mmdet draws all other matrices of the encoder.
 
 The finest level of an image of 800 x 1333 has 16,700 pixels. `docs/atlas.md` has the cost of each mixer against the
@@ -27,8 +28,8 @@ from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.models.layers import DeformableDetrTransformerEncoder
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...backbones.layers import averages
 from ...registry import MIXERS, MODELS
 from ..layers.deformable_attention import use_kernel
 
@@ -49,7 +50,7 @@ class LevelMixer(nn.Module):
     def train(self, mode: bool = True) -> "LevelMixer":
         super().train(mode)
         for part in self.mixer.modules():
-            if isinstance(part, _BatchNorm):
+            if averages(part):
                 part.eval()
         return self
 

@@ -1,7 +1,5 @@
 """The four forms against a statement of their rules, place by place, and what all have in common."""
 
-import math
-import time
 from functools import partial
 
 import pytest
@@ -251,24 +249,6 @@ def test_nothing_of_all_pairs(name):
     with Largest() as largest:
         form(q, k, v).sum().backward()
     assert largest.numbers <= 6 * length * w < length**2 / 8
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "expected"), [(n, 1.1 if "logsparse" in n else 1.5) for n in FORMS])
-def test_cost(name, expected):
-    """The exponent of the processor's time, with rows of √L."""
-
-    def seconds(length):
-        q, k, v = torch.randn(3, 1, 2, length, 32)
-        form = FORMS[name] if "logsparse" in name else partial(FORMS[name], segment=math.isqrt(length))
-        laps = []
-        for _ in range(4):
-            began = time.process_time()
-            form(q, k, v)
-            laps.append(time.process_time() - began)
-        return min(laps[1:])
-
-    assert math.log(seconds(16384) / seconds(4096), 4) < expected + 0.35
 
 
 def test_gradcheck():

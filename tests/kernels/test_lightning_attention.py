@@ -1,9 +1,7 @@
 import importlib
-import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from agreement import assert_agree, assert_gradients_agree
 from golden_records import Record
 
@@ -285,36 +283,3 @@ def test_equals_the_authors(path, device, name):
     for number, got in enumerate((out.detach(), *torch.autograd.grad(out, (q, k, v), inputs["do"]))):
         expected = record.output(number).to(device)
         assert (got - expected).abs().max() < 2e-6 * expected.abs().max()
-
-
-def seconds(function, rounds=3):
-    """Of the processor, not of the clock: other programs run beside the tests."""
-    times = []
-    for _ in range(rounds):
-        start = time.thread_time()
-        function()
-        times.append(time.thread_time() - start)
-    return min(times)
-
-
-ON_A_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="times of a CPU")
-
-
-def random(length):
-    torch.manual_seed(0)
-    return [torch.randn(1, 2, length, 64) for _ in range(3)]
-
-
-@ON_A_CPU
-def test_a_token_takes_the_same_time_in_any_sequence():
-    """Measured from 1k to 64k tokens, the exponent is 1.00."""
-    times = {n: seconds(lambda n=n: lightning_attention(*random(n), alibi_slopes(2))) / n for n in (1024, 32768)}
-    assert times[32768] < 2 * times[1024]
-
-
-@ON_A_CPU
-def test_dense_attention_takes_four_times_as_long():
-    """At 8k tokens; measured, it is about twenty times."""
-    q, k, v = random(8192)
-    ours = seconds(lambda: lightning_attention(q, k, v, alibi_slopes(2)))
-    assert seconds(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), 1) > 4 * ours

@@ -1,7 +1,5 @@
 import importlib
 import math
-import time
-from functools import partial
 
 import pytest
 import torch
@@ -234,36 +232,6 @@ def test_auto_takes_the_faster_form():
     assert [MODULE._fast_length(n) for n in (1, 2, 3, 7, 11, 13, 27, 4095, 8191)] == [
         1, 2, 4, 8, 12, 16, 30, 4096, 8192,
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_time_grows_like_n_log_n_and_beats_dense_attention():
-    """On one core, of the processor's time: against attention with the biases of all pairs from 2,048 tokens on."""
-
-    def seconds(call):
-        call()
-        laps = []
-        for _ in range(5):
-            began = time.process_time()
-            call()
-            laps.append(time.process_time() - began)
-        return min(laps)
-
-    def dense(q, k, v, bias):
-        places = torch.arange(q.shape[2])
-        mask = bias[:, places[None] - places[:, None] + len(places) - 1][None]
-        return F.scaled_dot_product_attention(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, mask, scale=1.0)
-
-    ours, theirs = {}, {}
-    features = torch.randn(32, 32)
-    for size in (2048, 4096, 8192):
-        q, k, v = torch.randn(3, 1, 2, size, 32)
-        bias = torch.randn(2, 2 * size - 1)
-        ours[size] = seconds(partial(nprf_attention, q, k, v, features, bias))
-        if size < 8192:
-            theirs[size] = seconds(partial(dense, q, k, v, bias))
-    assert ours[8192] < 2.5 * ours[4096]
-    assert all(ours[size] < theirs[size] for size in theirs)
 
 
 @pytest.mark.parametrize("form", ["fft", "dense"])

@@ -105,7 +105,10 @@ def test_names_of_mmcv_stay_free():
         (dict(type="RandomResizedCrop", size=4, interpolation="area"), r"RandomResizedCrop\.interpolation is 'area'"),
         (dict(type="CenterCrop", size="4"), r"CenterCrop\.size is '4'"),
         (dict(type="RandomCrop", size=4.0), r"RandomCrop\.size is 4\.0"),
-        (dict(type="RandomCrop", size=4, mode="mirror"), r"mode is 'mirror'; it may be 'constant', 'reflect', 'edge'"),
+        (
+            dict(type="RandomCrop", size=4, mode="mirror"),
+            r"mode is 'mirror'; it may be 'constant', 'reflect', 'symmetric'",
+        ),
         (dict(type="Pad", padding=-1), r"Pad\.padding is -1; it must be an integer of at least 0"),
         (dict(type="RandomFlip", probability=50), r"RandomFlip\.probability is 50; it must lie in \[0, 1\]"),
         (dict(type="RandomFlip", direction="left"), r"RandomFlip\.direction is 'left'"),

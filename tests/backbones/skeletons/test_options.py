@@ -265,7 +265,7 @@ def test_one_value_or_one_for_each_stage():
     for system in SYSTEMS:
         if "mlp_ratio" in backbones.systems()[system].options():
             options = options_of(system)
-            stages = options.get("depth") or len(options.get("dims", range(4)))
+            stages = options.get("depth") or sum(options.get("groups", ())) or len(options.get("dims", range(4)))
             one, each = (build(system, filled=False, mlp_ratio=ratio) for ratio in (2, (2,) * stages))
             assert str(one) == str(each)
             with pytest.raises(
