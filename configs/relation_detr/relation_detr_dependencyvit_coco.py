@@ -1,10 +1,12 @@
-# DependencyViT in Relation-DETR on COCO. The last map of a plain ViT makes the pyramid. Nothing was published for it.
+# DependencyViT in Relation-DETR on COCO. The last map of a plain ViT makes the pyramid.
+# Nothing was published for it, nor any weights: it begins without. PRETRAINED=FILE takes yours.
 _base_ = ["../_base_/relation_detr_backbone.py", "../_base_/coco_detr_1x.py"]
 
 name = "{{$BACKBONE:dependencyvit_tiny}}"
+pretrained = {"None": None}.get("{{$PRETRAINED:None}}", "{{$PRETRAINED:None}}")
 work_dir = f"work_dirs/relation_detr_{name}_coco"
 model = dict(
-    backbone=dict(out_indices=(11,)),
+    backbone=dict(pretrained=pretrained, out_indices=(11,)),
     neck=dict(
         _delete_=True,
         type="attlas.UpsampledFPN",

@@ -1,9 +1,11 @@
-# DependencyViT in UperNet on ADE20K. The last map of a plain ViT makes the pyramid. Nothing was published for it.
+# DependencyViT in UperNet on ADE20K. The last map of a plain ViT makes the pyramid.
+# Nothing was published for it, nor any weights: it begins without. PRETRAINED=FILE takes yours.
 _base_ = ["../_base_/upernet.py", "../_base_/ade20k_160k.py"]
 
 name = "{{$BACKBONE:dependencyvit_tiny}}"
+pretrained = {"None": None}.get("{{$PRETRAINED:None}}", "{{$PRETRAINED:None}}")
 work_dir = f"work_dirs/upernet_{name}_ade20k"
 model = dict(
-    backbone=dict(out_indices=(11,)),
+    backbone=dict(pretrained=pretrained, out_indices=(11,)),
     neck=dict(type="attlas.UpsampledFPN", in_channels="auto", out_channels=256, num_outs=4, upsample=2),
 )

@@ -169,6 +169,19 @@ def test_a_folder_of_own_pictures(images, pictures, tmp_path):
     assert config.train_cfg.max_epochs == 200
 
 
+DENSE = ("mask_rcnn", "retinanet", "relation_detr", "semantic_fpn", "upernet")
+UNPUBLISHED = ("dependencyvit", "sparsifiner", "ia_red2", "duoformer", "ph_reg")
+
+
+@pytest.mark.parametrize("system", UNPUBLISHED)
+def test_a_dense_recipe_without_published_weights_begins_without(system, monkeypatch):
+    monkeypatch.delenv("PRETRAINED", raising=False)
+    paths = [path for path in CONFIGS if path.parent.name in DENSE and f"_{system}_" in path.name]
+    assert len(paths) == len(DENSE)
+    for path in paths:
+        assert load_config(ROOT / path).model.backbone.pretrained is None, path
+
+
 def variants(path):
     """The default variant of a recipe, and all that it is for: those of the same file, or, where training begins from
     published weights, those that its comment names."""
