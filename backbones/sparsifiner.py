@@ -231,20 +231,33 @@ class SparsifiedAttention(Attention):
         found, basis = self.predictor.sparse(self.predictor.coefficients(q, k, reduce), restore)
         return top_keys(found, basis, count, self.predictor.coef_topk)
 
-    def scores(self, x: Tensor, tokens: Tensor | None = None, signed: bool = False) -> Tensor:
+    def scores(
+        self, x: Tensor, tokens: Tensor | None = None, signed: bool = False, pruned: Pruned | None = None
+    ) -> Tensor:
         """The scores (B, heads, H · W, T + H · W) that the predictor gives all pairs; differentiable.
 
         Args:
             x: map (B, C, H, W).
             tokens: (B, T, C), or None.
             signed: whether all coefficients and the signed Q count, as in the loss that teaches the predictor.
+            pruned: where the pixels x (B, C, 1, K) that are left belong; None where all are.
         """
         rows, count = self._rows(x, tokens)
         q, k, _ = self._split(rows)
-        return self._scores(q[:, :, count:], k, count, x.shape[-2:], signed)
+        if pruned is None:
+            return self._scores(q[:, :, count:], k, count, x.shape[-2:], signed)
+        return self._scores(q[:, :, count:], k, count, pruned.others.shape[-2:], signed, pruned.places)
 
-    def _scores(self, q: Tensor, k: Tensor, tokens: int, grid: Sequence[int], signed: bool = False) -> Tensor:
-        reduce, restore = self.predictor.tables(tokens, grid)
+    def _scores(
+        self,
+        q: Tensor,
+        k: Tensor,
+        tokens: int,
+        grid: Sequence[int],
+        signed: bool = False,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        reduce, restore = self.predictor.tables(tokens, grid, places)
         found = self.predictor.coefficients(q, k, reduce)
         if signed:
             return found @ restore.mT.unsqueeze(1)

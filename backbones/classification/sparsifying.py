@@ -4,7 +4,7 @@ Source: arXiv 2303.13755; https://github.com/lim142857/Sparsifiner (MIT).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ...data import one_of
 from ...registry import MODELS
+from ..layers import Pruned
+from ..skeletons.isotropic import Isotropic
 from .model import ImageClassifier, mix, smooth_one_hot
 
 PHASES = ("predictor", "backbone")
@@ -42,20 +44,24 @@ class SparsifinerDistiller(ImageClassifier):
       the blocks. Attention is dense meanwhile, and no pixels are dropped.
     - Phase "backbone": all but the predictors learn. The loss is that of the labels, the divergence of the dense
       network's probabilities from those of the network, and the mean square of the differences of their last maps, of
-      the pixels that are left.
+      the pixels that are left. Of two networks that label every pixel (`SparsifinerLVViT`), the logits of pixels stand
+      for the maps. Where the backbone alone does, or `map_weight` is 0, these learn from the labels, as in
+      `ImageClassifier`.
 
     Each phase is a training of its own; the second begins with the file of the first (`load_from`).
 
     Args:
         backbone: config of a Sparsifiner with a head.
-        teacher: config of a network with the same blocks and channels, such as dict(type='NamedBackbone',
-            name='deit_small', num_classes=1000, pretrained='deit_small_patch16_224-cd65a155.pth'). In the phase
-            "predictor" None is the backbone itself, whose attention is dense then.
+        teacher: config of a plain network with as many blocks and the same patches, such as dict(type='NamedBackbone',
+            name='deit_small', num_classes=1000, pretrained='deit_small_patch16_224-cd65a155.pth'). Its heads and tokens
+            are those of the backbone in the phase "predictor", its classes and channels in the phase "backbone". In the
+            phase "predictor" None is the backbone itself, whose attention is dense then.
         phase: "predictor" or "backbone".
         attention_weight: of the loss between scores and attention, in the phase "predictor".
         logits_weight, map_weight: of the second and the third loss of the phase "backbone".
         self_weight: of a further loss of the phase "backbone", that between the scores and the network's own dense
-            attention; the predictors learn there, too, unless it is 0. The authors' option has 0.002.
+            attention, among the pixels that are left; the predictors learn there, too, unless it is 0. The authors'
+            option has 0.002.
         basis_weight: of the sum of the absolute values of all Q, wherever the predictors learn.
         **classifier: as of `ImageClassifier`.
 
@@ -104,11 +110,40 @@ class SparsifinerDistiller(ImageClassifier):
             parameter.requires_grad_(learning if ".predictor." in name else phase == "backbone")
         # in a list, so that it is neither trained, nor saved, nor moved to half precision
         self._teacher = [] if teacher is None else [MODELS.build(teacher).eval().requires_grad_(False)]
-        if self._teacher and len(getattr(self._teacher[0], "blocks", [])) != len(mixers):
+        if network.num_classes is None:
+            raise ValueError("SparsifinerDistiller.backbone must have a head, got num_classes=None")
+        for dense in self._teacher:
+            self._check_teacher(dense)
+
+    def _check_teacher(self, teacher: Any) -> None:
+        """Raises ValueError for a network that has not what this phase compares."""
+        network: Any = self.backbone
+        blocks = len(getattr(teacher, "blocks", []))
+        if not isinstance(teacher, Isotropic) or blocks != len(self.mixers):
             raise ValueError(
-                f"SparsifinerDistiller.teacher must have the {len(mixers)} blocks of the backbone, got "
-                f"{type(self._teacher[0]).__name__} with {len(getattr(self._teacher[0], 'blocks', []))}"
+                f"SparsifinerDistiller.teacher must have the {len(self.mixers)} blocks of the backbone, got "
+                f"{type(teacher).__name__} with {blocks}"
             )
+        compared: dict[str, Callable[[Any], Any]] = {}
+        if self.phase == "predictor":
+            compared["heads"] = lambda of: [getattr(block.mixer, "heads", None) for block in of.blocks]
+            compared["class and register tokens"] = lambda of: (of.cls_token is not None) + of.registers
+        elif self.weights["logits_weight"] or self.weights["map_weight"]:
+            compared["num_classes"] = lambda of: of.num_classes
+        if self.phase == "predictor" or self.weights["map_weight"]:
+            compared["patch_size"] = lambda of: of.patch_size
+        if self.phase == "backbone" and self.weights["map_weight"] and not self._of_pixels(teacher):
+            compared["channels"] = lambda of: of.channels[-1]
+        for name, value in compared.items():
+            if value(teacher) != value(network):
+                raise ValueError(
+                    f"SparsifinerDistiller.teacher: its {name} must be {value(network)} as in the backbone, got "
+                    f"{value(teacher)}"
+                )
+
+    def _of_pixels(self, teacher: Any) -> bool:
+        """Whether both networks label every pixel."""
+        return all(getattr(network.head, "auxiliary", None) is not None for network in (self.backbone, teacher))
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -177,36 +212,50 @@ class SparsifinerDistiller(ImageClassifier):
         weights, notes = self.weights, dict[str, Any]()
         with inputs_of(network.blocks) as given:
             features = network.forward_features(images, notes)
-        logits = network.forward_head(features, notes=notes)
-        logits = logits[0] if isinstance(logits, tuple) else logits
+        found_logits = network.forward_head(features, notes=notes)
+        logits, *of_pixels = found_logits if isinstance(found_logits, tuple) else (found_logits,)
         loss = self._loss(logits, targets)
         right = (logits.detach().argmax(-1) == targets.argmax(-1)).float().mean() * 100
         found = dict(labels=loss.detach(), accuracy=right)
+        both = False
         if self._teacher and (weights["logits_weight"] or weights["map_weight"]):
+            dense, its_notes = self.teacher(), dict[str, Any]()
             with torch.no_grad():
-                rows = self.teacher().forward_features(images)
-                expected = self.teacher().forward_head(rows).float()
+                rows = dense.forward_features(images, its_notes)
+                expected = dense.forward_head(rows).float()
             divergence = F.kl_div(
                 logits.float().log_softmax(-1), expected.log_softmax(-1), reduction="batchmean", log_target=True
             )
-            tokens = 0 if notes["tokens"] is None else notes["tokens"].shape[1]
-            rows = rows[:, tokens:]
-            if "pruned" in notes:
-                rows = rows.gather(1, notes["pruned"].places[..., None].expand(-1, -1, rows.shape[2]))
-            maps = F.mse_loss(features[:, tokens:].float(), rows.float())
-            loss = loss + weights["logits_weight"] * divergence + weights["map_weight"] * maps
-            found |= dict(divergence=divergence.detach(), maps=maps.detach())
+            loss = loss + weights["logits_weight"] * divergence
+            found |= dict(divergence=divergence.detach())
+            if weights["map_weight"]:
+                mine, its = (
+                    x[:, 0 if of["tokens"] is None else of["tokens"].shape[1] :]
+                    for x, of in ((features, notes), (rows, its_notes))
+                )
+                both = bool(of_pixels) and self._of_pixels(dense)
+                if both:
+                    mine = of_pixels[0].flatten(2).mT
+                    with torch.no_grad():
+                        its = dense.head.auxiliary.fc(its)
+                if "pruned" in notes:
+                    its = its.gather(1, notes["pruned"].places[..., None].expand(-1, -1, its.shape[2]))
+                maps = F.mse_loss(mine.float(), its.float())
+                loss = loss + weights["map_weight"] * maps
+                found |= dict(maps=maps.detach())
+        if of_pixels and not both:
+            second = self._loss(of_pixels[0], self._second_targets(of_pixels[0], targets, None))
+            loss = loss + self.auxiliary_weight * second
+            found |= dict(auxiliary=second.detach())
         if weights["self_weight"]:
 
-            def of_block(block: Any, x: Tensor, tokens: Tensor) -> Tensor:
+            def of_block(block: Any, x: Tensor, tokens: Tensor, pruned: Pruned | None) -> Tensor:
                 x, tokens = block.norm1(x), block.norm1(tokens)
-                scores = block.mixer.scores(x, tokens)
+                scores = block.mixer.scores(x, tokens, pruned=pruned)
                 return F.mse_loss(scores.float(), block.mixer.weights(x, tokens).float(), reduction="sum")
 
-            whole = [mine for mine in given if len(mine) < 3 or mine[2] is None]  # before pixels are dropped
             losses = [
-                checkpoint(of_block, block, *mine[:2], use_reentrant=False)
-                for block, mine in zip(network.blocks, whole)
+                checkpoint(of_block, block, *mine, use_reentrant=False) for block, mine in zip(network.blocks, given)
             ]
             own = torch.stack(losses).mean()
             loss = loss + weights["self_weight"] * own

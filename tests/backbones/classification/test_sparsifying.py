@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from attlas.backbones.classification.sparsifying import SparsifinerDistiller
+from attlas.kernels.top_keys import largest
 from attlas.registry import MODELS
 
 NETWORK = dict(type="Sparsifiner", dim=16, depth=3, heads=2, reduce_tokens=2, coef_topk=4, img_size=64, num_classes=5)
@@ -91,6 +92,72 @@ def test_both_learn_from_its_own_attention():
     assert learned(shared)[0]["loss"] > shared.mixers[0].predictor.reduce.abs().sum()
 
 
+def test_predictors_behind_dropped_pixels_learn():
+    """Of the scores and the attention of the pixels that are left."""
+    sparse = dict(NETWORK, token_keep=(0.6, 0.6, 0.3))
+    model = distiller(backbone=sparse, teacher=None, logits_weight=0, map_weight=0, self_weight=0.002)
+    found, names = learned(model)
+    assert names == {name for name, _ in model.named_parameters()}
+    notes, whole = {}, 0.0
+    with torch.no_grad():
+        network = model.backbone
+        x, tokens = network.embed(batch()[0]), network.joining(4)
+        for index, block in enumerate(network.blocks):
+            inputs, pruned = (block.norm1(x), block.norm1(tokens)), notes.get("pruned")
+            scores = block.mixer.scores(*inputs, pruned=pruned)
+            if pruned is not None:
+                q, k, _ = block.mixer._split(torch.cat([inputs[1], inputs[0].flatten(2).mT], 1))
+                tables = block.mixer.predictor.tables(1, pruned.others.shape[-2:])
+                rows = [[0, *(1 + kept).tolist()] for kept in pruned.places]
+                reduce, restore = (torch.stack([table[0, row] for row in rows]) for table in tables)
+                coefficients = block.mixer.predictor.coefficients(q[:, :, 1:], k, reduce)
+                coefficients = largest(coefficients, 4)
+                torch.testing.assert_close(scores, coefficients @ F.threshold(restore.abs(), 0.02, 0.0).mT[:, None])
+            whole += (scores - block.mixer.weights(*inputs)).square().sum() / 3
+            x, tokens = network.run(block, x, tokens, notes)
+            x, tokens = network.prune(index, x, tokens, notes)
+    assert found["attention"].item() == pytest.approx(whole.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("token_keep", [1.0, (0.6, 0.6, 0.3)])
+def test_logits_of_pixels_learn(token_keep):
+    """From those of the teacher, or from the labels."""
+    student = dict(NETWORK, type="SparsifinerLVViT", token_keep=token_keep)
+    dense = dict(NETWORK, type="SparsifinerLVViT", keep=1.0)
+    model = distiller(backbone=student, teacher=dense)
+    found, names = learned(model)
+    assert "backbone.head.auxiliary.fc.weight" in names
+    images, labels = batch()
+    notes = {}
+    with torch.no_grad():
+        network, teacher = model.backbone, model.teacher()
+        _, mine = network.forward_head(network.forward_features(images, notes), notes=notes)
+        its = teacher.head.auxiliary.fc(teacher.forward_features(images)[:, 1:])
+        if "pruned" in notes:
+            its = torch.stack([rows[kept] for rows, kept in zip(its, notes["pruned"].places)])
+        assert found["maps"].item() == pytest.approx((mine.flatten(2).mT - its).square().mean().item(), rel=1e-5)
+        logits = mine.flatten(2).mT.flatten(0, 1)
+        of_labels = F.cross_entropy(logits, labels.repeat_interleave(len(logits) // 4)).item()
+    for options in (dict(teacher=TEACHER), dict(teacher=None, logits_weight=0, map_weight=0)):
+        model = distiller(backbone=student, auxiliary_weight=0.3, **options)
+        found, names = learned(model)
+        assert "backbone.head.auxiliary.fc.weight" in names
+        assert found["auxiliary"].item() == pytest.approx(of_labels, rel=1e-5)
+        terms = {"labels": 1, "divergence": 0.5, "maps": 0.5, "auxiliary": 0.3}
+        whole = sum(weight * found[name].item() for name, weight in terms.items() if name in found)
+        assert found["loss"].item() == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_teacher_with_further_tokens():
+    """Its rows are cut by its own tokens."""
+    model = distiller(teacher=dict(TEACHER, registers=3))
+    found, _ = learned(model)
+    images, _ = batch()
+    with torch.no_grad():
+        mine, its = (network.forward_features(images) for network in (model.backbone, model.teacher()))
+    assert found["maps"].item() == pytest.approx((mine[:, 1:] - its[:, 4:]).square().mean().item(), rel=1e-5)
+
+
 def test_what_is_kept_of_a_training():
     """The network alone; its answers are sparse in either phase."""
     model = MODELS.build(dict(type="SparsifinerDistiller", backbone=NETWORK, teacher=TEACHER, phase="predictor")).eval()
@@ -116,6 +183,19 @@ def test_bad_arguments():
         (
             dict(teacher=dict(TEACHER, depth=2)),
             "teacher must have the 3 blocks of the backbone, got Sparsifiner with 2",
+        ),
+        (dict(teacher=dict(TEACHER, dim=32)), "teacher: its channels must be 16 as in the backbone, got 32"),
+        (dict(teacher=dict(TEACHER, num_classes=4)), "teacher: its num_classes must be 5 as in the backbone, got 4"),
+        (dict(teacher=dict(TEACHER, num_classes=None)), "its num_classes must be 5 as in the backbone, got None"),
+        (dict(teacher=dict(TEACHER, patch_size=8)), "teacher: its patch_size must be 16 as in the backbone, got 8"),
+        (
+            dict(backbone=dict(NETWORK, num_classes=None), head=dict(type="PooledHead", num_classes=5)),
+            "SparsifinerDistiller.backbone must have a head",
+        ),
+        (dict(teacher=dict(TEACHER, heads=4), phase="predictor"), r"its heads must be \[2, 2, 2\] as in the backbone"),
+        (
+            dict(teacher=dict(TEACHER, registers=2), phase="predictor"),
+            "its class and register tokens must be 1 as in the backbone, got 3",
         ),
     ):
         with pytest.raises(ValueError, match=message):
