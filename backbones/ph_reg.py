@@ -41,6 +41,13 @@ Maps = Tensor | tuple[Tensor, ...]
 # --- views of an image, and their way home ---------------------------------------------------------------------------
 
 
+def check_views(count: int, shift: float) -> None:
+    """Raises ValueError for what `draw_views` cannot take."""
+    check_whole("count", [count])
+    if not 0 <= shift <= 1:
+        raise ValueError(f"shift={shift} must be a share of the sides, from 0 to 1")
+
+
 def draw_views(
     count: int,
     size: tuple[int, int],
@@ -62,10 +69,8 @@ def draw_views(
     Returns:
         offsets (B, V, 2), rows and columns in pixels of the map, int64; flips (B, V), bool.
     """
-    check_whole("count", [count])
+    check_views(count, shift)
     check_whole("size", size)
-    if not 0 <= shift <= 1:
-        raise ValueError(f"shift={shift} must be a share of the sides, from 0 to 1")
     most = [round(shift * side) for side in size]
     drawn = [
         torch.stack([torch.randint(-m, m + 1, (10 * count,), generator=generator) for m in most], -1)
@@ -208,10 +213,10 @@ class Denoised(BaseModule):
         count, shift: as of `draw_views`.
         chunk: as of `denoise`.
         mean, std: what images are normalized with, in levels of 0 to 255.
-        seed: of the views, the same in every pass.
+        seed: of the views, the same in every pass and for every image of a batch.
 
-    `forward(image (B, 3, H, W), generator=None) -> tuple of maps`; a generator draws other views. H and W must be
-    multiples of the largest stride.
+    `forward(image (B, 3, H, W), generator=None) -> tuple of maps`; a generator draws other views, of each image its
+    own. H and W must be multiples of the largest stride.
     """
 
     def __init__(
@@ -225,6 +230,8 @@ class Denoised(BaseModule):
         seed: int = 0,
     ):
         super().__init__()
+        check_views(count, shift)
+        check_whole("chunk", [chunk])
         self.backbone = (MODELS.build(backbone) if isinstance(backbone, Mapping) else backbone).requires_grad_(False)
         self.count, self.shift, self.chunk, self.seed = count, shift, chunk, seed
         self.fill = white(mean, std)
@@ -240,9 +247,13 @@ class Denoised(BaseModule):
         return self
 
     def forward(self, image: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(self.seed) if generator is None else generator
-        size = image.shape[-2] // self.step, image.shape[-1] // self.step
-        offsets, flips = draw_views(self.count, (max(1, size[0]), max(1, size[1])), self.shift, len(image), generator)
+        size = max(1, image.shape[-2] // self.step), max(1, image.shape[-1] // self.step)
+        if generator is None:  # one draw for all: what is made of an image does not depend on its place in the batch
+            generator = torch.Generator().manual_seed(self.seed)
+            offsets, flips = draw_views(self.count, size, self.shift, 1, generator)
+            offsets, flips = offsets.expand(len(image), -1, -1), flips.expand(len(image), -1)
+        else:
+            offsets, flips = draw_views(self.count, size, self.shift, len(image), generator)
         return denoise(self.backbone, image, offsets, flips, self.step, self.fill, self.chunk)  # type: ignore[return-value]
 
 
@@ -401,7 +412,7 @@ class RegisterDistiller(BaseModel):
 
     Args:
         teacher: config of a backbone with its weights, which gives one map, the last one.
-        backbone: config of the student, a `PHReg` of the same sizes, which gives one map.
+        backbone: config of the student, a `PHReg` of the same sizes, which gives one map, that of the same block.
         count, shift, chunk, mean, std: as of `Denoised`. Views are drawn by PyTorch's global generator.
         mse_scale: weight of the squared difference.
     """
@@ -427,6 +438,13 @@ class RegisterDistiller(BaseModel):
         for name, network in (("teacher", self.teacher), ("backbone", self.backbone)):
             if len(network.out_channels) != 1:
                 raise ValueError(f"RegisterDistiller: {name} must give one map, got {len(network.out_channels)}")
+        for name in ("out_channels", "out_strides", "out_indices"):
+            of_teacher, of_student = (getattr(x, name) for x in (self.teacher.backbone, self.backbone))
+            if tuple(of_teacher) != tuple(of_student):
+                raise ValueError(
+                    f"RegisterDistiller: teacher must have the {name}={tuple(of_student)} of the backbone, got "
+                    f"{tuple(of_teacher)}"
+                )
         self.mse_scale = mse_scale
         self.backbone.unlock()
 

@@ -145,10 +145,20 @@ def test_any_backbone_is_denoised():
     assert not any(p.requires_grad for p in network.parameters())
     assert all(torch.equal(a, b) for a, b in zip(network(image), maps))
     assert not torch.equal(network(image, seeded(3))[1], maps[1])
-    offsets, flips = draw_views(4, (6, 8), 0.15, 2, seeded())
+    offsets, flips = draw_views(4, (6, 8), 0.15, 1, seeded())
+    offsets, flips = offsets.expand(2, -1, -1), flips.expand(2, -1)
     close(denoise(network.backbone, image, offsets, flips, 4, ph_reg.white(), 8)[0], maps[0], 1e-4)
     built = MODELS.build(dict(type="Denoised", backbone=dict(type="PHReg", dim=24, depth=1, heads=3), count=2))
     assert built(torch.randn(1, 3, 32, 32))[0].shape == (1, 24, 2, 2)
+
+
+def test_the_place_in_a_batch_does_not_matter():
+    network = Denoised(small(out_indices=(1,)), count=4)
+    image = torch.randn(1, 3, 24, 32, generator=seeded())
+    (maps,) = network(image.expand(3, -1, -1, -1))
+    close(maps, network(image)[0].expand_as(maps), 1e-5)
+    (drawn,) = network(image.expand(3, -1, -1, -1), seeded(3))  # each its own
+    assert not torch.allclose(drawn[0], drawn[1])
 
 
 def test_bad_views():
@@ -166,6 +176,9 @@ def test_bad_views():
         (lambda: denoise(patches, torch.randn(1, 3, 16, 16), *views, 4, chunk=0), "chunk must be whole, at least 1"),
         (lambda: draw_views(0, (4, 4)), "count must be whole, at least 1, got 0"),
         (lambda: draw_views(2, (4, 4), 1.5), "shift=1.5 must be a share of the sides, from 0 to 1"),
+        (lambda: Denoised(small(), count=0), "count must be whole, at least 1, got 0"),
+        (lambda: Denoised(small(), shift=math.nan), "shift=nan must be a share of the sides, from 0 to 1"),
+        (lambda: Denoised(small(), chunk=0), "chunk must be whole, at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -343,3 +356,12 @@ def test_bad_distillations():
         RegisterDistiller(plain, plain)
     with pytest.raises(ValueError, match="teacher must give one map, got 2"):
         RegisterDistiller(plain, dict(plain, type="PHReg", out_indices=(1,)))
+    plain = dict(plain, patch_size=8, out_indices=(1,))
+    for options, message in (
+        (dict(dim=48), r"teacher must have the out_channels=\(24,\) of the backbone, got \(48,\)"),
+        (dict(projection=12), r"out_channels=\(24,\) of the backbone, got \(12,\)"),
+        (dict(patch_size=16), r"out_strides=\(8,\) of the backbone, got \(16,\)"),
+        (dict(out_indices=(0,)), r"out_indices=\(1,\) of the backbone, got \(0,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            RegisterDistiller(dict(plain, **options), dict(plain, type="PHReg"))
