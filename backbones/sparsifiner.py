@@ -65,6 +65,7 @@ class ConnectivityPredictor(nn.Module):
         scale: factor s; heads^-0.5 by default.
         resize: whether a map of another size gets tables that are interpolated, along the pixels, and P scaled by the
             number of pixels, so that its sums keep their size. The authors do not define it. False refuses such maps.
+            Tables of files of another size are treated alike, but that a shared one keeps its entries.
 
     The first row of the tables is that of the class token, and of all other tokens beside the map.
     """
@@ -107,13 +108,15 @@ class ConnectivityPredictor(nn.Module):
 
     @property
     def checkpoint_resize(self) -> dict[str, Any]:
-        return dict.fromkeys(("reduce", "restore"), self._of_file)
+        scaled = self.restore is not None  # a shared table is P and Q
+        return dict(reduce=partial(self._of_file, scaled=scaled), restore=self._of_file)
 
-    def _of_file(self, table: Tensor, shape: Sequence[int]) -> Tensor:
+    def _of_file(self, table: Tensor, shape: Sequence[int], scaled: bool = False) -> Tensor:
         side = math.isqrt(len(table) - 1)
         if table.shape[1] != shape[1] or side * side != len(table) - 1:
             return table  # the loader reports the shapes
-        return torch.cat([table[:1], self._resized(table[1:], (side, side), self.size)])
+        share = (len(table) - 1) / math.prod(self.size) if scaled else 1.0
+        return torch.cat([table[:1], self._resized(table[1:], (side, side), self.size) * share])
 
     def _resized(self, pixels: Tensor, size: Sequence[int], grid: Sequence[int]) -> Tensor:
         return resize_table(pixels.mT.unflatten(1, tuple(size)).unsqueeze(0), grid, "bilinear")[0].flatten(1).mT
@@ -310,7 +313,7 @@ class SparsifiedAttention(Attention):
         grid = x.shape[-2:] if pruned is None else pruned.others.shape[-2:]
         seen, parts, pixels = None, [], q[:, :, count:]
         if count:
-            logits = q[:, :, :count] @ k.mT * q.shape[-1] ** -0.5
+            logits = q[:, :, :count] * q.shape[-1] ** -0.5 @ k.mT  # in this order they fit float16
             divisor = logits.logsumexp(-1, keepdim=True)
             if pruned is not None:  # dropped pixels are zeros: their logits are 0, and so are their values
                 lost = grid[0] * grid[1] - x.shape[-2] * x.shape[-1]
@@ -343,7 +346,7 @@ class SparsifiedAttention(Attention):
         q, k, _ = self._split(rows)
         query = q[:, :, count + place[0] * x.shape[-1] + place[1], None]
         kept = self._kept(query, k, count, x.shape[-2:])
-        weights = (query @ k.mT * q.shape[-1] ** -0.5).masked_fill(~kept, -math.inf).softmax(-1).nan_to_num()
+        weights = (query * q.shape[-1] ** -0.5 @ k.mT).masked_fill(~kept, -math.inf).softmax(-1).nan_to_num()
         return weights[..., count:].unflatten(-1, x.shape[-2:]).squeeze(2)
 
 

@@ -89,7 +89,7 @@ class Attention(Diversified):
         rows = x.flatten(2).transpose(1, 2)
         count = 0 if tokens is None else tokens.shape[1]
         q, k, _ = self._split(rows if tokens is None else torch.cat([tokens, rows], dim=1))
-        return (q[:, :, count:] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+        return (q[:, :, count:] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1)  # scaled first, for float16
 
     def attention_maps(self, x: Tensor, place: tuple[int, int], tokens: Tensor | None = None) -> Tensor:
         """How the pixel (row, column) `place` looks at every pixel, by head: (B, heads, H, W). The sum is 1 less what
@@ -98,7 +98,7 @@ class Attention(Diversified):
         rows = x.flatten(2).transpose(1, 2)
         count = 0 if tokens is None else tokens.shape[1]
         q, k, _ = self._split(rows if tokens is None else torch.cat([tokens, rows], dim=1))
-        logits = q[:, :, count + place[0] * width + place[1], None] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        logits = q[:, :, count + place[0] * width + place[1], None] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         return logits.softmax(-1)[..., count:].unflatten(-1, (height, width)).squeeze(2)
 
 
@@ -136,5 +136,5 @@ class ClassAttention(nn.Module):
         """How the first token looks at every pixel, whatever the place, by head: (B, heads, H, W). The sum is 1 less
         what goes to the tokens."""
         q, k, _ = self._split(x, tokens)
-        logits = q[:, :, :1] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        logits = q[:, :, :1] * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
         return logits.softmax(-1)[:, :, 0, tokens.shape[1] :].unflatten(-1, x.shape[-2:])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from agreement import assert_agree
 from networks import build, fill
 
-from attlas import backbones
+from attlas import backbones, checkpoint
 from attlas.backbones import sparsifiner
 from attlas.backbones.layers import Attention
 from attlas.backbones.sparsifiner import SparsifiedAttention, Sparsifiner, SparsifinerLVViT
@@ -317,6 +317,29 @@ def test_files_with_a_shared_table_and_of_another_size():
     account = backbones.load(larger, network(img_size=96).state_dict())
     assert account.complete, str(account)
     assert larger.blocks[0].mixer.predictor.reduce.shape == (145, 9)
+
+
+def test_tables_of_files_keep_the_sums_of_p_and_the_entries_of_q():
+    """As `tables` does: a file in a larger network is the smaller network on larger maps."""
+    small, large = mixer(size=4, reduce_tokens=4), mixer(size=8, reduce_tokens=16)
+    checkpoint.load(large, small.state_dict())
+    for mine, expected in zip(large.predictor.tables(1, (8, 8)), small.predictor.tables(1, (8, 8))):
+        assert_agree("table", mine, expected)
+    shared = mixer(size=8, reduce_tokens=16, shared=True)
+    checkpoint.load(shared, {n: x for n, x in small.state_dict().items() if not n.endswith("restore")})
+    of_shared, of_small = shared.predictor.tables(1, (8, 8))[1], small.predictor.tables(1, (8, 8))[0]
+    assert_agree("Q", of_shared[:, 1:] / 4, of_small[:, 1:])
+
+
+def test_float16_of_large_values():
+    part = mixer(64, 1, size=4, coef_topk=2).float()
+    part.qkv.weight.data.copy_(torch.eye(64).repeat(3, 1))
+    part.qkv.bias.data.zero_()
+    x, tokens = torch.full((1, 64, 4, 4), 40.0).half(), torch.full((1, 1, 64), 40.0).half()
+    part.half()  # the products of rows are 102,400
+    assert all(y.isfinite().all() for y in part(x, tokens))
+    assert part.attention_maps(x, (0, 0), tokens).sum() > 0.1
+    assert part.weights(x, tokens).isfinite().all()
 
 
 def test_no_decay():

@@ -26,6 +26,20 @@ def test_tokens_take_part_in_attention_maps():
     torch.testing.assert_close(alone, torch.ones_like(alone))
 
 
+def test_maps_of_large_values_in_float16():
+    x, tokens = torch.full((1, 64, 2, 2), 40.0).half(), torch.full((1, 1, 64), 40.0).half()
+    mixer, of_class = Attention(64, 1).half(), ClassAttention(64, 1).half()
+    for layer in (mixer.qkv, of_class.q, of_class.kv):
+        layer.weight.data.copy_(torch.eye(64).repeat(len(layer.weight) // 64, 1))
+        layer.bias.data.zero_()
+    for maps in (
+        mixer.weights(x, tokens)[..., 1:],
+        mixer.attention_maps(x, (1, 1), tokens),
+        of_class.attention_maps(x, (0, 0), tokens),
+    ):
+        torch.testing.assert_close(maps, torch.full_like(maps, 0.2))
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_class_attention_is_that_of_some_rows(count):
     """Full attention of tokens and pixels, of which only the rows of the tokens are computed."""
