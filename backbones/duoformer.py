@@ -21,6 +21,7 @@ parts and of a copy without these words.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -175,6 +176,21 @@ class Projection(Pointwise):
         nn.init.normal_(self.bias, std=1e-6)
 
 
+class RegionBlock(Block):
+    """The pre-norm block of the tokens of all regions: an image drops a branch in all of its regions, or in none. Args:
+    as of `Block`.
+
+    `forward(tokens (B, h, w, T, C)) -> (B, h, w, T, C)`.
+    """
+
+    places = ()  # which are of maps
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        mixed = self.scale1(self.mixer(self.norm1(as_maps(tokens))))
+        tokens = tokens + self.drop_path(as_tokens(mixed, tokens.shape))
+        return tokens + self.drop_path(as_tokens(self.scale2(self.mlp(self.norm2(as_maps(tokens)))), tokens.shape))
+
+
 class ScaleStage(nn.Module):
     """Pre-norm blocks whose attention is inside a region, and a position for each token, the same for all regions.
 
@@ -203,7 +219,7 @@ class ScaleStage(nn.Module):
         self.side = sides[0]
         self.position = Tokens(1 + sum(side**2 for side in sides), dim)
         self.blocks = Blocks(
-            Block(dim, Attention(dim, heads, qkv_bias), Mlp(dim, ratio), rate, scale, norm=LayerNorm2d)
+            RegionBlock(dim, Attention(dim, heads, qkv_bias), Mlp(dim, ratio), rate, scale, norm=LayerNorm2d)
             for rate, ratio, scale in zip(drop_path_rates, mlp_ratio, layer_scale)
         )
 
@@ -211,16 +227,16 @@ class ScaleStage(nn.Module):
         nn.init.trunc_normal_(self.position.weight, std=STD)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return as_tokens(self.blocks(as_maps(tokens + self.position.weight)), tokens.shape)
+        return self.blocks(tokens + self.position.weight)
 
     def attention_maps(self, tokens: Tensor, place: tuple[int, int]) -> Tensor:
         """How the scale token of every region looks at the pixels of the finest map in the last block, whatever the
         place, by head: (B, heads, s · h, s · w). The sum over a region is 1 less what goes to its other tokens."""
-        x = as_maps(tokens + self.position.weight)
+        x = tokens + self.position.weight
         last: Any = self.blocks[-1]
         for block in self.blocks[:-1]:
             x = block(x)
-        maps = last.mixer.attention_maps(last.norm1(x), (0, 0)).squeeze(2).mT  # (B · h · w, T, heads)
+        maps = last.mixer.attention_maps(last.norm1(as_maps(x)), (0, 0)).squeeze(2).mT  # (B · h · w, T, heads)
         return from_regions(maps.unflatten(0, tokens.shape[:3]), tokens.shape[3] - self.side**2, self.side)
 
 
@@ -543,10 +559,31 @@ VARIANTS = {
 
 # --- the authors' checkpoints ----------------------------------------------------------------------------------------
 
+# A ResNet of torchvision's is a list of its children there; of Lunit's and SwAV's, the network with its names.
+CHILDREN = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in (1, 2, 3, 4)}}
+
+
+# Functions of the module, as networks that are pickled hold them.
+def _listed(match: re.Match) -> str:
+    return f"resnet_projector.{CHILDREN.get(match[1], match[1])}."
+
+
+def _of_pyramid(match: re.Match, pyramid: Backbone) -> str:
+    return f"pyramid.{checkpoint.rename(match[1], pyramid.checkpoint_rules)}"
+
+
+def _shrinking(match: re.Match) -> str:
+    return f"scale_token.shrink.{int(match[1]) - 1}.{int(match[2]) - 1}."
+
+
+def _mixing(match: re.Match) -> str:
+    return f"scale_token.mix.{2 * int(match[1])}."
+
+
 RULES: Rules = [
     (r"^channel_token$", r"scale_token.weight"),
-    (r"^chann_proj(\d)\.conv(\d)\.", lambda match: f"scale_token.shrink.{int(match[1]) - 1}.{int(match[2]) - 1}."),
-    (r"^chann_proj_all\.nConvs\.(\d)\.", lambda match: f"scale_token.mix.{2 * int(match[1])}."),
+    (r"^chann_proj(\d)\.conv(\d)\.", _shrinking),
+    (r"^chann_proj_all\.nConvs\.(\d)\.", _mixing),
     (r"^projection\.proj_heads(\d)\.", r"projections.\1."),
     (r"^vision_transformer\.", r""),
     (r"^pos_embed_for_scale$", r"scale_stage.position.weight"),
@@ -559,18 +596,14 @@ RULES: Rules = [
     (r"^(head\.patch_stage\.blocks\.\d+\.)attn\.", r"\1"),
     (r"(^|\.)attn\.", r"\1mixer."),
 ]
-# A ResNet of torchvision's is a list of its children there; of Lunit's and SwAV's, the network with its names.
-CHILDREN = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in (1, 2, 3, 4)}}
 
 
 def rules_of_pyramid(pyramid: Backbone) -> Rules:
     """Rules for the pyramid in a file of the authors: its own, below its name."""
-
-    def renamed(match: re.Match) -> str:
-        return f"pyramid.{checkpoint.rename(match[1], pyramid.checkpoint_rules)}"
-
-    listed = (r"^resnet_projector\.(\d)\.", lambda match: f"resnet_projector.{CHILDREN.get(match[1], match[1])}.")
-    return [listed, (r"^resnet_projector\.(.+)$", renamed)]
+    return [
+        (r"^resnet_projector\.(\d)\.", _listed),
+        (r"^resnet_projector\.(.+)$", partial(_of_pyramid, pyramid=pyramid)),
+    ]
 
 
 register(DuoFormer, VARIANTS, RULES)

@@ -1,5 +1,8 @@
 """What characterizes DuoFormer: tokens by regions, attention inside them and over them, maps that come back."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from agreement import assert_agree
@@ -7,7 +10,7 @@ from levels import levels_changed_by
 from networks import build, fill
 from torch.utils.flop_counter import FlopCounterMode
 
-from attlas import backbones
+from attlas import backbones, checkpoint
 from attlas.backbones.duoformer import (
     ChannelToken,
     DuoFormer,
@@ -283,6 +286,25 @@ def test_a_scale_mixer_stays_in_its_regions():
     seen = grad.abs().sum((0, 1)) > 0
     assert seen[4:8, 4:].all()
     assert seen.sum() == 8
+
+
+def test_an_image_drops_a_branch_in_all_of_its_regions():
+    stage = small(drop_path_rate=0.9).scale_stage.train()
+    torch.manual_seed(0)
+    tokens = torch.randn(1, 1, 1, stage.position.weight.shape[1], stage.position.weight.shape[2]).double()
+    out = stage(tokens.expand(8, 3, 3, -1, -1))
+    torch.testing.assert_close(out, out[:, :1, :1].expand_as(out))
+    assert any(not torch.allclose(image, out[0]) for image in out)
+
+
+@pytest.mark.parametrize("scale_token", ["random", "channel"])
+def test_copies_and_files(scale_token):
+    network = small(scale_token=scale_token, num_classes=3).eval()
+    x = torch.randn(1, 3, 64, 64).double()
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(other(x), network(x))
+        for name in ("resnet_projector.4.0.conv1.weight", "chann_proj2.conv1.weight"):
+            assert checkpoint.rename(name, other.checkpoint_rules) == checkpoint.rename(name, network.checkpoint_rules)
 
 
 def test_bad_options():
