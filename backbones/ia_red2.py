@@ -21,6 +21,7 @@ How interpreters were trained is not published but in outline: by rewards, group
 `reward` and `IARED2.learn` are a reconstruction; their defaults are what is left in the tool's constructor, or ours.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checkpoint
-from .layers import Attention, Block, LayerNorm2d, Linear, heads_of, linear
+from .layers import Attention, Block, DropPath, LayerNorm2d, Linear, heads_of, linear
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import MLPS, Isotropic
@@ -221,6 +222,14 @@ def sample(scores: Tensor, before: Tensor, bound: float = 1.0, tokens: int = 1) 
     return kept, (torch.where(kept, chance, 1 - chance).log() * drawn).sum(1)
 
 
+def check_reward(*penalties: float, power: float) -> None:
+    """Raises ValueError for numbers with which fewer tokens, or right predictions, would be no gain."""
+    if not 0 < power < math.inf:
+        raise ValueError(f"power={power} must be a number above 0")
+    if wrong := [penalty for penalty in penalties if not 0 <= penalty < math.inf]:
+        raise ValueError(f"penalties={penalties} must be numbers of at least 0, got {wrong[0]}")
+
+
 def reward(right: Tensor, share: Tensor, penalty: float, power: float = 2.0) -> Tensor:
     """1 - share^power for an image that is classified right, else -penalty: (B,).
 
@@ -346,6 +355,7 @@ class IARED2(Isotropic):
             raise ValueError(f"IARED2: threshold={threshold} must be at least 0 and below 1")
         if not -1 <= last_group < len(groups):
             raise ValueError(f"IARED2: last_group={last_group} must be -1, or from 0 to {len(groups) - 1}")
+        check_reward(*penalties, power=power)
         if len(penalties) < len(groups):
             raise ValueError(
                 f"IARED2: penalties={tuple(penalties)} must have one entry for each of {len(groups)} groups"
@@ -473,7 +483,7 @@ class IARED2(Isotropic):
             )
         self.requires_grad_(part is None)
         self.interpreters.requires_grad_(False)
-        self.last_group, self.draws = group, None
+        self.last_group, self.draws, self.trial = group, None, None
         if part == "interpreter":
             self.draws = group
             self.interpreters[group].requires_grad_(True)
@@ -484,6 +494,20 @@ class IARED2(Isotropic):
                 if module is not None:
                     module.requires_grad_(True)
         self.train(self.training)  # what is frozen stays so
+
+    def train(self, mode: bool = True) -> "IARED2":
+        """As of `Backbone`. Where an interpreter learns, no branches are dropped: two passes are compared, of which
+        only the tokens differ."""
+        super().train(mode)
+        if self.draws is not None:
+            for module in self.modules():
+                if isinstance(module, DropPath):
+                    module.eval()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the last draw, which belongs to a graph: for copies and files."""
+        return {**self.__dict__, "trial": None}
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         if not (self.training and self.draws is not None):
@@ -556,12 +580,12 @@ RULES: Rules = [(r"^groups\.(\d+)\.agent\.", r"interpreters.\1."), *vit_names.RU
 
 def rule_of_twins(groups: Sequence[int]) -> tuple:
     """The rule for the second names of blocks, which are kept apart until it is known whether there are first ones."""
+    return r"^groups\.(\d+)\.block_list\.(\d+)\.(.+)$", partial(_twin, groups=tuple(groups))
 
-    def renamed(match: re.Match) -> str:
-        block = sum(groups[: int(match[1])]) + int(match[2])
-        return f"{TWINS}{checkpoint.rename(f'blocks.{block}.{match[3]}', RULES)}"
 
-    return r"^groups\.(\d+)\.block_list\.(\d+)\.(.+)$", renamed
+def _twin(match: re.Match, groups: Sequence[int]) -> str:
+    block = sum(groups[: int(match[1])]) + int(match[2])
+    return f"{TWINS}{checkpoint.rename(f'blocks.{block}.{match[3]}', RULES)}"
 
 
 def untwin(network: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -1,12 +1,16 @@
 """What characterizes IA-RED²: nested sets of tokens, gathered as masked, and interpreters that learn from rewards."""
 
+import copy
+import math
+import pickle
+
 import pytest
 import torch
 from agreement import assert_agree
 from networks import fill
 from torch.utils.flop_counter import FlopCounterMode
 
-from attlas import backbones
+from attlas import backbones, checkpoint
 from attlas.backbones.classification.model import ImageClassifier
 from attlas.backbones.ia_red2 import (
     IARED2,
@@ -321,12 +325,45 @@ def test_an_interpreter_learns_in_a_classifier():
     assert network.trial is None
 
 
+def test_an_interpreter_learns_without_dropped_branches():
+    """The baseline of a batch is one number, and the blocks that learn next drop branches again."""
+    network = IARED2(**SMALL, num_classes=5, drop_path_rate=0.9, learns=("interpreter", 0)).train()
+    x, baselines = images(64, 64).float(), []
+    for _ in range(2):
+        network(x)
+        baselines.append(network.trial.greedy_logits)
+    assert torch.equal(*baselines)
+    torch.testing.assert_close(baselines[0], network.eval()(x))
+    network.train().learn("blocks", 0)
+    assert not torch.equal(network(x), network(x))
+
+
+def test_copies_and_files():
+    """Behind a training forward without feedback, too."""
+    network = IARED2(**SMALL, num_classes=5, learns=("interpreter", 0)).train()
+    network(images(64, 64).float())
+    assert network.trial.log_probability.requires_grad
+    x = images(64, 64).float()
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert other.trial is None
+        assert torch.equal(other.eval()(x), network.eval()(x))
+        name = "groups.1.block_list.0.norm1.weight"
+        assert checkpoint.rename(name, other.checkpoint_rules) == checkpoint.rename(name, network.checkpoint_rules)
+    network.learn()
+    assert network.trial is None
+
+
 def test_bad_options():
     for options, message in (
         (dict(execution="packed"), "execution='packed' must be one of"),
         (dict(threshold=1.0), r"threshold=1\.0 must be at least 0 and below 1"),
         (dict(last_group=3), "last_group=3 must be -1, or from 0 to 2"),
         (dict(penalties=(3,)), r"penalties=\(3,\) must have one entry for each of 3 groups"),
+        (dict(penalties=(3, 5, math.nan)), "penalties=.* must be numbers of at least 0, got nan"),
+        (dict(penalties=(-1, 5, 8)), "penalties=.* must be numbers of at least 0, got -1"),
+        (dict(power=0), "power=0 must be a number above 0"),
+        (dict(power=-1.0), r"power=-1\.0 must be a number above 0"),
+        (dict(power=math.nan), "power=nan must be a number above 0"),
         (dict(groups=()), "groups must have the number of blocks of each group"),
         (dict(groups=(2, 0)), "groups must be whole, at least 1, got 0"),
         (dict(bound=0.5), r"bound=0\.5 must be above 0\.5 and at most 1"),
