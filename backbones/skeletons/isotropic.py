@@ -315,6 +315,8 @@ class Isotropic(Backbone):
     def frozen_parts(self) -> list[nn.Module]:
         joined = self.joins == 0 or self.joins < self.frozen_stages
         learned = (self.position, self.pre_norm, *((self.cls_token, self.register_tokens) if joined else ()))
+        if self.num_classes is None and self.frozen_stages >= len(self.blocks):  # nothing that learns is before them
+            learned += (self.norm, self.projection)
         return [self.stem, *(part for part in learned if part is not None), *self.blocks[: self.frozen_stages]]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -139,6 +139,16 @@ def test_kinds_of_mlps(mlp):
     assert isinstance(getattr(network.blocks[0].mlp, "activation", None), QuickGelu) == (mlp == "quick_gelu")
 
 
+def test_the_last_norm_is_frozen_with_all_blocks():
+    """In the dense form, where nothing that learns is before it; the rescaled maps still learn."""
+    options = dict(out_indices=(0, 2), scales=(2, 1), projection=8)
+    network = plain(3, **options, frozen_stages=3)
+    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"rescale"}
+    assert not network.train().norm.training
+    assert plain(3, **options, frozen_stages=2).norm.weight.requires_grad
+    assert plain(3, num_classes=3, frozen_stages=3).norm.weight.requires_grad
+
+
 def test_numbers_of_registers():
     """A file with another number is refused, and the error says which option would fit."""
     for of_file, own, message in (
