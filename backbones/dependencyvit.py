@@ -23,6 +23,7 @@ Dense forms and trees are in the paper, but its exact rules are not known: what 
 gives the normed map, without the factor m; pixels that were dropped keep the last value that they had, or are zero.
 """
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -89,8 +90,8 @@ class ReversedAttention(nn.Module):
         temperature: float = 0.1,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"ReversedAttention: temperature={temperature} must be above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"ReversedAttention: temperature={temperature} must be a number above 0")
         self.heads, self.temperature = heads_of("ReversedAttention", dim, heads), temperature
         self.head_selector = Linear(dim, self.heads, bias=selector_bias)
         self.message_controller = MessageController(dim, controller_bias)

@@ -93,6 +93,9 @@ class ConnectivityPredictor(nn.Module):
         rank, narrow = int(tokens // reduce_tokens), width // reduce_width
         if coef_topk is not None and not 1 <= coef_topk <= rank:
             raise ValueError(f"coef_topk={coef_topk} must lie in 1..{rank}, the columns of the tables, or be None")
+        for name, bound in (("coef_threshold", coef_threshold), ("basis_threshold", basis_threshold)):
+            if not 0 <= bound < math.inf:
+                raise ValueError(f"{name}={bound} must be a number of at least 0")
         self.size = tuple(size)
         self.coef_topk, self.coef_threshold, self.basis_threshold = coef_topk, coef_threshold, basis_threshold
         self.scale, self.resize = heads**-0.5 if scale is None else scale, resize
@@ -198,6 +201,8 @@ class SparsifiedAttention(Attention):
         whole = isinstance(keep, int) and not isinstance(keep, bool) and keep > 1
         if not (whole or 0 < keep <= 1):
             raise ValueError(f"keep={keep!r} must be a share of the keys above 0 and up to 1, or an integer above 1")
+        if score_threshold is not None and not math.isfinite(score_threshold):
+            raise ValueError(f"score_threshold={score_threshold} must be a finite number, or None")
         self.keep, self.score_threshold, self.reconstruct = keep, score_threshold, reconstruct
         height, width = (size, size) if isinstance(size, int) else size
         self.predictor = ConnectivityPredictor(dim // self.heads, self.heads, (height, width), **predictor)

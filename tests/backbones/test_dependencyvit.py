@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -267,7 +268,8 @@ def test_a_pruned_network_is_one_graph():
         (dict(prune_score="mass"), "prune_score='mass' must be one of 'message', 'received', 'both'"),
         (dict(fill="mean"), "fill='mean' must be one of 'last', 'zero'"),
         (dict(join="never"), "join='never' must be one of 'after', 'before'"),
-        (dict(temperature=0), r"temperature=0 must be above 0"),
+        (dict(temperature=0), r"temperature=0 must be a number above 0"),
+        (dict(temperature=math.nan), r"temperature=nan must be a number above 0"),
         (dict(plugins="ELA"), r"plugins see whole maps, and prune_blocks=\(0, 1\) leaves parts of them"),
     ],
 )

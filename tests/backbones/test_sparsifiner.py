@@ -175,6 +175,10 @@ def test_bad_options():
         (dict(keep=-0.1), "keep=-0.1 must be a share"),
         (dict(reduce_tokens=22), "reduce_tokens=22 must lie in 1..21, the number of tokens"),
         (dict(reduce_width=9), "reduce_width=9 must lie in 1..8, the channels of a head"),
+        (dict(coef_threshold=-1.0), "coef_threshold=-1.0 must be a number of at least 0"),
+        (dict(basis_threshold=-1.0), "basis_threshold=-1.0 must be a number of at least 0"),
+        (dict(basis_threshold=math.nan), "basis_threshold=nan must be a number of at least 0"),
+        (dict(score_threshold=math.nan), "score_threshold=nan must be a finite number, or None"),
         (dict(coef_topk=8), "coef_topk=8 must lie in 1..7, the columns of the tables, or be None"),
     ):
         with pytest.raises(ValueError, match=message):
