@@ -141,9 +141,21 @@ def test_antialiasing():
 def test_files_of_class_positions(side):
     """CLIP's have two dimensions, and timm's have no row for the token where DINOv2 has registers."""
     source = ClassPositionTable(8, side)
-    whole, without = ClassPositionTable(8, 4), ClassPositionTable(8, 4)
+    whole, without = ClassPositionTable(8, 4), ClassPositionTable(8, 4, rowless=True)
     assert checkpoint.load(whole, {"weight": source.weight[0].detach()}).complete
     assert torch.equal(whole.row, source.row)
     assert checkpoint.load(without, {"weight": source.weight[:, 1:].detach()}).complete
     assert torch.equal(without.row, torch.zeros(1, 1, 8))
     assert torch.equal(without.weight[:, 1:], whole.weight[:, 1:])
+
+
+@pytest.mark.parametrize("size", [(2, 4), (3, 5)])
+def test_no_row_of_a_file_is_lost(size):
+    """9 and 16 rows are the token's and those of 2 x 4 and 3 x 5 pixels, which are no square."""
+    target = ClassPositionTable(8, 4)
+    before = target.weight.clone()
+    with pytest.raises(ValueError, match=r"in the file, \(1, 17, 8\) in the network"):
+        checkpoint.load(target, ClassPositionTable(8, size).state_dict())
+    assert torch.equal(target.weight, before)
+    same = ClassPositionTable(8, size)
+    assert checkpoint.load(same, ClassPositionTable(8, size).state_dict()).complete
