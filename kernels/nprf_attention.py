@@ -19,8 +19,10 @@ Nothing of N x N is held, by either form, forward or backward; a batch with its 
 - "dense": products of some rows of the N x N weights at a time, O(N² (m + Dv)) time: faster for short N.
 - "auto" takes the FFT unless it would take half more time than the dense form, by a rule measured on one core.
 
-The FFT's rounding is relative to the largest exp(b). On a CPU biases that span a factor of more than 1e6 are computed
-in float64, whatever the form; elsewhere keep them moderate, or pass float64. All sums are in float32 at least.
+The FFT's rounding is relative to the largest exp(b), and to the largest sum. So the causal form transforms in float64,
+on every device. On a CPU biases that span a factor of more than 1e6 are computed in float64, whatever the form, and so
+are those of a graph that is compiled or exported, whose values nobody can look at. Elsewhere keep biases moderate, or
+pass float64. All sums are in float32 at least.
 
 Source: "Stable, Fast and Accurate: Kernelized Attention with Relative Positional Encoding", arXiv 2106.12566. The
 form on grids, class tokens and the choice between both forms are ours.
@@ -51,6 +53,7 @@ FEWEST = 12  # channels of a transform, however long: beyond the cache, calls of
 # Nanoseconds on one core: of a point of a channel's two transforms, for each halving; of a pair of places, and of a
 # channel of its two products.
 FFT_POINT, PAIR, PAIR_CHANNEL = 0.16, 0.5, 0.0175
+DOUBLE = 2.0  # times as long: a transform in float64, beside products in float32
 SPAN = math.log(1e6)  # of biases that float32 can tell from zero beside the largest, after a transform
 
 
@@ -114,11 +117,20 @@ def nprf_attention(
         raise ValueError(f"token_bias must be {wanted}, got {got}")
     if causal and tokens:
         raise ValueError(f"causal must be False where there are class tokens, got {causal} and {tokens} of them")
+    bias = bias if bias.ndim == 3 else bias.unsqueeze(1)
+    if causal:
+        bias = bias.masked_fill(behind(bias), -torch.inf)
     wide = torch.promote_types(sum_dtype(q), torch.promote_types(features.dtype, bias.dtype))
-    if wide == torch.float32 and can_look(bias) and _span(bias) > SPAN:
+    if wide == torch.float32 and q.device.type == "cpu" and not (can_look(bias) and _span(bias, token_bias) <= SPAN):
+        wide = torch.float64
+    if not torch.compiler.is_compiling():
+        slower = DOUBLE if causal and wide == torch.float32 else 1.0
+        form = "fft" if _by_fft(form, features.shape[-2], v.shape[3] + 1, bias, slower) else "dense"
+    if causal and form != "dense":
+        # The rounding of a transform is that of the places with most to see, and the first ones see little
         wide = torch.float64
     with without_autocast(q):
-        return _attend(q, k, v.to(wide), features.to(wide), bias.to(wide), token_bias, causal, form).to(v.dtype)
+        return _attend(q, k, v.to(wide), features.to(wide), bias.to(wide), token_bias, form).to(v.dtype)
 
 
 def log_features(x: Tensor, features: Tensor) -> Tensor:
@@ -136,27 +148,25 @@ def _sides(c: Tensor) -> list[int]:
     return [(n + 1) // 2 for n in c.shape[1:]]
 
 
-def _span(bias: Tensor) -> float:
+def _span(bias: Tensor, token_bias: Tensor | None) -> float:
     """The largest bias less the smallest; those of forbidden distances do not count."""
-    finite = bias.detach()[bias.isfinite()]
+    biases = torch.cat([x.detach().flatten() for x in (bias, token_bias) if x is not None])
+    finite = biases[biases.isfinite()]
     return (finite.max() - finite.min()).item() if len(finite) else 0.0
 
 
-def _attend(q, k, v, features, bias, token_bias, causal, form) -> Tensor:
+def _attend(q, k, v, features, grid, token_bias, form) -> Tensor:
     q_BHNM, k_BHNM = log_features(q, features), log_features(k, features)
     q_BHNM = (q_BHNM - q_BHNM.detach().amax(-1, keepdim=True)).exp()
     k_BHNM = (k_BHNM - k_BHNM.detach().amax((-2, -1), keepdim=True)).exp()
     values = F.pad(v, (0, 1), value=1.0)  # the last channel becomes the sum of the weights
-    grid = bias if bias.ndim == 3 else bias.unsqueeze(1)
     all_biases = grid.flatten(1)
     if token_bias is not None:
-        token_bias = token_bias.to(bias.dtype)
+        token_bias = token_bias.to(grid.dtype)
         all_biases = torch.cat([all_biases, token_bias], dim=1)
     most = all_biases.detach().amax(1)
     most = most + (most - most)  # NaN where it is infinite, and then no weight of the head is a number
     weights = (grid - most[:, None, None]).exp()
-    if causal:
-        weights = weights * _not_behind(weights)
     if token_bias is None:
         sums = nprf_attention_op(q_BHNM, k_BHNM, values, weights, form)
     else:
@@ -170,13 +180,14 @@ def _attend(q, k, v, features, bias, token_bias, causal, form) -> Tensor:
         by_tokens = q_tokens @ (k_places.mT @ v_places * of_place + summary * of_tokens)
         sums = torch.cat([by_tokens, by_places], dim=2)
     # A transform may leave less than its rounding, or a negative sum
-    return sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(sums.dtype).eps)
+    numbers = torch.finfo(sums.dtype)
+    return sums[..., :-1] / sums[..., -1:].clamp_min(numbers.tiny if form == "dense" else numbers.eps)
 
 
-def _not_behind(weights: Tensor) -> Tensor:
-    """(2R - 1, 2C - 1): 1 for distances to the query itself and to what is before it in the order of rows, else 0."""
-    rows, columns = (torch.arange(n, device=weights.device) - n // 2 for n in weights.shape[1:])
-    return ((rows[:, None] < 0) | ((rows[:, None] == 0) & (columns <= 0))).to(weights.dtype)
+def behind(bias: Tensor) -> Tensor:
+    """(2R - 1, 2C - 1): whether a distance is to what is behind the query in the order of rows."""
+    rows, columns = (torch.arange(n, device=bias.device) - n // 2 for n in bias.shape[1:])
+    return (rows[:, None] > 0) | ((rows[:, None] == 0) & (columns > 0))
 
 
 # --- the operator: out_i = Σ_j c_{j-i} (q_i · k_j) v_j ---------------------------------------------------------------
@@ -216,11 +227,12 @@ def nprf_attention_backward_reference(
     return grad_products @ k, grad_products.mT @ q, weights.mT @ grad, grad_c
 
 
-def _by_fft(form: str, features: int, channels: int, c: Tensor) -> bool:
+def _by_fft(form: str, features: int, channels: int, c: Tensor, slower: float = 1.0) -> bool:
+    """`slower`: how much longer a point of the transforms takes than usual, beside the products."""
     if form != "auto":
         return form == "fft"
     points = math.prod(_lengths(c))
-    fft = FFT_POINT * features * channels * points * math.log2(points + 1)
+    fft = slower * FFT_POINT * features * channels * points * math.log2(points + 1)
     # At most half slower: then time grows like N log N from few thousand places on, with any number of features
     places = math.prod(_sides(c))
     return fft < 1.5 * places**2 * (PAIR + PAIR_CHANNEL * (features + channels))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import nprf_attention
-from ...kernels.nprf_attention import FORMS, log_features
+from ...kernels.nprf_attention import FORMS, behind, log_features
 from ...registry import MIXERS
 from ..layers import Linear, heads_of
 from ..layers.position import resize_table
@@ -107,10 +107,14 @@ class NPRFAttention(nn.Module):
         self.features.copy_(torch.stack(drawn).view_as(self.features))
 
     def biases(self, height: int, width: int) -> Tensor:
-        """The biases for a map: (heads, 2H - 1, 2W - 1), or (heads, 2HW - 1) of a row scan."""
+        """The biases for a map: (heads, 2H - 1, 2W - 1), or (heads, 2HW - 1) of a row scan. With `causal`, those of
+        distances to what is behind mean nothing."""
+        table = self.rel_bias if self.scan == "grid" else self.rel_bias.unsqueeze(1)
+        if self.causal:  # so that nothing of them mixes in: each becomes that of the opposite distance
+            table = table.flip((1, 2)).where(behind(table), table)
         if self.scan == "grid":
-            return resize_table(self.rel_bias.unsqueeze(0), (2 * height - 1, 2 * width - 1)).squeeze(0)
-        return resize_table(self.rel_bias[None, :, None], (1, 2 * height * width - 1))[0, :, 0]
+            return resize_table(table.unsqueeze(0), (2 * height - 1, 2 * width - 1)).squeeze(0)
+        return resize_table(table.unsqueeze(0), (1, 2 * height * width - 1))[0, :, 0]
 
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, C) -> q, k, v (B, heads, N, d)."""

@@ -121,6 +121,51 @@ def test_weights_are_shares(causal, form):
     assert not causal or weights[~seen.bool()].abs().max() < 1e-15
 
 
+@pytest.mark.parametrize("form", ["auto", "fft", "dense"])
+@pytest.mark.parametrize("own", [-5.0, -12.0])
+def test_causal_in_float32_is_exact_for_the_first_places(form, own):
+    """They see little, and a transform's rounding is that of those that see most."""
+    q, k, v, features, bias = (x.detach() for x in tensors((1500,), m=8, dim=32, channels=2))
+    bias.zero_()[:, 1499] = own
+    expected = nprf_attention(q, k, v, features, bias, causal=True, form="dense")
+    got = nprf_attention(*(x.float() for x in (q, k, v, features, bias)), causal=True, form=form)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["fft", "dense"])
+def test_causal_biases_of_what_is_behind_never_matter(form):
+    q, k, v, features, bias = tensors((3, 4), dtype=torch.float32)
+    expected = nprf_attention(q, k, v, features, bias, causal=True, form=form)
+    for value in (60.0, torch.inf, torch.nan):
+        other = bias.detach().clone()
+        other[:, 3:] = other[:, 2, 4:] = value
+        other.requires_grad_()
+        out = nprf_attention(q, k, v, features, other, causal=True, form=form)
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        (grad,) = torch.autograd.grad(out.square().sum(), other)
+        assert not grad[:, 3:].any()
+        assert grad.isfinite().all()
+
+
+def test_compiled_biases_of_any_span():
+    """Nobody looks at values there: sums are in float64."""
+    torch.compiler.reset()
+    q, k, v, features, bias = (x.detach() for x in tensors((40,)))
+    bias[:, :39], bias[:, 40:] = 25.0, 0.0
+    compiled = torch.compile(ours(form="fft"), backend="eager", fullgraph=True)
+    expected = nprf_attention(q, k, v, features, bias, form="dense")
+    got = compiled(*(x.float() for x in (q, k, v, features, bias)))
+    torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_biases_of_tokens_count_in_the_span():
+    q, k, v, features, bias, token_bias = (x.detach() for x in tensors((3, 4), 1))
+    token_bias[:] = torch.tensor([-25.0, 0.0, 25.0])
+    expected = nprf_attention(q, k, v, features, bias, token_bias, form="dense")
+    got = nprf_attention(*(x.float() for x in (q, k, v, features, bias, token_bias)), form="fft")
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("grid", [(13,), (4, 3)])
 def test_causal(grid):
     """Nothing behind a query changes it."""

@@ -85,6 +85,16 @@ def test_the_table_is_resized(scan):
         assert torch.equal(biases.argmax(1), torch.full((2,), biases.shape[1] // 2))
 
 
+@pytest.mark.parametrize("scan", ["grid", "row"])
+def test_a_causal_table_is_resized_without_what_is_behind(scan):
+    mixer, x = filled(size=(4, 5), scan=scan, causal=True), normal(1, 16, 7, 9)
+    expected = mixer(x)
+    with torch.no_grad():
+        table = mixer.rel_bias.flatten(1)
+        table[:, table.shape[1] // 2 + 1 :] = 10.0
+    torch.testing.assert_close(mixer(x), expected)
+
+
 def test_class_tokens():
     """Their biases are of three kinds of pairs, and each counts; without tokens nobody reads them."""
     mixer, x, tokens = filled(class_token=True), normal(2, 16, 5, 4), normal(2, 3, 16, seed=1)
