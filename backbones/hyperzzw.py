@@ -96,10 +96,11 @@ class Kernel(nn.Module):
 
 
 class SlowNet(nn.Module):
-    """A hyper-kernel (1, dim, h, w), see above. It is computed in float32 at least, also under autocast.
+    """A hyper-kernel (1, dim, h, w), see above. It is computed in the dtype of the parameters, also under autocast.
 
     The frequencies A_i begin at thousands, so that their phases do not survive a conversion of the parameters to half
-    precision: `fuse()` the network first, which keeps kernels in the place of slow networks.
+    precision, which raises a RuntimeError: `fuse()` the network first, which keeps kernels in the place of slow
+    networks.
 
     Args:
         size: lengths of the axes of the grid: one, for a kernel of one row, or two.
@@ -162,10 +163,15 @@ class SlowNet(nn.Module):
             return self._kernel(x)
 
     def _kernel(self, x: Tensor | None) -> Tensor:
-        wide = torch.promote_types(self.position.dtype, torch.float32)
+        wide = self.position.dtype
+        if wide in (torch.float16, torch.bfloat16):
+            raise RuntimeError(
+                f"SlowNet: its filters are in {wide}, where their phases are lost: convert the network to half "
+                "precision after eval() and fuse(), or use autocast"
+            )
         axes = [torch.linspace(-1, 1, n, dtype=wide, device=self.position.device) for n in self.size]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
-        position = self.position.to(wide).view(-1, 1)
+        position = self.position.view(-1, 1)
         if self.context is not None:
             seen = F.gelu(_linear(self.expand, _linear(self.reduce, self.context(x).to(wide))))
         z = torch.sin(_linear(self.filters[0], places))

@@ -1,5 +1,6 @@
 """Turn a checkpoint of a training into a small file for others: weights in half precision, as safetensors, with the
-names of the classes, or, of a restorer, with what made the pictures worse that it learned from.
+names of the classes, or, of a restorer, with what made the pictures worse that it learned from. Tensors with values
+beyond 2048, from where half precision tells no odd numbers, stay in float32.
 
 python tools/publish.py work_dirs/NAME/epoch_30.pth NAME.safetensors
 """
@@ -9,6 +10,8 @@ import json
 from pathlib import Path
 
 from attlas.files import check_out, printable
+
+LARGEST = 2048  # up to which float16 holds all integers
 
 
 def main() -> None:
@@ -43,7 +46,11 @@ def main() -> None:
         if left_out:
             print(f"Left out: {', '.join(map(printable, sorted(left_out)))}")
         if not args.float32:
-            weights = {n: w.to(torch.float16) if w.dtype == torch.float32 else w for n, w in weights.items()}
+            full = [name for name, w in weights.items() if w.dtype == torch.float32]
+            large = {name for name in full if weights[name].numel() and not weights[name].abs().max() <= LARGEST}
+            weights = weights | {name: weights[name].half() for name in full if name not in large}
+            for name in sorted(large):
+                print(f"{printable(name)} stays in float32: it holds values beyond {LARGEST}")
         checkpoint.save(out, weights, {"dataset_meta": json.dumps(kept)} if kept else {})
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -116,6 +117,9 @@ def test_kernels_in_half_precision():
     expected = slow()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(slow(), expected)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(RuntimeError, match=rf"filters are in {dtype}, where .* after eval\(\) and fuse\(\)"):
+            copy.deepcopy(built).to(dtype)(torch.randn(1, 3, 32, 32, dtype=dtype))
     fused = built.fuse().to(torch.bfloat16).blocks[1].layer.slow
     assert isinstance(fused, Kernel)
     close(fused(), expected, 1e-2)

@@ -124,6 +124,19 @@ def test_averaged_weights(run, tiny, tmp_path):
     assert f"holds model_ema besides, with {len(raw)} tensors. To take that: --container model_ema" in printed
 
 
+def test_published_weights_that_half_precision_cannot_hold_stay(run, tmp_path):
+    kept = {"large": torch.tensor([2049.0]), "infinite": torch.tensor([torch.inf]), "not": torch.tensor([torch.nan])}
+    given = kept | {"small": torch.tensor([2048.0]), "none": torch.empty(0), "count": torch.tensor([70000])}
+    torch.save({"state_dict": given}, tmp_path / "file.pth")
+    printed = run("publish", tmp_path / "file.pth", tmp_path / "out.safetensors")
+    found = checkpoint.read(tmp_path / "out.safetensors")["state_dict"]
+    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(kept, torch.float32) | dict(
+        small=torch.float16, none=torch.float16, count=torch.int64
+    )
+    assert torch.equal(found["large"], given["large"])
+    assert all(f"{name} stays in float32: it holds values beyond 2048" in printed for name in kept)
+
+
 def test_convert_refuses_what_is_incomplete(run, refusal, tiny, authors, tmp_path):
     out = tmp_path / "ours.safetensors"
     state = torch.load(authors)["model"]
