@@ -10,7 +10,7 @@ one token is the recurrence S' = exp(-s) S + k vᵀ, out = qᵀ S' (`lightning_a
 A block of M tokens is a product with M x M weights, (Q Kᵀ) ∘ D, D_ab = exp(-s (a - b)) for a >= b; the blocks before it
 come in by the state. So N tokens of a head take 2 N M (d + e) + 4 N d e operations, and memory for M x M weights and
 for one state: neither N x N weights nor N states (N x d x e, the cumulative form) exist, forward or backward. Sums are
-in float32 or float64. Any N, d and e will do; nothing is padded in memory.
+in float32 or float64, without autocast. Any N, d and e will do; nothing is padded in memory.
 
 The gradients are the same operator. ∂q is that of (∂out, v, k) with the state transposed; ∂k and ∂v are those of
 (v, ∂out, q) and (k, q, ∂out) with time reversed, which the state's gradient enters from the end. Slopes get none.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .checks import can_look, check_devices, check_integer, check_one_dtype, check_tensors, sum_dtype
-from .dispatch import decompose, pick, slices, tl, triton
+from .dispatch import decompose, pick, slices, tl, triton, without_autocast
 from .tiles import load_rows, operands, store_rows, tile_of, triton_dtype
 
 # Tokens of a block on a CPU.
@@ -87,9 +87,10 @@ def lightning_attention_step(
         ValueError, TypeError: as of `lightning_attention`.
     """
     slopes, state = _checked(q, k, v, slopes, state, "(B, heads, channels)")
-    fade = slopes.neg().exp()[:, None, None]
-    state = fade * state + k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
-    return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
+    with without_autocast(q):
+        fade = slopes.neg().exp()[:, None, None]
+        state = fade * state + k.to(state.dtype).unsqueeze(-1) * v.to(state.dtype).unsqueeze(-2)
+        return (q.to(state.dtype).unsqueeze(-2) @ state).squeeze(-2).to(v.dtype), state
 
 
 def lightning_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None = None) -> Tensor:
@@ -111,7 +112,8 @@ def lightning_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, slopes: Tenso
     slopes, state = _checked(q, k, v, slopes, None, "(B, heads, N, channels)")
     if alone:
         wide = state.dtype
-        return (q.to(wide) @ (k.to(wide).mT @ v.to(wide))).to(v.dtype)
+        with without_autocast(q):
+            return (q.to(wide) @ (k.to(wide).mT @ v.to(wide))).to(v.dtype)
     before, _ = lightning_attention_op(q, k, v, slopes, state, False)
     # token i meets i + 1 and all behind it, a step apart
     behind, _ = lightning_attention_op(q[:, :, :-1], k[:, :, 1:], v[:, :, 1:], slopes, state, True)

@@ -105,10 +105,13 @@ class SequenceAttention(nn.Module):
 
     @abstractmethod
     def close(self, y: Tensor, gate: Tensor) -> Tensor:
-        """The output of the module, from the heads side by side (B, N, C)."""
+        """The output of the module, from the heads side by side (B, N, C), which are in float32 where the gate is in
+        float16."""
 
     def forward(self, x: Tensor, state: Tensor | None = None, position: int = 0) -> tuple[Tensor, Tensor | None]:
         q, k, v, gate = self.project(x, position)
+        if q.dtype == torch.float16:  # whose numbers end at 65504: so the results stay in float32 until the norm
+            q, k, v = q.float(), k.float(), v.float()
         slopes = torch.tensor(self.slopes, dtype=torch.float32, device=x.device)
         if self.both_ways:
             if state is not None:
@@ -137,7 +140,9 @@ class TNLAttention(SequenceAttention):
         return q, k, v, self.output_gate(x)
 
     def close(self, y: Tensor, gate: Tensor) -> Tensor:
-        return self.o_proj(self.norm(y) * torch.sigmoid(gate))
+        weight, bias = self.norm.weight.to(y.dtype), self.norm.bias.to(y.dtype)
+        y = F.layer_norm(y, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return self.o_proj(y.to(gate.dtype) * torch.sigmoid(gate))
 
 
 class TransNormerAttention(SequenceAttention):
@@ -168,7 +173,7 @@ class TransNormerAttention(SequenceAttention):
         return q, k, v, u
 
     def close(self, y: Tensor, gate: Tensor) -> Tensor:
-        return self.out_proj(srms_norm(y) * gate)
+        return self.out_proj(srms_norm(y).to(gate.dtype) * gate)
 
 
 FORMS = {"tnl": TNLAttention, "transnormer": TransNormerAttention}

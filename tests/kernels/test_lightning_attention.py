@@ -159,6 +159,19 @@ def test_half_types_at_64k_tokens(device, dtype):
     assert_agree("state", state.double(), last, torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_rounds_no_sums(device, dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.rand(1, 2, 3000, 8, device=device) for _ in range(3))
+    one = [x[:, :, 0] for x in (q, k, v)]
+    state = torch.full((1, 2, 8, 8), 1e5, device=device)
+    expected = *lightning_attention_step(*one, state), lightning_attention_both_ways(q, k, v)
+    with torch.autocast(device if isinstance(device, str) else device.type, dtype):
+        got = *lightning_attention_step(*one, state), lightning_attention_both_ways(q, k, v)
+    for a, b in zip(got, expected):
+        assert torch.equal(a, b)
+
+
 def test_a_result_beyond_float16_is_infinite():
     q = k = torch.ones(1, 1, 65536, 2, dtype=torch.float16)
     out, state = lightning_attention(q, k, q)

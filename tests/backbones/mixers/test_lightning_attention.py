@@ -85,6 +85,23 @@ def test_half_precision_at_64k_tokens(dtype):
     assert (out.dtype, state.dtype, module.slopes) == (dtype, torch.float32, slopes)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("form", [TNLAttention, TransNormerAttention])
+def test_sums_beyond_float16_until_the_norm(form, autocast):
+    """As 64k tokens without decay have them."""
+    module = fill(form(16, 2, decay=0.0))
+    x = 40 + normal(1, 80, 16).float()
+    expected, after = module(x)
+    assert after.abs().max() > 65504
+    if autocast:
+        with torch.autocast("cpu", torch.float16):
+            out, state = module(x)
+    else:
+        out, state = module.half()(x.half())
+    assert (out.dtype, state.dtype) == (torch.float16, torch.float32)
+    assert (out.float() - expected).norm() < 0.02 * expected.norm()
+
+
 def test_srms_norm():
     x = normal(3, 8)
     torch.testing.assert_close(srms_norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt())
