@@ -84,6 +84,13 @@ def combiner_fixed(
         theta, kappa = (_pooled(x, pooling, grid.real) for x in to_pool)
         within = None if grid.real is None else grid.real.unsqueeze(1)
         nu = _attention(theta.unsqueeze(-2), k_rows, v_rows, within).squeeze(-2)
+        if not grid.free and columns < rows and 2 * columns < q.shape[3] + v.shape[3]:
+            # Logits are fewer than half the numbers of keys and values that each row had of its own
+            row_mask, summary_mask = within, None
+            if causal:
+                row_mask, summary_mask = _before(columns, q.device, itself=True), _before(rows, q.device)
+            summaries = kappa.unsqueeze(2), nu.unsqueeze(2), summary_mask
+            return grid.sequence(_two_ways(q_rows, (k_rows, v_rows, row_mask), summaries))
         keys, values = (
             torch.cat([x, summary.unsqueeze(2).expand(-1, -1, rows, -1, -1)], dim=3)
             for x, summary in ((k_rows, kappa), (v_rows, nu))
@@ -281,7 +288,8 @@ def combiner_mixture(
 class _Grid:
     """q / √D, k and v as rows (B, heads, n, w, D) in the dtype of sums, and back.
 
-    `real` (n, w) tells the places from those that fill up the last row, where there are such; else it is None.
+    `real` (n, w) tells the places from those that fill up the last row, where there are such; else it is None. `free`
+    tells whether an export leaves sizes open.
     """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, segment: int, pad: bool, **others: Tensor):
@@ -301,8 +309,8 @@ class _Grid:
         if not pad and length % segment:
             raise ValueError(f"segment must divide the {length} places of q unless pad is set, got {segment}")
         self.length, self.dtype, self.wide = length, v.dtype, sum_dtype(q)
-        free = isinstance(segment, torch.SymInt) or isinstance(length, torch.SymInt)
-        self.columns = segment if free else min(segment, length)
+        self.free = isinstance(segment, torch.SymInt) or isinstance(length, torch.SymInt)
+        self.columns = segment if self.free else min(segment, length)
         self.missing = -length % self.columns
         self.sides = (length + self.missing) // self.columns, self.columns
         self.q, self.k, self.v = self.on_grid(q) * q.shape[3] ** -0.5, self.on_grid(k), self.on_grid(v)
@@ -340,7 +348,7 @@ def _two_ways(q: Tensor, by_row: tuple, by_column: tuple) -> Tensor:
     Args:
         q: queries (B, heads, n, w, D).
         by_row: keys (B, heads, n, x, D) and values of each row, and a mask (n or 1, w, x), or None.
-        by_column: keys (B, heads, w, y, D) and values of each column, and a mask (w or 1, n, y), or None.
+        by_column: keys (B, heads, w or 1, y, D) and values of each column, and a mask (w or 1, n, y), or None.
     """
     turned, weighted = q.transpose(2, 3), []
     for queries, (keys, values, mask) in ((q, by_row), (turned, by_column)):

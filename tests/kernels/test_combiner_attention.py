@@ -251,6 +251,20 @@ def test_nothing_of_all_pairs(name):
     assert largest.numbers <= 6 * length * w < length**2 / 8
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [2400, 2395])
+def test_many_short_rows_have_no_summaries_of_their_own(length, causal):
+    """Of n rows that would be n² keys."""
+    w, dim = 8, 16
+    given = [x.requires_grad_() for x in torch.randn(3, 1, 1, length, dim, dtype=torch.float64)]
+    with Largest() as largest:
+        combiner_fixed(*given, w, causal).sum().backward()
+    rows = 300
+    assert largest.numbers <= rows * w * rows < rows * (w + rows) * dim / 2
+    few = [x.detach()[:, :, :75].requires_grad_() for x in given]
+    compare(partial(combiner_fixed, segment=w, causal=causal), fixed(w, causal, "max"), few)
+
+
 def test_gradcheck():
     for form in FORMS.values():
         given = [x.detach()[:, :1].clone().requires_grad_() for x in tensors(6)]
