@@ -29,7 +29,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def shown(text: str) -> str:
-    """A piece of text without what a terminal would obey."""
+    """A piece of text without what a terminal would obey, or could not print: bytes of a prompt that are no UTF-8."""
     return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
 
 
@@ -38,6 +38,8 @@ def write(args: argparse.Namespace) -> None:
     from attlas.backbones.language import stream
     from attlas.backbones.language.model import LanguageModel
 
+    if args.count < 0:
+        raise ValueError(f"--count is {args.count}; it must be at least 0")
     model = inference.load(args.checkpoint, args.config, args.device)
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{args.checkpoint} is of a {type(model).__name__}, and a LanguageModel was expected")
@@ -45,7 +47,7 @@ def write(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.checkpoint} is of a model of {vocabulary} tokens, and one of 256 bytes was expected")
     temperature = 0.0 if args.greedy else args.temperature
     tokens = stream(model.network, os.fsencode(args.prompt), temperature, args.top_k, args.seed)
-    print(args.prompt, end="", flush=True)
+    print(shown(args.prompt), end="", flush=True)
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     for token in islice(tokens, args.count):
         print(shown(decode(bytes([token]))), end="", flush=True)

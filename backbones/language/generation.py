@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import check_seed
+from ...kernels.checks import check_number
 
 
 def stream(
@@ -22,16 +23,17 @@ def stream(
         seed: of the draws.
 
     Raises:
-        ValueError: names the argument.
+        ValueError, TypeError: names the argument.
     """
-    if not isinstance(prompt, Tensor):
+    if isinstance(prompt, (bytes, bytearray)):
         prompt = torch.tensor(list(prompt), dtype=torch.int64)
+    if not isinstance(prompt, Tensor):
+        raise TypeError(f"prompt must be bytes or int64 (N,), at least one token, got {prompt!r:.60}")
     if prompt.dtype != torch.int64 or prompt.ndim != 1 or not len(prompt):
         raise ValueError(
             f"prompt must be bytes or int64 (N,), at least one token, got {prompt.dtype} {tuple(prompt.shape)}"
         )
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be at least 0 and finite, got {temperature!r}")
+    check_number(temperature, "temperature")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k must be a positive integer or None, got {top_k!r}")
     return _tokens(network, prompt, temperature, top_k, torch.Generator().manual_seed(check_seed(seed)))

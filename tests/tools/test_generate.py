@@ -1,5 +1,7 @@
 """tools/generate.py as a user calls it."""
 
+import os
+
 import pytest
 import torch
 from networks import fill
@@ -39,8 +41,15 @@ def test_it_goes_on_with_a_text(run, trained):
         assert f"def f{visible}\n" in printed
 
 
+def test_a_prompt_that_is_no_text(run, trained):
+    """Bytes that are no UTF-8, as a shell hands them over, and what a terminal would obey."""
+    printed = run("generate", trained[0], os.fsdecode(b"a\xff\x1b[2J"), "--count", 0, "--device", "cpu")
+    assert "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[2J\n" in printed
+
+
 def test_what_it_refuses(refusal, trained, tmp_path):
     path, _ = trained
     assert "prompt must be bytes or int64 (N,), at least one token" in refusal("generate", path, "")
     assert "temperature must be at least 0" in refusal("generate", path, "x", "--temperature", "-1")
+    assert "--count is -1; it must be at least 0" in refusal("generate", tmp_path / "iter_2.pth", "x", "--count", "-1")
     assert "does not exist" in refusal("generate", tmp_path / "iter_2.pth", "x")

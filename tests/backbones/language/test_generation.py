@@ -48,6 +48,14 @@ def test_bad_arguments(network):
     ]:
         with pytest.raises(ValueError, match=message):
             generate(**{"network": network, "prompt": b"x", "count": 1, **options})
+    for options, message in [
+        (dict(prompt="x"), r"prompt must be bytes or int64 \(N,\), at least one token, got 'x'"),
+        (dict(prompt=None), "prompt must be bytes .*, got None"),
+        (dict(temperature="1"), "temperature must be a number, got '1'"),
+        (dict(temperature=None), "temperature must be a number, got None"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            generate(**{"network": network, "prompt": b"x", "count": 1, **options})
     network.embedding.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="its logits are NaN or infinite"):
         generate(network, b"x", 1)
