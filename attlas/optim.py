@@ -238,10 +238,11 @@ class Kar3(Optimizer):
     """
 
     def __init__(self, params, lr: float = 1.2e-3, betas=(0.5, 0.95)):
-        if lr < 0:
-            raise ValueError(f"Kar3: lr={lr} must be at least 0")
-        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"Kar3: betas={tuple(betas)} must be two numbers in [0, 1)")
+        if not isinstance(lr, (int, float)) or not 0 <= lr < float("inf"):
+            raise ValueError(f"Kar3: lr={lr!r} must be a number of at least 0, and finite")
+        two = isinstance(betas, (list, tuple)) and len(betas) == 2
+        if not two or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"Kar3: betas={betas!r} must be two numbers in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=betas))
 
     @torch.no_grad()

@@ -43,7 +43,7 @@ from .layers import (
 )
 from .mixers.tap import TAP
 from .skeletons.backbone import Notes
-from .skeletons.options import per_stage
+from .skeletons.options import check_whole, per_stage
 from .skeletons.pyramid import Pyramid, Stage
 from .zoo import Rules, Variant, register
 
@@ -305,8 +305,7 @@ class FAN(Pyramid):
             raise ValueError(f"dims and depths must have {count} entries, got {tuple(dims)} and {tuple(depths)}")
         if patch_size not in (8, 16):
             raise ValueError(f"patch_size={patch_size} must be 8 or 16")
-        if class_blocks < 1:
-            raise ValueError(f"class_blocks={class_blocks} must be at least 1, or the head would never see the image")
+        check_whole("class_blocks", [class_blocks])  # without one the head would never see the image
         self.heads, self.num_scales, self.patch_size = heads, num_scales, patch_size
         self.norms_pixels, self.qkv_bias, self.eta, self.drop_path_rate = norms_pixels, qkv_bias, eta, drop_path_rate
         strides = [*[4, 8][: self.stem_stages], patch_size, patch_size]

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.checks import check_flags, check_number
 from ..kernels.dispatch import without_autocast
 from ..registry import MIXERS
 from .layers import Blocks, Head, LayerNorm2d, Patches, Pointwise, any_free
@@ -375,12 +376,17 @@ class HyperZZW(nn.Module):
         omega: float = 2000.0,
     ):
         super().__init__()
-        check_whole("HyperZZW.size", [size])
-        check_whole("HyperZZW.layers", [layers])
-        check_whole("HyperZZW.local_layers", [local_layers])
-        per_stage("interact_hidden", tuple(interact_hidden), 2, "kernels, over channels and over places")
-        if len(kernel_sizes) != len(LOCAL) or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in kernel_sizes):
-            raise ValueError(f"HyperZZW: kernel_sizes={tuple(kernel_sizes)} must be four odd numbers")
+        wholes = dict(size=size, layers=layers, local_layers=local_layers)
+        wholes |= dict(hidden=hidden, local_hidden=local_hidden, channel_hidden=channel_hidden)
+        for name, value in wholes.items():
+            check_whole(f"HyperZZW.{name}", [value])
+        interact_hidden = per_stage("interact_hidden", interact_hidden, 2, "kernels, over channels and over places")
+        check_whole("HyperZZW.interact_hidden", interact_hidden)
+        odd = isinstance(kernel_sizes, (list, tuple)) and all(isinstance(k, int) and k % 2 for k in kernel_sizes)
+        if not odd or len(kernel_sizes) != len(LOCAL) or min(kernel_sizes) < 1:
+            raise ValueError(f"HyperZZW: kernel_sizes={kernel_sizes!r} must be four odd numbers")
+        check_number(omega, "HyperZZW.omega", positive=True)
+        check_flags(**{"HyperZZW.sequence": sequence, "HyperZZW.batch_statistics": batch_statistics})
         if earlier not in (0, 1, 2):
             raise ValueError(f"HyperZZW: earlier={earlier} must be 0, 1 or 2")
         self.sequence = sequence

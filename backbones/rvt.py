@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..registry import MIXERS
 from .layers import Attention, Block, ConvNorm, Head, LayerNorm2d
 from .mixers.tap import TAP
-from .skeletons.options import per_stage
+from .skeletons.options import check_whole, per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -135,7 +135,8 @@ class RVT(Pyramid):
         qkv_bias: bool = True,
         **common,
     ):
-        if not 0 <= masked_blocks <= depths[0]:
+        check_whole("masked_blocks", [masked_blocks], least=0)
+        if masked_blocks > depths[0]:
             raise ValueError(f"masked_blocks={masked_blocks} must be from 0 to the first of depths={tuple(depths)}")
         self.heads = per_stage("heads", heads, len(dims))
         self.num_scales, self.masked_blocks, self.qkv_bias = num_scales, masked_blocks, qkv_bias

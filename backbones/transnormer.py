@@ -114,11 +114,13 @@ class TransNormer(nn.Module):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"TransNormer: {name}={size!r} must be a positive integer")
         one_of("TransNormer: form", form, tuple(FORMS))
+        if isinstance(lrpe, str) or not isinstance(lrpe, Sequence):
+            raise ValueError(f"TransNormer: lrpe={lrpe!r:.60} must be a sequence of layers, such as (0,)")
         if form == "tnl":
             if tuple(lrpe) not in ((), (0,)):
                 raise ValueError(f"TransNormer: lrpe={tuple(lrpe)} belongs to form='transnormer', not 'tnl'")
             lrpe = ()
-        if wrong := [i for i in lrpe if i not in range(depth)]:
+        if wrong := [i for i in lrpe if not isinstance(i, int) or i not in range(depth)]:
             raise ValueError(f"TransNormer: lrpe={tuple(lrpe)} must be layers from 0 to {depth - 1}, got {wrong[0]}")
         self.vocabulary, self.dim, self.heads = vocabulary, dim, heads
         self.scale = dim**0.5 if scale_embedding else 1.0

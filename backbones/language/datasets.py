@@ -28,7 +28,7 @@ class TextFiles(Items):
             library: 168 files of 4.7 MB in Python 3.11.
         split: "train" or "test".
         length: number of bytes to predict in a window.
-        suffixes: endings of the files that are taken from a folder, in lower case.
+        suffixes: endings of the files that are taken from a folder, in lower case, or one ending.
         test_share: share of the files (of a single file: of its bytes) that is held out for the test. The names of
             files decide which.
         transforms, seed: as of `Items`; an item is dict(tokens=int64 (length + 1,), index=number).
@@ -45,14 +45,15 @@ class TextFiles(Items):
         root: str | Path | None = None,
         split: str = "train",
         length: int = 256,
-        suffixes: Sequence[str] = SUFFIXES,
+        suffixes: str | Sequence[str] = SUFFIXES,
         test_share: float = 0.1,
         transforms: Sequence = (),
         seed: int = 0,
     ):
         one_of("TextFiles: split", split, ("train", "test"))
         self.length = positive("TextFiles: length", length)
-        self.text = np.frombuffer(_text(root, split, tuple(suffixes), test_share), dtype=np.uint8)
+        suffixes = (suffixes,) if isinstance(suffixes, str) else tuple(suffixes)
+        self.text = np.frombuffer(_text(root, split, suffixes, test_share), dtype=np.uint8)
         windows = (len(self.text) - 1) // length
         if windows < 1:
             raise ValueError(
@@ -81,7 +82,7 @@ def _shown(root: str | Path | None) -> str:
 
 
 def _text(root: str | Path | None, split: str, suffixes: tuple[str, ...], test_share: float) -> bytes:
-    if not 0 < test_share < 1:
+    if not isinstance(test_share, (int, float)) or not 0 < test_share < 1:
         raise ValueError(
             f"TextFiles: test_share={test_share!r} must lie between 0 and 1, so that both splits have text"
         )

@@ -17,6 +17,7 @@ from ...kernels import combiner_fixed, combiner_logsparse, combiner_mixture, com
 from ...kernels.combiner_attention import EMPTY, POOLINGS
 from ...registry import MIXERS
 from ..layers import Linear, heads_of
+from ..skeletons.options import check_whole
 
 FORMS = ("fixed", "logsparse", "rowmajor", "mixture")
 TRANSFORMS = ("identity", "relu", "deepset")
@@ -68,8 +69,8 @@ class CombinerAttention(nn.Module):
             raise ValueError(f"CombinerAttention: form={form!r} must be one of {FORMS}")
         if form == "logsparse" and not causal:
             raise ValueError("CombinerAttention: form='logsparse' must be causal, got causal=False")
-        if segment is not None and segment < 1:
-            raise ValueError(f"CombinerAttention: segment={segment} must be at least 1")
+        if segment is not None:
+            check_whole("CombinerAttention.segment", [segment])
         of_forms = {
             "segment": (segment, ("fixed", "rowmajor", "mixture"), None),
             "pooling": (pooling, ("fixed", "mixture"), POOLINGS),

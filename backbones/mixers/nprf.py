@@ -18,6 +18,7 @@ from ...kernels.nprf_attention import FORMS, behind, log_features
 from ...registry import MIXERS
 from ..layers import Linear, heads_of
 from ..layers.position import resize_table
+from ..skeletons.options import check_whole, per_stage
 
 
 def random_directions(count: int, dim: int, orthogonal: bool = True) -> Tensor:
@@ -74,11 +75,9 @@ class NPRFAttention(nn.Module):
         form: str = "auto",
     ):
         super().__init__()
-        height, width = (size, size) if isinstance(size, int) else size
-        if min(height, width) < 1:
-            raise ValueError(f"NPRFAttention: size={size} must be at least 1")
-        if num_features < 1:
-            raise ValueError(f"NPRFAttention: num_features={num_features} must be at least 1")
+        height, width = per_stage("NPRFAttention.size", size, 2, "sides")
+        check_whole("NPRFAttention.size", [height, width])
+        check_whole("NPRFAttention.num_features", [num_features])
         if scan not in ("grid", "row"):
             raise ValueError(f"NPRFAttention: scan={scan!r} must be 'grid' or 'row'")
         if form not in FORMS:

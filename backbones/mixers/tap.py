@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...kernels.checks import check_number
 from ..layers import ConvNorm
 from ..layers.plugins import register_plugin
+from ..skeletons.options import check_whole
 
 
 def dilated_average(x: Tensor, dilation: int) -> Tensor:
@@ -96,10 +98,8 @@ class TAP(nn.Module):
 
     def __init__(self, dim: int, num_scales: int = 4, temperature: float = 1.0):
         super().__init__()
-        if num_scales < 1:
-            raise ValueError(f"TAP: num_scales={num_scales} must be at least 1, the pixel itself")
-        if temperature <= 0:
-            raise ValueError(f"TAP: temperature={temperature} must be above 0")
+        check_whole("TAP.num_scales", [num_scales])
+        check_number(temperature, "TAP.temperature", positive=True)
         self.num_scales, self.temperature = num_scales, temperature
         self.predict = ConvNorm(dim, num_scales, 3)
         self.mix = nn.Conv2d(num_scales, num_scales, 3, padding=1, bias=False)

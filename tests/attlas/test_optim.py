@@ -248,7 +248,11 @@ def test_kar3_by_definition():
         torch.testing.assert_close([w.data for w in weights], start)
 
 
-@pytest.mark.parametrize("options", [dict(lr=-1), dict(betas=(0.9, 1.0)), dict(betas=(0.9,))])
+@pytest.mark.parametrize(
+    "options",
+    [dict(lr=value) for value in (-1, float("nan"), float("inf"), "1")]
+    + [dict(betas=value) for value in ((0.9, 1.0), (0.9,), 0.5, ("a", 0.5), (float("nan"), 0.5))],
+)
 def test_kar3_refuses(options):
     with pytest.raises(ValueError, match=f"Kar3: {next(iter(options))}="):
         Kar3([nn.Parameter(torch.zeros(1))], **options)

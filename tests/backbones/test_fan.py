@@ -186,9 +186,10 @@ def test_errors():
         FANHybrid((64,), (1,))
     with pytest.raises(ValueError, match="patch_size=4 must be 8 or 16"):
         FAN(patch_size=4)
-    with pytest.raises(ValueError, match="class_blocks=0 must be at least 1"):
-        FAN(class_blocks=0)
+    for blocks in (0, 1.5):
+        with pytest.raises(ValueError, match=f"class_blocks must be whole, at least 1, got {blocks}"):
+            FAN(class_blocks=blocks)
     with pytest.raises(ValueError, match="dim=192 is not divisible by heads=5"):
         FAN(heads=5)
-    with pytest.raises(ValueError, match="num_scales=0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"TAP\.num_scales must be whole, at least 1, got 0"):
         FAN(num_scales=0)

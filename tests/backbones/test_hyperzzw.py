@@ -369,6 +369,10 @@ def test_the_authors_files_have_no_running_averages():
         (dict(layers=0), "HyperZZW.layers must be whole, at least 1, got 0"),
         (dict(img_size=(10, 12)), r"img_size must be whole, at least 1, got \(10, 12\)"),
         (dict(kernel_sizes=(3, 4, 5, 7)), "must be four odd numbers"),
+        (dict(kernel_sizes=5), "kernel_sizes=5 must be four odd numbers"),
+        (dict(omega=-1.0), "HyperZZW.omega must be positive and finite, got -1.0"),
+        (dict(omega=math.nan), "HyperZZW.omega must be positive and finite, got nan"),
+        (dict(interact_hidden=(16, 0)), "HyperZZW.interact_hidden must be whole, at least 1, got 0"),
         (dict(interact_hidden=(16,)), "interact_hidden must have one entry for each of the 2 kernels"),
         (dict(slow_loss=-1), "slow_loss must be a number of at least 0, got -1"),
         (dict(weight_norm="a"), "weight_norm must be a number of at least 0, got 'a'"),
@@ -379,3 +383,11 @@ def test_the_authors_files_have_no_running_averages():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         Terminator(**{**SMALL, **options})
+
+
+@pytest.mark.parametrize("name", ["hidden", "local_hidden", "channel_hidden"])
+def test_bad_widths_of_the_layer(name):
+    with pytest.raises(ValueError, match=f"HyperZZW.{name} must be whole, at least 1, got 0"):
+        HyperZZW(12, **{name: 0})
+    with pytest.raises(TypeError, match=r"HyperZZW\.batch_statistics must be True or False, got 'no'"):
+        HyperZZW(12, batch_statistics="no")

@@ -149,5 +149,8 @@ def test_the_dense_form():
 def test_errors():
     with pytest.raises(ValueError, match=r"masked_blocks=3 must be from 0 to the first of depths=\(2, 2\)"):
         build("RVT", masked_blocks=3)
+    for blocks in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"masked_blocks must be whole, at least 0, got {blocks}"):
+            build("RVT", masked_blocks=blocks)
     with pytest.raises(ValueError, match=r"dims=\(48, 64\): 64 must be a multiple of 48"):
         RVT((48, 64), (1, 1), heads=4)

@@ -98,6 +98,8 @@ def test_bad_arguments():
     for options, message in [
         (dict(heads=3), "dim=16 is not divisible by heads=3"),
         (dict(depth=0), "TransNormer: depth=0 must be a positive integer"),
+        (dict(lrpe=0), r"lrpe=0 must be a sequence of layers, such as \(0,\)"),
+        (dict(lrpe=(0.0,)), r"lrpe=\(0\.0,\) must be layers from 0 to 1, got 0\.0"),
         (dict(lrpe=(2,)), r"lrpe=\(2,\) must be layers from 0 to 1, got 2"),
         (dict(lrpe=(1,), form="tnl"), r"lrpe=\(1,\) belongs to form='transnormer'"),
         (dict(form="gla"), "form is 'gla'"),

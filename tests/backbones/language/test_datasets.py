@@ -63,6 +63,8 @@ def test_bad_arguments(folder):
         (dict(split="val"), ValueError, "split is 'val'; it may be 'train', 'test'"),
         (dict(length=0), ValueError, "length is 0; it must be a positive integer"),
         (dict(length=100, split="test"), ValueError, "length=100 must be below the 51 bytes of the test text"),
+        (dict(suffixes=".rst"), ValueError, r"must hold at least two files that end in \.rst, .*, got 0"),
+        (dict(test_share="0.1"), ValueError, "test_share='0.1' must lie between 0 and 1"),
         (dict(test_share=0.0), ValueError, "test_share=0.0 must lie between 0 and 1"),
         (dict(root=folder / "note"), FileNotFoundError, "root .*note does not exist.*notes"),
         (dict(suffixes=(".rst",)), ValueError, r"must hold at least two files that end in \.rst, .*, got 0"),

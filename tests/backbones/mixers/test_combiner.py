@@ -100,7 +100,8 @@ def test_half_types(options, dtype):
     [
         (dict(form="axial"), r"CombinerAttention: form='axial' must be one of \('fixed', 'logsparse', 'rowmajor', "),
         (dict(form="logsparse"), "form='logsparse' must be causal, got causal=False"),
-        (dict(segment=0), "segment=0 must be at least 1"),
+        (dict(segment=0), "CombinerAttention.segment must be whole, at least 1, got 0"),
+        (dict(segment=2.5), "CombinerAttention.segment must be whole, at least 1, got 2.5"),
         (
             dict(form="logsparse", causal=True, segment=4),
             "segment=4 is of form='fixed' or 'rowmajor' or 'mixture', got",

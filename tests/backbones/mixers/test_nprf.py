@@ -152,8 +152,11 @@ def test_half_types(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(size=0), "NPRFAttention: size=0 must be at least 1"),
-        (dict(num_features=0), "num_features=0 must be at least 1"),
+        (dict(size=0), "NPRFAttention.size must be whole, at least 1, got 0"),
+        (dict(size="14"), "NPRFAttention.size must be whole, at least 1, got '14'"),
+        (dict(size=(3,)), r"NPRFAttention.size must have one entry for each of the 2 sides, got \(3,\)"),
+        (dict(num_features=0), "NPRFAttention.num_features must be whole, at least 1, got 0"),
+        (dict(num_features=1.5), "NPRFAttention.num_features must be whole, at least 1, got 1.5"),
         (dict(scan="column"), "scan='column' must be 'grid' or 'row'"),
         (dict(form="slow"), r"form='slow' must be one of \('auto', 'fft', 'dense'\)"),
         (dict(causal=True, class_token=True), "class_token=True stands before and behind all pixels, got causal=True"),

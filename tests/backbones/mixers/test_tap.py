@@ -155,7 +155,9 @@ def test_half_types_stay(dtype):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="num_scales=0 must be at least 1"):
-        TAP(8, num_scales=0)
-    with pytest.raises(ValueError, match="temperature=0 must be above 0"):
-        TAP(8, temperature=0)
+    for scales in (0, 1.5, "4"):
+        with pytest.raises(ValueError, match=f"TAP.num_scales must be whole, at least 1, got {scales!r}"):
+            TAP(8, num_scales=scales)
+    for temperature in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"TAP.temperature must be positive and finite, got {temperature}"):
+            TAP(8, temperature=temperature)
