@@ -181,7 +181,7 @@ class Isotropic(Backbone):
             raise ValueError("class_position=True takes a class token, got class_token=None")
         table = ClassPositionTable if class_position else PositionTable
         sides = image_sides(img_size)
-        more = dict(rowless=registers > 0) if class_position else {}
+        more: dict[str, Any] = dict(rowless=registers > 0) if class_position else {}
         more |= position if isinstance(position, Mapping) else {}
         learned = position is not False
         self.position = table(dim, [-(-side // patch_size) for side in sides], **more) if learned else None
