@@ -24,7 +24,7 @@ gives the normed map, without the factor m; pixels that were dropped keep the la
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from .layers import Block, Linear, Pruned, best, heads_of, prune, put_back
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import Isotropic
+from .skeletons.options import check_shares
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
@@ -246,6 +247,15 @@ class DependencyViT(Isotropic):
         if self.shares:
             self.fixed_sizes = dict.fromkeys((".pt2", ".onnx"), FIXED_BY_PRUNING)
 
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        super().check_values(given)
+        check_shares("prune_ratio", given.get("prune_ratio", 0.0))
+
+    @property
+    def leaves_out(self) -> str:
+        return "pixels" if self.shares else ""
+
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         block: Any = super().make_block(index, dim, drop_path)
         block.keep, block.score = self.shares.get(index), self.prune_score
@@ -310,12 +320,12 @@ class DependencyViT(Isotropic):
 
 def _shares(blocks: Sequence[int], ratio: float, depth: int) -> dict[int, Fraction]:
     """Of the blocks that drop pixels, the share of them that stays: (1 - p a) / (1 - (p - 1) a)."""
-    listed = isinstance(blocks, Sequence) and all(isinstance(i, int) and 0 <= i < depth for i in blocks)
+    listed = isinstance(blocks, Sequence) and all(type(i) is int and 0 <= i < depth for i in blocks)
     if not listed or sorted(set(blocks)) != list(blocks):
         raise ValueError(f"prune_blocks={blocks!r} must be blocks of 0 to {depth - 1}, in rising order")
-    if not 0 <= ratio <= 1 or len(blocks) * ratio >= 1:
+    if len(blocks) * ratio >= 1:
         raise ValueError(
-            f"prune_ratio={ratio} must be at least 0, and below 1 / {max(1, len(blocks))} for {len(blocks)} blocks "
+            f"prune_ratio={ratio} must be at least 0, and below 1 / {len(blocks)} for {len(blocks)} blocks "
             "that prune, so that pixels are left"
         )
     drop = Fraction(str(float(ratio)))  # as written, so that rounding down is exact

@@ -36,7 +36,7 @@ from .layers import Attention, Block, DropPath, LayerNorm2d, Linear, heads_of, l
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import MLPS, Isotropic
-from .skeletons.options import check_whole
+from .skeletons.options import check_shares, check_whole
 from .zoo import Rules, Variant, register
 
 EXECUTIONS = ("gathered", "masked")
@@ -385,7 +385,13 @@ class IARED2(Isotropic):
         if not isinstance(groups, Sequence) or not groups:
             raise ValueError(f"groups must have the number of blocks of each group, got {groups!r:.60}")
         check_whole("groups", groups)
+        for name in ("threshold", "bound"):
+            check_shares(name, given.get(name, 1.0))
         check_bound(given.get("bound", 1.0))
+
+    @property
+    def leaves_out(self) -> str:
+        return "tokens"
 
     def make_block(self, index: int, dim: int, drop_path: float) -> nn.Module:
         mlp, norm = MLPS[self.mlp](dim, self.mlp_ratio[index]), partial(LayerNorm2d, eps=self.eps)

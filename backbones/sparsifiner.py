@@ -39,7 +39,7 @@ from .layers.pruning import Pruned, best, prune
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import Isotropic, RowsHead
-from .skeletons.options import image_sides, per_stage
+from .skeletons.options import check_shares, image_sides, per_stage
 from .zoo import Rules, Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
@@ -198,8 +198,8 @@ class SparsifiedAttention(Attention):
         **predictor,
     ):
         super().__init__(dim, heads, qkv_bias)
-        whole = isinstance(keep, int) and not isinstance(keep, bool) and keep > 1
-        if not (whole or 0 < keep <= 1):
+        number = isinstance(keep, (int, float)) and not isinstance(keep, bool)
+        if not number or not (0 < keep <= 1 or (isinstance(keep, int) and keep > 1)):
             raise ValueError(f"keep={keep!r} must be a share of the keys above 0 and up to 1, or an integer above 1")
         if score_threshold is not None and not math.isfinite(score_threshold):
             raise ValueError(f"score_threshold={score_threshold} must be a finite number, or None")
@@ -450,9 +450,21 @@ class Sparsifiner(Isotropic):
         mixers = [dict(mixer, keep=value) for value in per_stage("keep", keep, depth, "blocks")]
         super().__init__(dim, depth, mixers, 0, class_position, patch_size=patch_size, img_size=img_size, **common)
 
+    @classmethod
+    def check_values(cls, given: Mapping[str, Any]) -> None:
+        super().check_values(given)
+        check_shares("token_keep", given.get("token_keep", 1.0))
+
     def run(self, block: nn.Module, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
         x, tokens, notes["seen"] = self.blocks.run(block, x, tokens, notes.get("pruned"))  # type: ignore[arg-type]
         return x, tokens
+
+    @property
+    def leaves_out(self) -> str:
+        if min(self.token_keep) < 1:
+            return "pixels"
+        mixers: list[Any] = [block.mixer for block in self.blocks]
+        return "keys" if any(mixer.keep != 1 or mixer.score_threshold is not None for mixer in mixers) else ""
 
     def prune(self, index: int, x: Tensor, tokens: Tensor | None, notes: Notes) -> tuple[Tensor, Tensor | None]:
         """As of `Isotropic`: behind the blocks that `token_keep` names."""

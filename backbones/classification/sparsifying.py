@@ -53,9 +53,10 @@ class SparsifinerDistiller(ImageClassifier):
     Args:
         backbone: config of a Sparsifiner with a head.
         teacher: config of a plain network with as many blocks and the same patches, such as dict(type='NamedBackbone',
-            name='deit_small', num_classes=1000, pretrained='deit_small_patch16_224-cd65a155.pth'). Its heads and tokens
-            are those of the backbone in the phase "predictor", its classes and channels in the phase "backbone". In the
-            phase "predictor" None is the backbone itself, whose attention is dense then.
+            name='deit_small', num_classes=1000, pretrained='deit_small_patch16_224-cd65a155.pth'). It leaves out no
+            pixels and no keys, as IA-RED2 and a sparse Sparsifiner do. Its heads and tokens are those of the backbone
+            in the phase "predictor", its classes and channels in the phase "backbone". In the phase "predictor" None is
+            the backbone itself, whose attention is dense then.
         phase: "predictor" or "backbone".
         attention_weight: of the loss between scores and attention, in the phase "predictor".
         logits_weight, map_weight: of the second and the third loss of the phase "backbone".
@@ -123,6 +124,16 @@ class SparsifinerDistiller(ImageClassifier):
             raise ValueError(
                 f"SparsifinerDistiller.teacher must have the {len(self.mixers)} blocks of the backbone, got "
                 f"{type(teacher).__name__} with {blocks}"
+            )
+        if teacher.leaves_out:
+            raise ValueError(
+                f"SparsifinerDistiller.teacher must be a dense network, got {type(teacher).__name__}, which leaves out "
+                f"{teacher.leaves_out}"
+            )
+        if self.phase == "predictor" and not all(hasattr(block.mixer, "weights") for block in teacher.blocks):
+            raise ValueError(
+                f"SparsifinerDistiller.teacher must have attention in all blocks in phase='predictor', got "
+                f"{type(teacher).__name__} with {type(teacher.blocks[0].mixer).__name__}"
             )
         compared: dict[str, Callable[[Any], Any]] = {}
         if self.phase == "predictor":

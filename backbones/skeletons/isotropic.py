@@ -282,6 +282,11 @@ class Isotropic(Backbone):
             notes["tokens"], notes["rest"] = tokens, x
             yield notes["pruned"].grid(x) if "pruned" in notes else x
 
+    @property
+    def leaves_out(self) -> str:
+        """What the network leaves out to save work: "tokens", "pixels", "keys", or "" for nothing."""
+        return ""
+
     def head_input(self, x: Tensor, notes: Notes) -> Tensor:
         """Tokens and pixels after the last norm and the projection, (B, T + N, C), the class token first."""
         rows, tokens = notes["rest"].flatten(2).transpose(1, 2), notes["tokens"]

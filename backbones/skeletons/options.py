@@ -4,6 +4,7 @@ import difflib
 import inspect
 from abc import ABCMeta
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -107,6 +108,14 @@ def check_whole(name: str, values: Iterable[Any], least: int = 1) -> None:
     for value in values:
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be whole, at least {least}, got {value!r:.60}")
+
+
+def check_shares(name: str, values: Any) -> None:
+    """Raises ValueError, with the name of the option, if a value, or one of a sequence, is no number in [0, 1]."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str)
+    for value in values if listed else [values]:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a number in [0, 1], got {value!r:.60}")
 
 
 def image_sides(img_size: Any) -> tuple[int, int]:

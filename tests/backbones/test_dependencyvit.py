@@ -263,8 +263,11 @@ def test_a_pruned_network_is_one_graph():
         (dict(prune_blocks=(3,)), r"prune_blocks=\(3,\) must be blocks of 0 to 2"),
         (dict(prune_blocks=1), "prune_blocks=1 must be blocks of 0 to 2"),
         (dict(prune_ratio=0.5), r"prune_ratio=0\.5 must be at least 0, and below 1 / 2 for 2 blocks"),
-        (dict(prune_ratio=-0.1), r"prune_ratio=-0\.1 must be at least 0"),
-        (dict(prune_ratio=float("nan")), "prune_ratio=nan must be at least 0"),
+        (dict(prune_blocks=(True,)), r"prune_blocks=\(True,\) must be blocks of 0 to 2"),
+        *(
+            (dict(prune_ratio=rate), "prune_ratio must be a number in \\[0, 1\\]")
+            for rate in (-0.1, 1.5, math.nan, True, "a")
+        ),
         (dict(prune_score="mass"), "prune_score='mass' must be one of 'message', 'received', 'both'"),
         (dict(fill="mean"), "fill='mean' must be one of 'last', 'zero'"),
         (dict(join="never"), "join='never' must be one of 'after', 'before'"),

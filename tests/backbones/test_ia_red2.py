@@ -357,6 +357,11 @@ def test_bad_options():
     for options, message in (
         (dict(execution="packed"), "execution='packed' must be one of"),
         (dict(threshold=1.0), r"threshold=1\.0 must be at least 0 and below 1"),
+        *(
+            (dict(threshold=rate), r"threshold must be a number in \[0, 1\]")
+            for rate in (-0.1, 1.5, math.nan, None, "a")
+        ),
+        *((dict(bound=rate), r"bound must be a number in \[0, 1\]") for rate in (-0.1, 1.5, math.nan, True, "a")),
         (dict(last_group=3), "last_group=3 must be -1, or from 0 to 2"),
         (dict(penalties=(3,)), r"penalties=\(3,\) must have one entry for each of 3 groups"),
         (dict(penalties=(3, 5, math.nan)), "penalties=.* must be numbers of at least 0, got nan"),

@@ -173,6 +173,7 @@ def test_bad_options():
         (dict(keep=0), "keep=0 must be a share of the keys above 0 and up to 1, or an integer above 1"),
         (dict(keep=1.5), "keep=1.5 must be a share"),
         (dict(keep=-0.1), "keep=-0.1 must be a share"),
+        (dict(keep="a"), "keep='a' must be a share"),
         (dict(reduce_tokens=22), "reduce_tokens=22 must lie in 1..21, the number of tokens"),
         (dict(reduce_width=9), "reduce_width=9 must lie in 1..8, the channels of a head"),
         (dict(coef_threshold=-1.0), "coef_threshold=-1.0 must be a number of at least 0"),
@@ -186,6 +187,11 @@ def test_bad_options():
     with pytest.raises(ValueError, match="keep=22 keys of a query are more than the 21 tokens that there are"):
         mixer(keep=22)(*inputs())
     for options, message in (
+        *(
+            (dict(token_keep=rate), r"token_keep must be a number in \[0, 1\]")
+            for rate in (-0.1, 1.5, math.nan, None, "a")
+        ),
+        (dict(token_keep=(1, 0.5, 0.5, True)), r"token_keep must be a number in \[0, 1\], got True"),
         (dict(token_keep=0.0), r"token_keep=0.0 must lie above 0 and up to 1"),
         (dict(token_keep=(1, 0.5, 0.7, 0.5)), "must not rise: pixels that were dropped do not come back"),
         (dict(token_keep=(1, 0.5)), "token_keep must have one entry for each of the 4 blocks"),

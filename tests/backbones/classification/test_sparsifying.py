@@ -8,6 +8,8 @@ from attlas.registry import MODELS
 
 NETWORK = dict(type="Sparsifiner", dim=16, depth=3, heads=2, reduce_tokens=2, coef_topk=4, img_size=64, num_classes=5)
 TEACHER = dict(NETWORK, keep=1.0)
+IA_RED2 = dict(type="IARED2", dim=16, groups=(1, 1, 1), heads=2, interpreter_heads=2, img_size=64, num_classes=5)
+DEPENDENCY = dict(type="DependencyViT", dim=16, depth=3, heads=2, img_size=64, num_classes=5)
 
 
 def distiller(seed=0, **options):
@@ -188,6 +190,16 @@ def test_bad_arguments():
         (dict(teacher=dict(TEACHER, num_classes=4)), "teacher: its num_classes must be 5 as in the backbone, got 4"),
         (dict(teacher=dict(TEACHER, num_classes=None)), "its num_classes must be 5 as in the backbone, got None"),
         (dict(teacher=dict(TEACHER, patch_size=8)), "teacher: its patch_size must be 16 as in the backbone, got 8"),
+        (dict(teacher=NETWORK), "teacher must be a dense network, got Sparsifiner, which leaves out keys"),
+        (dict(teacher=dict(TEACHER, token_keep=(1, 0.5, 0.5))), "got Sparsifiner, which leaves out pixels"),
+        (dict(teacher=IA_RED2), "teacher must be a dense network, got IARED2, which leaves out tokens"),
+        (dict(teacher=IA_RED2, phase="predictor"), "got IARED2, which leaves out tokens"),
+        (dict(backbone=IA_RED2, teacher=IA_RED2), "backbone must be a Sparsifiner, got IARED2"),
+        (dict(teacher=dict(DEPENDENCY, prune_blocks=(1,))), "got DependencyViT, which leaves out pixels"),
+        (
+            dict(teacher=DEPENDENCY, phase="predictor"),
+            "must have attention in all blocks in phase='predictor', got DependencyViT with ReversedAttention",
+        ),
         (
             dict(backbone=dict(NETWORK, num_classes=None), head=dict(type="PooledHead", num_classes=5)),
             "SparsifinerDistiller.backbone must have a head",
