@@ -16,6 +16,7 @@ from benchmark import command, extension, measure, network, scenes, sequences
 from benchmark import images as benchmark_images
 from benchmark import page as benchmark_page
 from benchmark import restorers as benchmark_restorers
+from benchmark import tokens as benchmark_tokens
 
 from attlas import backbones
 from attlas.backbones.layers import pair_bias
@@ -177,6 +178,38 @@ def test_hat_beside_the_form_of_its_authors(mode):
     (_, header, rows), *_ = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
     assert rows[0][0] == "hat_s_x2, B 1, H 32, W 32"
     assert len(rows[0]) == len(header)
+
+
+def test_fewer_tokens_beside_fused_attention():
+    run = benchmark_cases.Run(CPU, 1, {})
+    (case,) = benchmark_tokens.measure_tokens(run, quick=True)
+    dense, *others = (found["macs"] for found in case["results"].values())
+    keys, both, pixels, lite, *interpreted = (macs / dense for macs in others)
+    assert keys > both > pixels  # the predictor counts
+    assert 0.4 < pixels < 0.75
+    assert lite < 0.8
+    assert interpreted[0] > 1  # the scores of all tokens
+    assert interpreted[0] > interpreted[1] > interpreted[2] > 0.4
+    assert all(found["ms"] > 0 for found in case["results"].values())
+    ((_, header, rows),) = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": [case]})
+    assert header == ["size", *case["results"]]
+    assert all(len(row) == len(header) for row in rows)
+
+
+def test_where_fewer_tokens_break_even():
+    """From the size on behind which nothing takes more time."""
+    times = {(1, 100): 2.0, (1, 200): 0.9, (8, 100): 0.5, (8, 200): 1.5}
+    cases = [
+        {
+            "operator": "fewer tokens",
+            "sizes": {"B": batch, "N": count},
+            "results": {"dense": result(10.0, macs=4.0), "sparse": result(10.0 * ratio, macs=3.0)},
+        }
+        for (batch, count), ratio in times.items()
+    ]
+    ((_, _, rows),) = benchmark_page.tables({"machine": {"type": "cpu"}, "cases": cases})
+    assert rows[0] == ["B 1, N 100", "10.0 ms, 100 MiB", "2.00, 2.00, 0.75"]
+    assert rows[-1] == ["less time", "", "B 1: from 200; B 8: not"]
 
 
 @pytest.mark.parametrize("name", ["WindowAttention", "OverlappingAttention"])

@@ -5,6 +5,7 @@
     python tools/benchmark --only knn,network --quick some of it, small, in seconds
     python tools/benchmark --only mmcv                mmcv's operators, beside its compiled extension if there is one
     python tools/benchmark --only laws                how operators over sequences grow, from 1,024 to 65,536 tokens
+    python tools/benchmark --only tokens              networks that drop tokens or keys: where they break even
     python tools/benchmark --markdown docs/performance.md cpu.json [more.json ...]  results of runs into the page
 
 The implementations of a case take turns in one run (A B C A B C ...), after first calls that compile, tell how much
@@ -38,8 +39,9 @@ from .page import figure, joined, tables, write_page
 from .restorers import measure_restorers
 from .scenes import measure_scene
 from .sequences import measure_laws
+from .tokens import measure_tokens
 
-CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "laws", "scene"]
+CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "laws", "tokens", "scene"]
 ROOT = Path(__file__).resolve().parents[2]
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -145,6 +147,9 @@ def main() -> None:
             keep(found)
     if "laws" in chosen:
         for found in measure_laws(run, args.quick):
+            keep(found)
+    if "tokens" in chosen:
+        for found in measure_tokens(run, args.quick):
             keep(found)
     if "scene" in chosen:
         keep(measure_scene(run, args.quick))

@@ -47,6 +47,10 @@ def is_law(case: dict) -> bool:
     return case["operator"].startswith("law of ")
 
 
+def is_tokens(case: dict) -> bool:
+    return case["operator"] == "fewer tokens"
+
+
 def joined(records: list[dict]) -> dict | None:
     """One record of several, of machines of one type: of what more than one of them measured, the last counts."""
     if not records:
@@ -110,7 +114,7 @@ def at(sizes: Mapping[str, int | str]) -> str:
 def tables(record: dict, gpu: dict | None = None) -> list[Table]:
     """One of every operator, with columns for `gpu` unless it is None, and one of how times grow."""
     found = []
-    alone = [case for case in record["cases"] if not (is_scene(case) or is_backbone(case) or is_law(case))]
+    alone = [case for case in record["cases"] if not any(of(case) for of in (is_scene, is_backbone, is_law, is_tokens))]
     for operator in dict.fromkeys(case["operator"] for case in alone):
         cases = [case for case in record["cases"] if case["operator"] == operator]
         names = list(dict.fromkeys(name for case in cases for name in (*case["results"], *case.get("left_out", ()))))
@@ -130,6 +134,7 @@ def tables(record: dict, gpu: dict | None = None) -> list[Table]:
         *scene_table(record),
         *growth_table(record),
         *law_table(record),
+        *token_table(record),
         *cores_table(record),
     ]
 
@@ -240,13 +245,41 @@ def law_table(record: dict) -> list[Table]:
     return [("cost laws of sequences, from 1,024 tokens", header, rows)] if rows else []
 
 
+def token_table(record: dict) -> list[Table]:
+    """Networks with fewer tokens: time, memory and multiply-adds over those of the first, and from how many tokens on
+    they take less time."""
+    cases = list(filter(is_tokens, record["cases"]))
+    if not cases:
+        return []
+    dense, *names = cases[0]["results"]
+    rows, faster = [], {name: [] for name in names}
+    for batch in dict.fromkeys(case["sizes"]["B"] for case in cases):
+        alike = sorted((x for x in cases if x["sizes"]["B"] == batch), key=lambda x: x["sizes"]["N"])
+        for case in alike:
+            base = case["results"][dense]
+            cells = [at(case["sizes"]), f"{figure(base['ms'])} ms, {figure(base['extra_mib'])} MiB"]
+            for name in names:
+                found = case["results"][name]
+                shares = (found[key] / base[key] if base[key] else math.nan for key in ("ms", "extra_mib", "macs"))
+                cells.append(", ".join(f"{share:.2f}" for share in shares))
+            rows.append(cells)
+        for name in names:
+            slow = [case["results"][name]["ms"] > case["results"][dense]["ms"] for case in alike]
+            first = len(slow) - slow[::-1].index(True) if True in slow else 0  # behind the last one that is slower
+            lengths = [f"{case['sizes']['N']:,}" for case in alike]
+            faster[name].append(f"B {batch}: {f'from {lengths[first]}' if first < len(alike) else 'not'}")
+    rows.append(["less time", "", *("; ".join(faster[name]) for name in names)])
+    title = f"fewer tokens: time, memory beyond the weights and multiply-adds, over those of {dense}"
+    return [(title, ["size", dense, *names], rows)]
+
+
 def cores_table(record: dict) -> list[Table]:
     """How many cores everybody kept busy at most: not all libraries have threads, and some have them over clouds.
     Of calls long enough that threads which wait, spinning, for the next do not count."""
     cases = [
         case
         for case in record["cases"]
-        if not any(of(case) for of in (is_network, is_image, is_mmcv, is_scene, is_law))
+        if not any(of(case) for of in (is_network, is_image, is_mmcv, is_scene, is_law, is_tokens))
     ]
     cases = cases if record["machine"]["type"] == "cpu" else []
     names = list(dict.fromkeys(name for case in cases for name in case["results"]))
