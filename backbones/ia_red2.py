@@ -51,7 +51,9 @@ class Interpreter(nn.Module):
         dim: channels C.
         heads: number of heads.
 
-    The linear layer `qk` has 3 C outputs, as the authors' has; nothing reads the last third.
+    The linear layer `qk` has 3 C outputs, as the authors' has; nothing reads the last third. `reset_weights` (ours, as
+    nothing was published) sets the biases of q and k so that scores begin around sigmoid(1) = 0.73: a network begins
+    with all tokens. From biases of 0 it would begin with a random half of them, and learn to take back what it needs.
 
     `forward(rows (B, N, C), classes (B, 1, C)) -> (B, N)`, in (0, 1): the class token of an image scores its rows.
     """
@@ -60,6 +62,11 @@ class Interpreter(nn.Module):
         super().__init__()
         self.heads = heads_of("Interpreter", dim, heads)
         self.qk = Linear(dim, 3 * dim)
+
+    def reset_weights(self) -> None:
+        assert self.qk.bias is not None
+        width = self.qk.in_features
+        nn.init.constant_(self.qk.bias[: 2 * width], (width // self.heads) ** -0.25)
 
     def forward(self, rows: Tensor, classes: Tensor) -> Tensor:
         (dim,) = shape = rows.shape[-1:]

@@ -156,6 +156,17 @@ def test_scores_by_definition():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("dim", "heads"), [(48, 6), (384, 6), (64, 4)])
+def test_a_new_network_keeps_all_tokens(dim, heads):
+    """An interpreter begins with the accuracy of the network that it is given, and not with a random half of tokens."""
+    torch.manual_seed(0)
+    network = IARED2(**{**SMALL, "dim": dim, "heads": 1}, interpreter_heads=heads, num_classes=5).eval()
+    found = network.interpret(images().float())
+    assert all(kept.all() for kept in found.kept)
+    assert all(0.55 < scores.min() < 0.73 < scores.max() < 0.85 for scores in found.scores)
+
+
+@torch.no_grad()
 def test_the_curriculum_switch():
     """Later groups take over what is left, and are scored all the same."""
     network, x = small(last_group=0), images()
