@@ -387,7 +387,7 @@ class Sparsifiner(Isotropic):
         keep: keys of a query; one value, or one for each block (see `SparsifiedAttention`).
         token_keep: share of the pixels that are left behind a block, above 0 and up to 1 (rounded up); one value, or
             one for each block, none above that before. Those stay that the class token looks at most. None are dropped
-            in a training with `reconstruct`.
+            in a training with `reconstruct`. It goes with any `keep`: keys are chosen among the pixels that are left.
         reduce_tokens, reduce_width, coef_topk, coef_threshold, basis_threshold, shared, scale, resize: as of
             `ConnectivityPredictor`.
         score_threshold, reconstruct: as of `SparsifiedAttention`.

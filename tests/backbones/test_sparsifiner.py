@@ -251,7 +251,10 @@ def test_dropped_pixels_are_those_of_the_masked_form(keep, token_keep):
     assert_agree("pixels", notes["rest"].flatten(2).mT, rows[:, 1:][alive[:, 1:]].unflatten(0, (2, -1)))
     assert last.shape == (2, 24, 6, 5)
     if token_keep[-1] < 1:
-        assert torch.equal(notes["pruned"].places, alive[:, 1:].nonzero()[:, 1].view(2, -1))
+        places = alive[:, 1:].nonzero()[:, 1].view(2, -1)
+        assert torch.equal(notes["pruned"].places, places)
+        at = places.unsqueeze(1).expand(-1, 24, -1)
+        assert torch.equal(last.flatten(2).gather(2, at), notes["rest"].flatten(2))  # on the grid where they were
         assert notes["rest"].shape[-1] == math.ceil(token_keep[-1] * 30)
 
 
