@@ -383,6 +383,10 @@ class Items(ABC, Dataset):
         """What errors call an item."""
         return f"{type(self).__name__} {self.split}[{item}]"
 
+    def group(self, item: int) -> str:
+        """What several items may show: the object that is seen from several sides; of other data sets the item."""
+        return self.name(item)
+
     def draw(self, epoch: int, item: int) -> Any:
         """The item as it is in an epoch."""
         return drawn(self.transform, self.get(item), self.name(item), self.seed, epoch, item)
@@ -411,6 +415,97 @@ class Items(ABC, Dataset):
 
     def __iter__(self) -> Iterator:  # Python's own iteration would wait for an IndexError, and epochs have no end
         return (self[place] for place in range(len(self)))
+
+
+@DATASETS.register_module()
+class KnownClasses(Items):
+    """The items of some classes of a data set, whose labels count in these classes alone; items of other classes are
+    left out or, as those of `unknown`, come with the label -1. Draws stay what they are in the data set.
+
+    Args:
+        dataset: data set, or its config, whose items are dicts with a "label" or objects with a `y`.
+        classes: names of the known classes, in the order of their labels.
+        unknown: names of classes whose items are kept as unknown, or 'others' for all that are not known.
+        share: share of the objects of each class that is held out; the choice depends only on their names, and all
+            views of an object (`Items.group`) go together.
+        part: 'all', or with a `share` the 'rest' or what is 'held_out'.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        classes: Sequence[str],
+        unknown: Sequence[str] | str = (),
+        share: float = 0.0,
+        part: str = "all",
+    ):
+        self.dataset: Any = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
+        own = getattr(self.dataset, "labels", None)
+        if own is None:
+            raise ValueError(f"KnownClasses: the items of {type(self.dataset).__name__} have no labels to choose by.")
+        names = tuple(self.dataset.classes)
+        known = self._names("classes", classes, names)
+        others = tuple(name for name in names if name not in known)
+        strange = others if unknown == "others" else self._names("unknown", unknown, names)
+        if not known:
+            raise ValueError(f"KnownClasses.classes is empty; it may name {', '.join(map(repr, names))}.")
+        if both := [name for name in strange if name in known]:
+            raise ValueError(f"KnownClasses: {both[0]!r} is in classes and in unknown.")
+        one_of("KnownClasses.part", part, ("all", "rest", "held_out"))
+        if (part == "all") != (share == 0):
+            raise ValueError(
+                f"KnownClasses.part={part!r} with share={share!r}: a part is of a share, and a share has parts."
+            )
+        new = np.full(len(names), -2)
+        new[[names.index(name) for name in strange]] = -1
+        new[[names.index(name) for name in known]] = range(len(known))
+        labels = new[np.asarray(own)[self.dataset.items]]
+        kept = labels >= -1
+        if part != "all":
+            kept &= self._held_out(share) == (part == "held_out")
+        self.places, self.labels = np.flatnonzero(kept), labels[kept]
+        super().__init__(self.dataset.split, len(self.places), known, (), self.dataset.seed)
+        self.transform = self.dataset.transform
+
+    @staticmethod
+    def _names(argument: str, given: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+        if isinstance(given, str):
+            raise TypeError(f"KnownClasses.{argument} is {given!r}; it must be a sequence of names.")
+        for name in given:
+            one_of(f"KnownClasses.{argument}", name, names)
+        if len({*given}) < len(given):
+            raise ValueError(f"KnownClasses.{argument} has a name twice: {tuple(given)!r}")
+        return tuple(given)
+
+    def _held_out(self, share: float) -> np.ndarray:
+        own, groups = np.asarray(self.dataset.labels), [self.dataset.group(int(item)) for item in self.dataset.items]
+        of_class: dict[int, set[str]] = {}
+        for item, group in zip(self.dataset.items, groups):
+            of_class.setdefault(int(own[item]), set()).add(group)
+        chosen = {label: held_out(sorted(found), share) for label, found in of_class.items()}
+        return np.array([group in chosen[int(own[item])] for item, group in zip(self.dataset.items, groups)])
+
+    def _item(self, item: int) -> int:
+        return int(self.dataset.items[self.places[item]])
+
+    def _relabeled(self, data: Any, item: int) -> Any:
+        label = int(self.labels[item])
+        if isinstance(data, Mapping):
+            return {**data, "label": label}
+        data.y = torch.full_like(data.y, label)
+        return data
+
+    def name(self, item: int) -> str:
+        return self.dataset.name(self._item(item))
+
+    def group(self, item: int) -> str:
+        return self.dataset.group(self._item(item))
+
+    def get(self, item: int) -> Any:
+        return self._relabeled(self.dataset.get(self._item(item)), item)
+
+    def draw(self, epoch: int, item: int) -> Any:
+        return self._relabeled(self.dataset[int(self.places[item]) + epoch * len(self.dataset)], item)
 
 
 @DATA_SAMPLERS.register_module()

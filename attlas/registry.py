@@ -122,6 +122,7 @@ HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim", "backbones.classif
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(
     root.DATASETS,
+    "data",
     "backbones.classification",
     "backbones.language",
     "pointnets",

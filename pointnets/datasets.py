@@ -51,6 +51,9 @@ class PointClouds(Items):
     def name(self, item: int) -> str:
         return f"shape {self.names[item]}"
 
+    def group(self, item: int) -> str:
+        return self.names[item]
+
     def get(self, item: int) -> Data:
         numbers = self.categories if self.labels is None else self.labels
         return as_data(self.load(item), self.names[item], 0 if numbers is None else int(numbers[item]), item)

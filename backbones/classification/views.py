@@ -50,6 +50,9 @@ class FurnitureViews(ImageArrays):
         mesh, view = divmod(item, self.views)
         return f"{self.meshes[mesh].name}, view {view}"
 
+    def group(self, item: int) -> str:
+        return self.meshes[item // self.views].name
+
 
 def rendered(meshes, split: str, seed: int, views: int, size: int, folder: Path) -> np.ndarray:
     """Pictures (M * views, size, size, 3) uint8, mapped from the cached file, which is made where it is missing or

@@ -1,13 +1,14 @@
 """Draws repeat, whatever happens around them; and what every data set does is done by their base."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from attlas import data
-from attlas.data import EpochSampler, Items, existing_root, find_files, first_split, seeded
+from attlas.data import EpochSampler, Items, KnownClasses, existing_root, find_files, first_split, seeded
 
 
 def test_seeded_is_pure_and_gives_the_generators_back():
@@ -194,3 +195,105 @@ def test_a_folder_that_does_not_exist_names_its_neighbors(tmp_path):
             existing_root("Here", tmp_path / wrong, "It has x.")
     with pytest.raises(FileNotFoundError, match=rf"The nearest folder that exists is {tmp_path}\."):
         existing_root("Here", tmp_path / "xyz" / "zyx", "")
+
+
+# --- known classes ---------------------------------------------------------------------------------------------------
+
+
+def known(**options):
+    return KnownClasses(Numbers(12), **options)
+
+
+class Numbers(Items):
+    """Items 0, 1, 2, ... of the classes "zero", "one", "two", in turn; three items show an object."""
+
+    def __init__(self, size, of=dict):
+        self.labels, self.of = np.arange(size) % 3, of
+        super().__init__("all", size, ("zero", "one", "two"), (), 0)
+
+    def group(self, item):
+        return f"object {item % 3}-{item // 9}"
+
+    def get(self, item):
+        label = int(self.labels[item])
+        return dict(label=label, item=item) if self.of is dict else self.of(y=torch.tensor(label), item=item)
+
+    def draw(self, epoch, item):
+        data = self.get(item)
+        (data if self.of is dict else vars(data)).update(epoch=epoch)
+        return data
+
+
+def test_only_known_classes_are_kept_and_numbered_anew():
+    dataset = KnownClasses(Numbers(12), ("two", "zero"))
+    assert dataset.classes == dataset.metainfo["classes"] == ("two", "zero")
+    assert [(d["item"], d["label"]) for d in dataset] == [
+        (0, 1),
+        (2, 0),
+        (3, 1),
+        (5, 0),
+        (6, 1),
+        (8, 0),
+        (9, 1),
+        (11, 0),
+    ]
+    assert dataset.labels.tolist() == [1, 0] * 4
+    assert dataset[3 + 2 * len(dataset)] == dict(item=5, label=0, epoch=2)  # draws stay those of the data set
+    assert dataset.get(1) == dict(item=2, label=0)
+    assert dataset.name(1) == "Numbers all[2]"
+    assert [d["item"] for d in dataset[np.array([1, 3])]] == [2, 5]
+    part = KnownClasses(Numbers(12)[np.arange(6, 12)], ("one",))
+    assert [d["item"] for d in part] == [7, 10]
+    nested = KnownClasses(dataset, ("zero",))
+    assert [d["item"] for d in nested] == [0, 3, 6, 9]
+
+
+def test_other_classes_are_unknown():
+    dataset = KnownClasses(Numbers(6), ("one",), unknown=("two",))
+    assert [(d["item"], d["label"]) for d in dataset] == [(1, 0), (2, -1), (4, 0), (5, -1)]
+    assert [d["label"] for d in KnownClasses(Numbers(6), ("one",), unknown="others")] == [-1, 0, -1] * 2
+
+
+def test_a_label_may_be_an_attribute():
+    item = KnownClasses(Numbers(6, SimpleNamespace), ("two",))[1]
+    assert (item.y.dtype, item.y.item(), item.item) == (torch.int64, 0, 5)
+
+
+def test_objects_are_held_out_whole():
+    whole = Numbers(90)
+    rest, held = (KnownClasses(whole, ("one", "two"), share=0.3, part=part) for part in ("rest", "held_out"))
+    of_rest, of_held = ({d.group(i) for i in range(len(d))} for d in (rest, held))
+    assert of_rest.isdisjoint(of_held)
+    assert len(of_rest) == 14
+    assert len(of_held) == 6  # three of the ten objects of each class
+    assert len(rest) + len(held) == 60
+    assert [d["item"] for d in held] == [
+        d["item"] for d in KnownClasses(whole, ("one", "two"), share=0.3, part="held_out")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        (dict(classes=("zero", "tow")), ValueError, "Did you mean 'two'"),
+        (dict(classes="zero"), TypeError, "must be a sequence of names"),
+        (dict(classes=()), ValueError, "classes is empty"),
+        (dict(classes=("one", "one")), ValueError, "a name twice"),
+        (dict(classes=("one",), unknown=("one",)), ValueError, "in classes and in unknown"),
+        (dict(classes=("one",), part="val", share=0.5), ValueError, "part is 'val'"),
+        (dict(classes=("one",), share=0.5), ValueError, "share has parts"),
+        (dict(classes=("one",), part="rest"), ValueError, "a part is of a share"),
+        (dict(classes=("one",), part="rest", share=2.0), ValueError, r"must lie in \[0, 1\]"),
+        (dict(classes=("one",), part="rest", share=1.0), ValueError, "is empty"),
+    ],
+)
+def test_known_classes_that_cannot_be_are_refused(options, error, said):
+    with pytest.raises(error, match=said):
+        known(**options)
+
+
+def test_known_classes_need_labels():
+    plain = Numbers(6)
+    plain.labels = None
+    with pytest.raises(ValueError, match="Numbers have no labels"):
+        KnownClasses(plain, ("one",))
