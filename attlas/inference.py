@@ -190,12 +190,23 @@ def task_of(model: nn.Module | type) -> type[Task] | None:
 
 class Classification(Task):
     """The task of models that predict `log_probs` (C,). A result has the `classes`, a list of dict(label, name,
-    probability), the likeliest first."""
+    probability), the likeliest first. Where the model has an open-set score (`backbones.open_sets.fitting.attach`),
+    also "open_set", dict(score, threshold, unknown, method, rule).
+
+    Attributes:
+        unit: what an input is, in a word.
+    """
 
     top = 5
+    unit: str
 
     def said(self, result):
-        return ", ".join(f"{printable(c['name'])} {100 * c['probability']:.1f} %" for c in result["classes"])
+        likeliest = ", ".join(f"{printable(c['name'])} {100 * c['probability']:.1f} %" for c in result["classes"])
+        if "open_set" not in result:
+            return likeliest
+        found = result["open_set"]
+        verdict = "unknown" if found["unknown"] else "known"
+        return f"{verdict} ({found['method']} {found['score']:.4g}, known from {found['threshold']:.4g}): {likeliest}"
 
     @abstractmethod
     def picture(self, source: Any) -> Any:
@@ -208,7 +219,8 @@ class Classification(Task):
         if classes and len(classes) != len(probabilities):
             raise ModelError(f"There are names of {len(classes)} classes, and the network has {len(probabilities)}.")
         best = probabilities.argsort(descending=True, stable=True)[:top].tolist()
-        return dict(
+        open_set = {key: value for key, value in prediction.items() if key == "open_set"}
+        return open_set | dict(
             classes=[
                 dict(label=i, name=classes[i] if classes else f"class {i}", probability=float(probabilities[i]))
                 for i in best
@@ -233,7 +245,8 @@ class Classification(Task):
         right.set_ylim(max(len(found), 5) - 0.4, -0.6)
         right.tick_params(length=0)
         right.spines[:].set_visible(False)
-        canvas.suptitle(printable(result["input"], 90), fontsize=9, color="0.4", parse_math=False)
+        verdict = "unknown class: " if result.get("open_set", {}).get("unknown") else ""
+        canvas.suptitle(verdict + printable(result["input"], 90), fontsize=9, color="0.4", parse_math=False)
         return canvas
 
 
@@ -482,6 +495,8 @@ def _published_classes(config: Mapping | Config) -> tuple[str, ...]:
     """The names of a data set whose classes are always the same."""
     dataset = (config.get("test_dataloader") or config.get("val_dataloader") or {}).get("dataset", {})
     while isinstance(dataset.get("dataset"), Mapping):
+        if names := dataset.get("classes"):  # some of them, as of `KnownClasses`
+            return tuple(names)
         dataset = dataset["dataset"]
     kind = dataset.get("type")
     return tuple(getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, "CLASSES", ()))

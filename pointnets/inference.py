@@ -107,6 +107,8 @@ class OfShapes(Task):
 class PointClassification(OfShapes, Classification):
     """Classes of shapes."""
 
+    unit = "cloud"
+
     def prepare(self, transforms):
         return AnyShape(transforms)
 

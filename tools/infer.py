@@ -10,6 +10,10 @@ cloud a PLY with labels and colors. A file that cannot be read is reported, and 
 
     python tools/infer.py HAT_SRx4.pth photos --out larger
 
+    python tools/infer.py CHECKPOINT photos --open-set costarr.safetensors
+
+says besides of each input whether it is of a class that the classifier knows; tools/test.py --open-set makes the file.
+
 The weights of a restorer, the authors' or ours, need no CONFIG: their names and shapes tell the network. --out then
 gets the restored pictures, under the names of the inputs and in the same folders, as PNG with their depth, grey or
 color, opacity and color profile. Where two inputs of a folder differ in their endings alone, these stay: photo.jpg.png.
@@ -49,6 +53,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (the GPU if there is one)")
     parser.add_argument("--container", help="name under which the file has the weights, such as model_ema")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override the config")
+    parser.add_argument(
+        "--open-set", type=Path, metavar="FILE", help="of classifiers: a fitted score, known or unknown"
+    )
     restorers = parser.add_argument_group("restorers", argument_default=argparse.SUPPRESS)
     restorers.add_argument("--tile", type=int, metavar="N", help="side of tiles (384 where a picture is larger)")
     restorers.add_argument("--overlap", type=int, metavar="N", help="of tiles (measured)")
@@ -75,6 +82,10 @@ def infer(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in OPTIONS if name in args}
     inferencer = Inferencer(rest[0], cfg, args.device, args.container, **options)
     sources, task = inferencer.find(rest[1:]), inferencer.task
+    if args.open_set:
+        from attlas.backbones.open_sets.fitting import attach
+
+        attach(inferencer.model, args.open_set)
     stems = {} if task.figures else stems_of(sources, args.out, args.overwrite)
     results: list[dict[str, Any]] = []
     bar = Progress(
@@ -118,7 +129,9 @@ def infer(args: argparse.Namespace) -> int:
     for result in failed:
         print(f"  {printable(result['input'])}")
     where = f" Results: {results_file}" if results_file else ""
-    print(f"{len(results) - len(failed)} of {len(results)} inputs answered.{where}")
+    unknown = sum(result.get("open_set", {}).get("unknown", False) for result in results)
+    told = f" Of an unknown class: {unknown}." if args.open_set else ""
+    print(f"{len(results) - len(failed)} of {len(results)} inputs answered.{told}{where}")
     return len(failed)
 
 

@@ -4,16 +4,19 @@
     python tools/test.py CONFIG TRAINED_UNDER_Z --so3 TRAINED_UNDER_SO3
     python tools/test.py CONFIG CHECKPOINT --corruptions all
     python tools/test.py CONFIG CHECKPOINT --tta
+    python tools/test.py CONFIG CHECKPOINT --open-set --surrogates vessel car --fitted costarr.safetensors
 
 The second prints the protocol of rotation invariance: trained / tested under rotations about the up axis (z) and under
 all rotations (SO3). The third tests on the images under 15 corruptions in 5 severities each, and on the clean ones
 (severity 0), and prints the mean of a metric under corruption (mPC) and its share of the clean metric (rPC). The fourth
 averages the predictions in several sizes of an image and its mirrored ones, as the config says: of segmentors
-`tta_views`, for others mm's `tta_pipeline`.
+`tta_views`, for others mm's `tta_pipeline`. The fifth asks how well a classifier tells the classes that it was trained
+on from the others of the test data, by all open-set scores (docs/open_sets.md), and keeps one with its threshold for
+tools/infer.py.
 
 --out FILE takes results: of classifiers an .npz (log-probabilities, labels, confusion matrices), of detectors a .json
 in COCO's format of results, of segmentors an .npz (confusion matrix, figures by class). With --corruptions it takes all
-metrics of every corruption and severity (.json), written anew after each.
+metrics of every corruption and severity (.json), written anew after each; with --open-set all figures (.json).
 """
 
 import argparse
@@ -41,6 +44,22 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the corruptions (0)")
     parser.add_argument("--tta", action="store_true", help="average over sizes and mirrored images")
+    sets = parser.add_argument_group("open sets")
+    sets.add_argument("--open-set", action="store_true", help="test on classes that the network was not trained on")
+    sets.add_argument("--known", nargs="+", metavar="CLASS", help="trained classes (those the checkpoint names)")
+    sets.add_argument(
+        "--surrogates", nargs="+", default=[], metavar="CLASS", help="unknown classes to choose a threshold by"
+    )
+    sets.add_argument("--scores", nargs="+", metavar="NAME", help="such as costarr:features=pre (all)")
+    sets.add_argument("--fitted", type=Path, metavar="FILE", help="for one score and its threshold, .safetensors")
+    sets.add_argument("--keep", default="costarr", metavar="NAME", help="the score that --fitted gets (costarr)")
+    sets.add_argument(
+        "--rule",
+        choices=("surrogates", "known"),
+        help="of its threshold: best accuracy with surrogates, or 95 %% of "
+        "held-out known accepted (the first where there are surrogates)",
+    )
+    sets.add_argument("--picture", type=Path, metavar="FILE", help="for the OSCR curves")
     parser.add_argument("--metric", metavar="NAME", help="what the table of --corruptions is of (the first metric)")
     parser.add_argument("--work-dir", type=Path, help="for the logs (work_dirs/<name of the config>)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="for the predictions, or the metrics of --corruptions")
@@ -131,6 +150,42 @@ def results_suffix(cfg: Config) -> str:
     return suffix
 
 
+def test_open_set(args: argparse.Namespace) -> None:
+    """Print the tables of all scores, and write the files that were asked for."""
+    from attlas.backbones.channels import fill_channels
+    from attlas.backbones.open_sets import survey
+    from attlas.files import PICTURES, save_figure
+    from attlas.inference import load
+
+    if args.so3 or args.corruptions or args.tta:
+        raise ValueError("--open-set, --so3, --corruptions and --tta: one of them at a time")
+    for path, endings in ((args.out, (".json",)), (args.fitted, (".safetensors",)), (args.picture, PICTURES)):
+        if path:
+            check_out(path, endings, args.overwrite)
+    names = list(args.scores or survey.ALL)
+    if args.fitted and args.keep not in names:
+        raise ValueError(f"--keep {args.keep} is not among the scores: {', '.join(names)}")
+    cfg = load_config(args.config, args.cfg_options)
+    fill_channels(cfg.model, cfg.get("default_scope"))
+    model = load(args.checkpoint, cfg)
+    known = args.known or model.classes
+    if not known:
+        raise ValueError("the checkpoint names no classes: give the trained ones in order, --known CLASS ...")
+    found = survey.measure(model, survey.loaders(cfg, known, args.surrogates), names, known)
+    for table in found.tables():
+        Console().print(table)
+    print("\n".join(found.notes()))
+    if args.out:
+        with replacing(args.out) as temporary:
+            temporary.write_text(json.dumps(dict(checkpoint=str(args.checkpoint), **found.record()), indent=1) + "\n")
+    if args.picture:
+        save_figure(found.draw(), args.picture)
+    if args.fitted:
+        detector = found.detector(args.keep, args.rule or ("surrogates" if args.surrogates else "known"))
+        detector.save(args.fitted, model.get_submodule(found.layer))
+        print(f"{args.keep} with the threshold {detector.threshold:.6g} ({detector.rule}): {args.fitted}")
+
+
 def check_corruptions(args: argparse.Namespace) -> None:
     """Raise unless these can be tested; "all" becomes their names."""
     from attlas.corruptions import CORRUPTIONS, package
@@ -184,6 +239,16 @@ def main() -> None:
     parser = arguments()
     args = parser.parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.open_set:
+        try:
+            test_open_set(args)
+        except (ImportError, OSError, ValueError) as error:
+            parser.error(str(error))
+        return
+    if alone := [
+        name for name in ("known", "surrogates", "scores", "fitted", "rule", "picture") if getattr(args, name)
+    ]:
+        parser.error(f"--{alone[0]} belongs to --open-set")
     try:
         cfg = prepare(args)
     except (ImportError, OSError, ValueError) as error:

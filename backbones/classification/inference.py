@@ -11,6 +11,7 @@ class ImageClassification(Classification):
     """Image files, and arrays uint8 (H, W, 3), red, green, blue, or grey (H, W)."""
 
     suffixes = images.SUFFIXES
+    unit = "image"
 
     def read(self, path):
         return dict(image=images.read_image(path))
