@@ -99,7 +99,7 @@ class Reader:
             raise RuntimeError("the last layer is found when the first batch comes.")
         return self._layer(self.name)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         inputs, labels = self._inputs(batch)
         linear = {n: part for n, part in self.model.named_modules() if isinstance(part, nn.Linear)}
@@ -118,7 +118,7 @@ class Reader:
                 )
             self.name = same[-1]
         if self.name not in calls:
-            raise ValueError(f"the layer {self.name!r} is not used.")
+            raise ValueError(f"the layer {self.name!r} gives no output (B, C).")
         features, out = calls[self.name]
         if not self.checked:
             if features.ndim != 2 or out.shape != logits.shape or not torch.allclose(out, logits, 1e-3, 1e-4):
@@ -141,14 +141,15 @@ class Reader:
 
 @contextmanager
 def recorded(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """A dict that gets the last input and output of each of the layers, by name, while they run; in the order of their
-    last calls."""
+    """A dict that gets the last input and output of each of the layers whose output is (B, C), by name, while they run;
+    in the order of their last calls."""
     calls: dict[str, tuple[Tensor, Tensor]] = {}
 
     def record(name: str):
         def hook(layer, args, out):
             calls.pop(name, None)
-            calls[name] = args[0], out
+            if out.ndim == 2:  # logits are; the maps inside a network need not be held
+                calls[name] = args[0], out
 
         return hook
 
@@ -286,6 +287,8 @@ def load(path: str | Path, model: nn.Module) -> Detector:
     for name, kind in FIELDS.items():
         if not isinstance(told[name], kind) or isinstance(told[name], bool):
             raise ValueError(f"{said}: its {name} is {printable(repr(told[name]))}.")
+    if not all(isinstance(name, str) for name in told["classes"]):
+        raise ValueError(f"{said}: its classes are {printable(repr(told['classes']))}.")
     layer = dict(model.named_modules()).get(told["layer"])
     if not isinstance(layer, nn.Linear):
         raise ValueError(

@@ -43,6 +43,7 @@ ALL = (
 )  # fmt: skip
 FPRS = (0.01, 0.05, 0.1)  # at which CCR is told
 SHARE = 0.95  # of held-out known samples that the threshold without surrogates accepts
+NO_VALIDATION = "the config has no validation data apart from its training data and its test data"
 RULES = {
     "surrogates": "best accuracy on held-out known samples and surrogates of the unknown",
     "known": f"{SHARE:.0%} of held-out known samples are accepted",
@@ -82,6 +83,19 @@ def _inner(dataset: Mapping) -> Mapping:
     return _inner(dataset["dataset"]) if isinstance(dataset.get("dataset"), Mapping) else dataset
 
 
+def _apart(one: Mapping, other: Mapping) -> bool:
+    """Whether two data sets have no item in common, as far as their configs tell."""
+    sources, parts = [], []
+    for dataset in (one, other):
+        inner = _inner(dataset)
+        sources.append({key: inner[key] for key in inner if key not in ("transforms", "pipeline", "seed")})
+        while "part" not in dataset and isinstance(dataset.get("dataset"), Mapping):
+            dataset = dataset["dataset"]
+        parts.append((dataset.get("share", 0), dataset.get("part", "all")))
+    (share, part), (other_share, other_part) = parts
+    return sources[0] != sources[1] or (share == other_share and {part, other_part} == {"rest", "held_out"})
+
+
 def _of_classes(dataset: Mapping, classes: Sequence[str], unknown: Sequence[str] | str) -> dict:
     """The config of a data set with the innermost one, or its `KnownClasses`, of these classes."""
     if str(dataset.get("type")).removeprefix("attlas.") == "KnownClasses":
@@ -95,7 +109,7 @@ def loaders(config: Config, known: Sequence[str], surrogates: Sequence[str] = ()
     """What the data of a config are for, by the names of the known classes.
 
     The scores are fitted to the known classes of the training data, prepared as the test data are. Thresholds are
-    chosen on those of the validation data, unless these are the test data, on which no threshold may be chosen.
+    chosen on those of the validation data, unless these are the test data or the training data, on which none may be.
 
     Args:
         config: config with train_dataloader, test_dataloader and perhaps val_dataloader, whose data sets may be
@@ -135,7 +149,7 @@ def loaders(config: Config, known: Sequence[str], surrogates: Sequence[str] = ()
     fitting = copy.deepcopy(dict(train.dataset))
     _inner(fitting)["transforms"] = copy.deepcopy(_inner(test.dataset).get("transforms", ()))  # type: ignore[index]
     val = config.get("val_dataloader")
-    apart = val and _inner(val.dataset) != _inner(test.dataset)
+    apart = val and _apart(val.dataset, test.dataset) and _apart(val.dataset, train.dataset)
     return Loaders(
         loader(_of_classes(fitting, known, ())),
         loader(_of_classes(val.dataset, known, surrogates)) if apart else None,
@@ -161,6 +175,7 @@ class Rated(NamedTuple):
         return Rated(scores, *(np.concatenate(pair) for pair in zip(self[1:], other[1:])))
 
 
+@torch.no_grad()
 def rate(scores: Mapping[str, Score], reader: Reader, loader: Iterable[Any], unknown: bool = False) -> Rated:
     """Ask all scores about the samples of a loader; the features of a batch are dropped with it.
 
@@ -232,9 +247,7 @@ class Survey:
         if name not in self.scores:
             raise ValueError(f"{name!r} was not fitted; there are {', '.join(self.scores)}.")
         if rule not in self.thresholds[name]:
-            known = (
-                ", ".join(self.thresholds[name]) or "none: the config has no validation data apart from its test data"
-            )
+            known = ", ".join(self.thresholds[name]) or f"none: {NO_VALIDATION}"
             raise ValueError(f"there is no threshold by the rule {rule!r}; there are {known}.")
         threshold = self.thresholds[name][rule]
         own = parse(name)[0]
@@ -278,7 +291,7 @@ class Survey:
         ]
         lines += [f"Rule {rule}: {RULES[rule]}." for rule in RULES if any(rule in t for t in self.thresholds.values())]
         if not any(self.thresholds.values()):
-            lines.append("No thresholds: the config has no validation data apart from its test data.")
+            lines.append(f"No thresholds: {NO_VALIDATION}.")
         return lines + [f"{name} could not be fitted: {reason}" for name, reason in self.failed.items()]
 
     def draw(self, names: Sequence[str] | None = None) -> Any:
@@ -341,6 +354,8 @@ def measure(
     reader = Reader(model, layer)
     found = find_layer(reader, data.fit)
     task = task_of(model)
+    if classes and len(classes) != found.out_features:
+        raise ValueError(f"{len(classes)} known classes are named, and the classifier has {found.out_features}.")
     scores = {name: create(score, found, **options) for name in names for score, options in [parse(name)]}
     survey = Survey(getattr(task, "unit", "sample"), {}, tuple(classes), reader.name or "")
     failed: dict[Score, str] = {}

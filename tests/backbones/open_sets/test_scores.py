@@ -117,11 +117,10 @@ def test_ghost_needs_deviations(problem):
     kept = labels != 1
     with pytest.raises(ValueError, match="class 1 has 0"):
         fitted(Ghost(weight, bias), features[kept], labels[kept])
-    wide = 10 * weight  # features that are right, and all alike in class 0
-    rows = torch.stack([wide[0], wide[0], wide[1], 2 * wide[1], wide[2], 3 * wide[2]])
-    logits = rows @ weight.T
-    with pytest.raises(ValueError, match=f"no feature changes among the right samples of class {logits[0].argmax()}"):
-        fitted(Ghost(weight, None), rows, logits.argmax(1))
+    weight = torch.eye(CLASSES, DIM)  # the features of class 0 are all alike
+    rows = torch.stack([6 * weight[0], 6 * weight[0], 3 * weight[1], 6 * weight[1], 3 * weight[2], 6 * weight[2]])
+    with pytest.raises(ValueError, match="no feature changes among the right samples of class 0"):
+        fitted(Ghost(weight, None), rows, torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
 @pytest.mark.parametrize("shape", [-0.3, 0.0, 0.4])
