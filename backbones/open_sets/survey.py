@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.config import Config
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from ...inference import task_of
@@ -262,7 +262,7 @@ class Survey:
         keys = list(next(iter(self.metrics.values())))
         columns = [key for key in keys if not key.startswith(("OOSA", "accepted", "rejected"))]
         first = Table(
-            "score",
+            Column("score", no_wrap=True),
             *(column.replace("_", " ") for column in columns),
             box=None,
             title=f"known against unknown, by {self.unit}, %",
@@ -271,7 +271,9 @@ class Survey:
             first.add_row(name, *(shown(figures, key) for key in columns))
         if len(columns) == len(keys):
             return [first]
-        second = Table("score", "rule", "threshold", "OOSA", "known accepted", "unknown rejected", box=None)
+        second = Table(
+            Column("score", no_wrap=True), "rule", "threshold", "OOSA", "known accepted", "unknown rejected", box=None
+        )
         second.title = f"at thresholds that were chosen on validation data, by {self.unit}, %"
         for name, figures in self.metrics.items():
             for rule, threshold in self.thresholds[name].items():
