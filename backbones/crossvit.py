@@ -472,6 +472,19 @@ class CrossViT(Backbone):
         """The class tokens of both branches behind their norms, side by side: (B, sum of dims)."""
         return torch.cat([norm(notes["tokens"][name][:, 0]) for name, norm in self.norm.items()], dim=-1)
 
+    @property
+    def answer_layers(self) -> list[str]:
+        """As of `Backbone`; of a classifier the last block of both branches at every level."""
+        if self.head is None:
+            return super().answer_layers
+        blocks: Any = self.blocks
+        return [
+            f"blocks.{k}.branches.{name}.{len(part) - 1}"
+            for k, block in enumerate(blocks)
+            for name, part in block.branches.items()
+            if len(part)
+        ]
+
     def normed(self, level: int, x: Tensor, notes: Notes) -> Tensor:
         name = BRANCHES[level % 2]
         return self.norm[name](x) if name in self.norm else x

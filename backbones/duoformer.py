@@ -495,6 +495,11 @@ class DuoFormer(Backbone):
     def forward_features(self, image: Tensor, notes: Notes | None = None) -> Tensor:
         return scale_tokens(self.scale_stage(self.tokens(self.maps(self.check(image)))))
 
+    @property
+    def answer_layers(self) -> list[str]:
+        """As of `Backbone`; of a classifier those of the pyramid."""
+        return super().answer_layers if self.head is None else [f"pyramid.{n}" for n in self.pyramid.answer_layers]
+
     def head_input(self, x: Tensor, notes: Notes) -> Tensor:
         return notes["scale_tokens"]
 

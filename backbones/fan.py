@@ -341,6 +341,11 @@ class FAN(Pyramid):
         return notes.get("token", x)
 
     @property
+    def answer_layers(self) -> list[str]:
+        """As of `Backbone`; the class token reads the pixels before the last level changes them."""
+        return super().answer_layers[: -1 if self.head is not None else None]
+
+    @property
     def checkpoint_optional(self) -> Sequence[str]:
         token = [] if self.num_classes is not None else [r"(cls_token|blocks\.\d+\.(mixer|mlp|scale2))\."]
         if token and not self.norms_pixels:

@@ -453,6 +453,11 @@ class IARED2(Isotropic):
         """The class token behind the last norm and the projection, (B, 1, C)."""
         return self.normed(self.depth - 1, notes["rest"], notes)
 
+    @property
+    def answer_layers(self) -> list[str]:
+        """As of `Backbone`; of a classifier the patches, before tokens are dropped."""
+        return super().answer_layers if self.head is None else ["stem" if self.position is None else "position"]
+
     def interpret(self, image: Tensor) -> Interpretation:
         """What the network keeps of images, why, and what it makes of them.
 

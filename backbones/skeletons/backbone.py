@@ -185,6 +185,12 @@ class Backbone(BaseModule, metaclass=CheckedOptions):
         """How many maps `levels` gives."""
         return len(self.get_submodule(self.level_modules))
 
+    @property
+    def answer_layers(self) -> list[str]:
+        """Names of the modules, in the order of the network, whose maps the logits (or, in the dense form, the maps)
+        are made of: where an explanation looks."""
+        return [f"{self.level_modules}.{i}" for i in range(self.num_levels)]
+
     @abstractmethod
     def frozen_parts(self) -> list[nn.Module]:
         """The modules that `frozen_stages` names, as far as it is of stages."""

@@ -296,6 +296,12 @@ class Isotropic(Backbone):
         x = self.norm(x)
         return x if self.projection is None else self.projection(x)
 
+    @property
+    def answer_layers(self) -> list[str]:
+        """As of `Backbone`; where the head reads the class token, nobody reads the pixels behind the last block."""
+        layers = super().answer_layers
+        return layers[:-1] if self.head is not None and self.head.pooling == "token" and len(layers) > 1 else layers
+
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         found = super().forward(image)
         if self.num_classes is not None:
