@@ -6,7 +6,7 @@
 A layer is a module by name. `neck[1]` is the second of the tensors that a module gives; `relu#2` is the third call of
 a module that runs several times, whose calls are never added up. Maps (B, C, H, W) are taken as they are. Rows of
 tokens (B, N, C) become maps without prefix tokens, whose number and grid the model says, or the caller; they are never
-guessed.
+guessed. "input" is what the network reads (its first argument).
 
 What is captured is a copy of the layer's output, so that an operation in place behind it changes nothing. The network's
 parameters take no gradients meanwhile, and the graph begins at the first of the layers: the memory is that of the
@@ -74,13 +74,14 @@ def unchanged(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def swapped(network: nn.Module, change: Callable[[str, nn.Parameter], Tensor]) -> Iterator[None]:
+def swapped(network: nn.Module, change: Callable[[str, nn.Parameter], Tensor], detach: bool = True) -> Iterator[None]:
     """Run a network with other parameters, whose own ones are laid aside, untouched, and come back whatever happens.
 
     Args:
         network: any.
         change: (name, parameter) -> the value that stands in for it. A parameter that several modules share is
             changed once.
+        detach: whether the stand-ins take no gradients; else they are the values themselves.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     places = [(m._parameters, key, p) for m in network.modules() for key, p in m._parameters.items() if p is not None]
@@ -88,7 +89,7 @@ def swapped(network: nn.Module, change: Callable[[str, nn.Parameter], Tensor]) -
     for _, _, parameter in places:
         if id(parameter) not in others:
             value = change(names[id(parameter)], parameter)
-            others[id(parameter)] = nn.Parameter(value.detach(), requires_grad=False)
+            others[id(parameter)] = nn.Parameter(value.detach(), requires_grad=False) if detach else value
     try:
         for table, key, parameter in places:
             table[key] = others[id(parameter)]  # type: ignore[assignment]
@@ -175,6 +176,7 @@ def _as_map(x: Tensor, module: nn.Module, layer: str, network: nn.Module, inputs
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
+INPUT = "input"  # the layer that is no module
 LAYER = re.compile(r"(?P<name>.*?)(\[(?P<entry>\d+)\])?(#(?P<call>\d+))?")
 
 
@@ -243,7 +245,7 @@ def check_layers(network: nn.Module, layers: str | Sequence[str]) -> list[str]:
     modules = dict(network.named_modules())
     for layer in names:
         name = LAYER.fullmatch(layer)["name"]  # type: ignore[index]
-        if name not in modules:
+        if name not in modules and layer != INPUT:
             near = difflib.get_close_matches(name, modules, 4, 0.5)
             raise ValueError(
                 f"{layer}: the network has no such module; "
@@ -261,7 +263,7 @@ def watched(network: nn.Module, layers: Sequence[str], entering: bool = False) -
     """Catch what the layers give while the network runs; by the layers' names as they were asked for."""
     modules = dict(network.named_modules())
     watches: dict[str, _Watch] = {}
-    for layer in layers:
+    for layer in (layer for layer in layers if layer in modules or layer != INPUT):
         match: Any = LAYER.fullmatch(layer)
         entry, call = (None if match[key] is None else int(match[key]) for key in ("entry", "call"))
         watch = watches.setdefault(match["name"], _Watch(modules[match["name"]], entering))
@@ -342,20 +344,25 @@ def look(
     check_mode(network)
     with unchanged(network), swapped(network, lambda name, parameter: parameter.detach()), torch.enable_grad():
         with watched(network, names, entering) as watches:
-            output = network(*given)
-        caught = [(layer, watches[layer], _call_of(layer, watches[layer])) for layer in names]
+            first = given[0]
+            if INPUT in names and INPUT not in watches:
+                first = given[0].detach().requires_grad_()
+            output = network(first if first is given[0] else first.clone(), *given[1:])
+        calls = {layer: _call_of(layer, watch) for layer, watch in watches.items()}
         scores = evaluate(score, output, len(given[0]))
-        tensors = [watch.caught[layer, call] for layer, watch, call in caught]
+        tensors = [watches[layer].caught[layer, calls[layer]] if layer in watches else first for layer in names]
         gradients: Sequence[Any] = [None] * len(tensors)
         if scores.requires_grad:
-            gradients = torch.autograd.grad(scores.sum(), tensors, allow_unused=True)
+            gradients = torch.autograd.grad(scores, tensors, torch.ones_like(scores), allow_unused=True)
     found = []
-    for (layer, watch, call), tensor, gradient in zip(caught, tensors, gradients):
+    for layer, tensor, gradient in zip(names, tensors, gradients):
         if gradient is None:
             raise ValueError(f"the score does not depend on {layer}: nothing leads from its output to the score")
-        arguments = watch.module, layer, network, given, grid
+        watch = watches.get(layer)
+        arguments = watch.module if watch else network, layer, network, given, grid
         maps = _as_map(tensor.detach(), *arguments), _as_map(gradient, *arguments)
-        found.append(Seen(layer, *maps, watch.read[call].detach() if entering else None))
+        read = watch.read.get(calls[layer]) if watch else None
+        found.append(Seen(layer, *maps, None if read is None else read.detach()))
     return found
 
 
