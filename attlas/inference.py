@@ -153,6 +153,19 @@ class Task(ABC):
         them. What is too long for results.json is taken out of the result."""
         return {}
 
+    def question(self, model: Any, source: Any, target: str | None) -> Any:
+        """What is explained of an input: a `Question` (see attlas/backbones/inspection/targets.py).
+
+        Args:
+            model: model of `load`.
+            source: input, as `read` or `take` gave it.
+            target: which number of the answer, as the task words it; None for that of the best answer.
+
+        Raises:
+            ValueError: no such target; says which there are.
+        """
+        raise ValueError(f"no number of the answers of a {type(model).__name__} is explained by name yet")
+
     def exportable(self, model: nn.Module, steps: Sequence[Mapping[str, Any]]) -> Exportable:
         """What is written of a model to a file of `exports`.
 

@@ -1,6 +1,10 @@
-"""Reading the image of a pipeline of mmdet or mmseg."""
+"""Reading the image of a pipeline of mmdet or mmseg, and what the network sees of it."""
 
+from typing import Any
+
+import numpy as np
 from mmcv.transforms import BaseTransform
+from torch import Tensor
 
 from ..images import read_image
 from ..registry import TRANSFORMS
@@ -31,3 +35,13 @@ class ReadImage(BaseTransform):
         results["img"] = image[..., ::-1].copy()
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
+
+
+def seen_pixels(model: Any, image: Tensor) -> np.ndarray:
+    """What a network of mm sees, (3, H, W) behind its preprocessor, as pixels uint8 (H, W, 3), red, green, blue."""
+    preprocessor, pixels = model.data_preprocessor, image
+    if preprocessor._enable_normalize:
+        pixels = pixels * preprocessor.std + preprocessor.mean
+    turned = getattr(preprocessor, "_channel_conversion", False) or getattr(preprocessor, "channel_conversion", False)
+    pixels = pixels if turned else pixels.flip(0)  # files come in as blue, green, red
+    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()

@@ -14,6 +14,7 @@
     python tools/visualize.py relation CONFIG CHECKPOINT --item 7 --layer 3 --out bias.png
     python tools/visualize.py keypoints CONFIG CHECKPOINT --file room.jpg --out keys.png
     python tools/visualize.py attention biformer_tiny --weights FILE --image cat.jpg --place 0.5 0.4 --out looks.png
+    python tools/visualize.py saliency CHECKPOINT chair.jpg --method normgrad gradcam --target chair --out why.png
     python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
     python tools/visualize.py tree dependencyvit_tiny --weights FILE --image cat.jpg --out tree.png
     python tools/visualize.py registers dinov2_base ph_reg_dinov2_base --weights A B --image cat.jpg --out registers.png
@@ -149,6 +150,21 @@ def arguments() -> argparse.ArgumentParser:
     sub = backbone("attention", "where the mixers of an image network look from a place")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
     sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
+    sub = command("saliency", "which places of an image a number of the answer comes from", None, None, False)
+    sub.add_argument("checkpoint", type=Path, help="of a classifier, a detector of one stage, a DETR, or a segmentor")
+    sub.add_argument("input", type=Path, help="an image")
+    sub.add_argument("--config", type=Path, help="where the checkpoint holds none")
+    sub.add_argument("--method", nargs="+", default=["normgrad"], metavar="NAME", help="one or several (normgrad)")
+    sub.add_argument(
+        "--target",
+        nargs="+",
+        default=[None],
+        help="what is explained, a row for each: a class, by name or number; of detectors RANK, RANK:CLASS or "
+        "RANK:left (a side of the box); of segmentors CLASS or CLASS@ROW,COLUMN (that of the best answer)",
+    )
+    sub.add_argument("--layers", nargs="+", help='modules by name, or "input"; several are combined (the last level)')
+    sub.add_argument("--combine", choices=("product", "sum"), default="product", help="of several layers (product)")
+    sub.add_argument("--meta", type=float, metavar="RATE", help="of a step of meta-saliency before the maps")
     backbone("interpreter", "which patches an IA-RED2 scores high, and which it keeps")
     sub = backbone("tree", "the tree of dependencies that a DependencyViT sees in an image")
     sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
@@ -236,6 +252,16 @@ def draw_attention(args: argparse.Namespace):
     pixels, image = read_image(args.image, args.size)
     network, title = network_named(args.network, args.weights)
     return draw(pixels, look(network, image, tuple(args.place), args.mixers), title)
+
+
+def draw_saliency(args: argparse.Namespace):
+    from attlas.backbones.inspection.explaining import ask, explain
+    from attlas.backbones.inspection.pictures import draw_saliency
+    from attlas.inference import load
+
+    questions = ask(load(args.checkpoint, args.config), args.input, args.target)
+    maps = [[explain(q, m, args.layers, args.combine, args.meta) for m in args.method] for q in questions]
+    return draw_saliency(questions, maps, args.method, args.checkpoint.name)
 
 
 def draw_interpreter(args: argparse.Namespace):
@@ -501,6 +527,7 @@ def run(args: argparse.Namespace) -> None:
         "relation": draw_relation,
         "restored": draw_restored,
         "room": draw_room,
+        "saliency": draw_saliency,
         "segments": draw_segments,
         "strip": draw_strip,
         "tree": draw_tree,

@@ -131,3 +131,4 @@ class Question:
     said: str  # what the score is, in words
     picture: np.ndarray  # the input (H, W, 3), uint8, of the size that the network sees
     box: tuple[float, float, float, float] | None = None  # left, top, right, bottom of what is asked, in its pixels
+    loss: Scoring | None = None  # what a step of meta-saliency lowers; None for minus the score

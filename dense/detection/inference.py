@@ -1,17 +1,19 @@
 """How a detector is asked (see `attlas.inference`)."""
 
+import copy
 from collections import Counter
 
 import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 
-from ...backbones.classification.inference import ImageClassification
+from ...backbones.classification.inference import ImageClassification, class_number
+from ...data import drawn
 from ...drawing import draw_objects
 from ...files import printable
 from ...inference import ModelError, Task
 from ..masks import decoded, encoded
-from ..transforms import ReadImage
+from ..transforms import ReadImage, seen_pixels
 from . import doctor, export
 from .panoptic import listed
 
@@ -76,6 +78,32 @@ class Detection(Task):
 
     def examine_fit(self, model, batch):
         yield from doctor.examine_fit(model, batch)
+
+    def question(self, model, source, target):
+        """Targets are N, the class of the query with the N-th best score, from 0 (by default the best); N:CLASS,
+        another class of it, by name or number; and N:left, N:top, N:right or N:bottom, a side of its box. Queries are
+        ranked before duplicates are removed (see `explanation`)."""
+        from ...backbones.inspection.targets import Question
+        from .explanation import SIDES, Answers, box_side, class_logit
+
+        data = drawn(model.transforms, copy.deepcopy(source), "the image", 0)
+        batch = model.data_preprocessor(pseudo_collate([data]), False)["inputs"]
+        network = Answers(model)
+        with torch.no_grad():
+            found = network(batch)
+        classes = found.logits.shape[-1]
+        classes = min(classes, len(model.classes) or classes)  # without that of the background
+        best, labels = found.logits[0, :, :classes].max(-1)
+        rank, _, what = ("0" if target is None else target).partition(":")
+        if not rank.isdecimal() or int(rank) >= len(best):
+            raise ValueError(f"target {printable(target)!r} must begin with the rank of a query, 0 to {len(best) - 1}")
+        query = int(best.argsort(descending=True, stable=True)[int(rank)])
+        label = int(labels[query]) if what in ("", *SIDES) else class_number(what, model.classes, classes)
+        name = printable(model.classes[label]) if model.classes else f"class {label}"
+        said = f"{what} side of {name}" if what in SIDES else name
+        score = box_side(what, query) if what in SIDES else class_logit(label, query)
+        box = None if found.boxes is None else tuple(found.boxes[0, query].tolist())
+        return Question(network, (batch,), score, f"{said}, query {query}", seen_pixels(model, batch[0]), box)
 
     def exportable(self, model, steps):
         return export.exportable(model, steps)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...backbones.inspection.targets import Score
 from ...data import one_of, positive
 from .restorer import padded
 
@@ -98,6 +99,45 @@ def blurred(image: Tensor, sigma: float, radius: int) -> Tensor:
     return F.conv2d(F.conv2d(planes, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1)).view(image.shape)
 
 
+# --- what is asked of a patch ----------------------------------------------------------------------------------------
+
+
+def edges_of_patch(place: Sequence[int], side: int, edges: str = "differences") -> Score:
+    """The sum D of the edges in a patch of restored pictures (B, C, H, W): a score for any method of explanation.
+
+    Args:
+        place: first row and first column of the patch, in pixels of the restored picture.
+        side: its height and width.
+        edges: 'differences' (to the next row and column) or 'sobel'.
+    """
+    edge = EDGES[one_of("edges", edges, tuple(EDGES))]
+    return Score(lambda output: _patch(edge(output), place, side).sum((1, 2, 3)))
+
+
+def psnr_of_patch(truth: Tensor, place: Sequence[int], side: int) -> Score:
+    """The PSNR in dB of a patch of restored pictures (B, C, H, W) in [0, 1], over all channels.
+
+    Args:
+        truth: (B, C, H, W), what they should be.
+        place, side: as of `edges_of_patch`.
+    """
+
+    def score(output: Tensor, truth: Tensor) -> Tensor:
+        error = (_patch(output, place, side) - _patch(truth.to(output), place, side)).square().mean((1, 2, 3))
+        return -10 * error.clamp(min=1e-12).log10()
+
+    return Score(score, truth)
+
+
+def _patch(picture: Tensor, place: Sequence[int], side: int) -> Tensor:
+    (top, left), (height, width) = place, picture.shape[2:]
+    if not (0 <= top <= height - side and 0 <= left <= width - side):
+        raise ValueError(
+            f"place={tuple(place)}, side={side}: the patch is not inside the picture of {width} x {height} pixels"
+        )
+    return picture[..., top : top + side, left : left + side]
+
+
 # --- the map ---------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +176,7 @@ def local_attribution(
     image = image.unsqueeze(0) if image.ndim == 3 else image
     if image.ndim != 4 or len(image) != 1 or not image.is_floating_point():
         raise ValueError(f"image must be floats (C, H, W) or (1, C, H, W), got {image.dtype} of {tuple(image.shape)}")
-    edge = EDGES[one_of("edges", edges, tuple(EDGES))]
+    score = edges_of_patch(place, side, edges)
     for name, value in (("side", side), ("steps", steps), ("radius", radius)):
         positive(name, value)
     if not (sigma > 0 and math.isfinite(sigma)):
@@ -157,7 +197,7 @@ def local_attribution(
 
     def detect(picture: Tensor) -> tuple[Tensor, Tensor]:
         output = padded(network, picture)
-        return edge(output)[..., top : top + side, left : left + side].sum(), output
+        return score(output).sum(), output
 
     image = image.detach().clone()  # one that was made in inference mode has no gradients
     signed, before = torch.zeros_like(image), blurred(image, sigma, radius)

@@ -1,5 +1,6 @@
 """How a segmentor is asked (see `attlas.inference`)."""
 
+import copy
 from collections.abc import Mapping
 from textwrap import fill
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 
-from ...backbones.classification.inference import ImageClassification
+from ...backbones.classification.inference import ImageClassification, class_number
+from ...data import drawn
 from ...drawing import draw_regions, palette
 from ...files import printable, replacing
 from ...images import encode_map
 from ...inference import ModelError, Task
 from ..masks import decoded, encoded
-from ..transforms import ReadImage
+from ..transforms import ReadImage, seen_pixels
 from . import doctor
 from .export import ExportedSegmentor
 from .maps import IGNORED, ReadMap
@@ -79,6 +81,33 @@ class Segmentation(Task):
 
     def examine_fit(self, model, batch):
         yield from doctor.examine_fit(model, batch)
+
+    def question(self, model, source, target):
+        """Targets are CLASS, its mean logit over the pixels that have this label, and CLASS@ROW,COLUMN, its logit at a
+        pixel of what the network sees; classes by name or number. By default the label of the most pixels."""
+        from ...backbones.inspection.targets import Question
+        from .explanation import Logits, pixel_logit, region_logit
+
+        data = drawn(model.transforms, copy.deepcopy(source), "the image", 0)
+        batch = model.data_preprocessor(pseudo_collate([data]), False)["inputs"]
+        network = Logits(model)
+        with torch.no_grad():
+            logits = network(batch)
+        labels, count = logits.argmax(1), logits.shape[1]
+        what, at, place = ("" if target is None else target).partition("@")
+        number = int(labels.flatten().mode().values) if not what else class_number(what, model.classes, count)
+        name = printable(model.classes[number]) if model.classes else f"class {number}"
+        picture = seen_pixels(model, batch[0])
+        if at:
+            row, comma, column = place.partition(",")
+            if not (comma and row.strip().isdecimal() and column.strip().isdecimal()):
+                raise ValueError(f"target {printable(target)!r} must be CLASS or CLASS@ROW,COLUMN")
+            y, x = int(row), int(column)
+            said, box = f"{name} at {y}, {x}", (x - 1.0, y - 1.0, x + 2.0, y + 2.0)
+            return Question(network, (batch,), pixel_logit(number, y, x), said, picture, box)
+        if not bool((labels == number).any()):
+            raise ValueError(f"no pixel has the label {name}; ask about one pixel, {name}@ROW,COLUMN")
+        return Question(network, (batch,), region_logit(number, labels == number), f"{name} where it is", picture)
 
     def exportable(self, model, steps):
         return ExportedSegmentor(model, steps)

@@ -1,0 +1,71 @@
+"""What a model of a checkpoint answers about an input, explained by the names of methods, targets and layers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...inference import task_of
+from .capture import default_layers
+from .normgrad import combined
+from .saliency import of_method, with_meta
+from .targets import Question
+
+
+def ask(model: nn.Module, path: Path, targets: Sequence[str | None]) -> list[Question]:
+    """A question for each of the targets of an input.
+
+    Args:
+        model: model of `attlas.inference.load`.
+        path: file of the input.
+        targets: as `Task.question` words them; None for the best answer.
+
+    Raises:
+        ValueError: the model's kind has no explanations, or no such target.
+    """
+    kind: Any = task_of(model)
+    task = kind()
+    source = task.read(path)
+    return [task.question(model, source, target) for target in targets]
+
+
+def explain(
+    question: Question,
+    method: str,
+    layers: Sequence[str] | None = None,
+    how: str = "product",
+    meta: float | None = None,
+) -> Tensor:
+    """The map (h, w) of a question.
+
+    Args:
+        question: of `ask`.
+        method: name of METHODS.
+        layers: names of modules, or "input"; the last level of the backbone by default, of the method "proper" the last
+            convolution.
+        how: "product" or "sum" with equal weights, of several layers, as of `combined`.
+        meta: rate of a step of `meta_saliency` before; None for none.
+
+    Returns:
+        At the layer's resolution, not scaled; of several layers at that of the input, in [0, 1].
+    """
+    chosen = of_method(method)
+    names = list(layers) if layers else _default(question.network, method)
+    if meta is not None:
+        loss = question.loss or (lambda output: -question.score(output))
+        chosen = with_meta(chosen, loss, meta)
+    maps = chosen(question.network, question.inputs, question.score, names)
+    if len(maps) == 1:
+        return maps[0][0]
+    return combined(maps, question.inputs[0].shape[-2:], how, "uniform")[0]
+
+
+def _default(network: nn.Module, method: str) -> list[str]:
+    if method != "proper":
+        return default_layers(network)
+    (level,) = default_layers(network)
+    below = [name for name, module in network.named_modules() if type(module) is nn.Conv2d and name.startswith(level)]
+    if not below:
+        raise ValueError(f"proper NormGrad takes convolutions, and {level} has none: say which layers")
+    return below[-1:]
