@@ -27,8 +27,9 @@ class Score:
         values: tensors with an entry for each sample; or with one entry, for all of them.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, function: Callable[..., Tensor], *values: Tensor):
-        self.function, self.values = function, values
+        self.function, self.values = function, tuple(v.clone() if v.is_inference() else v for v in values)
 
     def __call__(self, output: Any) -> Tensor:
         return self.function(output, *self.values)

@@ -59,9 +59,7 @@ def region_logit(classes: Classes, regions: Tensor) -> Score:
 
     def over_region(logits: Tensor, chosen: Tensor, inside: Tensor) -> Tensor:
         if inside.shape[1:] != logits.shape[2:]:
-            raise ValueError(
-                f"regions are of {tuple(inside.shape[1:])} pixels, the logits of {tuple(logits.shape[2:])}"
-            )
+            raise ValueError(f"regions have {tuple(inside.shape[1:])} pixels, and the logits {tuple(logits.shape[2:])}")
         weights = inside.to(logits) / inside.sum((1, 2), keepdim=True)
         return (_of_class(logits, chosen) * weights).sum((1, 2))
 
