@@ -264,7 +264,7 @@ def test_an_error_leaves_everything_as_it_was():
 def test_bad_input():
     network, x = Odd(), image(5, 7)
     for layers, said in (
-        ("convv", r"convv: the network has no such module; it has conv"),
+        ("convv", r"convv: the network has no such module; near are conv"),
         ([], "layers must be names"),
         (["conv", "conv"], "each once"),
         ("idle", "idle did not run"),
