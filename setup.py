@@ -21,6 +21,8 @@ OPEN3D = "open3d-cpu>=0.19"
 POINTNETS = ["torch-geometric>=2.6", OPEN3D, "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8", OPEN3D]
 ROBUSTNESS = ["imagecorruptions-imaug>=1.1.5"]  # mmdet needs it, too
+# pillow: transformers prepares images with it
+VLM = ["transformers>=5", "pillow>=10"]
 MEDICAL = ["nibabel>=5.2", "pydicom>=3.0"]
 # the built-in photographs are files of these two
 PHOTOS = ["scikit-image>=0.24", "scikit-learn>=1.5"]
@@ -49,8 +51,9 @@ setup(
         "dense": BACKBONES + DENSE,
         "robustness": ROBUSTNESS,  # tools/test.py --corruptions
         "medical": BACKBONES + DENSE + MEDICAL,  # attlas.dense.segmentation.volumes
+        "vlm": BACKBONES + DENSE + VLM,  # attlas.dense.vlm
         "photos": PHOTOS,  # attlas.dense.restoration.Photographs
-        "all": BACKBONES + POINTNETS + DENSE + MEDICAL + PHOTOS,
+        "all": BACKBONES + POINTNETS + DENSE + MEDICAL + VLM + PHOTOS,
         "export": EXPORT,  # tools/export.py to ONNX
         # who tools/benchmark measures against; torch-cluster besides, which builds without isolation only
         "bench": ["fpsample>=1", "torch-quickfps>=2.1", "torch-fps>=0.6", "pykdtree>=1.4", "ninja", "scipy>=1.11"],

@@ -31,7 +31,11 @@ FLOORS = {
         {"kernels", "attlas", "backbones"},
         {"torch_geometric", "h5py", "scipy"},
     ),
-    "dense": ({"kernels", "attlas", "backbones"}, {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom"}),
+    "dense": (
+        {"kernels", "attlas", "backbones"},
+        # PIL comes with Matplotlib; vlm/ imports transformers when a vision-language model is asked for
+        {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom", "PIL", "transformers"},
+    ),
 }
 
 
@@ -173,6 +177,7 @@ SHARED = {
         "pictures",
         "restorer",
     },
+    "dense/vlm": {"__init__", "inference", "pictures", "rows", "views"},
 }
 
 
@@ -186,7 +191,8 @@ def test_a_file_beside_the_systems_is_a_system():
     of_images = {system.__module__ for system in backbones.systems().values()}
     of_sequences = {"attlas.backbones.transnormer"}  # give no maps, so they are no `Backbone`
     assert systems("backbones") - of_images == of_sequences
-    networks = {entry.__module__ for entry in MODELS.module_dict.values()} | of_images
+    without_a_network = {"attlas.dense.vlm.carve"}  # it reads those of others
+    networks = {entry.__module__ for entry in MODELS.module_dict.values()} | of_images | without_a_network
     assert {name for floor in SHARED for name in systems(floor) - networks} == set()
 
 
@@ -306,6 +312,12 @@ except SystemExit as end:
     "from attlas.registry import OPTIMIZERS; OPTIMIZERS.get('LAMB')": POINTS | {"mmengine.runner", "matplotlib"},
     "from attlas.registry import DATASETS; DATASETS.get('Furniture14')": {"open3d", "trimesh", "matplotlib"},
     "import attlas.engine": {"open3d", "trimesh"},
+    "import attlas.dense; from attlas.dense.vlm import inference, pictures": {
+        "transformers",
+        "open3d",
+        "mmdet",
+        "mmseg",
+    },
 }
 
 

@@ -18,6 +18,8 @@
     python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
     python tools/visualize.py tree dependencyvit_tiny --weights FILE --image cat.jpg --out tree.png
     python tools/visualize.py registers dinov2_base ph_reg_dinov2_base --weights A B --image cat.jpg --out registers.png
+    python tools/visualize.py contrast VLM_FOLDER --image street.jpg --question "What does the sign say?" --out look.png
+    python tools/visualize.py contrast deit_small --weights FILE --image cat.jpg --out look.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
 
@@ -177,6 +179,27 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--views", type=int, default=10, help="that are averaged (10)")
     sub.add_argument("--shift", type=float, default=0.15, help="the largest, as a share of the sides (0.15)")
     sub.add_argument("--seed", type=int, default=0, help="of the views (0)")
+    sub = command(
+        "contrast", "what a question makes a model look at, against what it looks at anyhow", None, None, False
+    )
+    sub.add_argument(
+        "network",
+        help="a folder of a vision-language model in transformers' format; or, for the look of a class token, a "
+        "checkpoint of a training, a config with a backbone, or a variant",
+    )
+    sub.add_argument("--image", type=Path, required=True)
+    sub.add_argument("--layers", type=int, nargs="+", metavar="N", help="from 0 (20 to 25; of a ViT all)")
+    sub.add_argument("--variant", choices=("v1", "v2", "v3", "v4"), default="v4", help="of the method (v4)")
+    sub.add_argument("--top", type=float, default=0.2, metavar="SHARE", help="of the pixels that stay, at most (0.2)")
+    sub.add_argument("--question", help="to the vision-language model")
+    sub.add_argument("--queries", choices=("last", "text"), default="last", help="tokens whose attention it is (last)")
+    sub.add_argument("--template", help="of a prompt, with {images} and {question} (the model's chat template)")
+    sub.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="of an answer (32)")
+    sub.add_argument("--legacy-grid", action="store_true", help="lay the tokens over the image as the authors' code")
+    sub.add_argument("--device", default="cpu", help="of the vision-language model (cpu)")
+    sub.add_argument("--weights", type=Path, help="a checkpoint of the ViT (random weights)")
+    sub.add_argument("--size", type=int, default=224, help="of the short side of the image of a ViT (224)")
+    sub.add_argument("--general", type=Path, help="the image that a ViT's is held against (its mean color)")
     sub = detector("restored", "what restorers make of a part of a picture, beside the truth")
     sub.add_argument("--item", type=int, default=0, help="number of a picture of the test data (0)")
     sub.add_argument(
@@ -314,6 +337,67 @@ def draw_registers(args: argparse.Namespace):
         network, title = network_named(what, file)
         looks += look(network, image, title, args.views, args.shift, args.seed)
     return draw(pixels, looks)
+
+
+def draw_contrast(args: argparse.Namespace):
+    options = dict(variant=args.variant, top_percent=args.top)
+    given = {name: getattr(args, name) for name in ("weights", "general", "question", "template")}
+    folder = Path(args.network).is_dir()
+    of_vit, of_vlm = ("weights", "general"), ("question", "template")
+    if wrong := [f"--{name}" for name in (of_vit if folder else of_vlm) if given[name] is not None]:
+        kind = "vision-language model" if folder else "ViT"
+        raise ValueError(f"{', '.join(wrong)}: {args.network} is taken for a {kind}, which has no use for it")
+    return draw_vlm_contrast(args, options) if folder else draw_class_contrast(args, options)
+
+
+def draw_vlm_contrast(args: argparse.Namespace, options: dict):
+    from attlas.dense.vlm.carve import GENERAL, LAYERS
+    from attlas.dense.vlm.inference import VisionLanguageModel, focus
+    from attlas.dense.vlm.pictures import draw
+    from attlas.images import read_image
+
+    if args.question is None:
+        raise ValueError(f"{args.network} is a folder, so it is taken for a vision-language model: give --question")
+    image = read_image(args.image)
+    vlm = VisionLanguageModel.load(args.network, args.device, template=args.template)
+    found = focus(
+        vlm,
+        image,
+        args.question,
+        args.layers or LAYERS,
+        args.queries,
+        args.max_new_tokens,
+        legacy_grid=args.legacy_grid,
+        **options,
+    )
+    look = found.looks[0]
+    grids = ", ".join(f"{len(view.rows)} rows x {len(view.columns)} columns" for view in found.carved.views)
+    lines = [
+        f"question: {args.question}",
+        f"answer: {found.answer}" + ("" if found.refined_answer is None else f"; refined: {found.refined_answer}"),
+        f"attention of {look.queries}, {len(look.ids)} steps, layers {', '.join(map(str, look.layers))}; {grids}; "
+        f"logits changed by {max(other.difference for other in found.looks):g}",
+    ]
+    print(*lines, sep="\n")
+    return draw(found.carved, ("question", GENERAL.rstrip(".")), "\n".join(lines))
+
+
+def draw_class_contrast(args: argparse.Namespace, options: dict):
+    from attlas.backbones.inspection.attention_maps import read_image
+    from attlas.dense.vlm.inference import class_focus
+    from attlas.dense.vlm.pictures import draw
+
+    pixels, image = read_image(args.image, args.size)
+    network, title = network_named(args.network, args.weights)
+    if args.general is None:
+        general, name = image.mean((2, 3), keepdim=True).expand_as(image).contiguous(), "its mean color"
+    else:
+        general, name = read_image(args.general, args.size)[1], args.general.name
+    carved = class_focus(network, image, general, pixels, args.layers or (), **options)
+    which = ", ".join(map(str, args.layers or range(carved.query.shape[1])))
+    lines = [title, f"attention of the class token, mean over heads, blocks {which}"]
+    print(lines[1])
+    return draw(carved, (args.image.name, name), "\n".join(lines), args.layers)
 
 
 def draw_confusion(args: argparse.Namespace):
@@ -519,6 +603,7 @@ def run(args: argparse.Namespace) -> None:
         "attention": draw_attention,
         "attribution": draw_attribution,
         "confusion": draw_confusion,
+        "contrast": draw_contrast,
         "detections": draw_detections,
         "interpreter": draw_interpreter,
         "keypoints": draw_keypoints,
@@ -545,7 +630,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         parser.error(str(error))
     if args.out:
         print(args.out)

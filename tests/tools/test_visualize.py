@@ -6,6 +6,7 @@ import cv2
 import detectors
 import numpy as np
 import pytest
+import vlms
 from coco_files import write_coco
 from mmengine.config import Config
 from part_files import SEGMENTER, write_parts, write_segmenter
@@ -126,3 +127,26 @@ def test_segments_of_clouds(run, refusal, tmp_path):
     assert "--size is 0" in told("--size", 0)
     assert "--azimuth is nan" in told("--azimuth", "nan")
     assert not (tmp_path / "new.png").exists()
+
+
+def test_contrast(run, refusal, tmp_path):
+    image, out = tmp_path / "street.png", tmp_path / "look.png"
+    cv2.imwrite(str(image), np.random.randint(0, 255, (45, 70, 3), np.uint8))
+    folder = vlms.write(tmp_path / "llava")
+    common = ("--image", image, "--out", out, "--overwrite")
+    asked = ("--question", "what is the color of the chair ?", "--layers", 1, 2, "--max-new-tokens", 2)
+    said = run("visualize", "contrast", folder, *asked, *common)
+    for part in ("the last token of each step, 2 steps, layers 1, 2;", "4 rows x 4 columns", "logits changed by 0"):
+        assert part in said
+    assert cv2.imread(str(out)).std() > 20
+    said = run("visualize", "contrast", folder, *asked, "--queries", "text", *common)
+    assert "the mean of all tokens behind the image" in said
+    said = run("visualize", "contrast", "deit_tiny", "--size", 64, "--layers", 3, 11, *common)
+    assert "attention of the class token, mean over heads, blocks 3, 11" in said
+    for wrong, reason in (
+        ((folder, *common), "give --question"),
+        ((folder, *asked, "--general", image, *common), "is taken for a vision-language model"),
+        (("deit_tiny", *asked, *common), "--question: deit_tiny is taken for a ViT"),
+        ((folder, "--question", "what ?", *common), "the decoder has attention at"),
+    ):
+        assert reason in refusal("visualize", "contrast", *wrong)
