@@ -122,8 +122,8 @@ def fuse(
 
 
 def is_flat(fused: np.ndarray, least: float = 1e-4) -> bool:
-    """Whether numbers of S, of any shape, have no region: their range is at most `least` of the greatest. So it is where
-    question and instruction look alike; what lies above a percentile then is rounding."""
+    """Whether numbers of S, of any shape, have no region: their range is at most `least` of the greatest. So it is
+    where question and instruction look alike; what lies above a percentile then is rounding."""
     return bool(fused.max() - fused.min() <= least * np.abs(fused).max())
 
 
