@@ -312,12 +312,6 @@ except SystemExit as end:
     "from attlas.registry import OPTIMIZERS; OPTIMIZERS.get('LAMB')": POINTS | {"mmengine.runner", "matplotlib"},
     "from attlas.registry import DATASETS; DATASETS.get('Furniture14')": {"open3d", "trimesh", "matplotlib"},
     "import attlas.engine": {"open3d", "trimesh"},
-    "import attlas.dense; from attlas.dense.vlm import inference, pictures": {
-        "transformers",
-        "open3d",
-        "mmdet",
-        "mmseg",
-    },
 }
 
 

@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -179,3 +180,9 @@ def test_transformers_is_asked_for_by_name(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'attlas\[vlm\]'"):
         VisionLanguageModel.load(tmp_path)
+
+
+def test_transformers_is_loaded_only_where_it_is_asked_for():
+    code = "import sys\nfrom attlas.dense.vlm import inference, pictures\nprint('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
