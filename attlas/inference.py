@@ -92,6 +92,7 @@ class Task(ABC):
         suffixes: endings of the files that are taken from folders, in lower case.
         top: most entries of a result, unless told otherwise.
         exports: endings of the files that `tools/export.py` writes whole models to; none where it writes the backbone.
+        together: number of inputs that make an item: 2 for tasks of pairs, which are taken two by two in their order.
         figures: whether a figure is drawn of each answer. Else the answer is a picture itself: `save` writes it to
             `stem`.png, which lies below --out as the input lies in its folder.
     """
@@ -99,6 +100,7 @@ class Task(ABC):
     suffixes: Sequence[str]
     top: int
     exports: Sequence[str] = ()
+    together = 1
     figures = True
 
     def configure(self, model: Any, **options: Any) -> None:
@@ -109,7 +111,9 @@ class Task(ABC):
         """
         if options:
             named = " and ".join(options)
-            raise ValueError(f"{named}: only restorers have such options, and this is a {type(model).__name__}.")
+            raise ValueError(
+                f"{named}: only restorers and matchers have such options, and this is a {type(model).__name__}."
+            )
 
     @abstractmethod
     def read(self, path: Path) -> Any:
@@ -118,6 +122,10 @@ class Task(ABC):
     @abstractmethod
     def take(self, source: Any) -> Any:
         """An input that was given as an array, as transforms take it. Any error is one of this input."""
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """The item that `together` inputs make, each as `read` or `take` gave it."""
+        raise TypeError(f"{type(self).__name__} must define join, or together = 1")
 
     def prepare(self, transforms: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The transforms of a test data set, made fit for all that `read` and `take` give."""
@@ -545,8 +553,8 @@ class Inferencer:
         config: config of the checkpoint; see `load`.
         device: where the model goes; see `load`.
         container: name of the wanted weights; see `load`.
-        **options: what the model's task takes besides; of restorers see `Restoration.configure`. They are set on the
-            model, and stay with it where it is given to another.
+        **options: what the model's task takes besides; of restorers see `Restoration.configure`, of matchers
+            `Matching.configure`. Those of the model are set on it, and stay with it where it is given to another.
 
     Attributes:
         left_out: files in folders that the last `find` passed over, for their endings.
@@ -580,7 +588,7 @@ class Inferencer:
         """A result for each input, and for each file of a folder.
 
         Args:
-            inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); of restorers uint8
+            inputs: paths of files and folders, globs, and arrays; of matchers two by two (images uint8 (H, W, 3) or (H, W); of restorers uint8
                 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity; points (N, 3), with normals
                 (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number that
                 networks of parts want); one, or a sequence.
@@ -592,7 +600,8 @@ class Inferencer:
             a list of dict(label, name, probability), the likeliest first; of detection "objects", a list of dict(label,
             name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
             largest first, and of points also "labels", one for each point, of images a "mask" of each class; of
-            restoration "restored", the picture. Where an input cannot be read, or the network fails at it (as for want
+            restoration "restored", the picture; of matching "matches", a list of dict(source, target, confidence,
+            cycle_error), the surest first, and a "field" of places. Where an input cannot be read, or the network fails at it (as for want
             of memory), "error" says why instead. A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
@@ -608,7 +617,25 @@ class Inferencer:
                 found += self._files(Path(given).expanduser())
             else:
                 found.append(Source(f"input {number}", given))
-        return found
+        return self._together(found)
+
+    def _together(self, sources: list[Source]) -> list[Source]:
+        """The sources of items, where several inputs make one."""
+        count = self.task.together
+        if count == 1:
+            return sources
+        if len(sources) % count:
+            raise ValueError(
+                f"inputs are taken {count} by {count}, and {len(sources)} were given: {printable(sources[-1].name)} is "
+                "left over."
+            )
+        items = []
+        for start in range(0, len(sources), count):
+            part = sources[start : start + count]
+            name = " and ".join(source.name for source in part)
+            errors = [ValueError(f"{s.name}: {s.value}") for s in part if isinstance(s.value, Exception)]
+            items.append(Source(name, errors[0] if errors else tuple(source.value for source in part)))
+        return items
 
     def _files(self, path: Path) -> list[Source]:
         matches = [path] if os.path.lexists(path) else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
@@ -655,7 +682,9 @@ class Inferencer:
         try:
             if isinstance(value, Exception):
                 raise value
-            value = self.task.read(value) if isinstance(value, Path) else self.task.take(value)
+            given = value if self.task.together > 1 else (value,)
+            parts = [self.task.read(part) if isinstance(part, Path) else self.task.take(part) for part in given]
+            value = self.task.join(parts) if self.task.together > 1 else parts[0]
             # one seed for all, so that a result depends on nothing but its input
             data = drawn(self.model.transforms, copy.deepcopy(value), name, 0)
             return _Item(name, value, data, self.task.form(data))

@@ -129,6 +129,7 @@ DATASETS = Registry(
     "dense.detection",
     "dense.segmentation",
     "dense.restoration",
+    "dense.matching",
 )
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(
@@ -140,6 +141,7 @@ TRANSFORMS = Registry(
     "dense.detection",
     "dense.segmentation",
     "dense.restoration",
+    "dense.matching",
 )
 MODELS = Registry(
     root.MODELS,
@@ -151,6 +153,7 @@ MODELS = Registry(
     "dense.detection",
     "dense.segmentation",
     "dense.restoration",
+    "dense.matching",
 )
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")
@@ -169,6 +172,7 @@ METRICS = Registry(
     "dense.detection",
     "dense.segmentation",
     "dense.restoration",
+    "dense.matching",
 )
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)

@@ -8,7 +8,7 @@ inside it, behind the activation of the 3x3 convolution (the first one of a bloc
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class ResNet(Pyramid):
     Args:
         dims, depths, drop_path_rate, plugins, **common: as of `Pyramid`.
         bottleneck: whether blocks are bottlenecks, or have two 3x3 convolutions.
+        strides: as of `Pyramid`; (2, 4, 8, 16) leaves the pooling of the stem out.
         plugin_place: "end" of the branch, or "inner", behind the activation of the 3x3 convolution.
     """
 
@@ -62,12 +63,13 @@ class ResNet(Pyramid):
         depths=(3, 4, 6, 3),
         bottleneck: bool = True,
         plugin_place: str = "end",
+        strides: Sequence[int] | None = None,
         **common,
     ):
         if plugin_place not in PLACES:
             raise ValueError(f"ResNet: plugin_place={plugin_place!r} must be one of {PLACES}")
         self.bottleneck, self.plugin_place = bottleneck, plugin_place
-        super().__init__(dims, depths, **common)
+        super().__init__(dims, depths, strides=strides, **common)
 
     @property
     def stem_dim(self) -> int:
@@ -75,7 +77,10 @@ class ResNet(Pyramid):
 
     def make_stem(self, in_channels: int, dim: int) -> nn.Module:
         conv = ConvNorm(in_channels, self.stem_dim, 7, stride=2)
-        return nn.Sequential(conv, nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        if self.strides[0] not in (2, 4):
+            raise ValueError(f"ResNet: strides={self.strides} must begin with 4, or with 2 for a stem without pooling")
+        pooling = [nn.MaxPool2d(3, 2, 1)] if self.strides[0] == 4 else []
+        return nn.Sequential(conv, nn.ReLU(inplace=True), *pooling)
 
     def make_downsample(self, stage: int, in_dim: int, dim: int) -> nn.Module:
         return nn.Identity()  # which the first block does

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attlas import backbones, pointnets  # noqa: F401  the last two register
-from attlas.dense import detection, restoration, segmentation  # noqa: F401
+from attlas.dense import detection, matching, restoration, segmentation  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +33,9 @@ FLOORS = {
     ),
     "dense": (
         {"kernels", "attlas", "backbones"},
-        # PIL comes with Matplotlib; vlm/ imports transformers when a vision-language model is asked for
-        {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom", "PIL", "transformers"},
+        # PIL comes with Matplotlib; scipy reads MATLAB's files of key points; vlm/ imports transformers when a
+        # vision-language model is asked for
+        {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom", "PIL", "scipy", "transformers"},
     ),
 }
 
@@ -164,6 +165,7 @@ SHARED = {
         "views",
         "volumes",
     },
+    "dense/matching": {"__init__", "datasets", "inference", "matcher", "metrics", "pictures", "warps"},
     "dense/restoration": {
         "__init__",
         "attribution",

@@ -17,6 +17,11 @@ says besides of each input whether it is of a class that the classifier knows; t
 The weights of a restorer, the authors' or ours, need no CONFIG: their names and shapes tell the network. --out then
 gets the restored pictures, under the names of the inputs and in the same folders, as PNG with their depth, grey or
 color, opacity and color profile. Where two inputs of a folder differ in their endings alone, these stay: photo.jpg.png.
+
+    python tools/infer.py matcher.pth left.jpg right.jpg --mutual 8 --out matches
+
+A matcher takes images two by two, each source before its target. --out gets a picture of the matches and the dense
+field (.npz); places are x and y in pixels of the images as they were given.
 """
 
 import argparse
@@ -36,7 +41,7 @@ from attlas.config import load_config
 from attlas.files import check_out, printable, replacing, save_figure
 
 CONFIGS = (".json", ".py", ".yaml", ".yml")
-OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint")  # of restorers
+OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint", "mutual", "apart", "fusion")  # of restorers and matchers
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -62,6 +67,10 @@ def arguments() -> argparse.ArgumentParser:
     restorers.add_argument("--half", choices=("float16", "bfloat16"), help="compute in half precision")
     restorers.add_argument("--ensemble", action="store_true", help="mean over flips and turns; takes 8 times as long")
     restorers.add_argument("--keep-tint", action="store_true", help="take back what a network shifts of these")
+    matchers = parser.add_argument_group("matchers", argument_default=argparse.SUPPRESS)
+    matchers.add_argument("--mutual", type=float, metavar="PIXELS", help="largest error of the way there and back")
+    matchers.add_argument("--apart", type=float, metavar="PIXELS", help="least distance of two matches (0)")
+    matchers.add_argument("--fusion", choices=("mean", "peak", "cycle"), help="of the levels: mean, or the surest one")
     return parser
 
 

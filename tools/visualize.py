@@ -22,6 +22,7 @@
     python tools/visualize.py contrast deit_small --weights FILE --image cat.jpg --out look.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
+    python tools/visualize.py matches CONFIG CHECKPOINT --items 0 7 --out matches.png
 
 Items are those of the config's test data; --file takes a mesh, a cloud or an image of yours instead.
 """
@@ -225,6 +226,8 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=int, default=50, help="of the integral (50)")
     sub.add_argument("--sigma", type=float, default=1.2, metavar="PIXELS", help="of the strongest blur (1.2)")
     sub.add_argument("--edges", choices=("differences", "sobel"), default="differences", help="what is attributed")
+    sub = detector("matches", "where the pixels of an image are in another: truth, flow, the other image warped")
+    sub.add_argument("--items", type=int, nargs="+", default=[0], metavar="N", help="pairs of the test data (0)")
     return parser
 
 
@@ -509,6 +512,20 @@ def draw_attribution(args: argparse.Namespace):
     return draw_attribution(image, asked, args.place, args.side, args.around, **options)
 
 
+def draw_matches(args: argparse.Namespace):
+    from attlas.browsing import config_dataset
+    from attlas.config import load_config
+    from attlas.dense.matching import Matcher
+    from attlas.dense.matching.pictures import draw_pairs
+    from attlas.inference import load
+
+    config = load_config(args.config)
+    model = load(args.checkpoint, config)
+    if not isinstance(model, Matcher):
+        raise ValueError(f"{args.checkpoint}: the model is a {type(model).__name__}, and must be a matcher")
+    return draw_pairs(config_dataset(config, "test"), model, args.items)
+
+
 def draw_segments(args: argparse.Namespace):
     from attlas.config import load_config
     from attlas.data import positive
@@ -608,6 +625,7 @@ def run(args: argparse.Namespace) -> None:
         "interpreter": draw_interpreter,
         "keypoints": draw_keypoints,
         "maps": draw_maps,
+        "matches": draw_matches,
         "registers": draw_registers,
         "relation": draw_relation,
         "restored": draw_restored,
