@@ -4,7 +4,7 @@ _size = (128, 96)
 train_dataloader = dict(
     batch_size=4,
     num_workers=0,  # Open3D, which renders what is missing, does not survive a fork
-    sampler=dict(type="EpochSampler", shuffle=True),
+    sampler=dict(type="EndlessSampler"),
     dataset=dict(
         type="RoomPairs",
         split="train",
@@ -15,7 +15,7 @@ train_dataloader = dict(
 )
 # There is no third split: validation looks at the test rooms. We report the last checkpoint, not the best.
 val_dataloader = test_dataloader = dict(
-    batch_size=8,
+    batch_size=6,
     num_workers=0,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="RoomPairs", split="test", count=16, size=_size, transforms=[dict(type="PackMatches")]),

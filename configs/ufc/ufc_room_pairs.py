@@ -17,11 +17,13 @@ model = dict(
 optim_wrapper = dict(
     type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.01), clip_grad=dict(max_norm=1.0)
 )
-max_epochs = 10
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
+max_iters = 1000
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=30),
-    dict(
-        type="CosineAnnealingLR", by_epoch=True, T_max=max_epochs, end=max_epochs, eta_min=1e-5, convert_to_iter_based=True
-    ),
+    dict(type="LinearLR", start_factor=0.05, by_epoch=False, begin=0, end=20),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=max_iters, T_max=max_iters, eta_min=1e-5),
 ]
+default_hooks = dict(
+    logger=dict(interval=10, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=max_iters)
+)
+log_processor = dict(by_epoch=False)

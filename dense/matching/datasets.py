@@ -8,6 +8,7 @@ of their own sizes; known matches float32 (K, 2), x and y in pixels, where the m
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,8 @@ class PackMatches:
         found = dict(data)
         sides = ("source", "target")
         if self.swap and np.random.rand() < 0.5:
-            for end in ("", "_points", "_box", "_name"):
-                if f"source{end}" in found:
-                    found |= {f"source{end}": found[f"target{end}"], f"target{end}": found[f"source{end}"]}
+            other = dict(source="target", target="source")
+            found = {re.sub("^(source|target)", lambda side: other[side[1]], key): v for key, v in found.items()}
         mirrored = self.flip and np.random.rand() < 0.5
         chosen = None
         if self.most is not None and "source_points" in found and len(found["source_points"]) > self.most:
