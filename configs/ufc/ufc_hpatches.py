@@ -5,7 +5,8 @@ _base_ = ["./ufc_spair71k.py"]
 data_root = "data/hpatches-sequences-release"
 train_dataloader = val_dataloader = train_cfg = val_cfg = val_evaluator = optim_wrapper = param_scheduler = None
 test_dataloader = dict(
-    batch_size=1, dataset=dict(_delete_=True, type="HPatches", root=data_root, split="v", transforms=[dict(type="PackMatches")])
+    batch_size=1,
+    dataset=dict(_delete_=True, type="HPatches", root=data_root, split="v", transforms=[dict(type="PackMatches")]),
 )
 test_evaluator = [
     dict(type="EndPointError", by_category=True),

@@ -25,7 +25,6 @@ train_dataloader = dict(
     dataset=dict(
         type="SPair71k", root=data_root, split="trn", transforms=[dict(type="PackMatches", swap=True, flip=True)]
     ),
-    collate_fn=dict(type="pseudo_collate"),
 )
 val_dataloader = dict(
     batch_size=8,
@@ -33,7 +32,6 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="SPair71k", root=data_root, split="val", transforms=[dict(type="PackMatches")]),
-    collate_fn=dict(type="pseudo_collate"),
 )
 test_dataloader = dict(
     batch_size=8,
@@ -41,7 +39,6 @@ test_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="SPair71k", root=data_root, split="test", transforms=[dict(type="PackMatches")]),
-    collate_fn=dict(type="pseudo_collate"),
 )
 val_evaluator = test_evaluator = [dict(type="PCK", of="bbox", by_category=True)]
 val_cfg = dict()

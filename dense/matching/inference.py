@@ -87,7 +87,9 @@ class Matching(Task):
         )
 
     def said(self, result):
-        sizes = [f"{width} x {height}" for height, width in (result[f"{s}_size"] for s in ("source", "target", "working"))]
+        sizes = [
+            f"{width} x {height}" for height, width in (result[f"{s}_size"] for s in ("source", "target", "working"))
+        ]
         found = result["matches"]
         mean = f", mean confidence {np.mean([m['confidence'] for m in found]):.2f}" if found else ""
         return f"{len(found)} matches{mean}; {sizes[0]} to {sizes[1]} pixels, both seen at {sizes[2]}"

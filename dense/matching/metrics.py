@@ -90,8 +90,12 @@ class PCK(MatchMetric):
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         results = self.used(results)
-        lengths = dict(bbox="the longer side of the target's box", image="the longer side of the target", pixels="1 pixel")
-        print_log(f"PCK: errors at most alpha times {lengths[self.of]}, in %, of {len(results)} pairs.", logger="current")
+        lengths = dict(
+            bbox="the longer side of the target's box", image="the longer side of the target", pixels="1 pixel"
+        )
+        print_log(
+            f"PCK: errors at most alpha times {lengths[self.of]}, in %, of {len(results)} pairs.", logger="current"
+        )
         found = {}
         for alpha in self.alphas:
             name = f"PCK_{self.of}@{alpha:g}"

@@ -37,7 +37,9 @@ def draw_pairs(dataset: Any, model: Matcher, items: Sequence[int]) -> Figure:
             found = model.test_step(pseudo_collate([sample]))[0]
         there: Warp = found["there"]
         known = sample["source_points"]
-        chosen = known[np.linspace(0, len(known) - 1, min(LINES, len(known))).round().astype(int)] if len(known) else known
+        chosen = (
+            known[np.linspace(0, len(known) - 1, min(LINES, len(known))).round().astype(int)] if len(known) else known
+        )
         numbers = np.linspace(0, len(known) - 1, len(chosen)).round().astype(int)
         truth, put = sample["target_points"][numbers], there.at(chosen).cpu()
         colors = COLORS(np.linspace(0, 1, max(len(chosen), 1)))[: len(chosen)]
@@ -132,7 +134,9 @@ def _arrows(axes: Axes, there: Warp) -> None:
 
 def _image(axes: Axes, image: np.ndarray | Tensor, strength: float = 1.0) -> None:
     """An image over the places that it covers, from (0, 0)."""
-    pixels = image.permute(1, 2, 0).float().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image, np.float32)
+    pixels = (
+        image.permute(1, 2, 0).float().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image, np.float32)
+    )
     pixels = 255 - strength * (255 - pixels)
     height, width = pixels.shape[:2]
     axes.imshow(pixels.clip(0, 255).astype(np.uint8), extent=(0, width, height, 0), interpolation="antialiased")

@@ -265,7 +265,9 @@ def resized_transpose(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.shape[2:] == tuple(size):
         return x
     rows, columns = (
-        F.interpolate(torch.eye(small, dtype=x.dtype, device=x.device)[None], large, mode="linear", align_corners=True)[0]
+        F.interpolate(torch.eye(small, dtype=x.dtype, device=x.device)[None], large, mode="linear", align_corners=True)[
+            0
+        ]
         for small, large in zip(size, x.shape[2:])
     )
     return rows @ x @ columns.T

@@ -185,7 +185,9 @@ def test_rooms(tmp_path):
 def test_packing():
     image = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3)
     points = np.array([[0.5, 0.5], [4.5, 1.5], [2.0, 1.0]], np.float32)
-    data = dict(source=image, target=image[:, :3], source_points=points, target_points=points - 1, source_box=(0, 0, 4, 2))
+    data = dict(
+        source=image, target=image[:, :3], source_points=points, target_points=points - 1, source_box=(0, 0, 4, 2)
+    )
     np.random.seed(0)
     seen = set()
     for _ in range(40):

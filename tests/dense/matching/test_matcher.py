@@ -61,7 +61,10 @@ def test_the_resnet_34_of_the_authors():
 
 def test_images_of_any_sizes_share_a_batch():
     model = matcher()
-    samples = [dict(source=image(20, 31), target=image(40, 17, 1)), dict(source=image(16, 24, 2), target=image(9, 50, 3))]
+    samples = [
+        dict(source=image(20, 31), target=image(40, 17, 1)),
+        dict(source=image(16, 24, 2), target=image(9, 50, 3)),
+    ]
     both = asked(model, *samples)
     for sample, found in zip(samples, both):
         same(asked(model, sample)[0], found, atol=1e-4, rtol=1e-4)
@@ -76,7 +79,9 @@ def test_a_masked_image_is_a_cropped_one():
     source, target = image(30, 40), image(20, 31, 1)
     mask = torch.zeros(30, 40, dtype=torch.bool)
     mask[5:25, 8:33] = True
-    masked = asked(model, dict(source=source, target=target, source_mask=mask, target_mask=torch.ones(20, 31, dtype=bool)))[0]
+    masked = asked(
+        model, dict(source=source, target=target, source_mask=mask, target_mask=torch.ones(20, 31, dtype=bool))
+    )[0]
     cropped = asked(model, dict(source=source[:, 5:25, 8:33], target=target))[0]
     same(masked, cropped)
     shift = torch.tensor([8.0, 5.0])

@@ -286,7 +286,9 @@ def test_fusions():
         network.fusion = "cycle"
         there, _ = network.match(found)
     errors = torch.stack([cycle_error(way.places, back.places) for way, back in ways])
-    best = torch.stack([way.places for way, _ in ways]).gather(0, errors.argmin(0)[None, :, None].expand(-1, -1, 2, -1, -1))
+    best = torch.stack([way.places for way, _ in ways]).gather(
+        0, errors.argmin(0)[None, :, None].expand(-1, -1, 2, -1, -1)
+    )
     assert torch.equal(there.places, best[0])
 
 
