@@ -588,10 +588,10 @@ class Inferencer:
         """A result for each input, and for each file of a folder.
 
         Args:
-            inputs: paths of files and folders, globs, and arrays; of matchers two by two (images uint8 (H, W, 3) or (H, W); of restorers uint8
+            inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); of restorers uint8
                 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity; points (N, 3), with normals
                 (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number that
-                networks of parts want); one, or a sequence.
+                networks of parts want); one, or a sequence, of which matchers take two by two.
             batch_size: most items at a time. Those of different sizes do not share a batch.
             top: most classes, or objects, that a result lists; by default the task's number.
 
@@ -601,8 +601,9 @@ class Inferencer:
             name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
             largest first, and of points also "labels", one for each point, of images a "mask" of each class; of
             restoration "restored", the picture; of matching "matches", a list of dict(source, target, confidence,
-            cycle_error), the surest first, and a "field" of places. Where an input cannot be read, or the network fails at it (as for want
-            of memory), "error" says why instead. A result does not depend on the inputs beside it.
+            cycle_error), the surest first, and a "field" of places. Where an input cannot be read, or the network
+            fails at it (as for want of memory), "error" says why instead. A result does not depend on the inputs beside
+            it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
 

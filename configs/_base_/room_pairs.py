@@ -1,5 +1,5 @@
-# The built-in pairs: views of furnished rooms, 128 x 96, with a match for each pixel that both see (rendered when they are
-# first asked for, and kept). Nothing is downloaded.
+# The built-in pairs: views of furnished rooms, 128 x 96, with a match for each pixel that both see (rendered when they
+# are first asked for, and kept). Nothing is downloaded.
 _size = (128, 96)
 train_dataloader = dict(
     batch_size=4,

@@ -23,8 +23,8 @@ SIDES = ("source", "target")
 
 class Images(NamedTuple):
     """One side of a batch: `pixels` (B, 3, H, W), normalized, at the working size; `frames`, what they are of; `seen`
-    bool (B, H, W), which pixels are no mask's, None where nothing is masked; `points` (B, K, 2), known matches as shares
-    of the part's sides, or None."""
+    bool (B, H, W), which pixels are no mask's, None where nothing is masked; `points` (B, K, 2), known matches as
+    shares of the part's sides, or None."""
 
     pixels: Tensor
     frames: list[Frame]
@@ -116,9 +116,9 @@ class Matcher(BaseModel):
         level_weight: weight of the losses of the levels' own results beside that of the joint result.
         data_preprocessor: config; `MatchingPreprocessor` of the working size by default.
 
-    `mode="loss"` gives {"loss_flow", "loss_level<n>"}: the mean distance, in pixels of the working size, of known matches
-    from where the network puts them, both ways. To train by it at every level is our choice: the authors' recipe is not
-    published. `mode="tensor"` gives what the network makes of the maps; `mode="predict"` for each pair
+    `mode="loss"` gives {"loss_flow", "loss_level<n>"}: the mean distance, in pixels of the working size, of known
+    matches from where the network puts them, both ways. To train by it at every level is our choice: the authors'
+    recipe is not published. `mode="tensor"` gives what the network makes of the maps; `mode="predict"` for each pair
     {"there": Warp from source to target, "back": Warp, "working_size", ...}, with what else the batch has of it.
     """
 
@@ -146,8 +146,8 @@ class Matcher(BaseModel):
         if any((s * sizes[0][0], s * sizes[0][1]) != tuple(own) for s, own in zip(strides, sizes)):
             stride = self.backbone.out_strides[-1]
             raise ValueError(
-                f"Matcher.size is {self.size}, of which the maps have {[tuple(s) for s in sizes]} positions: each must be a "
-                f"multiple of the first. Multiples of {stride} are, the largest stride."
+                f"Matcher.size is {self.size}, of which the maps have {[tuple(s) for s in sizes]} positions: each must "
+                f"be a multiple of the first. Multiples of {stride} are, the largest stride."
             )
         channels = list(self.backbone.out_channels)[::-1]
         derived = dict(in_channels=channels, cost_size=tuple(sizes[0]), strides=strides)

@@ -148,9 +148,7 @@ def sampled(values: Tensor, places: Tensor) -> Tensor:
 def cycle_error(there: Tensor, back: Tensor) -> Tensor:
     """How far (B, H, W) from each position of an image the way to the other and back ends, both ways normalized places;
     in positions."""
-    height, width = there.shape[2:]
-    ends = sampled(back, there)
-    return flow_of(ends).norm(dim=1)
+    return flow_of(sampled(back, there)).norm(dim=1)
 
 
 def flow_of(places: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ def middles(height: int, width: int, like: Tensor) -> Tensor:
 
 
 def sample_cells(cells: Tensor, shares: Tensor) -> Tensor:
-    """Values (B, K, C) of grids over images (B, C, h, w) at shares of the sides (B, K, 2), bilinearly between the middles
-    of cells; beyond them as at the border."""
+    """Values (B, K, C) of grids over images (B, C, h, w) at shares of the sides (B, K, 2), bilinearly between the
+    middles of cells; beyond them as at the border."""
     found = F.grid_sample(cells, 2 * shares[:, :, None] - 1, align_corners=False, padding_mode="border")
     return found[..., 0].transpose(1, 2)
 

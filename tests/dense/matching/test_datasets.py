@@ -39,7 +39,7 @@ def spair(tmp_path):
 
 
 def test_spair(spair):
-    root, file, pair = spair
+    root, file, _ = spair
     data = SPair71k(root, "test", transforms=[PackMatches()])
     assert len(data) == 2
     assert len(SPair71k(root, "test", category="cat")) == 1

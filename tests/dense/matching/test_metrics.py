@@ -58,7 +58,7 @@ def test_pairs_without_matches_are_left_out():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="PCK.of is 'box'.*Did you mean 'bbox'"):
+    with pytest.raises(ValueError, match=r"PCK.of is 'box'.*Did you mean 'bbox'"):
         PCK(of="box")
     with pytest.raises(ValueError, match="alphas"):
         PCK(alphas=(0,))

@@ -44,7 +44,7 @@ def test_there_and_back():
     assert there.cycle_error(back, start).max() < 1e-9
     with pytest.raises(ValueError, match="a way back must lead"):
         there.cycle_error(there, start)
-    with pytest.raises(ValueError, match="has .90, 100. pixels, and the other one .90, 200."):
+    with pytest.raises(ValueError, match=r"has .90, 100. pixels, and the other one .90, 200."):
         there.warped(torch.zeros(3, 90, 100))
 
 
