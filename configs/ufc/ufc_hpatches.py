@@ -1,6 +1,6 @@
 # A test of any UFC of the form of ufc_spair71k.py on HPatches: tools/test.py configs/ufc/ufc_hpatches.py CHECKPOINT.
-# End-point error by the number of the second image, over all pixels of the first that the second shows, in pixels of the
-# second as it was given.
+# End-point error by the number of the second image, over all pixels of the first that the second shows, in pixels of
+# the second as it was given.
 _base_ = ["./ufc_spair71k.py"]
 
 data_root = "data/hpatches-sequences-release"

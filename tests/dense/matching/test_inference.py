@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose
-from test_matcher import image, matcher
+from small_matchers import image, matcher
 
 from attlas.dense.matching.inference import Matching
 from attlas.inference import Inferencer

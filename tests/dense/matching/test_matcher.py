@@ -3,23 +3,10 @@
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from small_matchers import NETWORK, image, matcher
 
 from attlas.dense.matching.matcher import Matcher, as_shares, nearest
 from attlas.dense.matching.warps import Frame, middles
-
-BACKBONE = dict(
-    type="ResNet", dims=(4, 6, 8), depths=(1, 1, 1), bottleneck=False, strides=(2, 4, 8), out_indices=(0, 1, 2)
-)
-NETWORK = dict(type="UFC", dim=8, heads=2, depths=(1, 1, 1), refine_last=False)
-
-
-def matcher(**options):
-    torch.manual_seed(0)
-    return Matcher(**dict(backbone=BACKBONE, network=NETWORK, size=(16, 24)) | options).eval()
-
-
-def image(height, width, seed=0):
-    return 255 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def asked(model, *samples):
@@ -37,7 +24,7 @@ def test_sizes_follow_from_the_backbone():
     model = matcher()
     assert model.network.cost_size == (2, 3)
     assert model.network.strides == (1, 2, 4)
-    assert model.network.in_channels == (8, 6, 4)
+    assert model.network.in_channels == (16, 8, 8)
     other = matcher(backbone=dict(type="NamedBackbone", name="shvit_s1", out_indices=(0, 1)), size=(64, 128),
                     network=dict(NETWORK, depths=(1, 1)))  # fmt: skip
     assert other.network.strides == (1, 2)
