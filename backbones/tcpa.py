@@ -276,25 +276,20 @@ class Pool(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1, 1)
 
-    def match(self, block: int, rows: Tensor, topk: int, random: bool = False) -> tuple[Tensor, Tensor]:
-        """Which prompts each token sees.
-
-        Args:
-            block: number of the block.
-            rows: tokens (B, N, C).
-            topk: number of groups that each picks.
-            random: whether the groups are random ones, without repetition.
-
-        Returns:
-            bool (B, N, S · length), and the mean of 1 - cosine of tokens and the keys that they picked.
-        """
+    def nearest(self, block: int, rows: Tensor, topk: int, random: bool = False) -> tuple[Tensor, Tensor]:
+        """The cosines (B, N, S) of tokens `rows` (B, N, C) and the keys of a block, and the groups (B, N, topk) that
+        each token picks: those of the largest cosines, the largest first, or random ones without repetition."""
         assert self.keys is not None
-        keys = F.normalize(self.keys[block], dim=-1)
-        similarity = F.normalize(rows, dim=-1) @ keys.mT
-        scores = torch.rand_like(similarity) if random else similarity.detach()
-        index = scores.topk(topk, dim=-1).indices
-        picked = torch.zeros_like(similarity, dtype=torch.bool).scatter(-1, index, True)
-        distance = 1 - similarity.gather(-1, index).mean()
+        cosines = F.normalize(rows, dim=-1) @ F.normalize(self.keys[block], dim=-1).mT
+        scores = torch.rand_like(cosines) if random else cosines.detach()
+        return cosines, scores.topk(topk, dim=-1).indices
+
+    def match(self, block: int, rows: Tensor, topk: int, random: bool = False) -> tuple[Tensor, Tensor]:
+        """Which prompts each token sees, bool (B, N, S · length), and the mean of 1 - cosine of tokens and the keys
+        that they picked. Args: as of `nearest`."""
+        cosines, index = self.nearest(block, rows, topk, random)
+        picked = torch.zeros_like(cosines, dtype=torch.bool).scatter(-1, index, True)
+        distance = 1 - cosines.gather(-1, index).mean()
         return picked.repeat_interleave(self.length, dim=-1), distance
 
 

@@ -17,6 +17,7 @@
     python tools/visualize.py saliency CHECKPOINT chair.jpg --method normgrad gradcam --target chair --out why.png
     python tools/visualize.py interpreter ia_red2_deit_small --weights FILE --image cat.jpg --out kept.png
     python tools/visualize.py tree dependencyvit_tiny --weights FILE --image cat.jpg --out tree.png
+    python tools/visualize.py prompts tcpa_furniture.pth --image cat.jpg --size 64 --folder cats/ --out prompts.png
     python tools/visualize.py registers dinov2_base ph_reg_dinov2_base --weights A B --image cat.jpg --out registers.png
     python tools/visualize.py contrast VLM_FOLDER --image street.jpg --question "What does the sign say?" --out look.png
     python tools/visualize.py contrast deit_small --weights FILE --image cat.jpg --out look.png
@@ -172,6 +173,9 @@ def arguments() -> argparse.ArgumentParser:
     sub = backbone("tree", "the tree of dependencies that a DependencyViT sees in an image")
     sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
     sub.add_argument("--method", choices=("arborescence", "argmax"), default="arborescence", help="of reading the tree")
+    sub = backbone("prompts", "which prompts the tokens of an image pick in a TCPA")
+    sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
+    sub.add_argument("--folder", type=Path, help="of images that count in the shares of groups, too")
     sub = command("registers", "the artefacts in the last map of networks, and that map denoised", None, None, False)
     sub.add_argument("network", nargs="+", help="checkpoints of trainings, configs with a backbone, or variants")
     sub.add_argument("--weights", type=Path, nargs="+", help="a checkpoint for each (random weights)")
@@ -325,6 +329,26 @@ def draw_tree(args: argparse.Namespace):
     title = f"{title}: block {args.block % len(network.blocks)}"
     messages, places = found.messages[0].numpy(), found.places[0].numpy()
     return draw_tree(pixels, parents, messages, places, found.size, network.patch_size, title)
+
+
+def draw_prompts(args: argparse.Namespace):
+    from attlas.backbones.inspection.attention_maps import read_image
+    from attlas.backbones.inspection.prompts import draw, look
+    from attlas.backbones.tcpa import TCPA
+    from attlas.images import SUFFIXES
+
+    files = []
+    if args.folder is not None:
+        files = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"--folder {args.folder}: no images are in it")
+    pixels, image = read_image(args.image, args.size)
+    network, title = network_named(args.network, args.weights)
+    if not isinstance(network, TCPA):
+        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be a TCPA")
+    seen = look(network, image, args.block)
+    others = [look(network, read_image(file, args.size)[1], args.block) for file in files]
+    return draw(pixels, seen, network.patch_size, f"{title}: block {args.block % len(network.blocks)}", others)
 
 
 def draw_registers(args: argparse.Namespace):
@@ -626,6 +650,7 @@ def run(args: argparse.Namespace) -> None:
         "keypoints": draw_keypoints,
         "maps": draw_maps,
         "matches": draw_matches,
+        "prompts": draw_prompts,
         "registers": draw_registers,
         "relation": draw_relation,
         "restored": draw_restored,

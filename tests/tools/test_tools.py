@@ -432,11 +432,32 @@ def test_visualize_tree(run, refusal, config, picture, tmp_path, pruned):
         assert str(tmp_path / "tree.png") in run(*drawn, tmp_path / "tree.png", "--overwrite", *more)
         pictures.append(cv2.imread(str(tmp_path / "tree.png")))
     assert pictures[0].std() > 20
-    assert (pictures[0] != pictures[1]).any()
+    assert not np.array_equal(*pictures)  # which may differ in size: labels have no fixed height
     run(*drawn, tmp_path / "tree.png", "--overwrite", "--method", "argmax")
     assert "block=2: there are 2 blocks" in refusal(*drawn, tmp_path / "x.png", "--block", 2)
     drawn[2] = config
     assert "and must be a DependencyViT" in refusal(*drawn, tmp_path / "x.png")
+
+
+def test_visualize_prompts(run, refusal, config, picture, tmp_path):
+    """Of one image, or with the shares over a folder; of another block they are others."""
+    own, out = tmp_path / "own.py", tmp_path / "out" / "prompts.png"
+    options = dict(dim=16, depth=2, heads=2, patch_size=8, img_size=32, num_classes=3)
+    own.write_text(f"model = dict(backbone=dict(type='TCPA', **{options}))")
+    drawn = ["visualize", "prompts", own, "--image", picture, "--size", 40, "--out"]
+    pictures = []
+    for more in ((), ("--block", 0), ("--folder", tmp_path)):
+        torch.manual_seed(0)
+        assert str(out) in run(*drawn, out, "--overwrite", *more)
+        pictures.append(cv2.imread(str(out)))
+    assert pictures[0].std() > 20
+    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[0] != pictures[2]).any()
+    (tmp_path / "empty").mkdir()
+    assert "no images are in it" in refusal(*drawn, tmp_path / "x.png", "--folder", tmp_path / "empty")
+    assert "block=2: there are 2 blocks" in refusal(*drawn, tmp_path / "x.png", "--block", 2)
+    drawn[2] = config
+    assert "and must be a TCPA" in refusal(*drawn, tmp_path / "x.png")
 
 
 def test_visualize_registers(run, refusal, config, picture, tmp_path):
