@@ -48,7 +48,7 @@ def draw_tree(
         pixels: image (H, W, 3), uint8.
         parents: (N,), of tokens, -1 for the root.
         messages: (N,), how much each token has to say; disks are as large.
-        places: (N,), where the tokens stand on the grid of patches, row by row. Patches without a token are dark.
+        places: (N,), where the tokens stand on the grid of patches, row by row. Patches without a token are gray.
         size: rows and columns of the grid.
         patch: side of a patch in pixels.
         title: text above the panels.
@@ -68,10 +68,10 @@ def draw_tree(
     extent = (-0.5, size[1] * patch - 0.5, size[0] * patch - 0.5, -0.5)
     spoken = np.full(size[0] * size[1], np.nan)
     spoken[places] = messages
-    shown = middle.imshow(spoken.reshape(size), cmap="inferno", vmin=0, extent=extent)
-    middle.set_facecolor("black")
+    colors = colormaps["inferno"].with_extremes(bad="lightgray")
+    shown = middle.imshow(spoken.reshape(size), cmap=colors, vmin=0, extent=extent)
     middle.set_title("messages", fontsize=9)
-    bar = canvas.colorbar(shown, ax=middle, pad=0.01, aspect=30, fraction=0.04)
+    bar = canvas.colorbar(shown, cax=middle.inset_axes((1.015, 0, 0.03, 1)))
     bar.ax.tick_params(labelsize=7)
 
     numbers = branches(parents)
@@ -83,12 +83,18 @@ def draw_tree(
     areas[places] = [(*tint, 0.3) for tint in tints]
     right.imshow(areas.reshape(*size, 4), extent=extent)
     rows, columns = np.divmod(places, size[1])
-    centers = np.stack([columns, rows], 1) * patch + (patch - 1) / 2
+    # the middle of what is seen of a patch: those of the last row and column may reach beyond the image
+    ends = np.minimum(np.stack([columns + 1, rows + 1], 1) * patch, (width, height))
+    centers = (np.stack([columns, rows], 1) * patch + ends - 1) / 2
     children = np.flatnonzero(parents >= 0)
     edges = np.stack([centers[children], centers[parents[children]]], 1)
-    right.add_collection(LineCollection(list(edges), colors=[tints[i] for i in children], linewidths=0.8))
+    plain = [tints[i] == GRAY for i in children]  # faint, where most tokens hang at the root by themselves
+    widths = [0.3 if one else 0.9 for one in plain]
+    right.add_collection(LineCollection(list(edges), colors=[tints[i] for i in children], linewidths=widths))
     scale = messages / max(float(messages.max()), 1e-12)
     right.scatter(*centers.T, s=3 + 22 * scale, c=tints, edgecolors="black", linewidths=0.3, zorder=3)
     right.scatter(*centers[parents < 0].T, s=90, c="white", marker="*", edgecolors="black", linewidths=0.8, zorder=4)
-    right.set_title(f"tree with {several} branches of several tokens, its root the star", fontsize=9)
+    right.set_title(
+        f"tree with {several} branch{'es' * (several != 1)} of several tokens, its root the star", fontsize=9
+    )
     return canvas

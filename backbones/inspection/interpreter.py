@@ -34,7 +34,7 @@ def draw_scores(
     gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2).astype(np.uint8)
     for group, (map_, mask) in enumerate(zip(scores, kept)):
         above, below = panels[:, group + 1]
-        above.imshow(gray)
+        above.imshow(gray // 2)  # dark, so that a score looks alike on white and on black
         extent = (-0.5, across * patch - 0.5, rows * patch - 0.5, -0.5)
         shown = above.imshow(map_, cmap="inferno", vmin=LEAST, vmax=1, alpha=0.6, extent=extent)
         above.set_title(f"scores of group {group}", fontsize=9)
@@ -45,5 +45,6 @@ def draw_scores(
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(height - 0.5, -0.5)
     bar = canvas.colorbar(shown, ax=list(panels[0]), pad=0.01, aspect=25)
+    bar.solids.set(alpha=1)
     bar.ax.tick_params(labelsize=7)
     return canvas

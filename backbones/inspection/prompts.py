@@ -122,7 +122,7 @@ def draw(pixels: np.ndarray, seen: Picks, patch: int, title: str = "", others: I
         nearest = seen.cosines.max(-1).values.numpy()
         shown = right.imshow(nearest, cmap="inferno", extent=extent)
         right.set_title("its cosine with the key of that group")
-        above.colorbar(shown, ax=right, pad=0.01, aspect=30, fraction=0.04).ax.tick_params(labelsize=7)
+        above.colorbar(shown, cax=right.inset_axes((1.015, 0, 0.03, 1))).ax.tick_params(labelsize=7)
         for axes in (middle, right):  # without what filling up the image has added
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(height - 0.5, -0.5)

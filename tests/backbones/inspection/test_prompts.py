@@ -47,7 +47,7 @@ def test_the_picture():
     """Every patch has the number of its first group, that of its key with the largest cosine; shares are means."""
     seen, other = look(small(), image()), look(small(), torch.zeros(1, 3, 32, 32))
     figure = draw(np.zeros((32, 44, 3), np.uint8), seen, 8, "title", [other])
-    _, middle, right, of_class, of_image, _ = figure.axes
+    _, middle, right, of_class, of_image, *_ = figure.axes
     assert [int(text.get_text()) for text in middle.texts] == seen.cosines.argmax(-1).flatten().tolist()
     assert [text.get_position() for text in middle.texts[:2]] == [(3.5, 3.5), (11.5, 3.5)]
     np.testing.assert_allclose(right.images[0].get_array(), seen.cosines.amax(-1))
