@@ -34,7 +34,7 @@ from ..registry import MIXERS
 from .layers import Blocks, Head, LayerNorm2d, Patches, Pointwise, any_free
 from .layers.position import resize_table
 from .skeletons.backbone import Backbone, Notes
-from .skeletons.options import check_whole, per_stage
+from .skeletons.options import check_whole, is_whole, per_stage
 from .zoo import Rules, Variant, register
 
 
@@ -382,7 +382,7 @@ class HyperZZW(nn.Module):
             check_whole(f"HyperZZW.{name}", [value])
         interact_hidden = per_stage("interact_hidden", interact_hidden, 2, "kernels, over channels and over places")
         check_whole("HyperZZW.interact_hidden", interact_hidden)
-        odd = isinstance(kernel_sizes, (list, tuple)) and all(isinstance(k, int) and k % 2 for k in kernel_sizes)
+        odd = isinstance(kernel_sizes, (list, tuple)) and all(is_whole(k) and k % 2 for k in kernel_sizes)
         if not odd or len(kernel_sizes) != len(LOCAL) or min(kernel_sizes) < 1:
             raise ValueError(f"HyperZZW: kernel_sizes={kernel_sizes!r} must be four odd numbers")
         check_number(omega, "HyperZZW.omega", positive=True)
@@ -592,7 +592,7 @@ class Terminator(Backbone):
         dims = given.get("dims", (GROUPS,))
         if isinstance(dims, str) or not isinstance(dims, Sequence) or not dims:
             raise ValueError(f"dims must have one entry for each block, got {dims!r:.60}")
-        if wrong := [dim for dim in dims if not isinstance(dim, int) or dim < 1 or dim % GROUPS]:
+        if wrong := [dim for dim in dims if not is_whole(dim) or dim < 1 or dim % GROUPS]:
             raise ValueError(f"dims must be multiples of {GROUPS}, the groups of a block's norm, got {wrong[0]!r:.60}")
         for name in ("img_size", "patch_size", "hidden", "local_hidden", "channel_hidden"):
             check_whole(name, [given.get(name, 1)])
@@ -604,7 +604,7 @@ class Terminator(Backbone):
 
     def _check_earlier(self, reads: Sequence[int]) -> None:
         for i, (blocks, channels) in enumerate(zip(self.earlier, reads)):
-            if len(blocks) > 2 or any(not isinstance(k, int) or not 0 <= k < i for k in blocks):
+            if len(blocks) > 2 or any(not is_whole(k) or not 0 <= k < i for k in blocks):
                 raise ValueError(f"earlier: block {i} must read at most two blocks before it, got {blocks}")
             for k in blocks:
                 if channels % self.dims[k]:

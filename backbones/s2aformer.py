@@ -47,7 +47,7 @@ from .layers import (
     fill,
     heads_of,
 )
-from .skeletons.options import per_stage
+from .skeletons.options import is_whole, per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -97,7 +97,7 @@ class StripSelfAttention(nn.Module):
         super().__init__()
         self.heads = heads_of("StripSelfAttention", dim, heads)
         for name, value in (("sr_ratio", sr_ratio), ("key_dim", key_dim)):
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value) or value < 1:
                 raise ValueError(f"StripSelfAttention: {name}={value!r} must be a whole number of at least 1")
         self.sr_ratio, self.scale = sr_ratio, key_dim**-0.5
         self.reduce: nn.Module = nn.Identity()

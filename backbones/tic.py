@@ -41,7 +41,7 @@ from ..kernels.neighborhood_attention import axis_windows, neighborhood_attentio
 from ..registry import MIXERS, MODELS
 from .layers import Block, ConvNorm, Head, LayerNorm2d, Linear, Mlp, Pointwise, any_free, heads_of, linear
 from .skeletons.backbone import FIXED_BY_WINDOWS
-from .skeletons.options import per_stage
+from .skeletons.options import is_whole, per_stage
 from .skeletons.pyramid import Pyramid
 from .zoo import Rules, Variant, register
 
@@ -228,7 +228,7 @@ def _check_choices(owner: str, **options: str | None) -> None:
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or any(not isinstance(x, int) or x < 1 for x in pair):
+    if len(pair) != 2 or any(not is_whole(x) or x < 1 for x in pair):
         raise ValueError(f"MSAConv: {name} must be an integer of at least 1, or two of them, got {value!r:.60}")
     return pair
 
@@ -341,7 +341,7 @@ class TiC(Pyramid):
         self.kernel_size = per_stage("kernel_size", kernel_size, len(dims))
         each = per_stage("dilations", dilations, len(dims))
         self.dilations = [tuple(own) if isinstance(own, Sequence) else (own,) for own in each]
-        if any(not own or any(not isinstance(n, int) or n < 1 for n in own) for own in self.dilations):
+        if any(not own or any(not is_whole(n) or n < 1 for n in own) for own in self.dilations):
             raise ValueError(f"TiC: dilations must be integers of at least 1, one or more for each stage, got {each}")
         _check_choices("TiC", shifted=shifted, pooled=pooled, border=border)
         self.attention: dict[str, Any] = dict(shift=shift, shifted=shifted, border=border, dropout=dropout)

@@ -210,7 +210,7 @@ class LightningAttention(nn.Module):
     ):
         super().__init__()
         one_of("LightningAttention: form", form, tuple(FORMS))
-        if ways not in (1, 2):
+        if isinstance(ways, bool) or ways not in (1, 2):
             raise ValueError(f"LightningAttention: ways={ways} must be 1 or 2")
         if lrpe and form != "transnormer":
             raise ValueError(f"LightningAttention: lrpe={lrpe} belongs to form='transnormer', not {form!r}")

@@ -103,10 +103,15 @@ def per_stage(name: str, value: Any, stages: int, parts: str = "stages") -> tupl
     return tuple(value)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer. A bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_whole(name: str, values: Iterable[Any], least: int = 1) -> None:
     """Raises ValueError, with the name of the option, if a value is something else than an integer of at least that."""
     for value in values:
-        if not isinstance(value, int) or value < least:
+        if not is_whole(value) or value < least:
             raise ValueError(f"{name} must be whole, at least {least}, got {value!r:.60}")
 
 
@@ -121,7 +126,7 @@ def check_shares(name: str, values: Any) -> None:
 def image_sides(img_size: Any) -> tuple[int, int]:
     """Height and width in pixels of the option `img_size`, which is one number for both, or two."""
     height, width = per_stage("img_size", img_size, 2, "sides")
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+    if not all(is_whole(side) and side > 0 for side in (height, width)):
         raise ValueError(f"img_size={img_size!r} must be a number of pixels, at least 1, or a height and a width")
     return height, width
 

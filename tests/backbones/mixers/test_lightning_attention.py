@@ -125,6 +125,7 @@ def test_bad_arguments():
         (dict(heads=5), "LightningAttention: dim=24 is not divisible by heads=5"),
         (dict(form="tln"), r"form is 'tln'; it may be 'tnl', 'transnormer'\. Did you mean 'tnl'"),
         (dict(ways=3), "ways=3 must be 1 or 2"),
+        (dict(ways=True), "ways=True must be 1 or 2"),
         (dict(decay=-1.0), "decay=-1.0 must be at least 0 and finite"),
         (dict(lrpe=True), "lrpe=True belongs to form='transnormer', not 'tnl'"),
     ]:

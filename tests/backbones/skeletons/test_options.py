@@ -7,6 +7,7 @@ import torch
 from networks import SYSTEMS, build, fill, image, options_of, tensors
 
 from attlas import backbones
+from attlas.backbones.skeletons.options import check_whole, image_sides
 from attlas.registry import MODELS
 
 SKELETONS = {"mixers", "mlp_ratio", "layer_scale", "plugins", "strides", "position", "class_token", "registers"}
@@ -318,3 +319,12 @@ def test_values_that_no_network_has():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("value", [True, 2.0, "2", 0])
+def test_whole_numbers(value):
+    """A bool is none, though Python counts with it."""
+    with pytest.raises(ValueError, match=f"depth must be whole, at least 1, got {value!r}"):
+        check_whole("depth", [1, value])
+    with pytest.raises(ValueError, match="must be a number of pixels"):
+        image_sides((value, 32))
