@@ -38,7 +38,7 @@ from .layers import Block, Linear, Pruned, best, heads_of, prune, put_back
 from .skeletons import vit_names
 from .skeletons.backbone import Notes
 from .skeletons.isotropic import Isotropic
-from .skeletons.options import check_shares
+from .skeletons.options import check_shares, is_whole
 from .zoo import Variant, register
 
 # --- operator --------------------------------------------------------------------------------------------------------
@@ -121,18 +121,24 @@ class ReversedAttention(nn.Module):
         return (x, m, arrived) if received else (x, m)
 
     def dependency_mask(self, x: Tensor, messages: Tensor | None = None) -> Tensor:
-        """M (B, N, N): entry (j, i) is what pixel j receives from pixel i. Its columns sum up to m."""
-        q, k, _, weight, _ = self._split(x.flatten(2).transpose(1, 2), messages)
-        sent = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        return torch.einsum("bhij,bhi->bji", sent, weight)
+        """M (B, N, N), in float32 at least: entry (j, i) is what pixel j receives from pixel i. Its columns sum up to
+        m."""
+        q, k, weight = self._looked(x, messages)
+        return torch.einsum("bhij,bhi->bji", (q @ k.transpose(-1, -2)).softmax(-1), weight)
 
     def attention_maps(self, x: Tensor, place: tuple[int, int], messages: Tensor | None = None) -> Tensor:
-        """What the pixel (row, column) `place` receives from every pixel, by head: (B, heads, H, W)."""
-        q, k, _, weight, _ = self._split(x.flatten(2).transpose(1, 2), messages)
-        j, scale = place[0] * x.shape[-1] + place[1], q.shape[-1] ** -0.5
-        norm = (q @ k.transpose(-1, -2) * scale).logsumexp(-1)
-        sent = torch.exp((q * k[:, :, j, None]).sum(-1) * scale - norm)
+        """What the pixel (row, column) `place` receives from every pixel, by head: (B, heads, H, W), in float32 at
+        least."""
+        q, k, weight = self._looked(x, messages)
+        norm = (q @ k.transpose(-1, -2)).logsumexp(-1)
+        sent = torch.exp((q * k[:, :, place[0] * x.shape[-1] + place[1], None]).sum(-1) - norm)
         return (sent * weight).unflatten(-1, x.shape[-2:])
+
+    def _looked(self, x: Tensor, messages: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q / √d, k (B, heads, N, d) and the weights P m (B, heads, N), wide enough for products of half types."""
+        q, k, _, weight, _ = self._split(x.flatten(2).transpose(1, 2), messages)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return q.to(wide) * q.shape[-1] ** -0.5, k.to(wide), weight.to(wide)
 
 
 # --- network ---------------------------------------------------------------------------------------------------------
@@ -320,7 +326,7 @@ class DependencyViT(Isotropic):
 
 def _shares(blocks: Sequence[int], ratio: float, depth: int) -> dict[int, Fraction]:
     """Of the blocks that drop pixels, the share of them that stays: (1 - p a) / (1 - (p - 1) a)."""
-    listed = isinstance(blocks, Sequence) and all(type(i) is int and 0 <= i < depth for i in blocks)
+    listed = isinstance(blocks, Sequence) and all(is_whole(i) and 0 <= i < depth for i in blocks)
     if not listed or sorted(set(blocks)) != list(blocks):
         raise ValueError(f"prune_blocks={blocks!r} must be blocks of 0 to {depth - 1}, in rising order")
     if len(blocks) * ratio >= 1:

@@ -70,6 +70,20 @@ def test_columns_of_the_mask_are_messages():
     assert_agree("sums", ours.dependency_mask(x, before).sum(1), ours(x, before)[1])
 
 
+def test_half_types_do_not_overflow():
+    """Products of queries and keys beyond 65,504 are none when they are divided by the root of their length."""
+    torch.manual_seed(0)
+    operator = mixer(dim=32, heads=2).half()
+    with torch.no_grad():
+        operator.qkv.weight[:64].normal_(std=27)
+    x = maps(3, 5, dim=32).half()
+    q, k, _, _, m = operator._split(x.flatten(2).transpose(1, 2), None)
+    assert (q @ k.mT).isinf().any()
+    mask, seen = operator.dependency_mask(x), operator.attention_maps(x, (1, 2))
+    close(mask.sum(1), m, 2e-3)
+    close(seen.sum(1).flatten(1), mask[:, 7], 1e-5)
+
+
 def speaking(dim=12, heads=3):
     """All messages are 1, and all heads speak alike."""
     ours = mixer(dim, heads, controller_bias=True)
