@@ -1,7 +1,8 @@
 """Where a network looks: the attention or gates of its mixers, laid over the image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ... import images
 from ...registry import MIXERS
-from ..skeletons.backbone import Backbone
+from ..layers import Pruned, put_back
+from ..skeletons.backbone import Backbone, Notes
 
 # of ImageNet, in which networks of images are trained unless a config says otherwise
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,7 +28,7 @@ class Look:
 
     name: str  # of the module in the network
     mixer: str  # its class
-    maps: np.ndarray  # (M, H, W), float32: a map for each head, gate or kernel
+    maps: np.ndarray  # (M, H, W), float32: a map for each head, gate or kernel; NaN at pixels that were dropped before
     place: tuple[float, float]  # row and column, as fractions of the image
     kind: str  # of the maps: "head", "gate" or "kernel", or "influence" (size of the output's gradient at the place)
 
@@ -56,7 +58,8 @@ def look(
 
     Returns:
         For each, the mixer's own `attention_maps` where it has them; else the influence of every pixel of its input on
-        its output at the place: the norm of the gradient, over channels.
+        its output at the place: the norm of the gradient, over channels. Where the network has dropped pixels, those
+        that are left stand on the grid; if the place itself was dropped, it is that of the nearest one that is left.
     """
     if not all(0 <= fraction < 1 for fraction in place):
         raise ValueError(f"place={place}: row and column are fractions of the image, at least 0 and below 1")
@@ -64,12 +67,18 @@ def look(
     if names is not None and (unknown := [name for name in names if name not in mixers]):
         raise ValueError(f"{', '.join(unknown)}: no mixer of this network; it has {', '.join(mixers)}")
     inputs: dict[str, tuple[Tensor, ...]] = {}
+    pruned: dict[str, Pruned | None] = {}
+    noted: Notes = {}
+
+    def remember(name: str, args: tuple[Tensor, ...]) -> None:
+        inputs[name], pruned[name] = args, noted.get("pruned")
+
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args))
+        module.register_forward_pre_hook(lambda _, args, name=name: remember(name, args))
         for name, module in mixers.items()
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _noting(network, noted):
             network(image)
     finally:
         for handle in handles:
@@ -79,10 +88,43 @@ def look(
         for name, (x, *_) in inputs.items():
             last[(type(mixers[name]), *x.shape[-2:])] = name
         names = list(last.values())
-    return [_look(name, mixers[name], *inputs[name], place=place) for name in names]
+    return [_look(name, mixers[name], *inputs[name], place=place, pruned=pruned[name]) for name in names]
 
 
-def _look(name: str, mixer: nn.Module, x: Tensor, *others: Tensor, place: tuple[float, float]) -> Look:
+@contextmanager
+def _noting(network: nn.Module, notes: Notes) -> Iterator[None]:
+    """Inside, the levels of the network write their notes into `notes`."""
+    if not isinstance(network, Backbone):
+        yield
+        return
+    levels = network.levels
+
+    def noting(image: Tensor, own: Notes) -> Iterator[Tensor]:
+        for x in levels(image, own):
+            notes.update(own)
+            yield x
+
+    network.levels = noting  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.levels
+
+
+def _look(
+    name: str,
+    mixer: nn.Module,
+    x: Tensor,
+    *others: Tensor,
+    place: tuple[float, float],
+    pruned: Pruned | None = None,
+) -> Look:
+    if pruned is not None:
+        at, place = _nearest(pruned, place)
+        seen = _look(name, mixer, x, *others, place=(0.0, (at + 0.5) / x.shape[-1]))
+        blank = torch.full((1, len(seen.maps), *pruned.others.shape[-2:]), torch.nan)
+        maps = put_back(torch.from_numpy(seen.maps)[None], pruned.places[:1], blank)[0]
+        return replace(seen, maps=maps.numpy(), place=place)
     row, column = (int(fraction * size) for fraction, size in zip(place, x.shape[-2:]))
     if hasattr(mixer, "attention_maps"):
         with torch.no_grad():
@@ -94,6 +136,18 @@ def _look(name: str, mixer: nn.Module, x: Tensor, *others: Tensor, place: tuple[
         (grad,) = torch.autograd.grad(mixer(x)[0, :, row, column].square().sum(), x)
     maps = grad[0].norm(dim=0, keepdim=True)
     return Look(name, type(mixer).__name__, maps.float().numpy(), place, "influence")
+
+
+def _nearest(pruned: Pruned, place: tuple[float, float]) -> tuple[int, tuple[float, float]]:
+    """The number of the pixel that is left at a place, or nearest to it, and its place: as asked, or its middle."""
+    size = pruned.others.shape[-2:]
+    asked = [int(fraction * side) for fraction, side in zip(place, size)]
+    rows, columns = pruned.places[0] // size[1], pruned.places[0] % size[1]
+    far = (rows - asked[0]).square() + (columns - asked[1]).square()
+    at = int(far.argmin())
+    if far[at]:
+        place = (int(rows[at]) + 0.5) / size[0], (int(columns[at]) + 0.5) / size[1]
+    return at, place
 
 
 def read_image(path, size: int) -> tuple[np.ndarray, Tensor]:
@@ -112,7 +166,7 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], title: str = "", columns: in
     """A row for each look: the image with the place, the mean over all maps, and the first maps themselves.
 
     The maps of a row have one scale, from nothing to their largest value, in multiples of their mean (maps that look at
-    everything alike have 1.0 everywhere).
+    everything alike have 1.0 everywhere). What was dropped before is pale.
 
     Args:
         pixels: image (H, W, 3), uint8.
@@ -129,9 +183,12 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], title: str = "", columns: in
     grid = canvas.subplots(len(looks), columns + 1, squeeze=False)
     for row, seen in zip(grid, looks):
         count = len(seen.maps)
-        relative = seen.maps / max(float(np.abs(seen.maps).mean()), 1e-12)
+        left = np.isfinite(seen.maps[0])
+        relative = seen.maps / max(float(np.abs(seen.maps[:, left]).mean()), 1e-12)
         maps = [relative.mean(0), *(relative if count > 1 else [])][:columns]
         name = f"{seen.name}\n{seen.mixer}, {seen.maps.shape[1]} x {seen.maps.shape[2]}"
+        if not left.all():
+            name += f", {left.sum()} left"
         titles = [name, seen.kind]
         if count > 1:
             left_out = count + 1 - len(maps)
@@ -139,7 +196,7 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], title: str = "", columns: in
             titles[1:] = [f"mean of {count}", *(f"{seen.kind} {i}" for i in range(count))]
         for axes in row:
             axes.set_axis_off()
-        scale = Normalize(0, max(float(max(values.max() for values in maps)), 1e-12))
+        scale = Normalize(0, max(float(max(values[left].max() for values in maps)), 1e-12))
         for axes, picture, text in zip(row, [pixels, *(_overlay(pixels, scale(values)) for values in maps)], titles):
             axes.imshow(picture)
             axes.set_title(text, fontsize=8)
@@ -153,12 +210,14 @@ def draw(pixels: np.ndarray, looks: Sequence[Look], title: str = "", columns: in
 
 
 def _overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """The image in gray, darkened, and a map of strengths up to 1 in color over it."""
+    """The image in gray, darkened, and a map of strengths up to 1 in color over it; pale where that is NaN."""
     gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
+    strength = np.asarray(strength, np.float32)
     large = F.interpolate(
-        torch.from_numpy(np.asarray(strength, np.float32))[None, None],
+        torch.from_numpy(strength)[None, None],
         pixels.shape[:2],
-        mode="bicubic" if strength.size > 4 else "nearest",
+        mode="bicubic" if strength.size > 4 and np.isfinite(strength).all() else "nearest",
     )[0, 0].clamp(0, 1)
-    heat = cv2.applyColorMap((255 * large.numpy()).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    heat = cv2.applyColorMap((255 * large.nan_to_num()).byte().numpy(), cv2.COLORMAP_INFERNO)[..., ::-1]
+    heat = np.where(large.isnan()[..., None], 255, heat)
     return (0.45 * gray + 0.55 * heat).astype(np.uint8)
