@@ -96,7 +96,8 @@ def test_folder_of_own_shapes(shapes):
 
 
 def test_every_system_has_a_config_for_own_pictures(images):
-    assert {path.parent.name for path in FOLDERS} == {path.parent.name for path in RECIPES}
+    alone = {"hyperzzw"}  # which was published for small pictures only
+    assert {path.parent.name for path in FOLDERS} == {path.parent.name for path in RECIPES} | alone
     for path in FOLDERS:
         config = load_config(ROOT / path)
         assert config.model.backbone.num_classes == 3
