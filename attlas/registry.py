@@ -25,6 +25,10 @@ class UnknownName(KeyError):
         return self.args[0]
 
 
+# What imports mmcv, mmdet and others, which take seconds and speak of what they lack.
+FLOORS = ("backbones", "pointnets", "dense")
+
+
 class Registry(root.Registry):
     """An MMEngine registry that imports what a name needs and explains a name that it does not know.
 
@@ -47,7 +51,10 @@ class Registry(root.Registry):
         if "mmengine.runner" in sys.modules:  # MMEngine's Runner must load files as we do, and find our hooks
             import_module("attlas.engine")
             import_module("attlas.optim")
+        own = getattr(self.parent.module_dict.get(name), "__module__", "").startswith("mmengine.")
         while self._waiting and name not in self.module_dict:
+            if own and self._waiting[0].split(".")[1] in FLOORS:
+                return  # no floor has a class of a name of MMEngine's
             module = self._waiting.pop(0)  # first: a module that is being imported may itself build something
             try:
                 import_module(module)

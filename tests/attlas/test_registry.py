@@ -96,6 +96,23 @@ assert torch.equal(saved.line.weight, line.line.weight)
     assert "2 of the network's 2 tensors loaded" in out
 
 
+def test_a_name_of_mmengine_imports_no_floor():
+    """They take seconds, and libraries in them speak of what they lack. Hooks below the floors may take its place."""
+    in_a_new_process("""
+import sys
+from attlas.registry import HOOKS, MODELS
+assert MODELS.get("BaseDataPreprocessor").__module__.startswith("mmengine.")
+assert HOOKS.get("CheckpointHook").__module__ == "attlas.resumption"
+assert not [name for name in sys.modules if name.split(".")[0] in ("mmcv", "mmdet", "mmseg", "torch_geometric")]
+for registry in (MODELS, HOOKS):
+    registry._import_until()
+    both = registry.module_dict.keys() & registry.parent.module_dict.keys()
+    for name in both:
+        if registry.parent.module_dict[name].__module__.startswith("mmengine."):
+            assert registry.module_dict[name].__module__.split(".")[1] not in ("backbones", "pointnets", "dense"), name
+""")
+
+
 def test_who_trains_has_the_engine_from_the_first_look_up_on(monkeypatch):
     imported = []
     monkeypatch.setattr(registry, "import_module", imported.append)
