@@ -257,7 +257,8 @@ def load(
     """Load a checkpoint into a network, and say what became of every name.
 
     A network may have `checkpoint_parts`, beginnings of names ("visual."): of a file that holds names with one of them,
-    these count, without it, and the rest is ignored. It may have `looks_like(state)`, which names the variant that a
+    these count, without it, and the rest is ignored. It may have `checkpoint_whole(state)`, which gives a state dict by
+    its file's names with what such files leave out. It may have `looks_like(state)`, which names the variant that a
     state dict is of, if it is of another one than the network ("" else); and `dense_names`, expressions for names that
     files often lack. Then a file of another variant is an error.
 
@@ -313,6 +314,7 @@ def load(
         if inside := {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}:
             account.ignored += [name for name in state if not name.startswith(part)]
             state = inside
+    state = getattr(model, "checkpoint_whole", lambda state: state)(state)
     likely = getattr(model, "looks_like", lambda state: "")
 
     optional = getattr(model, "checkpoint_optional", ())

@@ -106,9 +106,6 @@ class ClassPositionTable(nn.Module):
         dim: channels C.
         size: height and width of the map of the pixels; one number for both.
         offset, antialias: as of `resize_table`.
-        rowless: whether files may have no row for the token, as timm's of DINOv2, which adds it to the token itself
-            where there are registers. It gets zeros then. Rows whose number is that of the pixels, or a square, are
-            taken for those of the pixels alone, though 169 could be 1 + 12 · 14 as well.
 
     `forward(x (B, C, H, W)) -> (B, C, H, W)` adds the rows of the pixels, resized bicubically; `row` (1, 1, C) is that
     of the token. The `weight` is (1, 1 + h · w, C). The rows of the pixels in a file are resized where theirs are
@@ -123,13 +120,12 @@ class ClassPositionTable(nn.Module):
         size: int | Sequence[int],
         offset: float = 0.0,
         antialias: bool = False,
-        rowless: bool = False,
     ):
         super().__init__()
         if offset and antialias:
             raise ValueError(f"ClassPositionTable: offset={offset} and antialias=True: give one of them")
         height, width = (size, size) if isinstance(size, int) else size
-        self.size, self.rowless = (height, width), rowless
+        self.size = (height, width)
         self.resizing: dict[str, Any] = dict(offset=offset, antialias=antialias)
         self.weight = nn.Parameter(torch.empty(1, 1 + height * width, dim))
         self.reset_weights()
@@ -146,9 +142,6 @@ class ClassPositionTable(nn.Module):
             table = table[None]
         if table.ndim != 3:
             return table  # of no rows: the loader reports the shapes
-        count = table.shape[1]
-        if self.rowless and count in (shape[1] - 1, math.isqrt(count) ** 2):
-            table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
         rows = table_of_file(table[:, 1:], (1, shape[2], *self.size), **self.resizing)
         return table if rows.ndim == 3 else torch.cat([table[:, :1], rows.flatten(2).mT], dim=1)
 

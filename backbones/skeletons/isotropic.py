@@ -22,6 +22,7 @@ from ..layers import (
     SwiGlu,
     Tokens,
 )
+from . import vit_names
 from .backbone import Backbone, Notes
 from .options import check_whole, drop_path_rates, image_sides, mixers_per_stage, per_stage, plugins_per_stage
 
@@ -181,8 +182,7 @@ class Isotropic(Backbone):
             raise ValueError("class_position=True takes a class token, got class_token=None")
         table = ClassPositionTable if class_position else PositionTable
         sides = image_sides(img_size)
-        more: dict[str, Any] = dict(rowless=registers > 0) if class_position else {}
-        more |= position if isinstance(position, Mapping) else {}
+        more: dict[str, Any] = {**position} if isinstance(position, Mapping) else {}
         learned = position is not False
         self.position = table(dim, [-(-side // patch_size) for side in sides], **more) if learned else None
         blocks = depth if self.num_classes is not None else self.out_indices[-1] + 1
@@ -315,6 +315,9 @@ class Isotropic(Backbone):
         tokens += [r"^register_tokens\."] if self.registers and self.register_tokens is None else []
         projection = [r"^projection\."] if self.projection is None else []
         return [*super().checkpoint_optional, *tokens, *projection]
+
+    def checkpoint_whole(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return vit_names.whole(state) if isinstance(self.position, ClassPositionTable) else state
 
     def looks_like(self, state: Mapping[str, Tensor]) -> str:
         found = [tensor.shape[-2] for name, tensor in state.items() if REGISTERS.search(name) and tensor.ndim > 1]

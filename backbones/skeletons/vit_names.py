@@ -8,8 +8,17 @@ The names of the four authors never meet, so one list of rules reads them all:
 - towers for images of OpenAI's CLIP and of OpenCLIP: `conv1`, `transformer.resblocks.0`, `ln_post`, `proj`. Of a whole
   CLIP `Isotropic.checkpoint_parts` takes what lies below `visual`, and leaves the tower for texts out.
 
+timm adds the position of the class token to the token itself where there are registers; its table has no row for it
+then. `whole` gives it one of zeros. It goes by timm's name of the registers: by the number of rows, 169 could be
+13 · 13 as well as 1 + 12 · 14.
+
 DINOv2's mask token, which replaces hidden patches in its training, is left out: nothing reads it afterwards.
 """
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from ...checkpoint import Rules
 
@@ -54,3 +63,11 @@ RULES: Rules = [
     (r"^(blocks\.\d+)\.mlp\.c_fc\.", r"\1.mlp.fc1."),
     (r"^(blocks\.\d+)\.mlp\.c_proj\.", r"\1.mlp.fc2."),
 ]
+
+
+def whole(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A file's state dict whose table of positions has a row for the class token, be it of timm with registers."""
+    table = state.get("pos_embed")
+    if table is None or table.ndim != 3 or "reg_token" not in state:
+        return state
+    return {**state, "pos_embed": torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)}

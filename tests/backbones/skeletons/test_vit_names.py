@@ -1,5 +1,7 @@
 """Files of four authors, named as they name them, against what they compute."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from golden_records import parameter
 from networks import close
 
 from attlas import backbones
+from attlas.backbones.layers.position import resize_table
 from attlas.backbones.vit import ViT
 
 C, HEADS, DEPTH, SIDE, PATCH = 24, 3, 2, 3, 4
@@ -165,6 +168,23 @@ def test_timm_adds_the_class_position_to_the_token():
     model = network(registers=4, layer_scale=1.0)
     loaded(model, file)
     close(model.forward_features(image()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (3, 5), (3, 3)])
+def test_the_row_of_the_class_token_goes_by_names(grid):
+    """1 + 2 · 4 and 1 + 3 · 5 are squares: as many rows of timm are those of 3 x 3 and 4 x 4 pixels all the same."""
+    file, count = timm("register_tokens"), 1 + grid[0] * grid[1]
+    size = [PATCH * side for side in grid]
+    model = ViT(C, DEPTH, HEADS, patch_size=PATCH, img_size=size, num_classes=0, registers=4, layer_scale=1.0)
+    file["pos_embed"] = parameter("pos_embed", (1, count, C))
+    loaded(model, file)
+    assert torch.equal(model.position.weight, file["pos_embed"])
+    side = math.isqrt(count)
+    file["reg_token"], file["pos_embed"] = file.pop("register_tokens"), parameter("rows", (1, side**2, C))
+    loaded(model, file)
+    assert torch.equal(model.position.row, torch.zeros(1, 1, C))
+    table = resize_table(file["pos_embed"].mT.unflatten(2, (side, side)), grid, **model.position.resizing)
+    close(model.position.weight[:, 1:], table.flatten(2).mT, 1e-6)
 
 
 def test_deit3():
