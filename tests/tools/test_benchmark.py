@@ -49,6 +49,7 @@ SMALL_IMAGES = {
     "roi_align": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2, "ratio": 2},
     "roi_pool": {"B": 2, "side": 9, "C": 8, "R": 5, "bins": 2},
     "bridging_attention": {"B": 2, "side": 5, "heads": 2, "D": 4, "keys": 3, "table": 9},
+    "coordinated_attention": {"B": 2, "N": 7, "heads": 2, "D": 4, "groups": 3, "topk": 2},
     "position_attention": {"B": 2, "N": 10, "C": 8, "D": 2},
 }
 SMALL = {kind: {**found.small, "num_points": 64} for kind, found in network.NETWORKS.items()}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attlas.backbones.tcpa import coordinated_attention
 from attlas.kernels import (
     bridging_attention,
     carafe,
@@ -152,6 +153,23 @@ def reversed_attention_functions(device: torch.device, N: int, **_) -> Functions
         return lambda **inputs: (y := function(**inputs)) * factors.to(y.dtype)
 
     return {OURS: unlike(reversed_attention), "naive": unlike(naive.reversed_attention)}
+
+
+def coordinated_attention_functions(device: torch.device, B: int, N: int, groups: int, topk: int, **_) -> Functions:
+    """With the choice of the prompts: the cosines of tokens and keys are given, one prompt to a key."""
+    draw = torch.Generator().manual_seed(0)
+    cosines = [torch.rand(B, rows, groups, generator=draw).to(device) for rows in (1, N)]
+
+    def picked() -> Tensor:
+        class_rows, rows = (
+            torch.zeros_like(x, dtype=torch.bool).scatter(-1, x.topk(topk).indices, True) for x in cosines
+        )
+        return torch.cat([F.pad(class_rows, (0, groups)), F.pad(rows, (groups, 0))], dim=1)
+
+    return {
+        OURS: lambda q, k, v, prompt_k, prompt_v: coordinated_attention(q, k, v, prompt_k, prompt_v, picked()),
+        "naive": lambda q, k, v, prompt_k, prompt_v: naive.coordinated_attention(q, k, v, prompt_k, prompt_v, picked()),
+    }
 
 
 def routed_attention_functions(device: torch.device, B: int, regions: int, topk: int, **_) -> Functions:
@@ -309,6 +327,11 @@ def attention_shapes(B: int, side: int, heads: int, D: int, **_) -> Shapes:
 
 def reversed_shapes(B: int, N: int, heads: int, D: int) -> Shapes:
     return {**dict.fromkeys(("q", "k", "v"), (B, heads, N, D)), "weight": (B, heads, N)}
+
+
+def coordinated_shapes(B: int, N: int, heads: int, D: int, groups: int, **_) -> Shapes:
+    tokens, prompts = (B, heads, 1 + N, D), (B, heads, 2 * groups, D)
+    return {**dict.fromkeys(("q", "k", "v"), tokens), **dict.fromkeys(("prompt_k", "prompt_v"), prompts)}
 
 
 def halo_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int) -> Shapes:
@@ -499,6 +522,15 @@ IMAGE_OPERATORS = {
         products=2,
         # DependencyViT-T at 224 x 224, and maps of 512 x 512 and 1024 x 1024 of DependencyViT-S
         sizes=[dict(B=8, N=196, heads=12, D=16), *(dict(B=1, N=size, heads=12, D=32) for size in (1024, 4096))],
+    ),
+    "coordinated_attention": Operator(
+        coordinated_shapes,
+        coordinated_attention_functions,
+        lambda N, groups, **_: 1 + N + 2 * groups,
+        products=2,
+        # TCPA of a ViT-B/16 at 224 x 224 and 512 x 512
+        sizes=[dict(B=size, N=pixels, heads=12, D=64, groups=18, topk=10) for size, pixels in ((8, 196), (1, 1024))],
+        referred=False,
     ),
     "routed_attention": Operator(
         attention_shapes,

@@ -536,6 +536,17 @@ def reversed_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tenso
     return sent.transpose(-1, -2) @ v
 
 
+def coordinated_attention(
+    q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, allowed: Tensor
+) -> Tensor:
+    """(B, heads, 1 + N, D) each, prompts (B, heads, P, D), which of these every token sees (B, 1 + N, P) -> (B, heads,
+    1 + N, D), with all weights, and the mask of all heads and columns, which is 1 at all tokens."""
+    weights = (q @ torch.cat([prompt_k, k], dim=2).mT * q.shape[-1] ** -0.5).softmax(-1)
+    mask = torch.ones_like(weights)
+    mask[..., : prompt_k.shape[2]] = allowed.unsqueeze(1).to(mask.dtype)
+    return weights * mask @ torch.cat([prompt_v, v], dim=2)
+
+
 def routed_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, regions: int) -> Tensor:
     """(B, H, W, heads, D) each, which regions every region reads (B, regions², topk) -> (B, H, W, heads, D)."""
     batch, height, width, heads, _ = v.shape
