@@ -6,7 +6,7 @@ from .boxes import cut_box, kept_share, swap_box
 from .diversification import Diversified, diversification_loss, diversify, mean_loss, noted
 from .ffnified import DepthwiseMlp, FFNifiedAttention, RepDepthwise
 from .fourier import from_spectrum, to_spectrum
-from .head import ClassHead, DistilledHead, Head
+from .head import ClassHead, DistilledHead, Head, PooledHead
 from .linear import Linear, Pointwise, linear
 from .mlp import ConvGlu, ConvMlp, Linear2d, Mlp, QuickGelu, SqueezeExcite, SwiGlu, make_divisible
 from .norm import ByChannels, ConvNorm, LayerNorm2d, fuse, fuse_norm, normal_by_fan_out
@@ -65,6 +65,7 @@ __all__ = [
     "OverlappingAttention",
     "Patches",
     "Pointwise",
+    "PooledHead",
     "PositionTable",
     "Pruned",
     "QuickGelu",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Blocks
@@ -140,3 +141,30 @@ class DistilledHead(Head):
 
     def forward(self, x: Tensor, pre_logits: bool = False, notes: Mapping[str, Any] | None = None) -> Tensor:
         return torch.lerp(super().forward(x, pre_logits), self.distilled(x, pre_logits), 0.5)
+
+
+class PooledHead(Head):
+    """The head of AlexNet and VGG: fc(act(fc2(act(fc1(pixels of a map of fixed size))))), act = ReLU.
+
+    Args:
+        in_dim: channels of the map.
+        dim: width of both hidden layers.
+        side: height and width that adaptive average pooling brings the map to.
+        num_classes: as of `Head`.
+        dropout: rate of dropout.
+        first: whether dropout stands before both hidden layers, or behind them.
+    """
+
+    def __init__(self, in_dim: int, dim: int, side: int, num_classes: int, dropout: float, first: bool):
+        super().__init__(dim, num_classes)
+        self.side, self.first = side, first
+        self.fc1, self.fc2 = nn.Linear(in_dim * side**2, dim), nn.Linear(dim, dim)
+        self.activation, self.dropout = nn.ReLU(inplace=True), nn.Dropout(dropout)
+
+    def vector(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, self.side).flatten(1)
+        for layer in (self.fc1, self.fc2):
+            x = self.activation(layer(self.dropout(x) if self.first else x))
+            if not self.first:
+                x = self.dropout(x)
+        return x
