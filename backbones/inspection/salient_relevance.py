@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .relevance import PAPER, Relevance, Rules, propagate
@@ -133,6 +134,37 @@ def as_picture(relevance: Tensor) -> np.ndarray:
     return (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def draw(pixels: Sequence[np.ndarray], found: SalientRelevance, titles: Sequence[str]) -> Figure:
+    """A row for each image: the image, its relevance with the sum beside the score, and the SR map over the image.
+
+    Relevance is summed over channels; orange speaks for the score, blue against it, on one scale for the row.
+
+    Args:
+        pixels: images (H, W, 3), uint8, of the size that the network saw.
+        found: what `salient_relevance` gave for them.
+        titles: what is explained of each.
+    """
+    figure = Figure(figsize=(9.6, 3.3 * len(pixels)), layout="constrained")
+    rows = figure.subplots(len(pixels), 3, squeeze=False)
+    of_images = found.relevance.inputs[0]
+    assert of_images is not None
+    relevance, maps = of_images.sum(1).cpu().numpy(), found.map.numpy()
+    sums, scores = found.relevance.sums.tolist(), found.relevance.scores.tolist()
+    for i, (image, axes) in enumerate(zip(pixels, rows)):
+        most = float(np.quantile(np.abs(relevance[i]), 0.995)) or 1.0
+        axes[0].imshow(image)
+        axes[0].set_title(titles[i])
+        axes[1].imshow(relevance[i], cmap="PuOr_r", vmin=-most, vmax=most)
+        axes[1].set_title(f"relevance: sum {sums[i]:.3g}, score {scores[i]:.3g}")
+        axes[2].imshow(image.mean(2), cmap="gray", vmin=-120, vmax=255)
+        shown = axes[2].imshow(maps[i], cmap="inferno", alpha=0.65, vmin=0)
+        axes[2].set_title("Salient Relevance")
+        figure.colorbar(shown, ax=axes[2], shrink=0.75)
+        for place in axes:
+            place.set_axis_off()
+    return figure
+
+
 def context_saliency(image: np.ndarray, context: Context = Context()) -> Saliency:
     """Context-aware saliency of an image (H, W, C) of any floats.
 
@@ -181,7 +213,7 @@ def _of_scale(x: Tensor, scale: float, context: Context) -> Tensor:
     pixels, places = _patches(at_scale, context.patch, 1)
     step = max(1, context.patch // 2)
     kept = [ratio for ratio in context.ratios if scale * ratio >= context.smallest]
-    found = [_patches(_scaled(x, scale * ratio), context.patch, step) for ratio in kept]
+    found = [_patches(_scaled(at_scale, ratio), context.patch, step) for ratio in kept]
     candidates, their_places = (torch.cat(parts) for parts in zip(*found))
     nearest = min(context.nearest, len(candidates))
     root = pixels.shape[1] ** 0.5
