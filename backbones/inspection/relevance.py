@@ -652,7 +652,10 @@ _MADE: dict[str, tuple[Callable, str]] = {
     "power": (_power, "pow"),
     "weights": (_weights, "_softmax _safe_softmax softmax sigmoid hardsigmoid exp exp2 logsumexp"),
     "constant": (_cut, "new_zeros new_ones new_empty new_full zeros_like ones_like empty_like full_like"),
-    "scale": (_cut, "log log2 log10 rsqrt reciprocal floor ceil round trunc sign heaviside floor_divide remainder fmod"),
+    "scale": (
+        _cut,
+        "log log2 log10 rsqrt reciprocal floor ceil round trunc sign heaviside floor_divide remainder fmod",
+    ),
     "shift by a constant": (_pass_on, "_log_softmax"),
     "product": (_product, "mul bmm baddbmm addcmul mv dot linalg_cross"),
     "to the numerator": (_quotient, "div true_divide"),

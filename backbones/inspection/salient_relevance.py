@@ -231,7 +231,7 @@ def _distances(rows: Tensor, others: Tensor) -> Tensor:
     """Euclidean distances: by products of matrices, and exact where these would cancel."""
     squares = rows.square().sum(1)[:, None] + others.square().sum(1)
     found = (squares - 2 * rows @ others.T).clamp(min=0)
-    near = (found < 1e-9 * squares.clamp(min=1e-300)).nonzero()
+    near = (found < 1e-7 * squares.clamp(min=1e-300)).nonzero()
     for start in range(0, len(near), 2**14):
         row, other = near[start : start + 2**14].unbind(1)
         found[row, other] = (rows[row] - others[other]).square().sum(1)

@@ -59,7 +59,7 @@ def conserves(network, inputs, tolerance=1e-4, score=first, **options):
 def test_a_pool_whose_windows_overlap():
     """20 pixels are no multiple of the windows; the sum conserves, overwriting does not."""
     torch.manual_seed(0)
-    network = plain(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.LazyLinear(3)))
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(2, 2, 20, 23)
     network(x)
     plain(network)
