@@ -72,7 +72,8 @@ class AlexNet(Backbone):
         return [*self.stages[: self.frozen_stages]]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(stem=r"^stages\.0\.", blocks=[(r"^stages\.(\d+)", None)], head=self.head_groups())
+        blocks: list[tuple] = [(r"^stages\.(\d+)", None) if coarse else (r"^stages\.(\d+)\.(\d+)", None)]
+        return dict(stem=r"^stages\.0\.0\.", blocks=blocks, head=self.head_groups())
 
 
 VARIANTS = {"alexnet": Variant(dict(), 61_100_840, 0.71, 56.52, interpolation="bilinear")}

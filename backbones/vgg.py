@@ -69,7 +69,8 @@ class VGG(Backbone):
         return [*self.stages[: self.frozen_stages]]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return dict(stem=r"^stages\.0\.0\.", blocks=[(r"^stages\.(\d+)", None)], head=self.head_groups())
+        blocks: list[tuple] = [(r"^stages\.(\d+)", None) if coarse else (r"^stages\.(\d+)\.(\d+)", None)]
+        return dict(stem=r"^stages\.0\.0\.", blocks=blocks, head=self.head_groups())
 
     def initialize(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):

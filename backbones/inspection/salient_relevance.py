@@ -16,9 +16,9 @@ over the longer side of their grids. The candidates q are patches of the image a
 Distances are computed for a tile of pixels at a time: memory is of (tile, candidates), not of (pixels, candidates).
 
 Sources: "Beyond saliency", arXiv 1712.08268 (Hey1Li/Salient-Relevance-Propagation, which has the relevance alone);
-context-aware saliency, Goferman, Zelnik-Manor and Tal, CVPR 2010. What the papers leave open is inference, and an option
-of `Context` where a number: channels scaled to [0, 1] one by one, no L*a*b*, the same patch at all scales, bilinear
-resizing without smoothing, borders that repeat, and a pixel's own patch among its candidates.
+context-aware saliency, Goferman, Zelnik-Manor and Tal, CVPR 2010. What the papers leave open is inference, and an
+option of `Context` where a number: channels scaled to [0, 1] one by one, no L*a*b*, the same patch at all scales,
+bilinear resizing without smoothing, borders that repeat, and a pixel's own patch among its candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,6 +82,9 @@ class Context:
                 raise ValueError(f"smallest={self.smallest} leaves no candidates at scale {scale}")
 
 
+DEFAULT = Context()
+
+
 @dataclass
 class Saliency:
     """Of one image (H, W): `scales` (number of scales, H, W), their mean, and the map after the foci; float64."""
@@ -105,7 +108,7 @@ def salient_relevance(
     inputs: Tensor | Sequence[Tensor],
     score: Callable[[Any], Tensor],
     rules: Rules = PAPER,
-    context: Context = Context(),
+    context: Context = DEFAULT,
 ) -> SalientRelevance:
     """The SR maps of images.
 
@@ -165,7 +168,7 @@ def draw(pixels: Sequence[np.ndarray], found: SalientRelevance, titles: Sequence
     return figure
 
 
-def context_saliency(image: np.ndarray, context: Context = Context()) -> Saliency:
+def context_saliency(image: np.ndarray, context: Context = DEFAULT) -> Saliency:
     """Context-aware saliency of an image (H, W, C) of any floats.
 
     Raises:

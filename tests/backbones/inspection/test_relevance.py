@@ -264,8 +264,10 @@ def test_random_weights_give_another_map():
     x = image(64, 64, batch=1)
     maps = []
     for seed in (0, 1):
+        network = build("ResNet", filled=False, num_classes=5)
         torch.manual_seed(seed)
-        maps.append(propagate(build("ResNet", filled=False, num_classes=5), x, first).inputs[0].sum(1).flatten())
+        network.apply(network.initialize)
+        maps.append(propagate(network, x, first).inputs[0].sum(1).flatten())
     assert torch.corrcoef(torch.stack(maps))[0, 1].abs() < 0.5
 
 
@@ -280,12 +282,8 @@ def test_bad_input():
         (dict(inputs=torch.zeros(2, 4, dtype=torch.long)), "no input is of floating point"),
         (dict(score=lambda y: y), r"the score must be \(2,\)"),
         (dict(score=lambda y: y[:, 0] * float("nan")), "sample 0 is NaN"),
-        (dict(score=lambda y: y[:, 0].detach() * 0 + torch.ones(2)), None),
     ):
         options = {"inputs": x, "score": first, **change}
-        if message is None:
-            assert (propagate(network, **options).inputs[0] == 0).all()
-            continue
         with pytest.raises(ValueError, match=message):
             propagate(network, **options)
     with pytest.raises(ValueError, match="take the logits before it"):
