@@ -20,7 +20,7 @@ BACKBONES = [*MMENGINE, "safetensors>=0.4", "rich>=13", "tensorboard>=2.14"]
 OPEN3D = "open3d-cpu>=0.19"
 POINTNETS = ["torch-geometric>=2.6", OPEN3D, "scipy>=1.11", "h5py>=3.10", "matplotlib>=3.8"]
 DENSE = ["onedl-mmcv>=2.3", "onedl-mmdetection>=3.5", "onedl-mmsegmentation>=1.4", "pycocotools>=2.0.8", OPEN3D]
-DENSE += ["scipy>=1.11"]  # PF-PASCAL's key points are MATLAB files
+DENSE += ["scipy>=1.11"]  # PF-PASCAL's key points and the truth of CUHK Avenue are MATLAB files
 ROBUSTNESS = ["imagecorruptions-imaug>=1.1.5"]  # mmdet needs it, too
 # pillow: transformers prepares images with it
 VLM = ["transformers>=5", "pillow>=10"]

@@ -111,13 +111,15 @@ class Task(ABC):
         """
         if options:
             named = " and ".join(options)
-            raise ValueError(
-                f"{named}: only restorers and matchers have such options, and this is a {type(model).__name__}."
-            )
+            raise ValueError(f"{named}: models of the class {type(model).__name__} have no such options.")
+
+    def is_input(self, folder: Path) -> bool:
+        """Whether a folder is one input, as that of the frames of a video, and not one of inputs."""
+        return False
 
     @abstractmethod
     def read(self, path: Path) -> Any:
-        """The input in a file, as transforms take it. Any error is one of this file."""
+        """The input in a file, or in a folder that is one, as transforms take it. Any error is one of this file."""
 
     @abstractmethod
     def take(self, source: Any) -> Any:
@@ -591,7 +593,8 @@ class Inferencer:
             inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); of restorers uint8
                 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity; points (N, 3), with normals
                 (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number that
-                networks of parts want); one, or a sequence, of which matchers take two by two.
+                networks of parts want; of videos uint8 (T, H, W, 3) or (T, H, W)); one, or a sequence, of which matchers
+                take two by two.
             batch_size: most items at a time. Those of different sizes do not share a batch.
             top: most classes, or objects, that a result lists; by default the task's number.
 
@@ -601,9 +604,9 @@ class Inferencer:
             name, score, box), the best first; of segmentation "classes", a list of dict(label, name, share), the
             largest first, and of points also "labels", one for each point, of images a "mask" of each class; of
             restoration "restored", the picture; of matching "matches", a list of dict(source, target, confidence,
-            cycle_error), the surest first, and a "field" of places. Where an input cannot be read, or the network
-            fails at it (as for want of memory), "error" says why instead. A result does not depend on the inputs beside
-            it.
+            cycle_error), the surest first, and a "field" of places; of video anomaly detection "events" and "scores".
+            Where an input cannot be read, or the network fails at it (as for want of memory), "error" says why instead.
+            A result does not depend on the inputs beside it.
         """
         return [result for result, _ in self.stream(self.find(inputs), batch_size, top)]
 
@@ -644,7 +647,8 @@ class Inferencer:
             return [Source(str(path), FileNotFoundError(f"it does not exist. {near_files(path)}"))]
         found: list[Source] = []
         for match in matches:
-            files = list(self._in_folder(match)) if match.is_dir() else [match]
+            whole = not match.is_dir() or self.task.is_input(match)
+            files = [match] if whole else list(self._in_folder(match))
             nothing = ValueError(f"the folder holds no file that ends in {' '.join(sorted(self.task.suffixes))}")
             found += [Source(str(file), file) for file in files] or [Source(str(match), nothing)]
         return found
@@ -657,6 +661,9 @@ class Inferencer:
                 folders.clear()
                 continue
             seen.add(real)
+            if self.task.is_input(Path(top)):
+                yield Path(top)
+                continue
             for path in (Path(top, name) for name in sorted(names) if name[0] != "."):
                 if path.suffix.lower() in self.task.suffixes:
                     yield path

@@ -125,7 +125,7 @@ class Registry(root.Registry):
 RUNNERS = Registry(root.RUNNERS, "engine")
 RUNNER_CONSTRUCTORS = Registry(root.RUNNER_CONSTRUCTORS)
 LOOPS = Registry(root.LOOPS)
-HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim", "backbones.classification")
+HOOKS = Registry(root.HOOKS, "engine", "resumption", "optim", "backbones.classification", "dense.video")
 STRATEGIES = Registry(root.STRATEGIES)
 DATASETS = Registry(
     root.DATASETS,
@@ -137,6 +137,7 @@ DATASETS = Registry(
     "dense.segmentation",
     "dense.restoration",
     "dense.matching",
+    "dense.video",
 )
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(
@@ -149,6 +150,7 @@ TRANSFORMS = Registry(
     "dense.segmentation",
     "dense.restoration",
     "dense.matching",
+    "dense.video",
 )
 MODELS = Registry(
     root.MODELS,
@@ -161,6 +163,7 @@ MODELS = Registry(
     "dense.segmentation",
     "dense.restoration",
     "dense.matching",
+    "dense.video",
 )
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")
@@ -180,6 +183,7 @@ METRICS = Registry(
     "dense.segmentation",
     "dense.restoration",
     "dense.matching",
+    "dense.video",
 )
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)

@@ -11,6 +11,7 @@ that the room is there; the annotations are the folder's last, and say that it i
 """
 
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +101,8 @@ def _make(folder: Path, setting: Setting, workers: int | None) -> None:
         except OSError as error:  # before the work, not after it
             raise OSError(f"{folder} cannot be made ({error}); name another folder in $ATTLAS_CACHE.") from error
         sweep(folder / name / setting.split)
-    missing = len(_missing(folder, setting))
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bar = Progress(
-        TextColumn("furnishing {task.fields[split]} rooms"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
-    )  # fmt: skip
-    with bar:
-        job = bar.add_task("", total=setting.count, completed=setting.count - missing, split=setting.split)
-
-        def show() -> None:
-            bar.update(job, completed=setting.count - len(_missing(folder, setting)))
-
-        if workers == 0 or missing == 0:
-            write_rooms(folder, setting, show)
-        else:
-            _make_beside(folder, setting, min(workers, missing), show)
+    missing = partial(_missing, folder, setting)
+    make_files(folder, f"{setting.split} rooms", setting.count, missing, __name__, astuple(setting), workers)
     _annotate(folder, setting)
 
 
@@ -150,11 +137,71 @@ def write_rooms(folder: Path, setting: Setting, after: Callable[[], object]) -> 
         after()
 
 
-def _make_beside(folder: Path, setting: Setting, workers: int, show: Callable[[], object]) -> None:
-    """Have processes make the missing rooms. They begin anew: as copies of this one (fork) they would hang in Open3D's
-    threads, and multiprocessing's way to begin anew (spawn) runs the script of a user again."""
-    code = "import json, sys; from attlas.dense.room_files import work; work(*json.loads(sys.argv[1]))"
-    argument = json.dumps([str(folder), astuple(setting), os.getpid()])
+def work(folder: str, setting: Sequence[Any], parent: int | None, after: Callable[[], object] = lambda: None) -> None:
+    """Make the rooms that are missing; see `make_files`."""
+
+    def check() -> None:
+        after()
+        if orphaned(parent):
+            sys.exit()
+
+    write_rooms(Path(folder), Setting(*setting), check)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def make_files(
+    folder: Path,
+    what: str,
+    total: int,
+    missing: Callable[[], Sequence[int]],
+    module: str,
+    setting: Sequence[Any],
+    workers: int | None,
+) -> None:
+    """Have processes make what is missing in a folder, with a progress bar.
+
+    They begin anew: as copies of this one (fork) they would hang in Open3D's threads, and multiprocessing's way to
+    begin anew (spawn) runs the script of a user again.
+
+    Args:
+        folder: where the files go.
+        what: words of the bar.
+        total: number of what is made in all.
+        missing: gives the numbers of what is not there yet.
+        module: name of a module with `work(folder, setting, parent, after)`, which makes what is missing, calls `after`
+            each time, and ends when the process `parent`, if that is a number, no longer is its parent.
+        setting: argument of `work`, of JSON's types.
+        workers: number of processes; 0 makes all in this one. All cores unless given.
+
+    Raises:
+        RuntimeError: a process failed; with its last words.
+    """
+    count = len(missing())
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bar = Progress(
+        TextColumn(f"furnishing {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=Console(file=sys.stderr), disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        job = bar.add_task("", total=total, completed=total - count)
+
+        def show() -> None:
+            bar.update(job, completed=total - len(missing()))
+
+        if workers == 0 or count == 0:
+            importlib.import_module(module).work(str(folder), setting, None, show)
+        else:
+            _make_beside(folder, module, setting, min(workers, count), show)
+    if missing():
+        raise RuntimeError(f"{folder}: processes that make {what} were ended from outside; what they made stays.")
+
+
+def _make_beside(folder: Path, module: str, setting: Sequence[Any], workers: int, show: Callable[[], object]) -> None:
+    code = f"import json, sys; from {module} import work; work(*json.loads(sys.argv[1]))"
+    argument = json.dumps([str(folder), setting, os.getpid()])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     processes = []
     with tempfile.TemporaryFile() as said:
@@ -174,18 +221,11 @@ def _make_beside(folder: Path, setting: Setting, workers: int, show: Callable[[]
             said.seek(0)
             text = printable(said.read().decode(errors="replace").strip()[-2000:], 2000)
             raise RuntimeError(f"{folder}: a process that makes rooms ended with {next(filter(None, codes))}: {text}")
-    if _missing(folder, setting):
-        raise RuntimeError(f"{folder}: processes that make rooms were ended from outside; what they made stays.")
 
 
-def work(folder: str, setting: Sequence[Any], parent: int) -> None:
-    """What a process beside does: make rooms, as long as the process that started it lives."""
-
-    def check() -> None:
-        if os.getppid() != parent:
-            sys.exit()
-
-    write_rooms(Path(folder), Setting(*setting), check)
+def orphaned(parent: int | None) -> bool:
+    """Whether a process that works for another, of this number, has lost it."""
+    return parent is not None and os.getppid() != parent
 
 
 # --- annotations -----------------------------------------------------------------------------------------------------

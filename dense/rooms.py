@@ -13,6 +13,7 @@ of that split. Units are meters, y is up; a room spans [0, width] x [0, height] 
 `furnishing.py` says what stands where, `interior.py` what is around it; `room_files.py` writes rooms as a data set.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -114,6 +115,15 @@ class Room:
     def scene(self) -> Scene:
         """The meshes, for rays; cast by one thread, so that they meet the same in any process."""
         return Scene(self.meshes, threads=1)
+
+    def changed(self, number: int, mesh: Mesh) -> "Room":
+        """This room with a mesh in the place of that of an object, by its number in `things`, which stay as they are.
+        It shares the other meshes."""
+        other = copy(self)
+        other.__dict__.pop("scene", None)
+        other.meshes = [*self.meshes]
+        other.meshes[len(STRUCTURE) + number] = mesh
+        return other
 
     # seeing
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attlas import backbones, pointnets  # noqa: F401  the last two register
-from attlas.dense import detection, matching, restoration, segmentation  # noqa: F401
+from attlas.dense import detection, matching, restoration, segmentation, video  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +33,8 @@ FLOORS = {
     ),
     "dense": (
         {"kernels", "attlas", "backbones"},
-        # PIL comes with Matplotlib; scipy reads MATLAB's files of key points; vlm/ imports transformers when a
-        # vision-language model is asked for
+        # PIL comes with Matplotlib; scipy reads MATLAB's files of key points and of masks; vlm/ imports transformers
+        # when a vision-language model is asked for
         {"mmcv", "mmdet", "mmseg", "pycocotools", "nibabel", "pydicom", "PIL", "scipy", "transformers"},
     ),
 }
@@ -180,6 +180,18 @@ SHARED = {
         "restorer",
     },
     "dense/vlm": {"__init__", "inference", "pictures", "rows", "views"},
+    "dense/video": {
+        "__init__",
+        "datasets",
+        "detector",
+        "errors",
+        "inference",
+        "metrics",
+        "pictures",
+        "room_walks",
+        "videos",
+        "windows",
+    },
 }
 
 
@@ -267,6 +279,7 @@ OF_SEVERAL_FILES = {
     "dense/restoration/test_training.py",
     "dense/segmentation/test_configs.py",
     "dense/segmentation/test_training.py",
+    "dense/video/test_training.py",
     "kernels/test_operators.py",
     "pointnets/test_baselines.py",
     "pointnets/test_training.py",

@@ -8,6 +8,11 @@ A checkpoint of a training of ours holds its config, which is read as data and n
 cloud a PLY with labels and colors. A file that cannot be read is reported, and the others are not: the exit status is
 1 then.
 
+    python tools/infer.py walks/epoch_4.pth video.mp4 folder_of_frames --out events
+
+A detector of anomalies takes videos, files or folders of frames, and gives events. With --out there are also the curve
+of the scores with frames (PNG), and the scores of all frames (CSV).
+
     python tools/infer.py HAT_SRx4.pth photos --out larger
 
     python tools/infer.py CHECKPOINT photos --open-set costarr.safetensors
@@ -42,6 +47,7 @@ from attlas.files import check_out, printable, replacing, save_figure
 
 CONFIGS = (".json", ".py", ".yaml", ".yml")
 OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint", "mutual", "apart", "fusion")  # of restorers and matchers
+OPTIONS += ("threshold", "quantile", "gap", "least")  # of detectors of anomalies in videos
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -71,6 +77,13 @@ def arguments() -> argparse.ArgumentParser:
     matchers.add_argument("--mutual", type=float, metavar="PIXELS", help="largest error of the way there and back")
     matchers.add_argument("--apart", type=float, metavar="PIXELS", help="least distance of two matches (0)")
     matchers.add_argument("--fusion", choices=("mean", "peak", "cycle"), help="of the levels: mean, or the surest one")
+    videos = parser.add_argument_group("detectors of anomalies in videos", argument_default=argparse.SUPPRESS)
+    videos.add_argument("--threshold", type=float, metavar="X", help="score from which a frame is anomalous (measured)")
+    videos.add_argument(
+        "--quantile", type=float, metavar="Q", help="share of normal frames of the training below it (0.995)"
+    )
+    videos.add_argument("--gap", type=int, metavar="N", help="most frames between two parts of one event (5)")
+    videos.add_argument("--least", type=int, metavar="N", help="fewest frames of an event (1)")
     return parser
 
 

@@ -24,6 +24,7 @@
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
     python tools/visualize.py matches CONFIG CHECKPOINT --items 0 7 --out matches.png
+    python tools/visualize.py anomalies CONFIG CHECKPOINT --item 4 --out curve.png
 
 Items are those of the config's test data; --file takes a mesh, a cloud or an image of yours instead.
 """
@@ -214,6 +215,11 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument(
         "--against", type=opponent, nargs="+", default=[], metavar="NAME=CONFIG:CHECKPOINT", help="other networks"
     )
+    sub = detector("anomalies", "how badly the frames of a video are predicted, as a curve, with frames")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--item", type=int, default=0, help="number of a video of the test data (0)")
+    source.add_argument("--file", type=Path, help="a video, or a folder of frames")
+    sub.add_argument("--threshold", type=float, help="score from which a frame is anomalous (measured in training)")
     sub = command("attribution", "which pixels a restored patch is made of (local attribution maps)", None, None, False)
     sub.add_argument("network", type=named, metavar="[NAME=]CHECKPOINT", help="of a restorer, or its authors' file")
     sub.add_argument(
@@ -521,6 +527,32 @@ def draw_restored(args: argparse.Namespace):
     return draw_restored(config_dataset(config, "test"), asked, args.item, args.crop)
 
 
+def draw_anomalies(args: argparse.Namespace):
+    from attlas.browsing import choose, config_dataset
+    from attlas.config import load_config
+    from attlas.dense.video import Video, VideoAnomalyDetector
+    from attlas.dense.video.pictures import draw_anomalies
+    from attlas.inference import Inferencer, load
+
+    config = load_config(args.config)
+    model = load(args.checkpoint, config)
+    if not isinstance(model, VideoAnomalyDetector):
+        raise ValueError(
+            f"{args.checkpoint}: the model is a {type(model).__name__}, and must be a VideoAnomalyDetector"
+        )
+    inferencer, truth = Inferencer(model, threshold=args.threshold), None
+    if args.file is None:
+        dataset = config_dataset(config, "test")
+        item = dataset[choose(dataset, 1, [args.item])[0]]
+        video, truth = item["video"], item["truth"]
+    else:
+        video = Video(args.file)
+    (result,) = inferencer(video.path)
+    if "error" in result:
+        raise ValueError(f"{video.name}: {result['error']}")
+    return draw_anomalies(video, result, truth, Path(video.name).name)
+
+
 def draw_attribution(args: argparse.Namespace):
     from attlas.dense.restoration.pictures import draw_attribution
     from attlas.images import read_image
@@ -641,6 +673,7 @@ def draw_shape(args: argparse.Namespace):
 
 def run(args: argparse.Namespace) -> None:
     commands = {
+        "anomalies": draw_anomalies,
         "attention": draw_attention,
         "attribution": draw_attribution,
         "confusion": draw_confusion,

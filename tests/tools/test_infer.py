@@ -283,4 +283,4 @@ def test_no_picture_is_replaced_unasked(infer, restorer, photos, tmp_path):
 def test_options_of_restorers_are_theirs_alone(infer, place):
     code, _, refusal = infer(place / "last.pth", place / "pictures", "--tile", 64, "--ensemble")
     assert code == 2
-    assert "tile and ensemble: only restorers and matchers have such options, and this is a ImageClassifier" in refusal
+    assert "tile and ensemble: models of the class ImageClassifier have no such options" in refusal
