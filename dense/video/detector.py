@@ -89,7 +89,6 @@ class VideoAnomalyDetector(BaseModel):
     """
 
     task = AnomalyDetection
-    checkpoint_optional = [r"^normal(_count)?$"]  # which the authors' files lack
 
     def __init__(
         self,
@@ -113,6 +112,7 @@ class VideoAnomalyDetector(BaseModel):
         self.normal_count: Tensor
         self.register_buffer("normal", torch.zeros(PERCENTILES, dtype=torch.float64))
         self.register_buffer("normal_count", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_may_lack_normal)
 
     @property
     def checkpoint_rules(self) -> list:
@@ -158,7 +158,7 @@ class VideoAnomalyDetector(BaseModel):
         found = []
         for place in range(len(clips)):
             one = pair[0][place], pair[1][place]
-            loss = float(torch.stack(list(self._weighted(*one).values())).sum())
+            loss = float(torch.stack(list(self._weighted(*one).values())).detach().sum())
             name = names[place] if names else None
             found.append(dict(loss=loss, scores=self._finite(self.score(*one), str(name)), name=name))
         return found
@@ -274,6 +274,14 @@ class VideoAnomalyDetector(BaseModel):
         found = np.quantile(scores, np.linspace(0, 1, PERCENTILES))
         self.normal.copy_(torch.from_numpy(found))
         self.normal_count.fill_(len(scores))
+
+
+def _may_lack_normal(module: torch.nn.Module, incompatible: Any) -> None:
+    """Files of a network alone, such as the authors', are whole without the scores of normal frames."""
+    lacking = [name for name in incompatible.missing_keys if name in ("normal", "normal_count")]
+    if lacking:
+        print_log("the file holds no scores of normal frames: a threshold is to be given.", logger="current")
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if name not in lacking]
 
 
 @HOOKS.register_module()

@@ -172,7 +172,7 @@ class VideoAUC(BaseMetric):
 
     @staticmethod
     def _write(path: Path, results: list[tuple]) -> None:
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for number, (_, scores, truth, _) in enumerate(results):
             arrays |= {f"scores_{number}": scores, f"truth_{number}": truth}
         with replacing(path) as temporary:

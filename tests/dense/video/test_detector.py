@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from golden_records import Record
 from small_videos import Perfect, frames_of, write_file, write_frames  # noqa: F401  registers it
 
 from attlas import checkpoint
@@ -180,8 +181,15 @@ def test_the_files_of_the_authors_load():
     """A network alone, under its own names; what lacks is the scores of normal frames."""
     model = small()
     state = {name.removeprefix("network."): v for name, v in model.state_dict().items() if "network" in name}
-    account = checkpoint.load(small(), dict(state_dict=state, optimizer={}, epoch=3))
+    loaded = small()
+    torch.nn.init.zeros_(loaded.network.low.weight)
+    account = checkpoint.load(loaded, dict(state_dict=state, optimizer={}, epoch=3))
     assert account.complete
+    assert torch.equal(loaded.network.low.weight, model.network.low.weight)
+    assert loaded.normal_count == 0
+    record = Record("conv-temporal-vad/network_gray_16")
+    authors = VideoAnomalyDetector(dict(type="ConvTemporalVAD", context=2), length=5)
+    assert checkpoint.load(authors, record.state_dict()).complete
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
