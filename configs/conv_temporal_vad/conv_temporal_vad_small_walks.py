@@ -22,7 +22,6 @@ model = dict(
     length=length,
     step=step,
     error="psnr",
-    overlap=False,  # a third of the time
 )
 _data = dict(type="RoomWalks", length=length, step=step, transforms=transforms)
 train_dataloader = dict(
