@@ -53,7 +53,15 @@ def test_equals_the_authors(name):
 def test_every_record_of_a_system_is_used():
     """A record without an "attlas" entry would never be run."""
     read_by_their_tests = {"bvr", "carve", "conv-temporal-vad", "costarr", "ffnet", "hat", "horfpn", "mmcv"}
-    read_by_their_tests |= {"ms-guided-attention", "normgrad", "relation-detr", "risurconv", "salient-relevance", "ufc", "weighted-convolution"}
+    read_by_their_tests |= {
+        "ms-guided-attention",
+        "normgrad",
+        "relation-detr",
+        "risurconv",
+        "salient-relevance",
+        "ufc",
+        "weighted-convolution",
+    }
     for path in FOLDER.glob("*/*.json"):
         if path.parent.name not in read_by_their_tests:
             assert '"attlas":' in path.read_text(), path.name
