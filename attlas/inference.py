@@ -593,8 +593,8 @@ class Inferencer:
             inputs: paths of files and folders, globs, and arrays (images uint8 (H, W, 3) or (H, W); of restorers uint8
                 or uint16, (H, W), (H, W, 3) or (H, W, 4), red, green, blue, opacity; points (N, 3), with normals
                 (N, 6), or a dict of pos (N, 3) and perhaps normal (N, 3), face (F, 3) and category, a number that
-                networks of parts want; of videos uint8 (T, H, W, 3) or (T, H, W)); one, or a sequence, of which matchers
-                take two by two.
+                networks of parts want; of videos uint8 (T, H, W, 3) or (T, H, W)); one, or a sequence, of which
+                matchers take two by two.
             batch_size: most items at a time. Those of different sizes do not share a batch.
             top: most classes, or objects, that a result lists; by default the task's number.
 
