@@ -297,6 +297,12 @@ def draw_saliency(args: argparse.Namespace):
 
     questions = ask(load(args.checkpoint, args.config), args.input, args.target)
     maps = [[explain(q, m, args.layers, args.combine, args.meta) for m in args.method] for q in questions]
+    for question, row in zip(questions, maps):
+        if "lrp" in args.method and not args.layers:
+            score = float(question.score(question.network(*question.inputs)))
+            print(
+                f"{question.said}: relevance sums to {row[args.method.index('lrp')].sum():.4g}, the score is {score:.4g}"
+            )
     return draw_saliency(questions, maps, args.method, args.checkpoint.name)
 
 

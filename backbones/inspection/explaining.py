@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...inference import task_of
-from .capture import default_layers
+from .capture import INPUT, default_layers
 from .normgrad import combined
 from .saliency import of_method, with_meta
 from .targets import Question
@@ -42,8 +42,8 @@ def explain(
     Args:
         question: of `ask`.
         method: name of METHODS.
-        layers: names of modules, or "input"; the last level of the backbone by default, of the method "proper" the last
-            convolution.
+        layers: names of modules, or "input". By default "input" of the methods "lrp" and "salient", of the method
+            "proper" the last convolution, else the last level of the backbone.
         how: "product" or "sum" with equal weights, of several layers, as of `combined`.
         meta: rate of a step of `meta_saliency` before; None for none.
 
@@ -62,6 +62,8 @@ def explain(
 
 
 def _default(network: nn.Module, method: str) -> list[str]:
+    if method in ("lrp", "salient"):
+        return [INPUT]
     if method != "proper":
         return default_layers(network)
     (level,) = default_layers(network)

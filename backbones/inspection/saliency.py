@@ -9,6 +9,8 @@ is the form of all of them; what the arguments are, `capture.look` says.
   looks at a place, so it is no sum of contributions; it is that of the linear approximation, but for the maximum, where
   g is the same everywhere, as in the layer before a global average.
 - Contrastive excitation backpropagation: see `excitation`.
+- Layer-wise relevance propagation ("lrp"), with plain rules: see `relevance`; signed. Salient Relevance ("salient"),
+  of the input alone: see `salient_relevance`.
 - Meta-saliency (arXiv 2004.02866): the map of the network after one step of gradient descent on the loss of its target.
 """
 
@@ -19,9 +21,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .capture import Inputs, ToMap, as_inputs, check_mode, look, swapped, unchanged
+from .capture import INPUT, Inputs, ToMap, as_inputs, check_mode, look, swapped, unchanged
 from .excitation import contrastive_excitation
 from .normgrad import linear_approximation, normgrad, proper_normgrad, selective_normgrad
+from .relevance import propagate
+from .salient_relevance import salient_relevance
 from .targets import Scoring, evaluate, extreme_classes, logit, of_sample
 
 
@@ -49,6 +53,35 @@ def gradcam(
     return found
 
 
+def lrp(
+    network: nn.Module, inputs: Inputs, score: Scoring, layers: str | Sequence[str], grid: ToMap | None = None
+) -> list[Tensor]:
+    """The relevance of the layer "input", or of the maps that modules give, summed over channels."""
+    if grid is not None:
+        raise ValueError("lrp takes no grid: it shows the input, or modules that give maps")
+    names = [layers] if isinstance(layers, str) else list(layers)
+    modules = [name for name in names if name != INPUT]
+    found = propagate(network, as_inputs(inputs), score, layers=modules, at_inputs=INPUT in names)
+    parts: dict[str, Sequence[Tensor | None]] = {**found.layers, INPUT: found.inputs[:1]}
+    maps = []
+    for name in names:
+        first, *others = parts[name]
+        if others or first is None or first.ndim < 3:
+            given = f"{len(parts[name])} times" if others else "no maps (B, C, *places)"
+            raise ValueError(f"{name} gives {given}; lrp shows what modules give that run once and give maps")
+        maps.append(first.sum(1))
+    return maps
+
+
+def salient(
+    network: nn.Module, inputs: Inputs, score: Scoring, layers: str | Sequence[str], grid: ToMap | None = None
+) -> list[Tensor]:
+    """Salient Relevance, of the layer "input" alone."""
+    if grid is not None or ([layers] != [INPUT] and list(layers) != [INPUT]):
+        raise ValueError(f"salient takes layers={INPUT!r} alone, and no grid; got layers={layers!r}")
+    return [salient_relevance(network, as_inputs(inputs), score).map]
+
+
 METHODS: dict[str, Method] = dict(
     normgrad=normgrad,
     selective=selective_normgrad,
@@ -57,6 +90,8 @@ METHODS: dict[str, Method] = dict(
     gradient=gradient,
     gradcam=gradcam,
     excitation=contrastive_excitation,
+    lrp=lrp,
+    salient=salient,
 )
 
 # --- more sensitive to the class -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from networks import build, image
 
 from attlas.backbones.inspection.explaining import explain
 from attlas.backbones.inspection.pictures import draw_saliency, overlay
+from attlas.backbones.inspection.relevance import propagate
 from attlas.backbones.inspection.targets import Question, cross_entropy, logit
 
 
@@ -24,8 +25,25 @@ def test_maps_by_name(question):
     assert several.shape == (64, 96)
     assert 0 <= several.min() <= several.max() <= 1
     assert not torch.allclose(explain(question, "normgrad", meta=1e-2), explain(question, "normgrad"), rtol=1e-4)
-    with pytest.raises(ValueError, match="method 'lrp' is none of"):
-        explain(question, "lrp")
+    with pytest.raises(ValueError, match="method 'lime' is none of"):
+        explain(question, "lime")
+
+
+def test_relevance_by_name(question):
+    whole = explain(question, "lrp")
+    assert whole.shape == (64, 96)
+    assert whole.min() < 0 < whole.max()
+    at_level = explain(question, "lrp", ["stages.1"])
+    found = propagate(question.network, question.inputs, question.score, layers=["stages.1"])
+    assert torch.equal(whole, found.inputs[0][0].sum(0))
+    assert torch.equal(at_level, found.layers["stages.1"][0][0].sum(0))
+    assert explain(question, "salient").shape == (64, 96)
+    with pytest.raises(ValueError, match="salient takes layers='input' alone"):
+        explain(question, "salient", ["stages.1"])
+    with pytest.raises(ValueError, match=r"head.* gives no maps"):
+        explain(
+            question, "lrp", [next(name for name, _ in question.network.named_modules() if name.startswith("head"))]
+        )
 
 
 def test_picture(question):
