@@ -299,10 +299,9 @@ def draw_saliency(args: argparse.Namespace):
     maps = [[explain(q, m, args.layers, args.combine, args.meta) for m in args.method] for q in questions]
     for question, row in zip(questions, maps):
         if "lrp" in args.method and not args.layers:
+            total = float(row[args.method.index("lrp")].sum())
             score = float(question.score(question.network(*question.inputs)))
-            print(
-                f"{question.said}: relevance sums to {row[args.method.index('lrp')].sum():.4g}, the score is {score:.4g}"
-            )
+            print(f"{question.said}: relevance sums to {total:.4g}, the score is {score:.4g}")
     return draw_saliency(questions, maps, args.method, args.checkpoint.name)
 
 
