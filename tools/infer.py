@@ -46,8 +46,11 @@ from attlas.config import load_config
 from attlas.files import check_out, printable, replacing, save_figure
 
 CONFIGS = (".json", ".py", ".yaml", ".yml")
-OPTIONS = ("tile", "overlap", "half", "ensemble", "keep_tint", "mutual", "apart", "fusion")  # of restorers and matchers
-OPTIONS += ("threshold", "quantile", "gap", "least")  # of detectors of anomalies in videos
+OPTIONS = (
+    *("tile", "overlap", "half", "ensemble", "keep_tint"),  # of restorers
+    *("mutual", "apart", "fusion"),  # of matchers
+    *("threshold", "quantile", "gap", "least"),  # of detectors of anomalies in videos
+)
 
 
 def arguments() -> argparse.ArgumentParser:

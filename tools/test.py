@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
@@ -167,7 +168,7 @@ def test_open_set(args: argparse.Namespace) -> None:
         raise ValueError(f"--keep {args.keep} is not among the scores: {', '.join(names)}")
     cfg = load_config(args.config, args.cfg_options)
     fill_channels(cfg.model, cfg.get("default_scope"))
-    model = load(args.checkpoint, cfg)
+    model: Any = load(args.checkpoint, cfg)
     known = args.known or model.classes
     if not known:
         raise ValueError("the checkpoint names no classes: give the trained ones in order, --known CLASS ...")

@@ -104,7 +104,7 @@ def _noting(network: nn.Module, notes: Notes) -> Iterator[None]:
             notes.update(own)
             yield x
 
-    network.levels = noting  # type: ignore[method-assign]
+    network.levels = noting  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

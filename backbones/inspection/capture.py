@@ -166,8 +166,8 @@ def _as_map(x: Tensor, module: nn.Module, layer: str, network: nn.Module, inputs
                     "are no map: choose a layer before the network drops pixels"
                 )
         return x
-    if x.ndim == 3 and sides and (found := token_grid(network, *sides)) is not None:
-        return found(x)
+    if x.ndim == 3 and sides and (tokens := token_grid(network, *sides)) is not None:
+        return tokens(x)
     raise ValueError(
         f"{layer} ({type(module).__name__}) gives shape {tuple(x.shape)}, and nothing in the network says how "
         "that is a map (B, C, H, W): give grid=TokenGrid(prefix, height, width), or a function of your own"

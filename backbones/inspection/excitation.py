@@ -56,7 +56,7 @@ class _Rule(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, probability: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, probability: Tensor):
         with torch.enable_grad(), torch._C.DisableTorchFunction():  # autograd runs inside of the mode
             parents = [x.detach().clamp(min=0).requires_grad_() for x in ctx.saved_tensors]
             total = ctx.excites(*parents)

@@ -45,6 +45,6 @@ def draw_scores(
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(height - 0.5, -0.5)
     bar = canvas.colorbar(shown, ax=list(panels[0]), pad=0.01, aspect=25)
-    bar.solids.set(alpha=1)
+    bar.solids.set(alpha=1)  # type: ignore[union-attr]
     bar.ax.tick_params(labelsize=7)
     return canvas

@@ -87,7 +87,7 @@ def draw(pixels: np.ndarray, seen: Picks, patch: int, title: str = "", others: I
     canvas = Figure((3 * 4.2, 4.2 * height / width + 2.8), layout="constrained", dpi=110)
     if title:
         canvas.suptitle(title, fontsize=10)
-    above, below = canvas.subfigures(2, 1, height_ratios=(4.2 * height / width + 0.4, 2.4))
+    above, below = canvas.subfigures(2, 1, height_ratios=(4.2 * height / width + 0.4, 2.4))  # type: ignore[misc]
     left, middle, right = above.subplots(1, 3)
     for axes in (left, middle, right):
         axes.set_axis_off()

@@ -327,7 +327,7 @@ class Tape(TorchDispatchMode):
         if not carries or self.native:
             out = func(*inner, **options)
         else:
-            rule = rule_of(base)
+            rule: Any = rule_of(base)
             if rule is not None and rule[1] is None:
                 out = func(*inner, **options)
             elif in_place:

@@ -66,7 +66,7 @@ class _Instead(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         return None, grad
 
 
@@ -76,7 +76,7 @@ class _Half(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         return grad / 2
 
 
@@ -207,7 +207,8 @@ def _with_layer(rules: Rules, rule: str, plain: Tensor, layer: _Layer) -> Tensor
         return plain
     y = _damped(rules, plain) if rule == "plain" else layer.relevant(plain, rule)
     layer.version = y._version
-    y._layer = (layer, rule, plain)  # type: ignore[attr-defined]  for a batch norm that follows
+    # for a batch norm that follows
+    y._layer = (layer, rule, plain)  # type: ignore[attr-defined]
     return y
 
 

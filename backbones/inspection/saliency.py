@@ -16,7 +16,7 @@ is the form of all of them; what the arguments are, `capture.look` says.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ def salient(
     return [salient_relevance(network, as_inputs(inputs), score).map]
 
 
-METHODS: dict[str, Method] = dict(
+METHODS: dict[str, Any] = dict(
     normgrad=normgrad,
     selective=selective_normgrad,
     proper=proper_normgrad,

@@ -263,7 +263,7 @@ class Detector:
         checkpoint.save(path, tensors or {"nothing_fitted": torch.zeros(1)}, {"open_set": json.dumps(told)})
 
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "score": str, "options": dict, "threshold": (int, float), "rule": str, "unit": str, "layer": str,
     "fingerprint": str, "classes": list,
 }  # fmt: skip

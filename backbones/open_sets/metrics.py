@@ -132,7 +132,8 @@ def _detection(scores, labels, positive: str) -> tuple[np.ndarray, np.ndarray]:
     found = samples(scores, labels)
     is_known = positive == "known"
     hits = found.known if is_known else ~found.known
-    return _accepted(found.scores if is_known else -found.scores, hits, ~hits)[1:]
+    _, true, false = _accepted(found.scores if is_known else -found.scores, hits, ~hits)
+    return true, false
 
 
 def fpr_at_tpr(scores, labels, positive: str, tpr: float = 0.95) -> float:

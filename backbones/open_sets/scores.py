@@ -79,7 +79,7 @@ class Score(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, C)."""
-        return F.linear(features, self.weight, self.bias)
+        return F.linear(features, self.weight, self.bias)  # type: ignore[arg-type]
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.weight.shape[1] or not features.is_floating_point():

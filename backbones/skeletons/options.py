@@ -119,7 +119,7 @@ def check_shares(name: str, values: Any) -> None:
     """Raises ValueError, with the name of the option, if a value, or one of a sequence, is no number in [0, 1]."""
     listed = isinstance(values, Sequence) and not isinstance(values, str)
     for value in values if listed else [values]:
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise ValueError(f"{name} must be a number in [0, 1], got {value!r:.60}")
 
 

@@ -70,7 +70,8 @@ class MatchingPreprocessor(BaseDataPreprocessor):
 
     def _side(self, side: str, data: Mapping) -> Images:
         count = len(data[side])
-        masks = data.get(f"{side}_mask") if data.get(f"{side}_mask") is not None else [None] * count
+        masks: Any = data.get(f"{side}_mask")
+        masks = [None] * count if masks is None else masks
         pixels, frames, seen = [], [], []
         for number, (image, mask) in enumerate(zip(data[side], masks)):
             if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
@@ -195,8 +196,10 @@ class Matcher(BaseModel):
 
     def _distance(self, there: Found, back: Found, source: Images, target: Images) -> Tensor:
         sides = torch.tensor(self.size[::-1], device=there.places.device)
-        total, count = 0, 0
+        total: Any = 0
+        count: Any = 0
         for found, one, other in ((there, source.points, target.points), (back, target.points, source.points)):
+            assert one is not None and other is not None  # a batch that is learned from
             known = ~(one.isnan().any(-1) | other.isnan().any(-1))
             ends = follow(as_shares(found.places), one.nan_to_num())
             distance = ((ends - other.nan_to_num()) * sides).square().sum(-1).add(1e-6).sqrt()
@@ -229,5 +232,5 @@ def nearest(maps: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
     (B, 2, h, w) of the middle of a cell. The baseline of a network: the same features without it."""
     a, b = stacked(maps), stacked(others)
     best = (a.flatten(2).transpose(1, 2) @ b.flatten(2)).argmax(-1)
-    cells = middles(*b.shape[2:], b).flatten(1)
+    cells = middles(b.shape[2:], b).flatten(1)
     return cells[:, best].transpose(0, 1).unflatten(2, a.shape[2:])

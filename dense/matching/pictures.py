@@ -119,7 +119,7 @@ def _arrows(axes: Axes, there: Warp) -> None:
     height, width = there.frame.size
     columns = ARROWS
     rows = max(1, round(ARROWS * height / width))
-    starts = there.frame.places(middles(rows, columns, there.shares).flatten(1).T)
+    starts = there.frame.places(middles((rows, columns), there.shares).flatten(1).T)
     ends = there.at(starts)
     if there.other.size == there.frame.size:
         moves = ends - starts

@@ -243,7 +243,8 @@ class Encoder4D(nn.Module):
 
     def of_maps(self, source: Tensor, target: Tensor) -> Tensor:
         """`forward` of the cosine cost of two maps; see `Conv4d.of_maps`."""
-        first, *after = self.conv4d[0]
+        begin: Any = self.conv4d[0]
+        first, *after = begin
         cost = first.of_maps(source, target)
         for layer in (*after, *self.conv4d[1:]):
             cost = layer(cost)
@@ -506,6 +507,9 @@ class UFC(nn.Module):
         self._check("source", source)
         self._check("target", target)
         found, cost = Aggregated([], [], source[0].new_zeros(())), source[0].new_zeros(())
+        project: Any
+        embed: Any
+        layers: Any
         for level, (project, embed, layers) in enumerate(zip(self.proj_feat, self.embedding, self.layers)):
             a, b = (project(maps[level].permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for maps in (source, target))
             size = a.shape[2:]
@@ -514,7 +518,7 @@ class UFC(nn.Module):
                 embedded = cost + embedded
                 a, b = a + resized(found.source[-1], size), b + resized(found.target[-1], size)
             cost, a, b = embedded, a.flatten(2).transpose(1, 2), b.flatten(2).transpose(1, 2)
-            for layer in layers:  # type: ignore[union-attr]
+            for layer in layers:
                 cost, a, b = layer(cost, a, b)
             found.source.append(a.transpose(1, 2).unflatten(2, size))
             found.target.append(b.transpose(1, 2).unflatten(2, size))
@@ -562,4 +566,5 @@ class UFC(nn.Module):
             )
 
 
-VARIANTS = {"ufc_coponerf": (dict(), 12_519_792)}  # options, and parameters without a backbone
+# options, and parameters without a backbone
+VARIANTS: dict[str, tuple[dict[str, Any], int]] = {"ufc_coponerf": (dict(), 12_519_792)}

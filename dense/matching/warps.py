@@ -40,7 +40,7 @@ class Frame(NamedTuple):
         rows, columns = (mask.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
         if not rows:
             raise ValueError("the mask of an image leaves no pixel.")
-        return cls(tuple(mask.shape), (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        return cls((mask.shape[0], mask.shape[1]), (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
     def shares(self, places: Tensor) -> Tensor:
         """Places (..., 2) as shares of the part's sides, from 0 to 1 inside."""
@@ -58,8 +58,9 @@ class Frame(NamedTuple):
         return ((shares >= 0) & (shares <= 1)).all(-1)
 
 
-def middles(height: int, width: int, like: Tensor) -> Tensor:
-    """The middles (2, height, width) of the cells of a grid over an image, x and y as shares of its sides."""
+def middles(size: Sequence[int], like: Tensor) -> Tensor:
+    """The middles (2, height, width) of the cells of a grid of `size` over an image, x and y as shares of its sides."""
+    height, width = size
     y, x = ((torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side for side in (height, width))
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
 
@@ -74,7 +75,7 @@ def sample_cells(cells: Tensor, shares: Tensor) -> Tensor:
 def follow(places: Tensor, shares: Tensor) -> Tensor:
     """Where shares (B, K, 2) of the sides of images are in the others, by grids (B, 2, h, w) that say it of the middles
     of cells, as shares too. The displacement is interpolated, so that nothing bends at the border."""
-    return shares + sample_cells(places - middles(*places.shape[2:], places), shares)
+    return shares + sample_cells(places - middles(places.shape[2:], places), shares)
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,15 @@ class Warp:
 
     def cells(self) -> Tensor:
         """The places (h w, 2) of the middles of the cells."""
-        return self.frame.places(middles(*self.shares.shape[1:], self.shares).flatten(1).T)
+        return self.frame.places(middles(self.shares.shape[1:], self.shares).flatten(1).T)
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """For every pixel of the whole image its place (H, W, 2) in the other, NaN outside of the part; and the
         confidence (H, W), 0 there."""
         height, width = self.frame.size
-        pixels = Frame.whole(self.frame.size).places(middles(height, width, self.shares).permute(1, 2, 0)).flatten(0, 1)
+        pixels = (
+            Frame.whole(self.frame.size).places(middles(self.frame.size, self.shares).permute(1, 2, 0)).flatten(0, 1)
+        )
         inside = self.frame.inside(pixels)
         places = torch.where(inside[:, None], self.at(pixels), torch.nan)
         confidence = torch.where(inside, self.confidence_at(pixels), 0)

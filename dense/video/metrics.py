@@ -176,7 +176,7 @@ class VideoAUC(BaseMetric):
         for number, (_, scores, truth, _) in enumerate(results):
             arrays |= {f"scores_{number}": scores, f"truth_{number}": truth}
         with replacing(path) as temporary:
-            np.savez_compressed(temporary, names=np.array([name for name, *_ in results]), **arrays)
+            np.savez_compressed(temporary, names=np.array([name for name, *_ in results]), **arrays)  # type: ignore[arg-type]
 
     def _told(self, results: list[tuple], found: Mapping[str, tuple[float, float]]) -> str:
         left_out = sum(int(np.isnan(scores).sum()) for _, scores, _, _ in results)

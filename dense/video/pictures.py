@@ -48,7 +48,7 @@ def draw_anomalies(
     wide = 11.0
     tall = wide / len(numbers) * height / width
     figure = Figure((wide, tall + 3.3), layout="constrained", dpi=110)
-    above, below = figure.subfigures(2, 1, height_ratios=[tall + 0.35, 2.95])
+    above, below = figure.subfigures(2, 1, height_ratios=[tall + 0.35, 2.95])  # type: ignore[misc]
     threshold, events = result["threshold"], result["events"] or ()
     for axes, number in zip(np.atleast_1d(above.subplots(1, len(numbers))), numbers):
         over = threshold is not None and scores[number] > threshold

@@ -36,8 +36,10 @@ KINDS = ("jump", "grow", "spin", "normal")  # of a video to test with, by its nu
 FOLDERS = {"train": "training", "test": "testing"}
 LEAST = 24  # frames of a video
 # what breaks the rule: it stands on the floor, and looks otherwise once it is turned
-MOVERS = ("armchair", "bed", "car", "chair", "coffee table", "desk", "kitchen cabinet", "large plant", "low cabinet")
-MOVERS += ("person on the floor", "small cabinet", "sofa", "standing person", "table", "tall cabinet", "vanity")
+MOVERS = (
+    *("armchair", "bed", "car", "chair", "coffee table", "desk", "kitchen cabinet", "large plant", "low cabinet"),
+    *("person on the floor", "small cabinet", "sofa", "standing person", "table", "tall cabinet", "vanity"),
+)
 TRIES = 24  # ways that a camera may take, of which the first free one is taken
 ROOMS = 8  # rooms for a video, of which the first is taken where an object of MOVERS is seen well
 SEEN = 0.04  # share of the pixels that it covers then

@@ -118,7 +118,7 @@ def fuse(
         raise ValueError(f"views must be of the {count} vision tokens that the attention has")
     found = contrast(query[:many, chosen], general[:many, chosen], lam)
     tokens = np.tensordot(np.arange(1, many + 1), found.sum(1), 1)
-    return sum(view.spread(tokens, size) for view in views)
+    return np.sum([view.spread(tokens, size) for view in views], axis=0)
 
 
 def is_flat(fused: np.ndarray, least: float = 1e-4) -> bool:

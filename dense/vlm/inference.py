@@ -28,6 +28,8 @@ class VisionLanguageModel:
         ValueError: there is neither a template nor a chat template.
     """
 
+    image_token: Any
+
     def __init__(self, model: Any, processor: Any, template: str | None = None, image_token: str | None = None):
         if template is None and not getattr(processor, "chat_template", None):
             raise ValueError("the processor has no chat template: give template='USER: {images} {question} ASSISTANT:'")
@@ -66,9 +68,10 @@ class VisionLanguageModel:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} is no folder of a model in transformers' format: it has no config.json")
         safe: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
-        model, account = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **safe
         )
+        model, account = loaded
         if lacking := sorted(account["missing_keys"]) + sorted(map(str, account["mismatched_keys"])):
             raise ValueError(f"{folder}: the files lack {len(lacking)} weights of the model: {', '.join(lacking[:4])}")
         return cls(model.to(device), transformers.AutoProcessor.from_pretrained(folder, **safe), template)
@@ -195,10 +198,11 @@ def class_focus(
             f"image {tuple(image.shape)} and general {tuple(general.shape)} must both be (1, 3, H, W) of the pixels "
             f"{pixels.shape}"
         )
-    found = [rows.class_rows(network, x).numpy() for x in (image, general)]
-    if beyond := [block for block in blocks if not 0 <= block < found[0].shape[1]]:
-        raise ValueError(f"blocks={beyond}: the class token looks at the image in {found[0].shape[1]}, from 0")
-    return carve(pixels, *found, [patch_view(network.patch_size, pixels.shape[:2])], layers=blocks or None, **options)
+    query, other = (rows.class_rows(network, x).numpy() for x in (image, general))
+    if beyond := [block for block in blocks if not 0 <= block < query.shape[1]]:
+        raise ValueError(f"blocks={beyond}: the class token looks at the image in {query.shape[1]}, from 0")
+    views = [patch_view(network.patch_size, pixels.shape[:2])]
+    return carve(pixels, query, other, views, layers=blocks or None, **options)
 
 
 def patch_view(patch: int, size: tuple[int, int]) -> View:

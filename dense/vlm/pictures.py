@@ -26,7 +26,7 @@ def draw(carved: Carved, names: Sequence[str], title: str = "", layers: Sequence
     image, (height, width) = carved.image, carved.fused.shape
     chosen = slice(None) if layers is None else list(layers)
     means = [found[:, chosen].mean((0, 1)) for found in (carved.query, carved.general)]
-    maps = [sum(view.spread(mean, (height, width)) for view in carved.views) for mean in means]
+    maps = [np.sum([view.spread(mean, (height, width)) for view in carved.views], axis=0) for mean in means]
     spreads = [float(entropy(mean)) for mean in means]
     tile = 2.3
     lines = title.count("\n") + 1 if title else 0

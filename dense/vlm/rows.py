@@ -101,8 +101,8 @@ class Watch:
         if self.queries == "last":
             return [count - 1]
         first = int(self.tokens[-1]) + 1
-        wanted = places if self.queries == "text" else [place for place in self.queries if place in places]
-        return [int(place) - start for place in wanted if place >= first]
+        wanted = places if isinstance(self.queries, str) else [int(place) for place in self.queries if place in places]
+        return [place - start for place in wanted if place >= first]
 
     def take(self, module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         if mask is not None and not isinstance(mask, Tensor):
@@ -187,12 +187,12 @@ def rows_of(
     check_queries(queries, int(tokens[-1]) + 1)
     AttentionInterface.register(NAME, _watched_attention)
     watches: dict[int, Watch] = {}
-    own = {layer: found[layer].config for layer in layers}
+    own: dict[int, Any] = {layer: found[layer].config for layer in layers}
     try:
         for layer, config in own.items():
-            module = found[layer]
+            module: Any = found[layer]
             watches[layer] = Watch(config._attn_implementation, tokens, queries)
-            module.attlas_watch = watches[layer]  # type: ignore[assignment]
+            module.attlas_watch = watches[layer]
             # only this module's own view of the config: masks are made as the rest of the model wants them
             module.config = copy.deepcopy(config)
             module.config._attn_implementation = NAME
@@ -290,7 +290,7 @@ def vision_tokens(config: Any, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def greedy(model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int) -> Any:
+def greedy(model: Any, inputs: Mapping[str, Tensor], max_new_tokens: int) -> Any:
     """`generate` of transformers: the most likely token, without penalties, whatever the model's own generation config
     says beside its special tokens. Gives `sequences` (1, T + steps) and `logits`, (1, words) for each step."""
     from transformers import GenerationConfig
@@ -301,7 +301,7 @@ def greedy(model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int) 
     special = dict(bos_token_id=own.bos_token_id, eos_token_id=end, pad_token_id=pad)
     try:
         model.generation_config = GenerationConfig(**special)
-        return model.generate(  # type: ignore[operator]
+        return model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
     finally:

@@ -252,7 +252,8 @@ def token_table(record: dict) -> list[Table]:
     if not cases:
         return []
     dense, *names = cases[0]["results"]
-    rows, faster = [], {name: [] for name in names}
+    rows: list[list[str]] = []
+    faster: dict[str, list[str]] = {name: [] for name in names}
     for batch in dict.fromkeys(case["sizes"]["B"] for case in cases):
         alike = sorted((x for x in cases if x["sizes"]["B"] == batch), key=lambda x: x["sizes"]["N"])
         for case in alike:

@@ -66,6 +66,10 @@ def inference(network: nn.Module, image: Tensor) -> Tensor:
         return network(image)
 
 
+def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    return timed(call, device)[0]
+
+
 def measure_tokens(run: Run, quick: bool) -> Iterator[dict]:
     """A record for each number of images and patches, with the results of all networks, the least work first."""
     sizes = [(2, 8)] if quick else [(batch, side) for side in SIDES for batch in BATCHES if batch * side**2 <= MOST]
@@ -86,7 +90,7 @@ def _measured(run: Run, batch: int, side: int, quick: bool) -> dict:
         call()
         taken, counted = memory.mib(), image[:COUNTED]
         results[name] = taken | {"macs": analyze(network, counted, repeats=0)[-1].macs / len(counted)}
-        calls[name] = lambda call=call: timed(call, run.device)[0]
+        calls[name] = partial(_seconds, call, run.device)
     times = take_turns(calls, budget=0.0 if quick else 1.0, least=lambda _: 3, most=15)
     for name, seconds in times.items():
         results[name] |= summary(seconds)

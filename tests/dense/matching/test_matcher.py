@@ -143,14 +143,14 @@ def test_losses_are_distances_in_pixels_of_the_working_size():
 
 def test_normalized_places_are_middles_of_cells():
     grid = torch.stack([torch.linspace(-1, 1, 4).expand(3, 4), torch.linspace(-1, 1, 3)[:, None].expand(3, 4)])[None]
-    torch.testing.assert_close(as_shares(grid)[0], middles(3, 4, grid))
+    torch.testing.assert_close(as_shares(grid)[0], middles((3, 4), grid))
 
 
 def test_nearest_neighbors():
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     features = torch.eye(6)
     found = nearest([features.view(1, 6, 2, 3)], [features[:, order].reshape(1, 6, 2, 3)])
-    cells = middles(2, 3, found).flatten(1)
+    cells = middles((2, 3), found).flatten(1)
     torch.testing.assert_close(found[0].flatten(1), cells[:, order.argsort()])
 
 

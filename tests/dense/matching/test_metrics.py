@@ -12,7 +12,7 @@ from attlas.dense.matching.warps import Frame, Warp, middles
 def sample(errors, size=(40, 80), box=(0, 0, 20, 10), category="a"):
     """A pair of equal images, whose known matches are off by so many pixels."""
     frame = Frame.whole(size)
-    warp = Warp(middles(2, 2, torch.zeros(1)), torch.ones(2, 2), frame, frame)
+    warp = Warp(middles((2, 2), torch.zeros(1)), torch.ones(2, 2), frame, frame)
     source = torch.full((len(errors), 2), 9.0)
     target = source + torch.tensor([[error, 0.0] for error in errors]).reshape(-1, 2)
     return dict(there=warp, source_points=source, target_points=target, target_box=box, category=category, name="pair")

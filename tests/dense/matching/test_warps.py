@@ -12,7 +12,7 @@ def linear(frame, other, size=(3, 4), confidence=None):
     """The warp that takes shares of one image to the same shares of the other."""
     like = torch.zeros(1, dtype=torch.float64)
     given = torch.ones(size, dtype=torch.float64) if confidence is None else confidence
-    return Warp(middles(*size, like), given, frame, other)
+    return Warp(middles(size, like), given, frame, other)
 
 
 def places(*rows):
@@ -50,14 +50,14 @@ def test_there_and_back():
 
 def test_a_displacement_is_followed_beyond_the_middles_of_cells():
     """A shift by a share of the image holds up to its border."""
-    grid = middles(3, 4, torch.zeros(1, dtype=torch.float64))[None] + 0.25
+    grid = middles((3, 4), torch.zeros(1, dtype=torch.float64))[None] + 0.25
     start = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [0.3, 0.9]]], dtype=torch.float64)
     torch.testing.assert_close(follow(grid, start), start + 0.25)
 
 
 def test_cells_are_sampled_at_their_middles():
     cells = torch.arange(12.0).view(1, 1, 3, 4)
-    middle = middles(3, 4, cells).flatten(1).T[None]
+    middle = middles((3, 4), cells).flatten(1).T[None]
     torch.testing.assert_close(sample_cells(cells, middle)[0, :, 0], torch.arange(12.0))
 
 
@@ -80,7 +80,7 @@ def test_a_part_of_an_image():
 def folded():
     """Two cells of the first image lead to one place of the second, which leads back to the surer one."""
     frame = Frame.whole((10, 40))
-    shares = middles(1, 4, torch.zeros(1, dtype=torch.float64)).clone()
+    shares = middles((1, 4), torch.zeros(1, dtype=torch.float64)).clone()
     shares[0, 0, 1] = shares[0, 0, 0]  # the second cell goes where the first goes
     confidence = torch.tensor([[0.9, 0.4, 0.5, 0.8]], dtype=torch.float64)
     return Warp(shares, confidence, frame, frame), linear(frame, frame, (1, 4))
