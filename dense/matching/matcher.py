@@ -199,7 +199,8 @@ class Matcher(BaseModel):
         total: Any = 0
         count: Any = 0
         for found, one, other in ((there, source.points, target.points), (back, target.points, source.points)):
-            assert one is not None and other is not None  # a batch that is learned from
+            assert one is not None  # a batch that is learned from
+            assert other is not None
             known = ~(one.isnan().any(-1) | other.isnan().any(-1))
             ends = follow(as_shares(found.places), one.nan_to_num())
             distance = ((ends - other.nan_to_num()) * sides).square().sum(-1).add(1e-6).sqrt()
