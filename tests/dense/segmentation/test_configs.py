@@ -60,6 +60,7 @@ def sample(height, width, classes):
 @pytest.mark.parametrize("segmentor", SEGMENTORS)
 def test_there_is_one_for_every_system(segmentor):
     files = {Path(system.__module__.replace(".", "/")).name for system in backbones.systems().values()}
+    files -= {"alexnet", "vgg"}  # hosts of explanations, which nobody puts into new segmentors
     found = {path.stem for path in (CONFIGS / segmentor).glob("*_ade20k.py")}
     assert found == {f"{segmentor}_{name}_ade20k" for name in {*files, *OTHERS.get(segmentor, ())}}
 
