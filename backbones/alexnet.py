@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layers import PooledHead
+from .layers.head import FIXED_BY_POOLING
 from .skeletons.backbone import Backbone, Notes
 from .zoo import Rules, Variant, register
 
@@ -26,6 +27,7 @@ class AlexNet(Backbone):
     """
 
     level_modules = "stages"
+    fixed_sizes = FIXED_BY_POOLING
     min_size = 63  # of a side, which the poolings make 1 pixel
     trunc_normal = ()  # PyTorch's initial weights, as torchvision has them
 
@@ -52,6 +54,7 @@ class AlexNet(Backbone):
         if self.num_classes is not None:
             self.head = PooledHead(e, features, 6, self.num_classes, dropout, first=True)
         else:
+            self.fixed_sizes = {}
             del self.stages[self.out_indices[-1] + 1 :]  # no output needs them
         self.finish()
 

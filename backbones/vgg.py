@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .layers import PooledHead
+from .layers.head import FIXED_BY_POOLING
 from .skeletons.backbone import Backbone, Notes
 from .zoo import Rules, Variant, register
 
@@ -28,6 +29,7 @@ class VGG(Backbone):
     """
 
     level_modules = "stages"
+    fixed_sizes = FIXED_BY_POOLING
     rounds_up = False
     trunc_normal = ()  # see `initialize`
 
@@ -49,6 +51,7 @@ class VGG(Backbone):
         if self.num_classes is not None:
             self.head = PooledHead(dims[-1], features, 7, self.num_classes, dropout, first=False)
         else:
+            self.fixed_sizes = {}
             del self.stages[self.out_indices[-1] + 1 :]  # no output needs them
         self.finish()
 

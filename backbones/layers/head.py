@@ -143,6 +143,12 @@ class DistilledHead(Head):
         return torch.lerp(super().forward(x, pre_logits), self.distilled(x, pre_logits), 0.5)
 
 
+# `fixed_sizes` of networks with a PooledHead
+FIXED_BY_POOLING = {
+    ".onnx": dict.fromkeys(("height", "width"), "ONNX has no average pooling from a free size to a given one")
+}
+
+
 class PooledHead(Head):
     """The head of AlexNet and VGG: fc(act(fc2(act(fc1(pixels of a map of fixed size))))), act = ReLU.
 
