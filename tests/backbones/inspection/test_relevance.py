@@ -222,6 +222,7 @@ def test_modules(network):
     conserves(network.eval(), torch.randn(2, 6, 4, 5))
 
 
+@pytest.mark.slow
 def test_points():
     from attlas.pointnets.dgcnn import DGCNNClassifier
 
