@@ -138,6 +138,7 @@ DATASETS = Registry(
     "dense.restoration",
     "dense.matching",
     "dense.video",
+    "dense.gaze",
 )
 DATA_SAMPLERS = Registry(root.DATA_SAMPLERS, "data", "optim")
 TRANSFORMS = Registry(
@@ -151,6 +152,7 @@ TRANSFORMS = Registry(
     "dense.restoration",
     "dense.matching",
     "dense.video",
+    "dense.gaze",
 )
 MODELS = Registry(
     root.MODELS,
@@ -164,6 +166,7 @@ MODELS = Registry(
     "dense.restoration",
     "dense.matching",
     "dense.video",
+    "dense.gaze",
 )
 # token mixers, (B, C, H, W) -> (B, C, H, W); no other library of the stack has such a registry
 MIXERS = Registry(root.Registry("mixer", scope="mmengine"), "backbones", "dense.detection")
@@ -184,6 +187,7 @@ METRICS = Registry(
     "dense.restoration",
     "dense.matching",
     "dense.video",
+    "dense.gaze",
 )
 EVALUATOR = Registry(root.EVALUATOR)
 TASK_UTILS = Registry(root.TASK_UTILS)

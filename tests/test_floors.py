@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attlas import backbones, pointnets  # noqa: F401  the last two register
-from attlas.dense import detection, matching, restoration, segmentation, video  # noqa: F401
+from attlas.dense import detection, gaze, matching, restoration, segmentation, video  # noqa: F401
 from attlas.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -191,6 +191,16 @@ SHARED = {
         "room_walks",
         "videos",
         "windows",
+    },
+    "dense/gaze": {
+        "__init__",
+        "datasets",
+        "inference",
+        "metrics",
+        "pictures",
+        "positions",
+        "preprocessing",
+        "shelves",
     },
 }
 

@@ -56,6 +56,7 @@ def test_every_record_of_a_system_is_used():
     read_by_their_tests |= {
         "ms-guided-attention",
         "normgrad",
+        "oat",
         "relation-detr",
         "risurconv",
         "salient-relevance",
