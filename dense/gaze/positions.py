@@ -70,7 +70,7 @@ def gaussian_similarity(positions: int, sigma: float = 2.0) -> Tensor:
     positive("positions", positions)
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma is {sigma!r}; it must be a positive number, in positions.")
-    place = torch.arange(positions, dtype=torch.float64)
+    place = torch.arange(positions, dtype=torch.float64, device="cpu")
     return (-(place[:, None] - place).square() / (2 * sigma**2)).exp()
 
 
@@ -162,11 +162,11 @@ def sinusoid_table(rows: int, columns: int, channels: int, spacing: str = "origi
     """
     one_of("spacing", spacing, tuple(SPACINGS))
     each = 2 * math.ceil(positive("channels", channels) / 6)
-    frequencies = SPACINGS[spacing](torch.arange(0, each, 2, dtype=torch.float64), each, alpha)
+    frequencies = SPACINGS[spacing](torch.arange(0, each, 2, dtype=torch.float64, device="cpu"), each, alpha)
     sizes = (positive("rows", rows), positive("columns", columns), FLAGS)
     parts = []
     for axis, count in enumerate(sizes):
-        angles = torch.arange(count)[:, None] * frequencies
+        angles = torch.arange(count, device="cpu")[:, None] * frequencies
         waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
         shape = [count if other == axis else 1 for other in range(3)]
         parts.append(waves.view(*shape, each).expand(*sizes, each))
