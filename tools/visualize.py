@@ -22,6 +22,7 @@
     python tools/visualize.py contrast VLM_FOLDER --image street.jpg --question "What does the sign say?" --out look.png
     python tools/visualize.py contrast deit_small --weights FILE --image cat.jpg --out look.png
     python tools/visualize.py restored CONFIG CHECKPOINT --item 2 --crop 200 160 64 --out restored.png
+    python tools/visualize.py scanpaths CONFIG CHECKPOINT --items 3 7 --out paths.png
     python tools/visualize.py attribution hat.pth --against ffnet.pth --file cat.png --place 120 90 --out lam.png
     python tools/visualize.py matches CONFIG CHECKPOINT --items 0 7 --out matches.png
     python tools/visualize.py anomalies CONFIG CHECKPOINT --item 4 --out curve.png
@@ -104,6 +105,8 @@ def arguments() -> argparse.ArgumentParser:
     sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
     score(sub)
     sub = detector("maps", "the labels that a segmentor gives, below the true ones")
+    sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
+    sub = detector("scanpaths", "the order of looks that a network predicts, below the true one")
     sub.add_argument("--items", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of the test data (0 1 2)")
     sub = command("segments", "the labels that networks give to points, beside the true ones", None, None, True)
     sub.add_argument("config", type=Path)
@@ -509,6 +512,15 @@ def draw_maps(args: argparse.Namespace):
     return draw_maps(config_dataset(config, "test"), Inferencer(args.checkpoint, config), args.items)
 
 
+def draw_scanpaths(args: argparse.Namespace):
+    from attlas.browsing import config_dataset
+    from attlas.dense.gaze.pictures import draw_predictions
+    from attlas.inference import Inferencer
+
+    config = detector_config(args)
+    return draw_predictions(config_dataset(config, "test"), Inferencer(args.checkpoint, config), args.items)
+
+
 def restorer(checkpoint: Path, config=None):
     from attlas.dense.restoration import Restorer
     from attlas.inference import load
@@ -694,6 +706,7 @@ def run(args: argparse.Namespace) -> None:
         "restored": draw_restored,
         "room": draw_room,
         "saliency": draw_saliency,
+        "scanpaths": draw_scanpaths,
         "segments": draw_segments,
         "strip": draw_strip,
         "tree": draw_tree,

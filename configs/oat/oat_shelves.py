@@ -31,7 +31,7 @@ val_dataloader = test_dataloader = dict(
     dataset=dict(**_data, split="test", size=200),
 )
 val_evaluator = test_evaluator = dict(type="ScanpathMetrics", **_grid)
-optim_wrapper = dict(optimizer=dict(type="Adam", lr=1e-3), clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="Adam", lr=1e-3), clip_grad=dict(max_norm=1.0))
 param_scheduler = [dict(type="CosineAnnealingLR", by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs)]
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()

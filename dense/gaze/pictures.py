@@ -27,6 +27,27 @@ def draw_scanpaths(rows: Sequence[Sequence[Panel]]) -> Any:
     return canvas
 
 
+def draw_predictions(dataset: Any, inferencer: Any, items: Sequence[int]) -> Any:
+    """A figure of paths of a data set of scanpaths, and below each a predicted one, the first of those that are drawn.
+
+    Raises:
+        ValueError: no such item; the data are no scanpaths, or the network cannot answer.
+    """
+    rows: tuple[list[Panel], list[Panel]] = ([], [])
+    for item in items:
+        if not 0 <= item < len(dataset):
+            raise ValueError(f"there is no item {item} in the test data; they have 0 to {len(dataset) - 1}.")
+        scene = dataset.get(int(dataset.items[item]))
+        if not isinstance(scene, dict) or not {"boxes", "target", "path"} <= scene.keys():
+            raise ValueError(f"the test data ({type(dataset).__name__}) hold no scanpaths.")
+        (answer,) = inferencer([{name: scene[name] for name in ("image", "boxes", "target")}])
+        if "error" in answer:
+            raise ValueError(f"{scene['name']}: {answer['error']}")
+        rows[0].append(("true", scene["image"], scene["boxes"], scene["path"], scene["target"]))
+        rows[1].append(("predicted", scene["image"], scene["boxes"], answer["paths"][0], scene["target"]))
+    return draw_scanpaths(rows)
+
+
 def _draw(axes: Any, title: str, image: np.ndarray, boxes: np.ndarray, path: Sequence[int], target: int) -> None:
     from matplotlib.patches import Rectangle
 
