@@ -24,20 +24,28 @@ Path = Sequence[int]
 # --- strings of objects ----------------------------------------------------------------------------------------------
 
 
-def sequence_score(path: Path, truth: Path) -> float:
-    """SS, a share from 0 to 1: the best alignment of two paths in order, of match 1, mismatch 0 and gap 0, divided by
-    the longer length. That is their longest common subsequence.
+def sequence_score(path: Path, truth: Path, gap: float = 0.0) -> float:
+    """SS, a share from 0 to 1: the best alignment of two paths in order (Needleman and Wunsch), of match 1 and mismatch
+    0, divided by the longer length. Without a price of gaps that is their longest common subsequence.
+
+    Args:
+        path, truth: objects.
+        gap: what a gap adds, 0 or less; below 0 the score may be below 0 too.
 
     Raises:
-        ValueError: both are empty.
+        ValueError: both are empty, or gap is above 0.
     """
     if not len(path) and not len(truth):
         raise ValueError("both paths are empty: there is nothing to compare.")
-    before = np.zeros(len(truth) + 1, np.int64)
-    for place in path:
-        matched = before[:-1] + (np.asarray(truth) == place)
-        before[1:] = np.maximum.accumulate(np.maximum(matched, before[1:]))
-    return float(before[-1]) / max(len(path), len(truth))
+    if not gap <= 0:
+        raise ValueError(f"gap is {gap!r}; it must be 0 or less.")
+    before = [gap * number for number in range(len(truth) + 1)]
+    for count, place in enumerate(path, 1):
+        row = [gap * count]
+        for number, other in enumerate(truth):
+            row.append(max(before[number] + (place == other), before[number + 1] + gap, row[-1] + gap))
+        before = row
+    return before[-1] / max(len(path), len(truth))
 
 
 def edit_distance(path: Path, truth: Path) -> int:

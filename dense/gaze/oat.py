@@ -191,7 +191,7 @@ class OAT(BaseModel):
         pointer_dim: int = 512,
         spp: int = 0,
         position: str = "learned",
-        positions: int | None = None,
+        positions: int | Sequence[int] | None = None,
         sigma: float = 2.0,
         table: Any = None,
         alpha: float = 1.0,

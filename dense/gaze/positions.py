@@ -191,7 +191,8 @@ class GridPositions(nn.Module):
         rows, columns: of the grid.
         dim: features of a place.
         kind: one of `KINDS`.
-        positions: rows of the learned table; the longer side of the grid by default.
+        positions: rows of the learned table, by default as many as the longer side of the grid; or rows and columns of
+            a table of sinusoids, by default those of the grid. The authors' is of 3 and 11, whatever the grid.
         sigma: reach of the learned table's similarity; see `gaussian_table`, which makes it.
         table: another learned table (positions, m), m at least dim / 3: numbers, or the path of a .npy file.
         alpha: of sinusoids; see `sinusoid_table`.
@@ -205,7 +206,7 @@ class GridPositions(nn.Module):
         columns: int,
         dim: int,
         kind: str = "learned",
-        positions: int | None = None,
+        positions: int | Sequence[int] | None = None,
         sigma: float = 2.0,
         table: Any = None,
         alpha: float = 1.0,
@@ -214,10 +215,15 @@ class GridPositions(nn.Module):
         self.kind, self.dim = one_of("position", kind, KINDS), dim
         if kind != "learned" and table is not None:
             raise ValueError(f"table is given, and position={kind!r} looks up none; it is for position='learned'.")
+        if positions is not None and isinstance(positions, int) != (kind == "learned"):
+            wanted = "a number of rows" if kind == "learned" else "rows and columns, or None"
+            raise ValueError(f"positions is {positions!r}; with position={kind!r} it must be {wanted}.")
         if kind != "learned":
+            rows, columns = (rows, columns) if positions is None else positions  # type: ignore[misc]
             found = sinusoid_table(rows, columns, dim, kind, alpha)
         elif table is None:
-            found = gaussian_table(max(rows, columns) if positions is None else positions, math.ceil(dim / 3), sigma)
+            count: Any = max(rows, columns) if positions is None else positions
+            found = gaussian_table(count, math.ceil(dim / 3), sigma)
         else:
             found = read_table(table)
             if 3 * found.shape[1] < dim:

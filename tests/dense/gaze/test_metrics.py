@@ -64,6 +64,11 @@ def test_strings_by_their_definitions():
         assert edit_distance(a, a) == 0
         assert sequence_score(a, [place + 10 for place in b]) == 0
     assert edit_distance([], [1, 2]) == 2
+    assert sequence_score([1, 2, 3], [1, 3], gap=-0.25) == (2 - 0.25) / 3
+    assert sequence_score([1, 2], [2, 3], gap=-0.75) == 0  # two mismatches are better than two gaps
+    assert sequence_score([], [1, 2], gap=-1) == -1
+    with pytest.raises(ValueError, match="gap is 1"):
+        sequence_score([1], [1], gap=1)
     assert sequence_score([], [1]) == 0
 
 

@@ -53,6 +53,11 @@ def test_places_outside_have_zeros():
     waves = GridPositions(3, 4, 10, "linear", alpha=0.5)(places)
     assert_close(waves[0], sinusoid_table(3, 4, 10, "linear", 0.5)[1, 2, 1])
     assert (waves[1:] == 0).all()
+    larger = GridPositions(2, 4, 10, "linear", positions=(4, 11), alpha=0.5)(places)
+    assert_close(larger[1], sinusoid_table(4, 11, 10, "linear", 0.5)[3, 0, 0])
+    for kind, positions in (("linear", 4), ("learned", (3, 4))):
+        with pytest.raises(ValueError, match="positions is"):
+            GridPositions(2, 4, 10, kind, positions)
 
 
 @pytest.mark.parametrize("spacing", ["original", "exp1", "exp2", "linear"])
