@@ -11,9 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ...backbones.classification.views import SPLITS, FurnitureViews
 from ...data import Items, one_of, positive
 from ...registry import DATASETS
+
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,13 @@ class Search:
             path.append(choice)
 
 
+def furniture(split: str, **options: Any) -> Any:
+    """The pictures that stand on shelves, with their `images` and `labels`."""
+    from ...backbones.classification.views import FurnitureViews  # here, because all backbones come with it
+
+    return FurnitureViews(split, **options)
+
+
 @DATASETS.register_module()
 class FurnitureShelves(Items):
     """Shelves of furniture seen by a camera (`FurnitureViews`), an object in each cell, with a target and a scanpath of
@@ -123,7 +131,7 @@ class FurnitureShelves(Items):
         if positive("rows", rows) * positive("columns", columns) < 2:
             raise ValueError("a shelf of one object leaves nothing to search; rows or columns must be at least 2.")
         super().__init__(split, positive("FurnitureShelves.size", size), (), transforms, seed)
-        self.views = FurnitureViews(split, **(views or {}))
+        self.views = furniture(split, **(views or {}))
         self.rows, self.columns, self.cell = rows, columns, (positive("cell", cell[0]), positive("cell", cell[1]))
         self.search = Search(**(search or {}))
 

@@ -25,7 +25,7 @@ def views():
 
 @pytest.fixture(autouse=True)
 def without_rendering(monkeypatch, views):
-    monkeypatch.setattr(shelves, "FurnitureViews", views)
+    monkeypatch.setattr(shelves, "furniture", views)
 
 
 def test_the_law_of_the_searcher():
