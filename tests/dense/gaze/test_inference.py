@@ -37,7 +37,7 @@ def test_files_and_arrays_are_answered_alike(model, tmp_path):
     assert 1 <= len(first["paths"][0]) <= 5
     assert "looks:" in inferencer.task.said(first)
     assert "must be the number of a box, from 0 to 1" in second["error"]
-    assert "is no JSON" in broken[0]["error"]
+    assert "no JSON" in broken[0]["error"]
     assert "must hold" in broken[1]["error"]
     assert "no objects" in broken[2]["error"]
     figure = inferencer.task.draw(inferencer.task.take(dict(image=image, boxes=BOXES, target=4)), first)
