@@ -362,7 +362,8 @@ class OAT(BaseModel):
         """
         encoded = self.encode(scene) if encoded is None else encoded
         times = max(samples, 1)
-        scene = Scene(*(part if part is None else part.repeat_interleave(times, 0) for part in scene))
+        repeated: Any = [part if part is None else part.repeat_interleave(times, 0) for part in scene]
+        scene = Scene(*repeated)
         encoded = encoded.repeat_interleave(times, 0)
         end = encoded.shape[1] - 1
         tokens = scene.targets.new_full((len(encoded), 1), end + 2)

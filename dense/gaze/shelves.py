@@ -133,7 +133,7 @@ class FurnitureShelves(Items):
         super().__init__(split, positive("FurnitureShelves.size", size), (), transforms, seed)
         self.views = furniture(split, **(views or {}))
         self.rows, self.columns, self.cell = rows, columns, (positive("cell", cell[0]), positive("cell", cell[1]))
-        self.search = Search(**(search or {}))
+        self.search = Search(**(search or {}))  # type: ignore[arg-type]
 
     def scene(self, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, np.ndarray, list[int]]:
         """Views (N,), cells (N, 2), whether objects are of the target's class (N,), target, middle, and path."""
