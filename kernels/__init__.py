@@ -36,6 +36,7 @@ from .lightning_attention import (
     lightning_attention_both_ways,
     lightning_attention_step,
 )
+from .local_cross_attention import local_cross_attention
 from .local_reference_axis import local_reference_axis, principal_axis
 from .neighbor_moments import neighbor_moments
 from .neighborhood_aggregate import neighborhood_aggregate
@@ -79,6 +80,7 @@ __all__ = [
     "lightning_attention",
     "lightning_attention_both_ways",
     "lightning_attention_step",
+    "local_cross_attention",
     "local_reference_axis",
     "neighbor_moments",
     "neighborhood_aggregate",

@@ -468,6 +468,18 @@ def _halo_attention(draw: Draw) -> dict:
     )
 
 
+def _local_cross_attention(draw: Draw) -> dict:
+    batch, heads, depth, channels = draw.batch(), draw.choice((1, 2)), draw.size(9, 1), draw.size(9, 1)
+    (rows, columns), (height, width), dtype = *((draw.size(9, 1), draw.size(9, 1)) for _ in range(2)), draw.dtype()
+    return dict(
+        q=draw.tensor(batch, rows, columns, heads, depth, dtype=dtype),
+        k=draw.tensor(batch, height, width, heads, depth, dtype=dtype),
+        v=draw.tensor(batch, height, width, heads, channels, dtype=dtype),
+        halo=draw.choice((0, 0, 1, 5)),
+        scale=draw.scale(),
+    )
+
+
 def _window_attention(draw: Draw) -> dict:
     keywords, shift = _halo_attention(draw), draw.choice((0, 0, 1))
     for name in ("height_rel", "width_rel", "scale_position"):

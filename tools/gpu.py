@@ -53,6 +53,7 @@ CASES = {  # rows of the table: operators of the benchmark, at sizes that fill a
         {"B": 4, "side": 64, "heads": 6, "D": 30, "block": 16, "halo": halo, "shift": shift}
         for halo, shift in ((0, 8), (4, 0))
     ],
+    "local_cross_attention": [{"B": 8, "tokens": 24, "side": 96, "heads": 16, "D": 128}],
     "roi_align": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7, "ratio": 2}],
     "roi_pool": [{"B": 2, "side": 128, "C": 256, "R": 512, "bins": 7}],
     "reversed_attention": [{"B": 64, "N": 196, "heads": 12, "D": 16}, {"B": 4, "N": 4096, "heads": 12, "D": 32}],
@@ -84,6 +85,7 @@ SMALL = {  # for --compile-only: sizes that the CPU prepares at once
         {"B": 1, "side": 32, "heads": 2, "D": 30, "block": 16, "halo": halo, "shift": shift}
         for halo, shift in ((0, 8), (4, 0))
     ],
+    "local_cross_attention": [{"B": 1, "tokens": 3, "side": 12, "heads": 2, "D": 32}],
     "roi_align": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7, "ratio": 2}],
     "roi_pool": [{"B": 1, "side": 16, "C": 32, "R": 4, "bins": 7}],
     "reversed_attention": [{"B": 1, "N": 70, "heads": 2, "D": 32}],

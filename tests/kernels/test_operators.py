@@ -202,10 +202,10 @@ BOXES = ["bbox_overlaps", "box_iou_rotated", "nms", "nms_match", "nms_rotated", 
 VALUES = [
     "carafe", "deform_roi_pool", "deformable_attention", "deformable_convolution", "gather_max", "gather_neighbors",
     "halo_attention", "lightning_attention", "lightning_attention_both_ways", "lightning_attention_step",
-    "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention", "outlook_attention",
-    "position_relation", "psa_mask", "residual_norm", "reversed_attention", "roi_align", "roi_pool", "routed_attention",
-    "scatter_neighbors", "sigmoid_focal_loss", "small_kernel_aggregate", "softmax_focal_loss", "sparse_attention",
-    "surface_attention", "three_interpolate", "window_attention",
+    "local_cross_attention", "neighbor_moments", "neighborhood_aggregate", "neighborhood_attention",
+    "outlook_attention", "position_relation", "psa_mask", "residual_norm", "reversed_attention", "roi_align",
+    "roi_pool", "routed_attention", "scatter_neighbors", "sigmoid_focal_loss", "small_kernel_aggregate",
+    "softmax_focal_loss", "sparse_attention", "surface_attention", "three_interpolate", "window_attention",
 ]  # fmt: skip
 
 

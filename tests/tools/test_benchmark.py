@@ -38,6 +38,7 @@ SMALL_IMAGES = {
     "position_relation": {"B": 2, "N": 7, "heads": 3},
     "small_kernel_aggregate": {"B": 2, "side": 5, "C": 8, "Cw": 4, "kernel": 3},
     "halo_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 1},
+    "local_cross_attention": {"B": 2, "tokens": 2, "side": 6, "heads": 2, "D": 4},
     "window_attention": {"B": 2, "side": 8, "heads": 2, "D": 4, "block": 4, "halo": 0, "shift": 1},
     "reversed_attention": {"B": 2, "N": 7, "heads": 2, "D": 4},
     "routed_attention": {"B": 2, "side": 6, "heads": 2, "D": 4, "regions": 3, "topk": 2},

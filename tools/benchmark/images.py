@@ -27,6 +27,7 @@ from attlas.kernels import (
     deformable_convolution,
     halo_attention,
     lightning_attention,
+    local_cross_attention,
     neighborhood_aggregate,
     neighborhood_attention,
     nprf_attention,
@@ -137,6 +138,10 @@ def halo_attention_functions(device: torch.device, block: int, halo: int, **_) -
         OURS: lambda q, k, v, high, wide: halo_attention(q, k, v, high, wide, block, halo),
         "naive": lambda q, k, v, high, wide: naive.halo_attention(q, k, v, high, wide, block, halo),
     }
+
+
+def local_cross_attention_functions(device: torch.device, **_) -> Functions:
+    return {OURS: local_cross_attention, "naive": naive.local_cross_attention}
 
 
 def window_attention_functions(device: torch.device, block: int, halo: int, shift: int, **_) -> Functions:
@@ -339,6 +344,11 @@ def halo_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int) ->
     return attention_shapes(B, side, heads, D) | {"high": table, "wide": table}
 
 
+def resample_shapes(B: int, tokens: int, side: int, heads: int, D: int) -> Shapes:
+    fine = (B, side, side, heads, D)
+    return {"q": (B, tokens, tokens, heads, D), "k": fine, "v": fine}
+
+
 def window_shapes(B: int, side: int, heads: int, D: int, block: int, halo: int, shift: int) -> Shapes:
     bias = (heads, block**2, (block + 2 * halo) ** 2)
     return attention_shapes(B, side, heads, D) | {"bias": bias}
@@ -498,6 +508,15 @@ IMAGE_OPERATORS = {
         products=2,
         # HAT's: shifted windows, and overlapping ones
         sizes=[dict(B=1, side=64, heads=6, D=30, block=16, halo=halo, shift=shift) for halo, shift in ((0, 8), (4, 0))],
+    ),
+    "local_cross_attention": Operator(
+        resample_shapes,
+        local_cross_attention_functions,
+        lambda tokens, side, **_: (side // tokens) ** 2,
+        products=2,
+        # a projector's tokens on the patches of a ViT-L/14 at 336 x 336, and on a finer grid
+        sizes=[dict(B=1, tokens=tokens, side=side, heads=16, D=128) for tokens, side in ((12, 24), (24, 96))],
+        growth=lambda tokens, side, **_: (tokens / side) ** 2,
     ),
     "roi_align": Operator(
         map_shapes,

@@ -503,6 +503,18 @@ def halo_attention(
     return out.unflatten(4, (block, block)).permute(0, 1, 4, 2, 5, 3, 6).reshape(v.shape)
 
 
+def local_cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, h, w, heads, D) on (B, s h, s w, heads, D) each -> (B, h, w, heads, D); the blocks copied, token by token."""
+    (rows, columns), batch = q.shape[1:3], len(q)
+
+    def cut(x: Tensor) -> Tensor:  # (B · tokens, heads, s², D)
+        x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(0, 1, 3, 5, 2, 4, 6)
+        return x.flatten(4, 5).flatten(0, 2)
+
+    out = F.scaled_dot_product_attention(q.flatten(0, 2).unsqueeze(2), cut(k), cut(v))
+    return out.squeeze(2).unflatten(0, (batch, rows, columns))
+
+
 def window_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, block: int, halo: int, shift: int) -> Tensor:
     """(B, H, W, heads, D) each and a bias (heads, block², win²), win = block + 2 halo -> (B, H, W, heads, D); the
     windows unfolded, the mask of a shift made every time, as HAT's authors have it."""
