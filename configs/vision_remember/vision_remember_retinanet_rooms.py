@@ -1,0 +1,5 @@
+# RetinaNet on the built-in rooms, in whose neck coarse maps read the finer ones again. Nothing was published for it.
+_base_ = ["../retinanet/retinanet_biformer_rooms.py"]
+
+work_dir = "work_dirs/vision_remember_retinanet_rooms"
+model = dict(neck=dict(type="attlas.VisionRememberNeck", levels=2, head_dim=32))
