@@ -61,6 +61,7 @@ def test_every_record_of_a_system_is_used():
         "risurconv",
         "salient-relevance",
         "ufc",
+        "vision-remember",
         "weighted-convolution",
     }
     for path in FOLDER.glob("*/*.json"):
