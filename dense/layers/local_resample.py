@@ -177,6 +177,7 @@ class VisionRememberNeck(FPN):
         if found != self.in_channels:
             raise ValueError(f"VisionRememberNeck: the maps have {found} channels, and in_channels={self.in_channels}")
         maps = [inputs[0]]
+        module: Any
         for i, module in enumerate(self.remember, 1):
             finer = inputs[max(0, i - self.levels) : i]
             size = finer[0].shape[-2:]

@@ -330,8 +330,8 @@ class Insertions(nn.Module):
             k, v = (x.to(hidden.device) for x in self._read(number))
             if places.images is not None:
                 k, v = (x[places.images.to(x.device)] for x in (k, v))
-            at = (x.to(hidden.device) for x in (places.samples, places.tokens))
-            hidden = self._module(number).update(hidden, *at, k, v, places.prompt.to(hidden.device))
+            samples, tokens, prompt = (x.to(hidden.device) for x in (places.samples, places.tokens, places.prompt))
+            hidden = self._module(number).update(hidden, samples, tokens, k, v, prompt)
             return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
         return update
