@@ -235,7 +235,8 @@ def tasks_section() -> list[str]:
             ]
             links = [f"[{p.stem.replace(f'_{file}', '', 1)}](../{p.relative_to(ROOT).as_posix()})" for p in paths]
             cells.append(", ".join(links))
-        lines.append(f"| {title_of(module)[0]} | {' | '.join(cells)} |")
+        if any(cells):  # hosts of explanations have none
+            lines.append(f"| {title_of(module)[0]} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

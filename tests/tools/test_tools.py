@@ -609,7 +609,8 @@ def test_the_atlas_has_every_config(load):
     section = load("atlas").tasks_section()
     assert "\n".join(section) in (ROOT / "docs" / "atlas.md").read_text()
     rows = [line.split("|")[1:-1] for line in section if line.startswith("| ")][1:]
-    assert len(rows) == len({network.__module__ for network in backbones.systems().values()})
+    explained = 2  # AlexNet and VGG, hosts of explanations
+    assert len(rows) == len({network.__module__ for network in backbones.systems().values()}) - explained
     assert all("](" in cell for _, *cells in rows for cell in cells)
     assert all((ROOT / "docs" / link).exists() for line in section for link in re.findall(r"\((\.\./\S+)\)", line))
 

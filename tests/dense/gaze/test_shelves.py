@@ -10,7 +10,6 @@ from attlas.dense.gaze import shelves
 from attlas.dense.gaze.metrics import behavior_delta, mean_behavior
 from attlas.dense.gaze.shelves import FurnitureShelves, Search
 from attlas.engine import Runner
-from attlas.registry import DATASETS
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_a_network_recovers_the_statistics_of_the_searcher(tmp_path):
     """What is drawn behaves as the searcher does: length, hits, searches, refixations and revisits, on new shelves."""
     runner = training(tmp_path, 8, 1600)
     runner.train()
-    data = DATASETS.build(runner.cfg.val_dataloader.dataset)
+    data = runner.val_dataloader.dataset
     truth = mean_behavior([data.scene(n)[5] for n in range(1000)], [data.scene(n)[3] for n in range(1000)])
     found = [runner.message_hub.get_scalar(f"val/gaze/{name}").current() for name in type(truth)._fields]
     assert behavior_delta(type(truth)(*found), truth) < 0.2

@@ -44,7 +44,8 @@ def small(walks, **changes):
     steps = [dict(type="PackClip", size=(24, 32))]
     config.model.network.update(dims=(8, 8, 8), heads=2)
     for split in ("train", "val", "test"):
-        config[f"{split}_dataloader"].dataset.update(**walks, transforms=steps)
+        files = {name: str(value) if isinstance(value, Path) else value for name, value in walks.items()}
+        config[f"{split}_dataloader"].dataset.update(**files, transforms=steps)
     config.merge_from_dict(changes)
     return config
 
