@@ -1,4 +1,4 @@
-"""Shelves of furniture: the law of the searcher, boxes, and a network that recovers the searcher's statistics."""
+"""Shelves of furniture: the law of the searcher, boxes, and a network that learns from it to search."""
 
 from types import SimpleNamespace
 
