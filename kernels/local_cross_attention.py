@@ -149,7 +149,8 @@ def _attend(q, k, v, scale, halo, out, lse, logits):
                         for d in range(depth):
                             product += query[d] * key[d]
                         logits[n] = product * scale
-                        highest = max(highest, logits[n])
+                        if logits[n] > highest:
+                            highest = logits[n]
                         n += 1
                 total, n = q.dtype.type(0), 0
                 mixed[:] = 0
@@ -162,7 +163,10 @@ def _attend(q, k, v, scale, halo, out, lse, logits):
                             mixed[c] += weight * value[c]
                 for c in range(channels):
                     mixed[c] /= total
-                lse[i, j, head] = highest + np.log(total)
+                if highest == np.inf and not np.isnan(logits[:n]).any():
+                    lse[i, j, head] = highest  # as of the reference, where `total` is NaN
+                else:
+                    lse[i, j, head] = highest + np.log(total)
 
 
 @compiled(fastmath={"contract", "reassoc"})

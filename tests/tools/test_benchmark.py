@@ -187,7 +187,8 @@ def test_fewer_tokens_beside_fused_attention():
     (case,) = benchmark_tokens.measure_tokens(run, quick=True)
     dense, *others = (found["macs"] for found in case["results"].values())
     keys, both, pixels, lite, *interpreted = (macs / dense for macs in others)
-    assert keys > both > pixels  # the predictor counts
+    assert keys > both
+    assert 0.4 < both < 0.75
     assert 0.4 < pixels < 0.75
     assert lite < 0.8
     assert interpreted[0] > 1  # the scores of all tokens
