@@ -7,6 +7,7 @@ The transforms go with it, for the frames.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,11 +115,10 @@ def videos_below(dataset: str, folder: Path) -> list[Path]:
 
 
 class AnomalyVideos(Items):
-    """Base of the data sets of video anomaly detection (see `Items`).
+    """Base of the data sets of video anomaly detection (see `Items`): a layout says where videos and truths lie.
 
     Args:
-        paths: the videos of the split.
-        truths: of videos to test on, whether each frame is anomalous: booleans (T,), one array for each video.
+        root: folder of the data set.
         split: 'train' or 'val', of clips of normal videos, or 'test', of whole videos.
         length, step: as of `attlas.dense.video.windows.Windows`. At test the model has its own.
         stride: distance of the starts of two clips of a video.
@@ -126,29 +126,35 @@ class AnomalyVideos(Items):
         transforms, seed: as of `Items`.
 
     Raises:
+        FileNotFoundError: a folder or a truth is not there.
         ValueError: a video is too short for a clip, or has another number of frames than its truth. Of files this is
             seen when they are read, and only there certain.
     """
 
+    layout: str  # what lies in the root, for the error
+
     def __init__(
         self,
-        paths: Sequence[Path],
-        truths: Sequence[np.ndarray],
-        split: str,
-        length: int,
-        step: int,
-        stride: int,
-        val_share: float,
-        transforms,
-        seed: int,
+        root: str | Path,
+        split: str = "train",
+        length: int = 9,
+        step: int = 3,
+        stride: int = 1,
+        val_share: float = 0.1,
+        transforms=(),
+        seed: int = 0,
     ):
         kind = type(self).__name__
+        one_of(f"{kind}.split", split, SPLITS)
+        top = existing_root(kind, root, self.layout)
+        paths = self.paths(top, split)
+        truths = [self.truth(top, number, path) for number, path in enumerate(paths)] if split == "test" else []
         self.windows = Windows(positive(f"{kind}.length", length), positive(f"{kind}.step", step), 0)
         if not 0 <= val_share < 1:
             raise ValueError(f"{kind}.val_share is {val_share!r}; it must lie in [0, 1).")
         positive(f"{kind}.stride", stride)
         self.videos = [Video(path) for path in paths]
-        self.truths = list(truths)
+        self.truths = truths
         for video, truth in zip(self.videos, self.truths):
             if video.exact and video.count != len(truth):
                 raise ValueError(
@@ -171,6 +177,14 @@ class AnomalyVideos(Items):
             self.clips = clips[np.sort(chosen)]
             count = len(self.clips)
         super().__init__(split, count, (), transforms, seed)
+
+    @abstractmethod
+    def paths(self, top: Path, split: str) -> list[Path]:
+        """The videos of a split below the root."""
+
+    @abstractmethod
+    def truth(self, top: Path, number: int, path: Path) -> np.ndarray:
+        """Which frames of a video of the test split, the `number`th of `paths`, are anomalous: bool (T,)."""
 
     def name(self, item: int) -> str:
         return self.videos[item if self.clips is None else self.clips[item][0]].name
@@ -235,30 +249,17 @@ class UCSDPed(AnomalyVideos):
         ValueError: as of `AnomalyVideos`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        length: int = 9,
-        step: int = 3,
-        stride: int = 1,
-        val_share: float = 0.1,
-        transforms=(),
-        seed: int = 0,
-    ):
-        one_of("UCSDPed.split", split, SPLITS)
-        top = existing_root("UCSDPed", root, "Train/Train001/001.tif, Test/Test001/001.tif.")
-        part = top / ("Test" if split == "test" else "Train")
-        paths = [path for path in videos_below("UCSDPed", part) if not path.name.endswith("_gt")]
-        truths = [self._truth(part, number, path) for number, path in enumerate(paths)] if split == "test" else []
-        super().__init__(paths, truths, split, length, step, stride, val_share, transforms, seed)
+    layout = "Train/Train001/001.tif, Test/Test001/001.tif."
 
-    @staticmethod
-    def _truth(part: Path, number: int, path: Path) -> np.ndarray:
+    def paths(self, top, split):
+        part = top / ("Test" if split == "test" else "Train")
+        return [path for path in videos_below("UCSDPed", part) if not path.name.endswith("_gt")]
+
+    def truth(self, top, number, path):
         masks = path.with_name(f"{path.name}_gt")
         if masks.is_dir():
             return truth_of_masks(masks)
-        lists = sorted(part.glob("[!.]*.m"))
+        lists = sorted(path.parent.glob("[!.]*.m"))
         ranges = ranges_of_m(lists[0]) if len(lists) == 1 else []
         if number >= len(ranges):
             raise FileNotFoundError(
@@ -283,31 +284,20 @@ class Avenue(AnomalyVideos):
     Arguments and errors as of `UCSDPed`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        length: int = 9,
-        step: int = 3,
-        stride: int = 1,
-        val_share: float = 0.1,
-        transforms=(),
-        seed: int = 0,
-    ):
-        one_of("Avenue.split", split, SPLITS)
-        top = existing_root("Avenue", root, "training_videos/01.avi, testing_videos/01.avi.")
-        paths = videos_below("Avenue", top / ("testing_videos" if split == "test" else "training_videos"))
-        truths = []
-        for path in paths if split == "test" else ():
-            number = path.stem.lstrip("0") or "0"
-            places = [top / place / "testing_label_mask" for place in ("ground_truth_demo", ".")]
-            found = [place / f"{number}_label.mat" for place in places if (place / f"{number}_label.mat").is_file()]
-            if not found:
-                raise FileNotFoundError(
-                    f"Avenue: there is no truth of {printable(path)}: {printable(places[0] / f'{number}_label.mat')}."
-                )
-            truths.append(truth_of_mat(found[0]))
-        super().__init__(paths, truths, split, length, step, stride, val_share, transforms, seed)
+    layout = "training_videos/01.avi, testing_videos/01.avi."
+
+    def paths(self, top, split):
+        return videos_below("Avenue", top / ("testing_videos" if split == "test" else "training_videos"))
+
+    def truth(self, top, number, path):
+        name = path.stem.lstrip("0") or "0"
+        places = [top / place / "testing_label_mask" for place in ("ground_truth_demo", ".")]
+        found = [place / f"{name}_label.mat" for place in places if (place / f"{name}_label.mat").is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"Avenue: there is no truth of {printable(path)}: {printable(places[0] / f'{name}_label.mat')}."
+            )
+        return truth_of_mat(found[0])
 
 
 @DATASETS.register_module()
@@ -319,33 +309,23 @@ class ShanghaiTech(AnomalyVideos):
     Arguments and errors as of `UCSDPed`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        length: int = 9,
-        step: int = 3,
-        stride: int = 1,
-        val_share: float = 0.1,
-        transforms=(),
-        seed: int = 0,
-    ):
-        kind = type(self).__name__
-        one_of(f"{kind}.split", split, SPLITS)
-        top = existing_root(kind, root, "training/videos, testing/frames, testing/test_frame_mask.")
+    layout = "training/videos, testing/frames, testing/test_frame_mask."
+
+    def paths(self, top, split):
         part = top / ("testing" if split == "test" else "training")
         order = ("frames", "videos") if split == "test" else ("videos", "frames")
         inside = next((part / name for name in order if (part / name).is_dir()), part / order[0])
-        paths = videos_below(kind, inside)
-        truths = []
-        for path in paths if split == "test" else ():
-            name = path.name if path.is_dir() else path.stem
-            files = [part / folder / f"{name}.npy" for folder in ("test_frame_mask", "test_pixel_mask")]
-            found = [file for file in files if file.is_file()]
-            if not found:
-                raise FileNotFoundError(f"{kind}: there is no truth of {printable(path)}: {printable(files[0])}.")
-            truths.append(truth_of_array(found[0]))
-        super().__init__(paths, truths, split, length, step, stride, val_share, transforms, seed)
+        return videos_below(type(self).__name__, inside)
+
+    def truth(self, top, number, path):
+        name = path.name if path.is_dir() else path.stem
+        files = [top / "testing" / folder / f"{name}.npy" for folder in ("test_frame_mask", "test_pixel_mask")]
+        found = [file for file in files if file.is_file()]
+        if not found:
+            raise FileNotFoundError(
+                f"{type(self).__name__}: there is no truth of {printable(path)}: {printable(files[0])}."
+            )
+        return truth_of_array(found[0])
 
 
 @DATASETS.register_module()
