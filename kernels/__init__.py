@@ -19,44 +19,52 @@ What every operator promises of its arguments, and `tests/kernels/test_operators
   index wins. `local_reference_axis` and `principal_axis` scale first, and have no such limit.
 """
 
-from .box_overlaps import bbox_overlaps, box_iou_rotated
-from .bridging_attention import bridging_attention
-from .carafe import carafe
-from .combiner_attention import combiner_fixed, combiner_logsparse, combiner_mixture, combiner_rowmajor, combiner_rows
-from .deform_roi_pool import deform_roi_pool
-from .deformable_attention import deformable_attention
-from .deformable_convolution import deformable_convolution
-from .farthest_point_sample import farthest_point_sample
-from .focal_loss import sigmoid_focal_loss, softmax_focal_loss
-from .gather import gather_neighbors, scatter_neighbors
-from .gather_max import gather_max
-from .halo_attention import halo_attention, window_attention
-from .lightning_attention import (
+# By their full names: a program that runs in this folder may import it as `kernels`, as transformers does in search of
+# a package of that name. Operators that registered twice would no longer be those that the tables of exports know.
+from attlas.kernels.box_overlaps import bbox_overlaps, box_iou_rotated
+from attlas.kernels.bridging_attention import bridging_attention
+from attlas.kernels.carafe import carafe
+from attlas.kernels.combiner_attention import (
+    combiner_fixed,
+    combiner_logsparse,
+    combiner_mixture,
+    combiner_rowmajor,
+    combiner_rows,
+)
+from attlas.kernels.deform_roi_pool import deform_roi_pool
+from attlas.kernels.deformable_attention import deformable_attention
+from attlas.kernels.deformable_convolution import deformable_convolution
+from attlas.kernels.farthest_point_sample import farthest_point_sample
+from attlas.kernels.focal_loss import sigmoid_focal_loss, softmax_focal_loss
+from attlas.kernels.gather import gather_neighbors, scatter_neighbors
+from attlas.kernels.gather_max import gather_max
+from attlas.kernels.halo_attention import halo_attention, window_attention
+from attlas.kernels.lightning_attention import (
     lightning_attention,
     lightning_attention_both_ways,
     lightning_attention_step,
 )
-from .local_cross_attention import local_cross_attention
-from .local_reference_axis import local_reference_axis, principal_axis
-from .neighbor_moments import neighbor_moments
-from .neighborhood_aggregate import neighborhood_aggregate
-from .neighborhood_attention import neighborhood_attention
-from .neighbors import ball_query, knn
-from .nms import nms, nms_match, nms_rotated, soft_nms
-from .nprf_attention import nprf_attention
-from .outlook_attention import outlook_attention
-from .position_relation import position_relation
-from .psa_mask import psa_mask
-from .residual_norm import residual_norm
-from .reversed_attention import reversed_attention
-from .roi_align import roi_align
-from .roi_pool import roi_pool
-from .routed_attention import routed_attention
-from .small_kernel_aggregate import small_kernel_aggregate
-from .sparse_attention import sparse_attention
-from .surface_attention import surface_attention
-from .surface_properties import surface_properties
-from .three_interpolate import three_interpolate, three_nn
+from attlas.kernels.local_cross_attention import local_cross_attention
+from attlas.kernels.local_reference_axis import local_reference_axis, principal_axis
+from attlas.kernels.neighbor_moments import neighbor_moments
+from attlas.kernels.neighborhood_aggregate import neighborhood_aggregate
+from attlas.kernels.neighborhood_attention import neighborhood_attention
+from attlas.kernels.neighbors import ball_query, knn
+from attlas.kernels.nms import nms, nms_match, nms_rotated, soft_nms
+from attlas.kernels.nprf_attention import nprf_attention
+from attlas.kernels.outlook_attention import outlook_attention
+from attlas.kernels.position_relation import position_relation
+from attlas.kernels.psa_mask import psa_mask
+from attlas.kernels.residual_norm import residual_norm
+from attlas.kernels.reversed_attention import reversed_attention
+from attlas.kernels.roi_align import roi_align
+from attlas.kernels.roi_pool import roi_pool
+from attlas.kernels.routed_attention import routed_attention
+from attlas.kernels.small_kernel_aggregate import small_kernel_aggregate
+from attlas.kernels.sparse_attention import sparse_attention
+from attlas.kernels.surface_attention import surface_attention
+from attlas.kernels.surface_properties import surface_properties
+from attlas.kernels.three_interpolate import three_interpolate, three_nn
 
 __all__ = [
     "ball_query",

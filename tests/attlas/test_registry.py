@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import mmengine.runner  # noqa: F401
 import pytest
@@ -8,6 +9,8 @@ from mmengine import registry as root
 
 from attlas import registry
 from attlas.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["mmdet", "mmseg"])
@@ -58,6 +61,19 @@ def in_a_new_process(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_folder_of_operators_imported_by_its_own_name_registers_none_anew():
+    """As transformers does where it runs in the repository."""
+    out = in_a_new_process(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import attlas.kernels, kernels, torch
+from attlas.kernels.halo_attention import halo_attention_op
+print(kernels is not attlas.kernels, kernels.knn is attlas.kernels.knn)
+print(torch.ops.attlas.halo_attention.default is halo_attention_op._opoverload)
+""")
+    assert out.split() == ["True"] * 3
 
 
 def test_a_floor_that_is_not_installed_is_named_in_the_error():
