@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fuzzing import fuzz, mutated
+from fuzzing import fuzz, mutated, tries
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
@@ -394,8 +394,8 @@ def load_mutated(seeds: list[int]) -> list[int]:
 
 @pytest.mark.slow
 def test_mutated_configs_are_read_or_named(count):
-    outcomes = fuzz(load_mutated, [[start, start + 50] for start in range(0, 600, 50)])
+    outcomes = fuzz(load_mutated, [[start, start + 50] for start in range(0, tries(600), 50)])
     assert not [outcome for outcome in outcomes if outcome.died or outcome.error]
     accepted, refused = (sum(outcome.value[i] for outcome in outcomes) for i in (0, 1))
-    assert min(accepted, refused) > 50
+    assert min(accepted, refused) > 20
     count("configs with changed bytes", f"{accepted + refused} ({accepted} accepted, {refused} refused)")

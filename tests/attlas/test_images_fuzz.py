@@ -1,4 +1,4 @@
-"""A thousand mutated pictures of each format, and every truncation, read in child processes.
+"""Mutated pictures of each format, and every truncation, read in child processes.
 
 Whatever the bytes, the process lives, in the memory it is given; an error is a ValueError that names the file; what
 reads without one has the size that Pillow finds in the header, and reads alike before and after all others.
@@ -14,12 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from fuzzing import fuzz, mutated, tally
+from fuzzing import fuzz, mutated, tally, tries
 from PIL import Image
 
 from attlas.images import read_image
 
-COUNT = 1000
+COUNT = tries(1000)
 SIDES = (9, 13)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from fuzzing import fuzz, mutated
+from fuzzing import fuzz, mutated, tries
 from mmengine.config import Config
 
 import attlas
@@ -307,10 +307,10 @@ def load_mutated(seeds: list[int]) -> list[int]:
 
 @pytest.mark.slow
 def test_mutated_configs_inside_are_built_or_refused(count):
-    outcomes = fuzz(load_mutated, [[start, start + 50] for start in range(0, 300, 50)])
+    outcomes = fuzz(load_mutated, [[start, start + 50] for start in range(0, tries(300), 50)])
     assert not [outcome for outcome in outcomes if outcome.died or outcome.error]
     loaded, refused = (sum(outcome.value[i] for outcome in outcomes) for i in (0, 1))
-    assert min(loaded, refused) > 20
+    assert min(loaded, refused) > 5
     count("configs inside checkpoints with changed values", f"{loaded + refused} ({loaded} built, {refused} refused)")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fuzzing import fuzz, mutated
+from fuzzing import fuzz, mutated, tries
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from torch import nn
@@ -675,7 +675,7 @@ def try_mutations(seeds: list[int]) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("function", [try_programs, try_mutations])
 def test_no_file_does_harm(function, count):
-    outcomes = fuzz(function, [[start, start + 200] for start in range(0, 6000, 200)])
+    outcomes = fuzz(function, [[start, start + 200] for start in range(0, tries(6000), 200)])
     assert not [outcome for outcome in outcomes if outcome.died or outcome.error]
     accepted, refused = (sum(outcome.value[i] for outcome in outcomes) for i in (0, 1))
     assert accepted > 100

@@ -1,4 +1,4 @@
-"""A thousand mutated files of each format, and every truncation, read in child processes.
+"""Mutated files of each format, and every truncation, read in child processes.
 
 Whatever the bytes, the process lives, in the memory it is given; an error is a ValueError that names the file; and what
 reads without one has as many points and faces as an independent look at the file finds declared there. The same file
@@ -15,12 +15,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from fuzzing import fuzz, mutated, tally
+from fuzzing import fuzz, mutated, tally, tries
 from shape_files import small_files
 
 from attlas.pointnets.shapes import read_shape
 
-COUNT = 1000
+COUNT = tries(1000)
 FILES = small_files()
 NO_COUNT = {"a.obj", "a.txt", "a.xyz"}  # formats that declare none
 

@@ -1,5 +1,4 @@
-"""A thousand mutated files of IDX, CIFAR and SVHN, and truncations, and as many lists of pictures, read in a child
-process.
+"""Mutated files of IDX, CIFAR and SVHN, truncations, and mutated lists of pictures, read in a child process.
 
 Whatever the bytes, the process lives, in the memory it is given; an error is a ValueError that names the file; and
 there are no more or fewer images than the files declare. No path of a list leaves its root.
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzzing import fuzz, mutated, tally
+from fuzzing import fuzz, mutated, tally, tries
 
 from attlas.backbones.classification.datasets import CIFAR10, MNIST, SVHN, ImageList
 
-COUNT = 1000
+COUNT = tries(1000)
 TEMPORARY = tempfile.TemporaryDirectory(prefix="attlas-fuzz-")  # of the process, parent or child
 FOLDER = Path(TEMPORARY.name)
 IMAGES = struct.pack(">4I", 2051, 5, 4, 3) + bytes(range(60))

@@ -180,9 +180,13 @@ def runner(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
-    ("name", "head"), [("semantic_fpn/semantic_fpn_lsnet_rooms", {}), ("upernet/upernet_lsnet_ade20k", UPERNET)]
+    ("name", "head", "suffix"),
+    [
+        ("semantic_fpn/semantic_fpn_lsnet_rooms", {}, ".onnx"),
+        ("semantic_fpn/semantic_fpn_lsnet_rooms", {}, ".pt2"),
+        ("upernet/upernet_lsnet_ade20k", UPERNET, ".onnx"),
+    ],
 )
 def test_images_of_any_size(name, head, suffix, tmp_path):
     """Semantic FPN enlarges maps, and UperNet pools them, in the size that an image has."""
@@ -198,10 +202,12 @@ def test_images_of_any_size(name, head, suffix, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
-    "make",
-    [lambda: built(ConfigDict(GUIDED)), lambda: of_config("upernet/upernet_biformer_rooms", channels=16)],
+    ("make", "suffix"),
+    [
+        (lambda: built(ConfigDict(GUIDED)), ".onnx"),
+        (lambda: of_config("upernet/upernet_biformer_rooms", channels=16), ".pt2"),
+    ],
     ids=["guided", "biformer"],
 )
 def test_batches_of_one_size(make, suffix, tmp_path):
