@@ -42,6 +42,18 @@ SMALL = dict(  # what makes a step of a segmentor a quick one
 PUBLISHED = [path for path in FOUND if path not in ROOMS]
 
 
+def taking_turns(paths):
+    """Of what every backbone has with each segmentor, one with one and the next with the next."""
+    names = sorted({path.stem.removeprefix(f"{path.parent.name}_") for path in paths})
+    for path in paths:
+        turn = names.index(path.stem.removeprefix(f"{path.parent.name}_")) % len(SEGMENTORS)
+        if path.parent.name not in SEGMENTORS or path.parent.name == SEGMENTORS[turn]:
+            yield path
+
+
+STEPS = [*taking_turns(FOUND)]
+
+
 def built(path, number=5, **overrides):
     config = load_config(path, dict(pretrained="None") | overrides)
     fill_channels(config.model)
@@ -65,7 +77,10 @@ def test_there_is_one_for_every_system(segmentor):
     assert found == {f"{segmentor}_{name}_ade20k" for name in {*files, *OTHERS.get(segmentor, ())}}
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path not in STEPS)) for path in PUBLISHED],
+)
 def test_maps_fit_the_heads(path):
     size = (128, 192)
     with torch.device("meta"):
@@ -135,18 +150,6 @@ def small(path):
     if "duoformer" in path.stem:
         overrides |= {"model.backbone.depth": 1, "model.backbone.dim": 96}  # of 113 million parameters
     return built(path, 3, **overrides)
-
-
-def taking_turns(paths):
-    """Of what every backbone has with each segmentor, one with one and the next with the next."""
-    names = sorted({path.stem.removeprefix(f"{path.parent.name}_") for path in paths})
-    for path in paths:
-        turn = names.index(path.stem.removeprefix(f"{path.parent.name}_")) % len(SEGMENTORS)
-        if path.parent.name not in SEGMENTORS or path.parent.name == SEGMENTORS[turn]:
-            yield path
-
-
-STEPS = [*taking_turns(FOUND)]
 
 
 @pytest.mark.parametrize(
