@@ -23,9 +23,17 @@ from typing import Any
 MEMORY = 2 << 30  # bytes that a child may allocate; torch, trimesh and Open3D take a fifth
 
 
+ONE_OF = 1 if os.environ.get("ALL_TRIES") else 3  # inputs is tried
+
+
 def tries(count: int) -> int:
     """How many of `count` inputs are tried: a third, or all of them with ALL_TRIES=1 in the environment."""
-    return count if os.environ.get("ALL_TRIES") else count // 3
+    return count // ONE_OF
+
+
+def cuts(content: bytes) -> range:
+    """The lengths to which a file is cut, the whole among them."""
+    return range(len(content), -1, -ONE_OF)
 
 
 @dataclass
