@@ -8,13 +8,20 @@ import zipfile
 
 import h5py
 import numpy as np
+import pytest
 
-from attlas.pointnets.formats import PLY_TYPES
+from attlas.pointnets.formats.ply import PLY_TYPES
 
 FORMS = ("ascii", "binary_little_endian", "binary_big_endian")  # of PLY
 VERTICES = "0 0 0\n1 0 0\n0 1 0\n0 0 1\n"
 FACES = "3 0 1 2\n3 0 1 3\n3 0 2 3\n3 1 2 3\n"
 TETRAHEDRON = [[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]
+POINTS = np.random.default_rng(0).normal(size=(7, 3)).round(3)
+
+
+def refused(read, name, content, message):
+    with pytest.raises(ValueError, match=rf"{name} is not a readable shape: .*{message}"):
+        read(name, content)
 
 
 def pcd(data="ascii", fields="x y z", size="4 4 4", type="F F F", count="1 1 1", points=4, body=VERTICES, **changed):

@@ -125,7 +125,6 @@ SHARED = {
         "__init__",
         "classifier",
         "datasets",
-        "formats",
         "inference",
         "layers",
         "metrics",
