@@ -115,3 +115,19 @@ def draw_confusions(results: Mapping[str, str | Path]) -> Any:
 def group_name(protocol: str) -> str:
     """A protocol of rotation as pictures name it."""
     return {"SO3": "SO(3)", "none": "no rotation"}.get(protocol, protocol)
+
+
+def shortest_names(paths: list[Path]) -> list[str]:
+    """The ends of paths, without suffix, that tell them apart.
+
+    Raises:
+        ValueError: a path is there twice.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"a file of results is named twice: {', '.join(map(str, paths))}")
+    parts = [path.resolve().with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = [str(Path(*part[-length:])) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]  # they differ in their suffix alone

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import visualize
 
 from attlas import confusion
 
@@ -86,7 +85,7 @@ def test_millions_of_pixels_are_shown_in_percent(tmp_path):
 
 def test_files_of_one_name_keep_apart(tmp_path):
     ours, theirs = (tmp_path / name / "results.npz" for name in ("ours", "theirs"))
-    assert visualize.shortest_names([ours, tmp_path / "other.npz"]) == ["results", "other"]
-    assert visualize.shortest_names([ours, theirs]) == ["ours/results", "theirs/results"]
+    assert confusion.shortest_names([ours, tmp_path / "other.npz"]) == ["results", "other"]
+    assert confusion.shortest_names([ours, theirs]) == ["ours/results", "theirs/results"]
     with pytest.raises(ValueError, match="a file of results is named twice"):
-        visualize.shortest_names([ours, tmp_path / "theirs/../ours/results.npz"])
+        confusion.shortest_names([ours, tmp_path / "theirs/../ours/results.npz"])

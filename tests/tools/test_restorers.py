@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from visualizing.common import named
 
 from attlas.config import load_config
 from attlas.inference import Inferencer
@@ -106,9 +107,8 @@ def test_attribution(run, refusal, trained):
         assert "[NAME=]CHECKPOINT was expected" in refusal(*ask, "--place", 0, 0, "--against", wrong)
 
 
-def test_names_before_paths(load):
+def test_names_before_paths():
     """An equals sign may be part of a path."""
-    named = load("visualize").named
     for path in ("iter_1.pth", "work_dirs/lr=1e-4/iter_1.pth", "./a=b.pth"):
         assert named(path) == ("", Path(path))
         assert named(f"A={path}") == ("A", Path(path))

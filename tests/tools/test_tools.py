@@ -364,7 +364,8 @@ def test_random_weights_are_called_random(load, config, picture, tmp_path):
     drawn = ["attention", str(config), "--image", str(picture), "--out", "x.png", "--size", "32"]
 
     def title(*more):
-        return tool.draw_attention(tool.arguments().parse_args([*drawn, *map(str, more)])).get_suptitle()
+        args = tool.arguments().parse_args([*drawn, *map(str, more)])
+        return args.draw(args).get_suptitle()
 
     assert title() == "tiny.py, random weights"
     network = MODELS.build(load_config(config).model.backbone)
