@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop
 
-from .inference import Task, task_of
+from .tasks import Task, task_of
 
 
 class Finding(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..inference import Exportable
+from ..tasks import Exportable
 
 
 class ExportedModel(Exportable):

@@ -12,7 +12,7 @@ from torch_geometric.transforms import BaseTransform
 from ..data import build_transforms, seeded
 from ..drawing import palette
 from ..files import printable, replacing
-from ..inference import Classification, Exportable, ModelError, Task
+from ..tasks import Classification, Exportable, ModelError, Task
 from .datasets import as_data, category_parts, competing
 from .formats import labelled_ply
 from .scenes import RandomBlock

@@ -26,7 +26,8 @@ import torch.fx.experimental._config
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from attlas.files import check_out, replacing
-from attlas.inference import Exportable, Task, class_names, config_within, dataset_meta, load, task_within
+from attlas.inference import class_names, config_within, dataset_meta, load, task_within
+from attlas.tasks import Exportable, Task
 
 SIZES = dict(batch=0, height=2, width=3)  # what may be free, and its axis in an image (B, C, H, W)
 FORMATS = (".onnx", ".pt2")

@@ -11,7 +11,7 @@ from mmengine.dataset import pseudo_collate
 from ... import images
 from ...data import drawn
 from ...files import printable
-from ...inference import Classification
+from ...tasks import Classification
 
 
 class ImageClassification(Classification):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...inference import task_of
+from ...tasks import task_of
 from .capture import INPUT, default_layers
 from .normgrad import combined
 from .saliency import of_method, with_meta

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ...inference import Task
+from ...tasks import Task
 from .datasets import SUFFIXES
 
 

@@ -20,7 +20,7 @@ from mmengine.config import Config
 from rich.table import Column, Table
 from torch import nn
 
-from ...inference import task_of
+from ...tasks import task_of
 from .fitting import Detector, Reader, create, find_layer, fit
 from .metrics import (
     Curve,

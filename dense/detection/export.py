@@ -29,7 +29,7 @@ Detections = tuple[Tensor, Tensor, Tensor]  # boxes (B, N, 4), scores (B, N), la
 
 
 def exportable(model: nn.Module, steps: Sequence[Mapping[str, Any]]) -> "ExportedDetector":
-    """The network of a detector; see `attlas.inference.Task.exportable`."""
+    """The network of a detector; see `attlas.tasks.Task.exportable`."""
     if isinstance(model, SingleStageDetector) and type(model).predict is SingleStageDetector.predict:
         return ExportedDenseHead(model, steps)
     if isinstance(model, DetectionTransformer) and type(model).predict is DetectionTransformer.predict:

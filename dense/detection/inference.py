@@ -11,7 +11,7 @@ from ...backbones.classification.inference import ImageClassification, class_num
 from ...data import drawn
 from ...drawing import draw_objects
 from ...files import printable
-from ...inference import ModelError, Task
+from ...tasks import ModelError, Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage, seen_pixels
 from . import doctor, export

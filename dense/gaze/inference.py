@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...images import read_image
-from ...inference import Task
+from ...tasks import Task
 
 
 class Gaze(Task):

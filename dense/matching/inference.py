@@ -9,7 +9,7 @@ import torch
 from ...data import one_of
 from ...files import printable, replacing
 from ...images import SUFFIXES, read_image
-from ...inference import Task
+from ...tasks import Task
 from .warps import matches
 
 OPTIONS = ("mutual", "apart", "fusion")

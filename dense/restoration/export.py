@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import backbones
-from ...inference import Exportable
+from ...tasks import Exportable
 from .network import pad_to
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data import one_of
 from ...images import SUFFIXES, profile_fits, read_pixels, read_profile, write_png
-from ...inference import Task
+from ...tasks import Task
 from .degradations import as_floats, imresize
 
 ALONE = 64**2  # pixels above which a picture shares no batch, whose memory is then that of a tile

@@ -15,7 +15,7 @@ from ...data import drawn
 from ...drawing import draw_regions, palette
 from ...files import printable, replacing
 from ...images import encode_map
-from ...inference import ModelError, Task
+from ...tasks import ModelError, Task
 from ..masks import decoded, encoded
 from ..transforms import ReadImage, seen_pixels
 from . import doctor

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...data import one_of
 from ...files import replacing
-from ...inference import Task
+from ...tasks import Task
 from .errors import ABOUT
 from .metrics import forms
 from .videos import VIDEOS, Frames, Video, is_frames

@@ -17,9 +17,10 @@ from mmengine.config import Config
 import attlas
 from attlas import checkpoint, furniture, images, inference
 from attlas.data import build_transforms, drawn
-from attlas.inference import Inferencer, ModelError
+from attlas.inference import Inferencer
 from attlas.pointnets.datasets import as_data
 from attlas.registry import MODELS, TRANSFORMS
+from attlas.tasks import ModelError
 
 CLASSES = ("bed", "car", "$x^$")
 IMAGES = dict(
