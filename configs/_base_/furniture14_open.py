@@ -1,12 +1,11 @@
 # Open sets on the built-in clouds, as furniture_views_open.py has them on pictures. Tested as they stand, not turned.
-_base_ = ["furniture14.py"]
+_base_ = ["furniture14.py", "furniture_known.py"]
 
-known = ("bed", "cabinet", "chair", "door", "lamp", "sofa", "table", "washbasin", "window")
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type="KnownClasses",
-        classes=known,
+        classes={{_base_.known}},
         share=0.2,
         part="rest",
         dataset={{_base_.train_dataloader.dataset}},
@@ -17,7 +16,7 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type="KnownClasses",
-        classes=known,
+        classes={{_base_.known}},
         share=0.2,
         part="held_out",
         dataset=dict(type="Furniture14", split="train", transforms=sampled),
@@ -27,7 +26,7 @@ test_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type="KnownClasses",
-        classes=known,
+        classes={{_base_.known}},
         dataset=dict(type="Furniture14", split="test", transforms=sampled),
     )
 )
