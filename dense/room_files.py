@@ -76,10 +76,7 @@ def room_folder(
         OSError: the folder cannot be made, or the disk is full.
         RuntimeError: a process that makes rooms failed; with its last words.
     """
-    one_of("split", split, SPLITS)
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
-        raise ValueError(f"size is {size!r}; it must be (width, height).")
-    width, height = (positive(f"size[{place}]", side) for place, side in enumerate(size))
+    width, height = checked(split, size)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
         raise ValueError(f"workers is {workers!r}; it must be an integer of at least 0.")
     setting = Setting(split, positive("count", count), width, height, check_seed(seed))
@@ -87,6 +84,15 @@ def room_folder(
     if not annotations(folder, split).is_file():
         _make(folder, setting, workers)
     return folder
+
+
+def checked(split: str, size: Sequence[int]) -> tuple[int, int]:
+    """Width and height of `size`. ValueError where it is no pair of positive integers, or `split` is none of SPLITS."""
+    one_of("split", split, SPLITS)
+    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
+        raise ValueError(f"size is {size!r}; it must be (width, height).")
+    width, height = (positive(f"size[{place}]", side) for place, side in enumerate(size))
+    return width, height
 
 
 def annotations(folder: Path, split: str) -> Path:

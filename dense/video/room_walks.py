@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 
 from ... import furniture
-from ...data import check_seed, one_of, positive
+from ...data import check_seed, positive
 from ...files import cache_folder, replacing, sweep
-from ..room_files import SPLITS, make_files, orphaned
+from ..room_files import SPLITS, checked, make_files, orphaned
 
 if TYPE_CHECKING:  # Open3D takes a second, and finished folders need none of it
     from ...rendering import Camera, Mesh
@@ -97,10 +97,7 @@ def walk_folder(
         OSError: the folder cannot be made, or the disk is full.
         RuntimeError: a process that makes videos failed; with its last words.
     """
-    one_of("split", split, SPLITS)
-    if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
-        raise ValueError(f"size is {size!r}; it must be (width, height).")
-    width, height = (positive(f"size[{place}]", side) for place, side in enumerate(size))
+    width, height = checked(split, size)
     if positive("frames", frames) < LEAST:
         raise ValueError(f"frames is {frames}; it must be at least {LEAST}.")
     setting = Setting(split, positive("count", count), frames, width, height, check_seed(seed))
