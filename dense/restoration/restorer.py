@@ -6,7 +6,7 @@ A network maps pictures (B, C, H, W) in [0, 1] to (B, C, scale H, scale W), for 
 
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch import Tensor
 
 from ... import checkpoint
 from ...data import one_of, positive
-from ...files import printable
 from ...registry import MODELS
+from ..batches import stacked
 from .inference import Restoration
 from .network import RestorationNetwork, pad_to
 
 # --- from a batch to the network's arguments -------------------------------------------------------------------------
+
+
+PICTURES = "B, C, H, W", "take patches", "PackPair"  # what `stacked` says of a batch
 
 
 @MODELS.register_module()
@@ -41,35 +44,14 @@ class RestorationPreprocessor(BaseDataPreprocessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         names = data.get("name")
-        images = self._batch("image", data["image"], names)
+        images = stacked("image", data["image"], names, *PICTURES)
         if data.get("truth") is None:
             return dict(images=images, truths=None, names=names)
-        truths = self._batch("truth", data["truth"], names)
+        truths = stacked("truth", data["truth"], names, *PICTURES)
         return dict(images=self._moved(images), truths=self._moved(truths), names=names)
 
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=self._non_blocking)
-
-    def _batch(self, key: str, images: Tensor | Sequence[Tensor], names: Sequence[str] | None) -> Tensor:
-        if len(images) == 0:
-            raise ValueError("the batch is empty: it must hold at least one picture.")
-        if not isinstance(images, Tensor):
-            sizes = sorted({tuple(image.shape) for image in images})
-            if len(sizes) != 1:
-                raise ValueError(
-                    f"the pictures ({key}) of a batch must have one size, got {sizes}: take patches, or batch_size=1."
-                )
-            images = images[0][None] if len(images) == 1 else torch.stack(list(images))
-        if images.ndim != 4 or not images.is_floating_point():
-            raise ValueError(
-                f"pictures ({key}) must be floats (B, C, H, W), got {images.dtype} of {tuple(images.shape)}: end the "
-                "transforms by dict(type='PackPair')."
-            )
-        if not images.is_cuda and not (finite := torch.isfinite(images).flatten(1).all(1)).all():
-            place = int((~finite).nonzero()[0])
-            named = f" ({printable(names[place])})" if names else ""
-            raise ValueError(f"{key} {place} of the batch{named} holds NaN or infinite numbers.")
-        return images
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...data import one_of, positive
 from ...files import printable
 from ...registry import HOOKS, MODELS
+from ..batches import stacked
 from .errors import losses, score_of
 from .inference import AnomalyDetection
 from .videos import Video
@@ -41,25 +42,7 @@ class VideoPreprocessor(BaseDataPreprocessor):
         names = data.get("name")
         if "video" in data:
             return dict(videos=data["video"], transforms=data["transforms"], truths=data.get("truth"), names=names)
-        clips = data["clip"]
-        if len(clips) == 0:
-            raise ValueError("the batch is empty: it must hold at least one clip.")
-        if not isinstance(clips, Tensor):
-            shapes = sorted({tuple(clip.shape) for clip in clips})
-            if len(shapes) != 1:
-                raise ValueError(
-                    f"the clips of a batch must have one shape, got {shapes}: give PackClip a size, or batch_size=1."
-                )
-            clips = torch.stack(list(clips))
-        if clips.ndim != 5 or not clips.is_floating_point():
-            raise ValueError(
-                f"clips must be floats (B, T, C, H, W), got {clips.dtype} of {tuple(clips.shape)}: end the transforms "
-                "by dict(type='PackClip')."
-            )
-        if not clips.is_cuda and not (finite := torch.isfinite(clips).flatten(1).all(1)).all():
-            place = int((~finite).nonzero()[0])
-            named = f" ({printable(names[place])})" if names else ""
-            raise ValueError(f"clip {place} of the batch{named} holds NaN or infinite numbers.")
+        clips = stacked("clip", data["clip"], names, "B, T, C, H, W", "give PackClip a size", "PackClip")
         return dict(clips=clips.to(self.device, non_blocking=self._non_blocking), names=names)
 
 

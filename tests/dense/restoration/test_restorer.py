@@ -337,7 +337,7 @@ def test_bad_batches():
     nan[0, 1, 2] = float("nan")
     with pytest.raises(ValueError, match=r"image 1 of the batch \(b\.png\) holds NaN"):
         model.test_step(dict(image=[pictures(3, 8, 8), nan], name=["a.png", "b.png"]))
-    with pytest.raises(ValueError, match=r"one size.*batch_size=1"):
+    with pytest.raises(ValueError, match=r"one shape.*batch_size=1"):
         model.test_step(dict(image=[pictures(3, 8, 8), pictures(3, 8, 9)]))
     with pytest.raises(ValueError, match="uint8"):
         model.test_step(dict(image=torch.zeros(1, 3, 8, 8, dtype=torch.uint8)))
