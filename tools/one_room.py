@@ -25,7 +25,7 @@ WALK, FRAMES = 1, 48  # the video, and with it the room, unless others are asked
 SIZE, SMALL = (320, 240), (64, 48)  # pixels of the pictures, and of the video
 POINTS = 40_000
 PART = 96  # pixels of a side of what is shown of the restored picture
-METHODS = ("gradcam", "normgrad", "lrp")
+COARSEST = 4  # pixels of a side of the smallest map of attention that is shown
 
 
 class Subject:
@@ -52,10 +52,22 @@ class Subject:
             raise ValueError(f"--walk {self.number}: nothing stands in the view of its room; name another")
         return sorted(found, key=lambda piece: -area(piece[1]["box"]))
 
+    @property
+    def shown(self) -> dict:
+        """The largest object that lies within the view, or the largest where none does."""
+        (width, height), boxes = SIZE, [piece for _, piece in self.pieces]
+        inside = [
+            piece
+            for piece in boxes
+            if min(piece["box"][:2]) > 0 and piece["box"][2] < width and piece["box"][3] < height
+        ]
+        return (inside or boxes)[0]
+
     def crop(self, side: int) -> tuple[int, int, int]:
-        """First row, first column and side of a square of the view around the largest object."""
-        left, top, right, bottom = self.pieces[0][1]["box"]
-        middles, ends = ((top + bottom) // 2, (left + right) // 2), SIZE[::-1]
+        """First row, first column and side of a square of the view around that object."""
+        left, top, right, bottom = self.shown["box"]
+        side, ends = min(side, *SIZE), SIZE[::-1]
+        middles = (top + bottom) // 2, (left + right) // 2
         row, column = (min(max(m - side // 2, 0), end - side) for m, end in zip(middles, ends))
         return row, column, side
 
@@ -94,13 +106,13 @@ def classified(asked: Any, subject: Subject, inputs: list[Any], what: str) -> tu
     sides = figure.subplots(1, 2)
     for axes, objects, title in zip(sides, (truth, found), ("truth", what)):
         draw_objects(subject.view.image, objects[::-1], title, axes)
-    wrong = [f"{there['name']} taken for {said['name']}" for there, said in zip(truth, found) if not same(there, said)]
+    wrong = [
+        f"{there['name']} taken for {said['name']}"
+        for there, said in zip(truth, found)
+        if there["name"] != said["name"]
+    ]
     right = f"{len(truth) - len(wrong)} of {len(truth)} right"
     return figure, right + (f"; {', '.join(wrong)}" if wrong else "")
-
-
-def same(one: dict, other: dict) -> bool:
-    return one["name"] == other["name"]
 
 
 def draw_clouds(asked: Any, subject: Subject) -> tuple[Any, str]:
@@ -126,9 +138,9 @@ def draw_views(asked: Any, subject: Subject) -> tuple[Any, str]:
 
 
 def question(asked: Any, subject: Subject) -> Any:
-    """About a part of the view, around the largest object."""
-    box = subject.pieces[0][1]["box"]
-    row, column, side = subject.crop(min(max(box[2] - box[0], box[3] - box[1]), *SIZE))
+    """About the part of the view around one object."""
+    left, top, right, bottom = subject.shown["box"]
+    row, column, side = subject.crop(max(right - left, bottom - top))
     part = subject.view.image[row : row + side, column : column + side]
     return asked.task.question(asked.model, asked.task.take(part), None)
 
@@ -138,16 +150,19 @@ def draw_attention(asked: Any, subject: Subject) -> tuple[Any, str]:
 
     about = question(asked, subject)
     looks = look(asked.model.backbone, about.inputs[0], (0.5, 0.5))
-    return draw(about.picture, looks, "", 4), f"from the middle of the {subject.pieces[0][1]['name']}, at each level"
+    fine = [seen for seen in looks if min(seen.maps.shape[1:]) >= COARSEST]
+    return draw(about.picture, fine or looks, "", 4), f"Asked from the middle of the {subject.shown['name']}"
 
 
 def draw_why(asked: Any, subject: Subject) -> tuple[Any, str]:
+    from attlas.backbones.inspection.capture import default_layers
     from attlas.backbones.inspection.explaining import explain
     from attlas.backbones.inspection.pictures import draw_saliency
 
     about = question(asked, subject)
-    figure = draw_saliency([about], [[explain(about, method) for method in METHODS]], METHODS)
-    return figure, f"why {about.said}, where a {subject.pieces[0][1]['name']} stands in the room's picture"
+    layers = {"gradcam": default_layers(about.network, 3), "normgrad": default_layers(about.network, 3), "lrp": None}
+    figure = draw_saliency([about], [[explain(about, method, of) for method, of in layers.items()]], list(layers))
+    return figure, f"Asked why {about.said}; it is a {subject.shown['name']}"
 
 
 def draw_restored(asked: Any, subject: Subject) -> tuple[Any, str]:
@@ -213,6 +228,7 @@ def draw_points(asked: Any, subject: Subject) -> tuple[Any, str]:
 def draw_anomalies(asked: Any, subject: Subject) -> tuple[Any, str]:
     import numpy as np
 
+    from attlas.dense.rooms import LABELS
     from attlas.dense.video.pictures import draw_anomalies
 
     result, source = answer(asked, [np.stack([subject.walk.see(frame, *SMALL) for frame in range(FRAMES)])])
@@ -221,10 +237,8 @@ def draw_anomalies(asked: Any, subject: Subject) -> tuple[Any, str]:
     said = asked.task.said(result)
     if truth.any():
         first, last = np.flatnonzero(truth)[[0, -1]]
-        kind = subject.room.things[subject.walk.mover].label
-        from attlas.dense.rooms import LABELS
-
-        said += f" (in truth a {LABELS[kind]} breaks the rule in frames {first} to {last}: {subject.walk.kind})"
+        mover = LABELS[subject.room.things[subject.walk.mover].label]
+        said += f" (in truth a {mover} breaks the rule in frames {first} to {last}: {subject.walk.kind})"
     return draw_anomalies(source["video"], result, truth, about), said
 
 
@@ -298,9 +312,7 @@ PANELS = (
         "Saliency and relevance",
         "Which places of that part its best answer comes from. It has learned pieces alone, on a plain ground.",
         draw_why,
-        shown="tools/visualize.py saliency {checkpoint} part.png --config {config} --method "
-        + " ".join(METHODS)
-        + " --out why.png",
+        shown="tools/visualize.py saliency {checkpoint} part.png --config {config} --method lrp --out why.png",
         model="views",
         **VIEWS,
     ),
@@ -453,14 +465,17 @@ def commands(panel: Panel, subject: Subject, checkpoint: str) -> tuple[str, str]
     return ", then ".join(trains), f"`python {shown}`"
 
 
-def page(subject: Subject, said: dict[str, str], files: dict[str, Path], names: dict[str, str]) -> str:
+def page(
+    subject: Subject, said: dict[str, str], files: dict[str, Path], names: dict[str, str], options: str = ""
+) -> str:
     """The text of the page.
 
     Args:
         subject: the room.
         said: what a pipeline says, by panel; those that were not asked have none.
         files: pictures by panel.
-        names: names of checkpoints by panel.
+        names: names of checkpoints by panel; those that are not trained have none.
+        options: what else the command was given.
     """
     room = subject.room
     size = " x ".join(f"{side:.1f}" for side in room.size)
@@ -473,6 +488,7 @@ def page(subject: Subject, said: dict[str, str], files: dict[str, Path], names: 
         "",
         "```bash",
         "python tools/one_room.py --out docs/one_room.md --overwrite"
+        + options
         + (f" --walk {subject.number}" if subject.number != WALK else ""),
         "```",
         "",
@@ -480,9 +496,9 @@ def page(subject: Subject, said: dict[str, str], files: dict[str, Path], names: 
     for panel in PANELS:
         if panel.name not in said:
             continue
-        lines += [f"## {panel.title}", "", panel.about, f"Its answer: {said[panel.name]}.", ""]
+        lines += [f"## {panel.title}", "", f"{panel.about} *{said[panel.name]}.*", ""]
         lines += [f"![{panel.title}]({files[panel.name].name})", ""]
-    missing = [panel for panel in PANELS if panel.name not in said]
+    missing = [panel for panel in PANELS if panel.name not in names]
     lines += [
         "## How each is trained, and shown",
         "",
@@ -535,13 +551,16 @@ def run(args: argparse.Namespace) -> None:
     panels = [panel for panel in PANELS if args.only is None or panel.name in args.only]
     pictures = {p.name: check_out(out.with_name(f"{out.stem}_{p.name}.jpg"), (".jpg",), args.overwrite) for p in panels}
     found: dict[str, Path] = dict(models)
-    for name in dict.fromkeys(panel.model or panel.name for panel in panels):
-        if args.train and name not in models and not OWN[name].shipped:
-            train(OWN[name], args.work_dirs)
-        if name not in models and (checkpoint := checkpoint_of(OWN[name], args.work_dirs)):
+    wanted = {panel.model or panel.name for panel in panels}
+    for name, panel in OWN.items():
+        if args.train and name in wanted and name not in models and not panel.shipped:
+            train(panel, args.work_dirs)
+        if name not in models and (checkpoint := checkpoint_of(panel, args.work_dirs)):
             found[name] = checkpoint
     subject = Subject(args.walk)
-    said, names, asked = {}, {}, {}
+    names = {p.name: shown_name(found[p.model or p.name]) for p in PANELS if (p.model or p.name) in found}
+    said: dict[str, str] = {}
+    asked: dict[str, Any] = {}
     for panel in panels:
         name = panel.model or panel.name
         if name not in found:
@@ -551,10 +570,10 @@ def run(args: argparse.Namespace) -> None:
             asked[name] = ask(OWN[name], found[name], own=name in models)
         figure, said[panel.name] = panel.draw(asked[name], subject)
         save_figure(figure, pictures[panel.name])
-        names[panel.name] = shown_name(found[name])
         print(f"{panel.name}: {said[panel.name]}", flush=True)
+    options = f" --only {' '.join(args.only)}" if args.only else ""
     with replacing(out) as temporary:
-        temporary.write_text(page(subject, said, pictures, names), encoding="utf-8")
+        temporary.write_text(page(subject, said, pictures, names, options), encoding="utf-8")
     print(out)
 
 
