@@ -20,7 +20,7 @@ from attlas.files import check_out, near_files, printable, replacing, save_figur
 
 # The library is imported where it is used, as in tools/visualize.py.
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 WALK, FRAMES = 1, 48  # the video, and with it the room, unless others are asked for; frames of the video
 SIZE, SMALL = (320, 240), (64, 48)  # pixels of the pictures, and of the video
 POINTS = 40_000
@@ -347,7 +347,7 @@ PANELS = (
     Panel(
         "points",
         "Segmentation of points",
-        "The classes that RISurConv gives to the points of the whole room, seen from all around.",
+        "The classes that RISurConv gives to the points of the whole room.",
         draw_points,
         "PointSegmentation",
         "configs/risurconv/risurconv_room_clouds.py",
