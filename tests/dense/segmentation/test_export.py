@@ -205,8 +205,8 @@ def test_images_of_any_size(name, head, suffix, tmp_path):
 @pytest.mark.parametrize(
     ("make", "suffix"),
     [
-        (lambda: built(ConfigDict(GUIDED)), ".onnx"),
-        (lambda: of_config("upernet/upernet_biformer_rooms", channels=16), ".pt2"),
+        (lambda: built(ConfigDict(GUIDED)), ".pt2"),
+        (lambda: of_config("upernet/upernet_biformer_rooms", channels=16), ".onnx"),
     ],
     ids=["guided", "biformer"],
 )
