@@ -1,5 +1,5 @@
-"""Make docs/atlas.md: every system with its published and counted figures, its configs of detection and segmentation,
-cost laws of mixers, small trainings.
+"""Make docs/atlas.md: every system with the command that shows it, published and counted figures of backbones, their
+configs of detection and segmentation, cost laws of mixers, small trainings.
 
     python tools/atlas.py train configs/*/*_furniture_views.py   # train and measure; a .json beside each config
     python tools/atlas.py mixers                                 # measure time and memory against the size of the map
@@ -10,6 +10,7 @@ on a quiet machine.
 """
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from attlas.registry import MIXERS, MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, MEASURED = ROOT / "docs/atlas.md", ROOT / "docs/atlas_mixers.json"
+LISTED = ROOT / "docs/systems.csv"
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by the `default_scope` of configs
 SIDES, DIM = (14, 28, 56, 112), 64
 WIDTHS = (64, 256, 1024)  # of plug-ins
@@ -172,9 +174,32 @@ def title_of(module: str) -> tuple[str, str, str]:
     return name, what, source
 
 
+def shown_section() -> list[str]:
+    """The fifty systems of docs/systems.csv; where it names no result, that of the training beside the config."""
+    lines = [
+        "## Fifty systems",
+        "",
+        "What was published, where it stands, the command that shows it, and what that gave. Top-1: of the built-in "
+        "pictures of furniture, by a small network; [Small trainings](#small-trainings) has the rest.",
+        "",
+        "| system | file | command | result |",
+        "|---|---|---|---|",
+    ]
+    with LISTED.open() as file:
+        for row in csv.DictReader(file):
+            result = row["result"]
+            if not result:
+                (config,) = (word for word in row["command"].split() if word.startswith("configs/"))
+                found = json.loads((ROOT / config).with_suffix(".json").read_text())
+                result = f"{found['top1']} % top-1 in {found['epochs']} epochs"
+            link = f"[{row['file']}](../{row['file']})"
+            lines.append(f"| {row['system']} | {link} | `{row['command']}` | {result} |")
+    return [*lines, ""]
+
+
 def systems_section() -> list[str]:
     lines = [
-        "## Systems",
+        "## Backbones",
         "",
         "Parameters are counted, with the published head, and tested against the authors' to the digit (sizes of "
         "S2AFormer and TiC are ours: nothing of their networks was released). G: 10⁹ "
@@ -329,6 +354,7 @@ def write() -> None:
         "",
         "<!-- made by tools/atlas.py: change that, not this -->",
         "",
+        *shown_section(),
         *systems_section(),
         *tasks_section(),
         *mixers_section(),

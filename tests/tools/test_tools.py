@@ -1,5 +1,6 @@
 """The tools as a user calls them: what they print, write and refuse."""
 
+import csv
 import dataclasses
 import functools
 import json
@@ -540,6 +541,22 @@ def test_measure_mixer(load, monkeypatch):
     assert all(row["seconds"] > 0 for row in found["rows"])
 
 
+def test_atlas_lists_fifty_systems_and_how_to_see_them(load):
+    atlas = load("atlas")
+    rows = list(csv.DictReader(atlas.LISTED.open()))
+    assert len({row["system"] for row in rows}) == len(rows) == 50
+    for row in rows:
+        assert (ROOT / row["file"]).exists(), row
+        named = [ROOT / word for word in row["command"].split() if word.startswith(("configs/", "tools/"))]
+        assert named or row["command"] == "make demo"
+        for path in named:
+            assert path.exists(), row
+        assert row["result"] or named[-1].with_suffix(".json").exists(), row
+    hosts = {"alexnet", "fan", "mobilenet_v2", "resnet", "rvt", "vgg", "vit"}  # of what others published
+    files = {system.__module__.rpartition(".")[2] for system in backbones.systems().values()}
+    assert files - hosts <= {Path(row["file"]).stem for row in rows}
+
+
 def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     atlas = load("atlas")
     system = backbones.systems()["HorNet"]
@@ -548,6 +565,10 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     monkeypatch.setattr(atlas, "ROOT", tmp_path)
     monkeypatch.setattr(atlas, "PAGE", tmp_path / "docs" / "atlas.md")
     monkeypatch.setattr(atlas, "MEASURED", tmp_path / "docs" / "mixers.json")
+    monkeypatch.setattr(atlas, "LISTED", tmp_path / "systems.csv")
+    train = "python tools/train.py configs/hornet/strong.py"
+    rows = "system,file,command,result", f"HorNet,a.py,{train},", 'ELA,b.py,python tools/infer.py,"AP 1, not 2"'
+    (tmp_path / "systems.csv").write_text("\n".join(rows) + "\n")
     monkeypatch.setattr(atlas, "SIDES", (4, 8, 16))
     monkeypatch.setattr(sys, "argv", ["atlas.py", "mixers", "GnConv"])
     atlas.main()
@@ -565,6 +586,8 @@ def test_atlas_writes_its_page(load, monkeypatch, capsys, tiny, tmp_path):
     monkeypatch.setattr(sys, "argv", ["atlas.py", "write"])
     atlas.main()
     page = (tmp_path / "docs" / "atlas.md").read_text()
+    assert f"| HorNet | [a.py](../a.py) | `{train}` | 71.3 % top-1 in 3 epochs |\n" in page
+    assert "| ELA | [b.py](../b.py) | `python tools/infer.py` | AP 1, not 2 |\n" in page
     assert "### HorNet\n\nRecursive gated convolutions. " in page
     links = (
         f"[{name}{extra}_coco](../configs/{name}/{name}_hornet{extra}_coco.py)"
