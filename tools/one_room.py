@@ -235,7 +235,7 @@ def draw_anomalies(asked: Any, subject: Subject) -> tuple[Any, str]:
     truth = subject.walk.anomalous
     about = f"a walk through the room, {FRAMES} frames"
     said = asked.task.said(result)
-    if truth.any():
+    if subject.walk.mover is not None:
         first, last = np.flatnonzero(truth)[[0, -1]]
         mover = LABELS[subject.room.things[subject.walk.mover].label]
         said += f" (in truth a {mover} breaks the rule in frames {first} to {last}: {subject.walk.kind})"
@@ -274,7 +274,7 @@ class Panel:
     model: str | None = None
 
 
-VIEWS = dict(
+VIEWS: dict[str, Any] = dict(
     task="ImageClassification",
     config="configs/biformer/biformer_furniture_views.py",
     shipped="configs/biformer/biformer_furniture_views.safetensors",
