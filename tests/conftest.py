@@ -32,6 +32,18 @@ def _loggers_end_with_their_test():
     MMLogger._instance_dict.clear()
 
 
+def pytest_collection_modifyitems(config, items):
+    """SLOW_TURN=1/2 in the environment leaves the second of every two slow tests, 0/2 the first: runs take turns."""
+    if turn := os.environ.get("SLOW_TURN"):
+        number, turns = map(int, turn.split("/"))
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        kept = {id(item) for item in slow[number::turns]}
+        left = [item for item in slow if id(item) not in kept]
+        config.hook.pytest_deselected(items=left)
+        gone = {id(item) for item in left}
+        items[:] = [item for item in items if id(item) not in gone]
+
+
 @pytest.fixture
 def count(record_property):
     """count(what, text): a line of the summary that closes a run, for the tests whose point is how much they try."""
