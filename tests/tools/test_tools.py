@@ -417,7 +417,7 @@ def test_visualize_interpreter(run, refusal, config, picture, tmp_path):
     assert pictures[0].std() > 20
     assert (pictures[0] != pictures[1]).any()
     drawn[2] = config
-    assert "and must be an IARED2" in refusal(*drawn, tmp_path / "x.png")
+    assert "and must be IARED2" in refusal(*drawn, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("pruned", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -438,7 +438,7 @@ def test_visualize_tree(run, refusal, config, picture, tmp_path, pruned):
     run(*drawn, tmp_path / "tree.png", "--overwrite", "--method", "argmax")
     assert "block=2: there are 2 blocks" in refusal(*drawn, tmp_path / "x.png", "--block", 2)
     drawn[2] = config
-    assert "and must be a DependencyViT" in refusal(*drawn, tmp_path / "x.png")
+    assert "and must be DependencyViT" in refusal(*drawn, tmp_path / "x.png")
 
 
 def test_visualize_prompts(run, refusal, config, picture, tmp_path):
@@ -459,7 +459,7 @@ def test_visualize_prompts(run, refusal, config, picture, tmp_path):
     assert "no images are in it" in refusal(*drawn, tmp_path / "x.png", "--folder", tmp_path / "empty")
     assert "block=2: there are 2 blocks" in refusal(*drawn, tmp_path / "x.png", "--block", 2)
     drawn[2] = config
-    assert "and must be a TCPA" in refusal(*drawn, tmp_path / "x.png")
+    assert "and must be TCPA" in refusal(*drawn, tmp_path / "x.png")
 
 
 def test_visualize_registers(run, refusal, config, picture, tmp_path):

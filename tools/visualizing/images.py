@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .common import Commands, Draw, command
 
@@ -115,17 +116,28 @@ def draw_saliency(args: argparse.Namespace):
     return draw_saliency(questions, maps, args.method, args.checkpoint.name)
 
 
+def asked(args: argparse.Namespace, kind: type) -> tuple[Any, Any, Any, str]:
+    """The pixels, the input, the network and its title.
+
+    Raises:
+        ValueError: the network is of another class than `kind`.
+    """
+    from attlas.backbones.inspection.attention_maps import read_image
+
+    pixels, image = read_image(args.image, args.size)
+    network, title = network_named(args.network, args.weights)
+    if not isinstance(network, kind):
+        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be {kind.__name__}")
+    return pixels, image, network, title
+
+
 def draw_interpreter(args: argparse.Namespace):
     import torch
 
     from attlas.backbones.ia_red2 import IARED2
-    from attlas.backbones.inspection.attention_maps import read_image
     from attlas.backbones.inspection.interpreter import draw_scores
 
-    pixels, image = read_image(args.image, args.size)
-    network, title = network_named(args.network, args.weights)
-    if not isinstance(network, IARED2):
-        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be an IARED2")
+    pixels, image, network, title = asked(args, IARED2)
     with torch.no_grad():
         found = network.interpret(image)
     scores = [found.heat_map(g)[0].numpy() for g in range(len(found.scores))]
@@ -137,13 +149,9 @@ def draw_tree(args: argparse.Namespace):
     import torch
 
     from attlas.backbones.dependencyvit import DependencyViT, dependency_tree
-    from attlas.backbones.inspection.attention_maps import read_image
     from attlas.backbones.inspection.dependency_trees import draw_tree
 
-    pixels, image = read_image(args.image, args.size)
-    network, title = network_named(args.network, args.weights)
-    if not isinstance(network, DependencyViT):
-        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be a DependencyViT")
+    pixels, image, network, title = asked(args, DependencyViT)
     with torch.no_grad():
         found = network.dependencies(image, args.block)
     parents = dependency_tree(found.mask[0], args.method).numpy()
@@ -163,10 +171,7 @@ def draw_prompts(args: argparse.Namespace):
         files = sorted(path for path in args.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not files:
             raise ValueError(f"--folder {args.folder}: no images are in it")
-    pixels, image = read_image(args.image, args.size)
-    network, title = network_named(args.network, args.weights)
-    if not isinstance(network, TCPA):
-        raise ValueError(f"{args.network}: the network is a {type(network).__name__}, and must be a TCPA")
+    pixels, image, network, title = asked(args, TCPA)
     seen = look(network, image, args.block)
     others = [look(network, read_image(file, args.size)[1], args.block) for file in files]
     return draw(pixels, seen, network.patch_size, f"{title}: block {args.block % len(network.blocks)}", others)
