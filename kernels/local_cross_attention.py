@@ -259,13 +259,21 @@ def readers_of(cell, tokens, cells, halo):
 
 
 @triton.jit
+def cells_in(token, columns, rows, height, width, halo):
+    """How many cells the region of a token has."""
+    _, high = region_of(token // columns, rows, height, halo)
+    _, wide = region_of(token % columns, columns, width, halo)
+    return high * wide
+
+
+@triton.jit
 def cells_of(image, token, columns, rows, head, heads, height, width, halo, start, BLOCK_R: tl.constexpr):
-    """Rows of k and v of a tile of cells of a region, which of them exist, and how many cells the region has."""
+    """Rows of k and v of a tile of cells of a region, and which of them exist."""
     top, high = region_of(token // columns, rows, height, halo)
     left, wide = region_of(token % columns, columns, width, halo)
     cell = start + tl.arange(0, BLOCK_R)
     row = ((image * height + top + cell // wide) * width + left + cell % wide) * heads + head
-    return row, cell < high * wide, high * wide
+    return row, cell < high * wide
 
 
 @triton.jit(do_not_specialize=["heads", "height", "width", "rows", "columns", "halo"])
@@ -280,9 +288,8 @@ def local_cross_attention_fwd_kernel(
     query = tl.load(q + item * depth + d, mask=d < depth, other=0.0).to(factor.dtype)
     top, norm = factor * 0 + float("-inf"), factor * 0
     total = tl.zeros((BLOCK_C,), factor.dtype)
-    _, _, count = cells_of(image, token, columns, rows, head, heads, height, width, halo, 0, BLOCK_R)
-    for start in range(0, count, BLOCK_R):
-        row, inside, _ = cells_of(image, token, columns, rows, head, heads, height, width, halo, start, BLOCK_R)
+    for start in range(0, cells_in(token, columns, rows, height, width, halo), BLOCK_R):
+        row, inside = cells_of(image, token, columns, rows, head, heads, height, width, halo, start, BLOCK_R)
         keys = load_rows(k, row, d, inside, depth).to(factor.dtype)
         logits = tl.where(inside, tl.sum(keys * query[None, :], 1) * factor, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 0))
@@ -308,9 +315,8 @@ def local_cross_attention_bwd_q_kernel(
     slope = tl.load(g + item * channels + c, mask=c < channels, other=0.0).to(factor.dtype)
     norm, mean = tl.load(lse + item), tl.load(delta + item)
     total = tl.zeros((BLOCK_D,), factor.dtype)
-    _, _, count = cells_of(image, token, columns, rows, head, heads, height, width, halo, 0, BLOCK_R)
-    for start in range(0, count, BLOCK_R):
-        row, inside, _ = cells_of(image, token, columns, rows, head, heads, height, width, halo, start, BLOCK_R)
+    for start in range(0, cells_in(token, columns, rows, height, width, halo), BLOCK_R):
+        row, inside = cells_of(image, token, columns, rows, head, heads, height, width, halo, start, BLOCK_R)
         keys = load_rows(k, row, d, inside, depth).to(factor.dtype)
         values = load_rows(v, row, c, inside, channels).to(factor.dtype)
         weight = tl.where(inside, tl.exp(tl.sum(keys * query[None, :], 1) * factor - norm), 0.0)

@@ -420,7 +420,7 @@ def compile_all(chosen: list[str]) -> dict:
             try:
                 call()
             except Exception as error:
-                errors.append(f"{name}, {dtype}: {type(error).__name__}: {str(error)[:500]}")
+                errors.append(f"{name}, {dtype}: {type(error).__name__}: {str(error)[-500:]}")
             finally:
                 del os.environ["ATTLAS_KERNELS"]
     names = {
