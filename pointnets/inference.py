@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from torch_geometric.data import Data
 from torch_geometric.transforms import BaseTransform
 
-from ..data import build_transforms, seeded
+from ..data import build_transforms, drawn, seeded
 from ..drawing import palette
 from ..files import printable, replacing
 from ..tasks import Classification, Exportable, ModelError, Task
@@ -116,6 +116,23 @@ class PointClassification(OfShapes, Classification):
         if item.face is not None:
             raise ValueError("it is still a mesh behind the transforms of the config; add SamplePoints or RandomPoints")
         return tuple(item.pos.shape), item.get("normal") is not None
+
+    def question(self, model, source, target):
+        """Targets are the log-probabilities of classes, by name or number; by default that of the likeliest class."""
+        from ..backbones.classification.inference import class_number
+        from .explanation import question  # here, because only explanations need it
+
+        cloud = drawn(model.transforms, source.clone(), "the cloud", 0)
+        self.form(cloud)
+        batch = model.data_preprocessor([cloud], False)
+        points, normals = batch["points"], batch["normals"]
+        with torch.no_grad():
+            log_probs = model(points, normals)[0].log_softmax(0)
+        known = model.classes
+        number = int(log_probs.argmax()) if target is None else class_number(target, known, len(log_probs))
+        name = printable(known[number]) if known else f"class {number}"
+        said = f"{name} ({100 * float(log_probs[number].exp()):.0f} %)"
+        return question(model.network, points, normals, number, said)
 
     def exportable(self, model, steps):
         return ExportedPointNetwork(model, steps)

@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from ..skeletons.backbone import Backbone
 from ..skeletons.isotropic import Isotropic
-from .targets import Scoring, evaluate
+from .targets import Scoring, ToMap, evaluate
 
 Inputs = Tensor | tuple[Tensor, ...]  # what the network is called with
-ToMap = Callable[[Tensor], Tensor]  # what a layer gives -> (B, C, *places)
 
 
 @dataclass

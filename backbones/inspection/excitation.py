@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from .capture import Inputs, ToMap, look
-from .targets import Scoring
+from .capture import Inputs, look
+from .targets import Scoring, ToMap
 
 LINEAR = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
 SUMS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)

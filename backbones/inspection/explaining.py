@@ -42,8 +42,8 @@ def explain(
     Args:
         question: of `ask`.
         method: name of METHODS.
-        layers: names of modules, or "input". By default "input" of the methods "lrp" and "salient", of the method
-            "proper" the last convolution, else the last level of the backbone.
+        layers: names of modules, or "input". By default "input" of the methods "lrp" and "salient", else the layer of
+            the question, or the last level of the backbone; of the method "proper" the last convolution in that.
         how: "product" or "sum" with equal weights, of several layers, as of `combined`.
         meta: rate of a step of `meta_saliency` before; None for none.
 
@@ -51,23 +51,28 @@ def explain(
         At the layer's resolution, not scaled; of several layers at that of the input, in [0, 1].
     """
     chosen = of_method(method)
-    names = list(layers) if layers else _default(question.network, method)
+    names = list(layers) if layers else [default_layer(question, method)]
+    grid = None if names == [INPUT] else question.grid
+    if grid is not None and len(names) > 1:
+        raise ValueError(f"layers: {', '.join(names)} have no places in common, so that one is shown at a time")
     if meta is not None:
         loss = question.loss or (lambda output: -question.score(output))
         chosen = with_meta(chosen, loss, meta)
-    maps = chosen(question.network, question.inputs, question.score, names)
+    maps = chosen(question.network, question.inputs, question.score, names, grid=grid)
     if len(maps) == 1:
         return maps[0][0]
     return combined(maps, question.inputs[0].shape[-2:], how, "uniform")[0]
 
 
-def _default(network: nn.Module, method: str) -> list[str]:
+def default_layer(question: Question, method: str) -> str:
+    """The layer that a method shows unless told otherwise."""
     if method in ("lrp", "salient"):
-        return [INPUT]
+        return INPUT
+    network = question.network
+    level = question.layer or default_layers(network)[0]
     if method != "proper":
-        return default_layers(network)
-    (level,) = default_layers(network)
+        return level
     below = [name for name, module in network.named_modules() if type(module) is nn.Conv2d and name.startswith(level)]
     if not below:
         raise ValueError(f"proper NormGrad takes convolutions, and {level} has none: say which layers")
-    return below[-1:]
+    return below[-1]

@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data import one_of
-from .capture import Inputs, ToMap, look
-from .targets import Scoring
+from .capture import Inputs, look
+from .targets import Scoring, ToMap
 
 EXTRACTIONS = ("bias", "scaling", "conv1x1", "conv3x3", "conv3x3_depthwise")
 AGGREGATIONS = ("sum", "filter_norm", "norm", "max")

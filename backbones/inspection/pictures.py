@@ -46,23 +46,37 @@ def draw_saliency(
                     axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=color, lw=width)
                 axes.set_xlim(-0.5, question.picture.shape[1] - 0.5)
                 axes.set_ylim(question.picture.shape[0] - 0.5, -0.5)
+    scales(canvas, maps)
+    return canvas
+
+
+def scales(canvas: Figure, maps: Sequence[Sequence[Tensor]]) -> None:
+    """The scales of the colors of maps, beside all panels of a figure."""
+    panels = list(canvas.axes)
     signed = any(bool((m < 0).any()) for of_question in maps for m in of_question)
     bars = [("inferno", Normalize(0, 1), "of the largest")] + [("RdBu_r", Normalize(-1, 1), "signed maps")] * signed
     for colors, scale, text in bars:
-        bar = canvas.colorbar(ScalarMappable(scale, colors), ax=list(panels.flat), pad=0.01, aspect=30)
+        bar = canvas.colorbar(ScalarMappable(scale, colors), ax=panels, pad=0.01, aspect=30)
         bar.set_label(text, fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    return canvas
+
+
+def relative(strength: np.ndarray) -> np.ndarray:
+    """Values over the largest size of one of them.
+
+    Raises:
+        ValueError: one is NaN or infinite.
+    """
+    if not np.isfinite(strength).all():
+        raise ValueError("the map holds NaN or infinite numbers")
+    return strength / max(float(np.abs(strength).max()), 1e-30)
 
 
 def overlay(pixels: np.ndarray, strength: np.ndarray) -> np.ndarray:
     """The image in grey with a map over it, (H, W, 3), uint8; the map is enlarged as `normgrad.resized` does."""
-    if not np.isfinite(strength).all():
-        raise ValueError("the map holds NaN or infinite numbers")
-    signed = bool((strength < 0).any())
-    relative = strength / max(float(np.abs(strength).max()), 1e-30)
+    shares, signed = relative(strength), bool((strength < 0).any())
     large = torch.nn.functional.interpolate(
-        torch.from_numpy(relative)[None, None], pixels.shape[:2], mode="bilinear", align_corners=False
+        torch.from_numpy(shares)[None, None], pixels.shape[:2], mode="bilinear", align_corners=False
     )[0, 0].numpy()
     gray = np.repeat(pixels.mean(2, keepdims=True), 3, axis=2)
     if signed:

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .capture import INPUT, Inputs, ToMap, as_inputs, check_mode, look, swapped, unchanged
+from .capture import INPUT, Inputs, as_inputs, check_mode, look, swapped, unchanged
 from .excitation import contrastive_excitation
 from .normgrad import linear_approximation, normgrad, proper_normgrad, selective_normgrad
 from .relevance import propagate
 from .salient_relevance import salient_relevance
-from .targets import Scoring, evaluate, extreme_classes, logit, of_sample
+from .targets import Scoring, ToMap, evaluate, extreme_classes, logit, of_sample
 
 
 class Method(Protocol):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Scoring = Callable[[Any], Tensor]  # output -> (B,)
 Classes = int | Sequence[int] | Tensor
+ToMap = Callable[[Tensor], Tensor]  # what a layer gives -> (B, C, *places)
 
 
 class Score:
@@ -130,6 +131,8 @@ class Question:
     inputs: tuple[Tensor, ...]  # of it, a batch of one
     score: Scoring
     said: str  # what the score is, in words
-    picture: np.ndarray  # the input (H, W, 3), uint8, of the size that the network sees
+    picture: np.ndarray  # the input (H, W, 3), uint8, of the size that the network sees; of a cloud the points (N, 3)
     box: tuple[float, float, float, float] | None = None  # left, top, right, bottom of what is asked, in its pixels
     loss: Scoring | None = None  # what a step of meta-saliency lowers; None for minus the score
+    layer: str | None = None  # that is looked at unless told otherwise; None for the last level of the backbone
+    grid: ToMap | None = None  # how what layers give becomes maps, as of `capture.look`; not used for the input

@@ -129,6 +129,12 @@ def psnr_of_patch(truth: Tensor, place: Sequence[int], side: int) -> Score:
     return Score(score, truth)
 
 
+def mean_of_patch(place: Sequence[int], side: int) -> Score:
+    """The mean of a patch of restored pictures (B, C, H, W), over all channels; `place`, `side` as of
+    `edges_of_patch`."""
+    return Score(lambda output: _patch(output, place, side).mean((1, 2, 3)))
+
+
 def _patch(picture: Tensor, place: Sequence[int], side: int) -> Tensor:
     (top, left), (height, width) = place, picture.shape[2:]
     if not (0 <= top <= height - side and 0 <= left <= width - side):

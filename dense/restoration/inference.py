@@ -7,10 +7,13 @@ behind it, and it is enlarged by `imresize`. So no color of pixels that nobody s
 
 from collections.abc import Iterator
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
+import torch
 
-from ...data import one_of
+from ...data import drawn, one_of
+from ...files import printable
 from ...images import SUFFIXES, profile_fits, read_pixels, read_profile, write_png
 from ...tasks import Task
 from .degradations import as_floats, imresize
@@ -131,6 +134,50 @@ class Restoration(Task):
     def save(self, source, result, stem):
         write_png(stem.with_name(f"{stem.name}.png"), result.pop("restored"), result.pop("profile", None))
         return {}
+
+    def question(self, model, source, target):
+        """Targets are ROW,COLUMN,SIDE, the mean of a square patch of the restored picture, whose first row and column
+        are named in its pixels, and ROW,COLUMN,SIDE:FILE, the PSNR of that patch, where FILE is the picture that it
+        should be. There is no default. The whole picture is restored in one pass, without tiles and in float32."""
+        from ...backbones.inspection.targets import Question
+        from .attribution import mean_of_patch, psnr_of_patch
+
+        where, colon, file = ("" if target is None else target).partition(":")
+        numbers = [part.strip() for part in where.split(",")]
+        if len(numbers) != 3 or not all(map(str.isdecimal, numbers)) or (colon and not file):
+            given = "no target is given, and" if target is None else f"target {printable(target)!r}:"
+            raise ValueError(
+                f"{given} a restorer is asked about ROW,COLUMN,SIDE (the mean of that patch of the restored picture) "
+                "or ROW,COLUMN,SIDE:FILE (its PSNR, where FILE is the picture that it should be)"
+            )
+        top, left, side = map(int, numbers)
+        item = drawn(model.transforms, source, "the picture", 0)
+        image, scale = item["image"][None].to(next(model.parameters()).device), model.scale
+        channels, wanted = image.shape[1], getattr(model.network, "in_channels", image.shape[1])
+        if channels != wanted:
+            raise ValueError(f"the picture has {channels} channels, and the network is explained for {wanted} alone")
+        height, width = (scale * length for length in image.shape[2:])
+        if not (side and top + side <= height and left + side <= width):
+            raise ValueError(
+                f"target {where}: the patch (row, column, side) is not inside the restored picture of {width} x "
+                f"{height} pixels, or is empty"
+            )
+        score, what = mean_of_patch((top, left), side), "mean"
+        if file:
+            truth = drawn(model.transforms, self.read(Path(file)), printable(file), 0)["image"][None]
+            if truth.shape[1:] != (channels, height, width):
+                raise ValueError(
+                    f"{printable(file)} has shape {tuple(truth.shape[1:])} (channels, rows, columns), and the restored "
+                    f"picture {(channels, height, width)}"
+                )
+            score, what = psnr_of_patch(truth, (top, left), side), "PSNR"
+        with torch.no_grad():
+            value = float(score(model(image)))
+        said = f"{what} of {side} x {side} at {top}, {left}: {value:.3g}" + " dB" * bool(file)
+        picture = (255 * image[0]).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        box = (left / scale, top / scale, (left + side) / scale, (top + side) / scale)
+        picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
+        return Question(model, (image,), score, said, picture, box, layer="input")
 
     def exportable(self, model, steps):
         from .export import ExportedRestorer  # here, because only an export needs it

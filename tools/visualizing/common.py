@@ -32,9 +32,7 @@ def command(
         source = sub.add_mutually_exclusive_group(required=True)
         source.add_argument("--item", type=int, help="number of a shape of the test data")
         source.add_argument("--file", type=Path, help="a mesh or a cloud")
-        sub.add_argument("--up", choices=("y", "z"), default="y", help="the axis that points up in the shape (y)")
-        sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye (30)")
-        sub.add_argument("--elevation", type=float, default=20, metavar="DEGREES", help="of the eye (20)")
+        eye(sub)
     target = sub.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", type=Path, help="the picture to write")
     if window:
@@ -42,6 +40,13 @@ def command(
     sub.add_argument("--overwrite", action="store_true", help="replace an existing picture")
     sub.set_defaults(draw=draw)
     return sub
+
+
+def eye(sub: argparse.ArgumentParser) -> None:
+    """The options by which a shape is looked at."""
+    sub.add_argument("--up", choices=("y", "z"), default="y", help="the axis that points up in the shape (y)")
+    sub.add_argument("--azimuth", type=float, default=30, metavar="DEGREES", help="of the eye, of a shape (30)")
+    sub.add_argument("--elevation", type=float, default=20, metavar="DEGREES", help="of the eye, of a shape (20)")
 
 
 def detector(commands: Commands, name: str, draw: Draw, help: str, several: bool = False) -> argparse.ArgumentParser:

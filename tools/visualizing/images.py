@@ -4,16 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import Commands, Draw, command
+from .common import Commands, Draw, command, eye
 
 
 def add(commands: Commands) -> None:
     sub = backbone(commands, "attention", draw_attention, "where the mixers of an image network look from a place")
     sub.add_argument("--place", type=float, nargs=2, default=[0.5, 0.5], metavar=("ROW", "COLUMN"), help="0 to 1 (0.5)")
     sub.add_argument("--mixers", nargs="+", help="modules by name (the last of each kind at each resolution)")
-    sub = command(commands, "saliency", draw_saliency, "which places of an image a number of the answer comes from")
-    sub.add_argument("checkpoint", type=Path, help="of a classifier, a detector of one stage, a DETR, or a segmentor")
-    sub.add_argument("input", type=Path, help="an image")
+    sub = command(commands, "saliency", draw_saliency, "which places of an input a number of the answer comes from")
+    sub.add_argument(
+        "checkpoint",
+        type=Path,
+        help="of a classifier of images or shapes, a detector of one stage, a DETR, a segmentor, or a restorer",
+    )
+    sub.add_argument("input", type=Path, help="an image, a mesh or a cloud")
     sub.add_argument("--config", type=Path, help="where the checkpoint holds none")
     sub.add_argument("--method", nargs="+", default=["normgrad"], metavar="NAME", help="one or several (normgrad)")
     sub.add_argument(
@@ -21,11 +25,17 @@ def add(commands: Commands) -> None:
         nargs="+",
         default=[None],
         help="what is explained, a row for each: a class, by name or number; of detectors RANK, RANK:CLASS or "
-        "RANK:left (a side of the box); of segmentors CLASS or CLASS@ROW,COLUMN (that of the best answer)",
+        "RANK:left (a side of the box); of segmentors CLASS or CLASS@ROW,COLUMN (that of the best answer); of restorers "
+        "ROW,COLUMN,SIDE, the mean of that patch of what is restored, or ROW,COLUMN,SIDE:FILE, its PSNR against a file",
     )
-    sub.add_argument("--layers", nargs="+", help='modules by name, or "input"; several are combined (the last level)')
+    sub.add_argument(
+        "--layers",
+        nargs="+",
+        help='modules by name, or "input"; several are combined (the last level; of restorers input)',
+    )
     sub.add_argument("--combine", choices=("product", "sum"), default="product", help="of several layers (product)")
     sub.add_argument("--meta", type=float, metavar="RATE", help="of a step of meta-saliency before the maps")
+    eye(sub)
     backbone(commands, "interpreter", draw_interpreter, "which patches an IA-RED2 scores high, and which it keeps")
     sub = backbone(commands, "tree", draw_tree, "the tree of dependencies that a DependencyViT sees in an image")
     sub.add_argument("--block", type=int, default=-1, metavar="N", help="from 0; negative ones from the last (-1)")
@@ -102,8 +112,8 @@ def draw_attention(args: argparse.Namespace):
 
 
 def draw_saliency(args: argparse.Namespace):
-    from attlas.backbones.inspection.explaining import ask, explain
-    from attlas.backbones.inspection.pictures import draw_saliency
+    from attlas.backbones.inspection import pictures
+    from attlas.backbones.inspection.explaining import ask, default_layer, explain
     from attlas.inference import load
 
     questions = ask(load(args.checkpoint, args.config), args.input, args.target)
@@ -113,7 +123,14 @@ def draw_saliency(args: argparse.Namespace):
             total = float(row[args.method.index("lrp")].sum())
             score = float(question.score(question.network(*question.inputs)))
             print(f"{question.said}: relevance sums to {total:.4g}, the score is {score:.4g}")
-    return draw_saliency(questions, maps, args.method, args.checkpoint.name)
+    if questions[0].picture.ndim == 3:
+        return pictures.draw_saliency(questions, maps, args.method, args.checkpoint.name)
+    from attlas.pointnets import explanation
+    from attlas.rendering import view_direction
+
+    layers = [args.layers[0] if args.layers else default_layer(questions[0], method) for method in args.method]
+    backward = view_direction(args.azimuth, args.elevation, args.up)
+    return explanation.draw_saliency(questions, maps, args.method, layers, args.checkpoint.name, backward, args.up)
 
 
 def asked(args: argparse.Namespace, kind: type) -> tuple[Any, Any, Any, str]:
