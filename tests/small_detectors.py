@@ -133,3 +133,42 @@ def dense(head, **test):
         elif name == "conv_reg.bias":  # the logarithm of pixels, or strides
             torch.nn.init.constant_(p, 3.0)
     return model
+
+
+def two_stages(head="StandardRoIHead", **options):
+    """A small Faster R-CNN, whose scores spread. `options` are of its box head."""
+    return build(
+        dict(
+            type="FasterRCNN",
+            train_cfg=None,
+            data_preprocessor=dict(type="DetDataPreprocessor", mean=[1, 2, 3], std=[4, 5, 6], pad_size_divisor=32),
+            backbone=settings()["backbone"],
+            neck=dict(type="FPN", in_channels=[16, 32, 64], out_channels=16, num_outs=3),
+            rpn_head=dict(
+                type="RPNHead", in_channels=16, feat_channels=16, anchor_generator=ONE_ANCHOR, bbox_coder=CODER
+            ),
+            roi_head=dict(
+                type=head,
+                bbox_roi_extractor=dict(
+                    type="SingleRoIExtractor",
+                    roi_layer=dict(type="RoIAlign", output_size=3, sampling_ratio=2),
+                    out_channels=16,
+                    featmap_strides=[8, 16, 32],
+                ),
+                bbox_head=dict(
+                    type="Shared2FCBBoxHead",
+                    in_channels=16,
+                    fc_out_channels=24,
+                    roi_feat_size=3,
+                    num_classes=5,
+                    bbox_coder=CODER,
+                    init_cfg=[dict(type="Normal", layer="Linear", std=0.3)],
+                )
+                | options,
+            ),
+            test_cfg=dict(
+                rpn=dict(nms_pre=60, max_per_img=20, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
+                rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=40),
+            ),
+        )
+    )

@@ -6,6 +6,7 @@ from collections import Counter
 import torch
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.dataset import Compose, pseudo_collate
+from torch import nn
 
 from ...backbones.classification.inference import ImageClassification, class_number
 from ...data import drawn
@@ -82,15 +83,17 @@ class Detection(Task):
     def question(self, model, source, target):
         """Targets are N, the class of the query with the N-th best score, from 0 (by default the best); N:CLASS,
         another class of it, by name or number; and N:left, N:top, N:right or N:bottom, a side of its box. Queries are
-        ranked before duplicates are removed (see `explanation`)."""
+        ranked before duplicates are removed (see `explanation`). Of two-stage detectors they are the boxes that the
+        first stage proposed."""
         from ...backbones.inspection.targets import Question
-        from .explanation import SIDES, Answers, box_side, class_logit
+        from .explanation import SIDES, Answers, Proposed, box_side, class_logit
 
         data = drawn(model.transforms, copy.deepcopy(source), "the image", 0)
         batch = model.data_preprocessor(pseudo_collate([data]), False)["inputs"]
-        network = Answers(model)
+        network: nn.Module = Proposed(model) if hasattr(model, "roi_head") else Answers(model)
+        inputs = (batch, network.propose(batch)) if isinstance(network, Proposed) else (batch,)
         with torch.no_grad():
-            found = network(batch)
+            found = network(*inputs)
         classes = found.logits.shape[-1]
         classes = min(classes, len(model.classes) or classes)  # without that of the background
         best, labels = found.logits[0, :, :classes].max(-1)
@@ -103,7 +106,7 @@ class Detection(Task):
         said = f"{what} side of {name}" if what in SIDES else name
         score = box_side(what, query) if what in SIDES else class_logit(label, query)
         box = None if found.boxes is None else tuple(found.boxes[0, query].tolist())
-        return Question(network, (batch,), score, f"{said}, query {query}", seen_pixels(model, batch[0]), box)
+        return Question(network, inputs, score, f"{said}, query {query}", seen_pixels(model, batch[0]), box)
 
     def exportable(self, model, steps):
         return export.exportable(model, steps)

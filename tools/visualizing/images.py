@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     sub.add_argument(
         "checkpoint",
         type=Path,
-        help="of a classifier of images or shapes, a detector of one stage, a DETR, a segmentor, or a restorer",
+        help="of a classifier of images or shapes, a detector, a segmentor, or a restorer",
     )
     sub.add_argument("input", type=Path, help="an image, a mesh or a cloud")
     sub.add_argument("--config", type=Path, help="where the checkpoint holds none")
@@ -25,13 +25,14 @@ def add(commands: Commands) -> None:
         nargs="+",
         default=[None],
         help="what is explained, a row for each: a class, by name or number; of detectors RANK, RANK:CLASS or "
-        "RANK:left (a side of the box); of segmentors CLASS or CLASS@ROW,COLUMN (that of the best answer); of restorers "
-        "ROW,COLUMN,SIDE, the mean of that patch of what is restored, or ROW,COLUMN,SIDE:FILE, its PSNR against a file",
+        "RANK:left (a side of the box); of segmentors CLASS or CLASS@ROW,COLUMN (that of the best answer). Of "
+        "restorers ROW,COLUMN,SIDE, the mean of that patch of what is restored, or ROW,COLUMN,SIDE:FILE, its PSNR "
+        "against the picture of a file",
     )
     sub.add_argument(
         "--layers",
         nargs="+",
-        help='modules by name, or "input"; several are combined (the last level; of restorers input)',
+        help='modules by name, or "input"; several are combined, not of clouds (the last level; of restorers input)',
     )
     sub.add_argument("--combine", choices=("product", "sum"), default="product", help="of several layers (product)")
     sub.add_argument("--meta", type=float, metavar="RATE", help="of a step of meta-saliency before the maps")
