@@ -121,6 +121,7 @@ def draw_saliency(
     title: str,
     backward: np.ndarray,
     up: str,
+    size: int = 480,
 ) -> Figure:
     """A row for each question: the cloud, and the values of each method at the points of its layer, amid the others.
 
@@ -133,6 +134,7 @@ def draw_saliency(
         methods, layers: their names, and where each of them looks.
         title: text above all rows.
         backward, up: direction to the eye (3,), and the axis that points up.
+        size: pixels of a side of a panel, before it is cut to what is seen.
     """
     meshes, below = [], []
     for asked, of_question in zip(questions, maps):
@@ -144,7 +146,7 @@ def draw_saliency(
             meshes.append(_scene(asked.picture, points, values.flatten().float().cpu().numpy(), radius))
             below[-1].append(f"{layer}: {len(points):,} points")
     columns = 1 + len(methods)
-    pictures = snapshots(meshes, backward, up, 480)
+    pictures = snapshots(meshes, backward, up, size)
     lines = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     figure = draw_grid(lines, below, ["cloud", *methods], [asked.said for asked in questions])
     figure.suptitle(title, fontsize=10, parse_math=False)

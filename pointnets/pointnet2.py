@@ -50,7 +50,7 @@ class SetAbstraction(nn.Module):
         else:
             # W [x_j - q; f_j] = W [x_j; f_j] - W₁ q: the first product before the gather, on N rows instead of S K
             index = ball_query(queries, points, self.radius, self.k)
-            shift = F.linear(queries, self.linears[0].get_parameter("weight")[:, :3])
+            shift = F.linear(queries, cast(nn.Linear, self.linears[0]).weight[:, :3])
             convolved = gather_neighbors(convolved, index) - shift.unsqueeze(2)
         convolved = self.norms[0](convolved)
         for linear, norm in zip(self.linears[1:], self.norms[1:]):

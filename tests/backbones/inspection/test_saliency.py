@@ -60,10 +60,10 @@ def same(before, after):
 OF_LAYERS = [name for name in METHODS if name != "salient"]  # which shows the input alone
 
 
-@pytest.mark.parametrize("name", OF_LAYERS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_batch_of_two_equals_two_singles(name):
     network, x = Small(), image(9, 13)
-    layers, classes = ["first", "second"], [1, 4]
+    layers, classes = ["first", "second"] if name in OF_LAYERS else ["input"], [1, 4]
     before = state_of(network)
     together = METHODS[name](network, x, logit(classes), layers)
     same(before, state_of(network))

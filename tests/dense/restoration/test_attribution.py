@@ -6,11 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import fill
+from small_restorers import SmallUpscaler
 from torch import nn
 from torch.testing import assert_close
 
+from attlas.backbones.inspection.capture import look
+from attlas.backbones.inspection.normgrad import normgrad
 from attlas.dense.restoration import HAT, FFNetSR
-from attlas.dense.restoration.attribution import Attribution, blurred, differences, gini, local_attribution, sobel
+from attlas.dense.restoration.attribution import (
+    Attribution,
+    blurred,
+    differences,
+    gini,
+    local_attribution,
+    mean_of_patch,
+    psnr_of_patch,
+    sobel,
+)
 
 PICTURE = torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
 
@@ -146,3 +158,34 @@ def test_what_is_refused():
     told("edges is 'canny'", (0, 0), 4, edges="canny")
     told("the picture has 4 x 4 pixels; a blur of radius=4 needs more", (0, 0), 4, picture=torch.rand(3, 4, 4))
     told(r"image must be floats .* torch.uint8 of \(1, 3, 9, 9\)", (0, 0), 4, picture=torch.zeros(3, 9, 9).byte())
+
+
+# --- patches as scores -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["first", "input"])
+def test_the_score_of_a_patch(layer):
+    """By hand; NormGrad is ‖a‖ ‖g‖ of it, nothing beyond the reach of the patch, and the same one by one."""
+    torch.manual_seed(0)
+    network = SmallUpscaler(start=0.1).eval()
+    x, truth = torch.rand(2, 3, 20, 28), torch.rand(2, 3, 40, 56)
+    place, side = (12, 30), 8
+    output = network(x)
+    patch, wanted = (y[..., 12:20, 30:38] for y in (output, truth))
+    psnr, mean = psnr_of_patch(truth, place, side), mean_of_patch(place, side)
+    assert_close(psnr(output), 10 * torch.log10(1 / (patch - wanted).square().mean((1, 2, 3))))
+    assert_close(mean(output), patch.mean((1, 2, 3)))
+    for score in (psnr, mean):
+        (together,) = normgrad(network, x, score, layer)
+        (seen,) = look(network, x, score, layer)
+        assert_close(together, seen.activation.norm(dim=1) * seen.gradient.norm(dim=1))
+        assert together[:, 7:9, 16:18].min() > 0
+        together[:, 3:13, 12:22] = 0  # the patch is rows 6 to 9, columns 15 to 18
+        assert not together.any()
+        (again,) = normgrad(network, x, score, layer)
+        for i in range(2):
+            of_one = psnr_of_patch(truth[i : i + 1], place, side) if score is psnr else score
+            assert_close(normgrad(network, x[i : i + 1], of_one, layer)[0][0], again[i], rtol=1e-4, atol=1e-7)
+    for wrong in ((33, 0), (0, 49), (-1, 0)):
+        with pytest.raises(ValueError, match="the patch is not inside the picture of 56 x 40 pixels"):
+            normgrad(network, x, mean_of_patch(wrong, side), layer)
