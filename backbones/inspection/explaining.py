@@ -52,6 +52,8 @@ def explain(
     """
     chosen = of_method(method)
     names = list(layers) if layers else [default_layer(question, method)]
+    if question.grid is not None and method == "salient":
+        raise ValueError("salient looks at what lies around a pixel, which the points of a cloud have not: take lrp")
     grid = None if names == [INPUT] else question.grid
     if grid is not None and len(names) > 1:
         raise ValueError(f"layers: {', '.join(names)} have no places in common, so that one is shown at a time")

@@ -108,6 +108,8 @@ def test_what_is_refused(asked):
             explain(about, "normgrad", layers)
     with pytest.raises(ValueError, match=rf"network.head \(Head\) does not say which points .*{layer[:16]}"):
         points_of(about, "network.head")
+    with pytest.raises(ValueError, match="which the points of a cloud have not: take lrp"):
+        explain(about, "salient")
     with pytest.raises(ValueError, match="lrp takes no grid"):
         explain(about, "lrp", [layer])
 

@@ -107,6 +107,20 @@ def test_attribution(run, refusal, trained):
         assert "[NAME=]CHECKPOINT was expected" in refusal(*ask, "--place", 0, 0, "--against", wrong)
 
 
+def test_saliency(run, refusal, trained):
+    """Of the mean and of the PSNR of a patch; what does not fit is refused before a picture is written."""
+    out, file, clean = trained / "why.png", trained / "photos" / "0.png", trained / "clean.png"
+    cv2.imwrite(str(clean), cv2.resize(cv2.imread(str(file)), (120, 88)))
+    ask = "visualize", "saliency", trained / "iter_1.pth", file
+    run(*ask, "--target", "20,30,16", f"20,30,16:{clean}", "--method", "linear", "gradient", "--out", out)
+    assert cv2.imread(str(out)).std() > 20
+    wrong = "--out", trained / "wrong.png"
+    assert "a restorer is asked about ROW,COLUMN,SIDE" in refusal(*ask, *wrong)
+    assert "80,0,16: the patch" in refusal(*ask, "--target", "80,0,16", *wrong)
+    assert "(3, 44, 60)" in refusal(*ask, "--target", f"0,0,16:{file}", *wrong)
+    assert not wrong[1].exists()
+
+
 def test_names_before_paths():
     """An equals sign may be part of a path."""
     for path in ("iter_1.pth", "work_dirs/lr=1e-4/iter_1.pth", "./a=b.pth"):

@@ -1,15 +1,19 @@
 """Pictures of detectors, as a user makes them."""
 
+import re
 import shutil
 
 import cv2
 import detectors
 import numpy as np
 import pytest
+import torch
 import vlms
 from coco_files import write_coco
 from mmengine.config import Config
-from part_files import SEGMENTER, write_parts, write_segmenter
+from part_files import SEGMENTER, solid, write_parts, write_segmenter
+
+from attlas.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,41 @@ def test_segments_of_clouds(run, refusal, tmp_path):
     assert "--size is 0" in told("--size", 0)
     assert "--azimuth is nan" in told("--azimuth", "nan")
     assert not (tmp_path / "new.png").exists()
+
+
+CLASSIFIER = """
+default_scope = "attlas"
+model = dict(
+    type="PointClassifier",
+    network=dict(type="DGCNNClassifier", num_classes=2, k=6, channels=(6, 8), embedding=16),
+)
+test_dataloader = dict(
+    dataset=dict(type="ShapeFolder", root="none", transforms=[dict(type="FarthestPoints", num=60)])
+)
+"""
+
+
+def test_saliency_of_a_cloud(run, refusal, tmp_path):
+    config, checkpoint, cloud, out = (tmp_path / name for name in ("c.py", "mugs.pth", "mug.xyz", "why.png"))
+    config.write_text(CLASSIFIER)
+    model = MODELS.build(Config.fromfile(config).model)
+    meta = dict(cfg=config.read_text(), dataset_meta=dict(classes=("mug", "table")))
+    torch.save(dict(meta=meta, state_dict=model.state_dict()), checkpoint)
+    np.savetxt(cloud, solid("Mug", np.random.default_rng(0), 200)[:, :3])
+    ask = "visualize", "saliency", checkpoint, cloud
+    said = run(*ask, "--method", "normgrad", "lrp", "--target", "table", "--out", out)
+    assert re.search(r"table \(\d+ %\): relevance sums to \S+, the score is -", said)
+    first = cv2.imread(str(out))
+    assert first.std() > 20
+    run(*ask, "--method", "gradient", "--azimuth", 120, "--out", out, "--overwrite")
+    assert cv2.imread(str(out)).shape[1] < first.shape[1]  # a method less
+    wrong = "--out", tmp_path / "wrong.png"
+    assert "'lamp' is no class: there are 0 to 1, such as mug, table" in refusal(*ask, "--target", "lamp", *wrong)
+    assert "one is shown at a time" in refusal(*ask, "--layers", "network.layers.1", "input", *wrong)
+    (tmp_path / "empty.xyz").write_text("")
+    assert "empty.xyz is not a readable shape" in refusal(*ask[:3], tmp_path / "empty.xyz", *wrong)
+    assert "none.xyz" in refusal(*ask[:3], tmp_path / "none.xyz", *wrong)
+    assert not wrong[1].exists()
 
 
 def test_contrast(run, refusal, tmp_path):

@@ -122,7 +122,7 @@ def draw_saliency(args: argparse.Namespace):
     for question, row in zip(questions, maps):
         if "lrp" in args.method and not args.layers:
             total = float(row[args.method.index("lrp")].sum())
-            score = float(question.score(question.network(*question.inputs)))
+            score = float(question.score(question.network(*question.inputs)).detach())
             print(f"{question.said}: relevance sums to {total:.4g}, the score is {score:.4g}")
     if questions[0].picture.ndim == 3:
         return pictures.draw_saliency(questions, maps, args.method, args.checkpoint.name)

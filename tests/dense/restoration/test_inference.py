@@ -16,6 +16,7 @@ from torch import nn
 
 import attlas
 from attlas import checkpoint, images
+from attlas.backbones.inspection.explaining import explain
 from attlas.data import build_transforms
 from attlas.dense.restoration import HAT, DnCNN, FFNetSR, NAFNet, Restorer
 from attlas.dense.restoration import restorer as module
@@ -541,3 +542,56 @@ def test_a_scale_that_the_file_does_not_have(tmp_path):
     with pytest.raises(ValueError, match=r"The file looks like HAT\(scale=4, "):
         Inferencer(tmp_path / "x4.pth", Config(config))
     assert Inferencer(tmp_path / "x4.pth").model.scale == 4
+
+
+# --- what is explained of it -----------------------------------------------------------------------------------------
+
+
+def test_targets_of_a_restorer(tmp_path):
+    """A patch of what is restored: its mean, and its PSNR."""
+    torch.manual_seed(0)
+    ask = asked(SmallUpscaler(start=0.05).eval())
+    source, clean = ask.task.take(picture(20, 28, 3)), picture(40, 56, 3, seed=1)
+    images.write_png(tmp_path / "clean.png", clean)
+    mean = ask.task.question(ask.model, source, "12,30,8")
+    psnr = ask.task.question(ask.model, source, f" 12, 30, 8:{tmp_path / 'clean.png'}")
+    with torch.no_grad():
+        (output,) = ask.model(*mean.inputs)
+        patch = output[:, 12:20, 30:38]
+        error = (patch - torch.from_numpy(clean[12:20, 30:38] / 255).permute(2, 0, 1)).square().mean()
+        assert float(mean.score(output[None])) == pytest.approx(float(patch.mean()))
+        assert float(psnr.score(output[None])) == pytest.approx(float(-10 * error.log10()), abs=1e-4)
+    assert psnr.said == f"PSNR of 8 x 8 at 12, 30: {float(-10 * error.log10()):.3g} dB"
+    assert mean.said == f"mean of 8 x 8 at 12, 30: {float(patch.mean()):.3g}"
+    assert mean.box == (15, 6, 19, 10)  # in pixels of the picture
+    assert np.array_equal(mean.picture, source["image"])
+    for question in (mean, psnr):
+        found = explain(question, "gradient")
+        assert found.shape == (20, 28)
+        assert found[6:10, 15:19].min() > 0
+        assert not found[14:].any()
+
+
+def test_bad_targets_of_a_restorer(tmp_path):
+    ask = asked(SmallUpscaler().eval())
+    source = ask.task.take(picture(20, 28, 3))
+    images.write_png(tmp_path / "small.png", picture(20, 28, 3))
+    (tmp_path / "text.png").write_text("no picture")
+    for target, said in (
+        (None, r"no target is given, and a restorer is asked about ROW,COLUMN,SIDE"),
+        ("chair", "target 'chair': a restorer is asked about ROW,COLUMN,SIDE"),
+        ("1,2", "target '1,2': a restorer is asked"),
+        ("-1,2,8", "target '-1,2,8': a restorer is asked"),
+        ("1,2,8:", "target '1,2,8:': a restorer is asked"),
+        ("33,0,8", "33,0,8: the patch .* is not inside the restored picture of 56 x 40 pixels"),
+        ("0,49,8", "0,49,8: the patch .* is not inside the restored picture of 56 x 40 pixels"),
+        ("0,0,0", "or is empty"),
+        (f"0,0,8:{tmp_path / 'small.png'}", r"small.png has shape \(3, 20, 28\) .*restored picture \(3, 40, 56\)"),
+        (f"0,0,8:{tmp_path / 'text.png'}", "text.png is not a readable image"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ask.task.question(ask.model, source, target)
+    with pytest.raises(OSError, match=r"none\.png"):
+        ask.task.question(ask.model, source, f"0,0,8:{tmp_path / 'none.png'}")
+    with pytest.raises(ValueError, match="has 1 channels, and the network is explained for 3 alone"):
+        ask.task.question(ask.model, ask.task.take(picture(20, 28)), "0,0,8")
