@@ -125,6 +125,7 @@ SHARED = {
         "__init__",
         "classifier",
         "datasets",
+        "explanation",
         "inference",
         "layers",
         "metrics",
