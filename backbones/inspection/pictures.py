@@ -53,8 +53,9 @@ def draw_saliency(
 def scales(canvas: Figure, maps: Sequence[Sequence[Tensor]]) -> None:
     """The scales of the colors of maps, beside all panels of a figure."""
     panels = list(canvas.axes)
-    signed = any(bool((m < 0).any()) for of_question in maps for m in of_question)
-    bars = [("inferno", Normalize(0, 1), "of the largest")] + [("RdBu_r", Normalize(-1, 1), "signed maps")] * signed
+    signed = {bool((m < 0).any()) for of_question in maps for m in of_question}
+    bars = [("inferno", Normalize(0, 1), "of the largest")] * (False in signed)
+    bars += [("RdBu_r", Normalize(-1, 1), "signed maps")] * (True in signed)
     for colors, scale, text in bars:
         bar = canvas.colorbar(ScalarMappable(scale, colors), ax=panels, pad=0.01, aspect=30)
         bar.set_label(text, fontsize=8)

@@ -63,7 +63,7 @@ class Proposed(nn.Module):
     boxes (B, R, 4), in pixels of the batch: `Found`, with a query for each box.
 
     The boxes are constants, so that a query stays what it is whatever is done to the network; why they were proposed is
-    not explained.
+    not explained. Methods of gradients take it; relevance is not propagated through the pooling of boxes.
 
     Its logits are logarithms of probabilities, with the background last, where the classes compete by a softmax. Its
     boxes are those of the best class.

@@ -155,7 +155,7 @@ class Restoration(Task):
         image, scale = item["image"][None].to(next(model.parameters()).device), model.scale
         channels, wanted = image.shape[1], getattr(model.network, "in_channels", image.shape[1])
         if channels != wanted:
-            raise ValueError(f"the picture has {channels} channels, and the network is explained for {wanted} alone")
+            raise ValueError(f"the picture has channels={channels}, and the network is explained for {wanted} alone")
         height, width = (scale * length for length in image.shape[2:])
         if not (side and top + side <= height and left + side <= width):
             raise ValueError(

@@ -593,5 +593,5 @@ def test_bad_targets_of_a_restorer(tmp_path):
             ask.task.question(ask.model, source, target)
     with pytest.raises(OSError, match=r"none\.png"):
         ask.task.question(ask.model, source, f"0,0,8:{tmp_path / 'none.png'}")
-    with pytest.raises(ValueError, match="has 1 channels, and the network is explained for 3 alone"):
+    with pytest.raises(ValueError, match="has channels=1, and the network is explained for 3 alone"):
         ask.task.question(ask.model, ask.task.take(picture(20, 28)), "0,0,8")
