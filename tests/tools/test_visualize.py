@@ -7,6 +7,7 @@ import cv2
 import detectors
 import numpy as np
 import pytest
+import small_matchers
 import torch
 import vlms
 from coco_files import write_coco
@@ -189,3 +190,35 @@ def test_contrast(run, refusal, tmp_path):
         ((folder, "--question", "what ?", *common), "the decoder has attention at"),
     ):
         assert reason in refusal("visualize", "contrast", *wrong)
+
+
+def untrained(config, folder):
+    """(config, checkpoint) in files: of a network as it begins."""
+    config = Config(config)
+    model, path = MODELS.build(config.model), folder / "config.py"
+    config.dump(path)
+    torch.save(dict(meta=dict(cfg=config.pretty_text), state_dict=model.state_dict()), folder / "iter_0.pth")
+    return path, folder / "iter_0.pth"
+
+
+def test_matches(run, refusal, tmp_path):
+    pairs = dict(type="RoomPairs", split="test", count=1, size=(48, 36), transforms=[dict(type="PackMatches")])
+    model = dict(type="Matcher", size=(16, 24), backbone=small_matchers.BACKBONE, network=small_matchers.NETWORK)
+    config = dict(default_scope="attlas", model=model, test_dataloader=dict(dataset=pairs))
+    ask, out = ("visualize", "matches", *untrained(config, tmp_path)), tmp_path / "matches.png"
+    run(*ask, "--items", 0, 1, "--out", out)
+    assert cv2.imread(str(out)).std() > 20
+    message = "item 6: the data set has items 0 to 5"
+    assert message in refusal(*ask, "--items", 6, "--out", tmp_path / "wrong.png")
+
+
+def test_scanpaths(run, refusal, tmp_path):
+    grid = dict(rows=2, columns=3)
+    cut = [dict(type="CutObjects", size=(24, 24))]
+    shelves = dict(type="FurnitureShelves", **grid, split="test", size=2, transforms=cut)
+    model = dict(type="OAT", **grid, dim=48, heads=4, mlp_dim=48, depth=(1, 1), pointer_dim=16, spp=2, max_length=5)
+    config = dict(default_scope="attlas", model=model, test_dataloader=dict(dataset=shelves))
+    ask, out = ("visualize", "scanpaths", *untrained(config, tmp_path)), tmp_path / "paths.png"
+    run(*ask, "--items", 0, 1, "--out", out)
+    assert cv2.imread(str(out)).std() > 20
+    assert "there is no item 2 in the test data" in refusal(*ask, "--items", 2, "--out", tmp_path / "wrong.png")
