@@ -22,6 +22,7 @@ metrics of every corruption and severity (.json), written anew after each; with 
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def arguments() -> argparse.ArgumentParser:
 
 def first_evaluator(cfg: Config) -> dict:
     return cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
+
+
+def show(table: Table) -> None:
+    """Into a file or a pipe, whose width nobody knows, without cutting words."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def test(cfg: Config, checkpoint: Path, out: Path | None) -> dict[str, float]:
@@ -174,7 +180,7 @@ def test_open_set(args: argparse.Namespace) -> None:
         raise ValueError("the checkpoint names no classes: give the trained ones in order, --known CLASS ...")
     found = survey.measure(model, survey.loaders(cfg, known, args.surrogates), names, known)
     for table in found.tables():
-        Console().print(table)
+        show(table)
     print("\n".join(found.notes()))
     if args.out:
         with replacing(args.out) as temporary:
@@ -262,7 +268,7 @@ def main() -> None:
         so3 = test(cfg, args.so3, files[1]) if args.so3 else None
         table = protocol_table(metrics, so3) if {"z/OA", "SO3/OA"} <= metrics.keys() else None
     if table and is_main_process():
-        Console().print(table)
+        show(table)
     from attlas.engine import end_processes
 
     end_processes()

@@ -1,5 +1,5 @@
 # A small ResNet, trained on nine classes of furniture: for open sets.
-_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views_open.py", "../_base_/schedule_views_open.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views_open.py", "../_base_/schedule_views_short.py"]
 
 model = dict(
     type="ImageClassifier",

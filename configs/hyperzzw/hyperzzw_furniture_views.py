@@ -1,5 +1,5 @@
 # A small HyperZZW on patches of the built-in pictures of furniture: minutes on a CPU.
-_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views.py", "../_base_/schedule_views.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views.py", "../_base_/schedule_views_short.py"]
 
 model = dict(
     type="ImageClassifier",

@@ -18,7 +18,7 @@ model = dict(
 train_dataloader = dict(batch_size=16)
 val_evaluator = test_evaluator = dict(_delete_=True, type="Means")
 optim_wrapper = dict(optimizer=dict(type="AdamW", lr=1e-3, weight_decay=1e-2))
-param_scheduler = dict(type="ExponentialLR", gamma=0.05**0.2)  # to a twentieth at the end, as the authors
-train_cfg = dict(by_epoch=True, max_epochs=5, val_interval=1)
+param_scheduler = dict(type="ExponentialLR", gamma=0.05**0.5)  # to a twentieth at the end, as the authors
+train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
 auto_scale_lr = dict(base_batch_size=16)
 del network

@@ -4,7 +4,7 @@
 #   WEIGHTS=work_dirs/vit_furniture_views/epoch_20.pth REGISTERS=0 python tools/train.py configs/ph_reg/ph_reg_rooms.py
 _base_ = ["../_base_/rooms_segmentation.py"]
 
-weights = "{{$WEIGHTS:work_dirs/ph_reg_furniture_views/epoch_5.pth}}"
+weights = "{{$WEIGHTS:work_dirs/ph_reg_furniture_views/epoch_2.pth}}"
 registers = int("{{$REGISTERS:8}}")
 work_dir = f"work_dirs/ph_reg_rooms_{registers}"
 model = dict(

@@ -1,7 +1,7 @@
 # A small Sparsifiner on the built-in pictures of furniture: minutes on a CPU. Every pixel attends to a quarter of the
 # tokens, and the predictors learn from the network's own attention. What it is to be compared with is dense:
 #   python tools/train.py configs/sparsifiner/sparsifiner_furniture_views.py --cfg-options model.backbone.keep=1.0
-_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views.py", "../_base_/schedule_views.py"]
+_base_ = ["../_base_/default_runtime.py", "../_base_/furniture_views.py", "../_base_/schedule_views_short.py"]
 
 model = dict(
     type="SparsifinerDistiller",
