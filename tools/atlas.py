@@ -37,7 +37,7 @@ LISTED = ROOT / "docs/systems.csv"
 TASKS = dict(mmdet="detection", mmseg="segmentation")  # by the `default_scope` of configs
 SIDES, DIM = (14, 28, 56, 112), 64
 WIDTHS = (64, 256, 1024)  # of plug-ins
-out = Console()
+out = Console(soft_wrap=True)
 
 
 def machine() -> str:
