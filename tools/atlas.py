@@ -345,7 +345,10 @@ def trainings_section() -> list[str]:
             f"{r['macs'] / 1e6:.1f} | {r['milliseconds']} | {r['step_milliseconds']} | {r['peak_mib']} |"
         )
     machines = "; ".join(sorted({result["machine"] for result in results.values()}))
-    return [*lines, "", f"{some['epochs']} epochs, images of {some['side']} pixels. {machines}.", ""]
+    usual = max(r["epochs"] for r in results.values())
+    shorter = [f"{r['epochs']}: {path.stem}" for path, r in sorted(results.items()) if r["epochs"] < usual]
+    epochs = f"{usual} epochs" + (f" ({', '.join(shorter)})" if shorter else "")
+    return [*lines, "", f"{epochs}, images of {some['side']} pixels. {machines}.", ""]
 
 
 def write() -> None:
