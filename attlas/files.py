@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -156,6 +157,14 @@ def near_folders(path: Path, count: int = 5) -> str:
     if not near:
         return f"The nearest folder that exists is {printable(wanted.parent)}."
     return f"Near it: {', '.join(printable(wanted.parent / here[name]) for name in near)}."
+
+
+def console() -> Any:
+    """A console of rich for tables. It is as wide as the terminal; in a file or a pipe, of which nobody knows a width,
+    200 columns, so that no word is cut."""
+    from rich.console import Console  # not for kernels alone
+
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 def printable(text: object, most: int = 200) -> str:

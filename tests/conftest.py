@@ -43,7 +43,7 @@ def pytest_addoption(parser):
         "--measure-slow",
         type=float,
         metavar="SECONDS",
-        help="write tests/slow.txt anew: tests without the mark that took more processor time, with their processes",
+        help="write tests/slow.txt anew, in a run of all tests: what is not marked and took more processor time",
     )
 
 
@@ -66,6 +66,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def processor_time():
+    """Seconds of this process, and of those that it started and that ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(part.ru_utime + part.ru_stime for part in used)
 
@@ -74,7 +75,7 @@ def processor_time():
 def pytest_runtest_call(item):
     start = processor_time()
     yield
-    if not item.get_closest_marker("slow"):
+    if item.config.getoption("--measure-slow") and not item.get_closest_marker("slow"):
         item.user_properties.append(("seconds", processor_time() - start))
 
 

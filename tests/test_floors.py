@@ -299,6 +299,13 @@ OF_SEVERAL_FILES = {
 }
 
 
+def test_the_tests_that_are_called_slow_exist():
+    """tests/slow.txt is written by measuring: a test that was renamed since is not slow any more."""
+    for line in (ROOT / "tests/slow.txt").read_text().splitlines():
+        path, *_, name = line.partition("[")[0].split("::")
+        assert f"def {name}(" in (ROOT / path).read_text(), line
+
+
 def test_a_test_lies_where_its_file_does():
     tests = ROOT / "tests"
     astray = []

@@ -9,7 +9,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     from attlas.backbones.inspection.costs import PeakMemory, analyze  # not for --help
     from attlas.backbones.zoo import find
+    from attlas.files import console
 
     try:
         if len(args.size) > 2 or min(*args.size, args.batch) < 1:
@@ -68,7 +68,7 @@ def main() -> None:
             network(image)
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # the last: PyTorch without CUDA
         parser.error(str(error))
-    Console(width=None).print(table(parts, args.batch))
+    console().print(table(parts, args.batch))
     where = torch.cuda.get_device_name() if image.is_cuda else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{args.batch} x {args.size[0]} x {args.size[-1]} pixels, {where}. MACs (multiply-adds) and activations in "

@@ -346,7 +346,7 @@ def trainings_section() -> list[str]:
         )
     machines = "; ".join(sorted({result["machine"] for result in results.values()}))
     usual = max(r["epochs"] for r in results.values())
-    shorter = [f"{r['epochs']}: {path.stem}" for path, r in sorted(results.items()) if r["epochs"] < usual]
+    shorter = [f"{path.stem} {r['epochs']}" for path, r in sorted(results.items()) if r["epochs"] < usual]
     epochs = f"{usual} epochs" + (f" ({', '.join(shorter)})" if shorter else "")
     return [*lines, "", f"{epochs}, images of {some['side']} pixels. {machines}.", ""]
 

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for the benchmark beside this file
@@ -147,7 +146,9 @@ def main() -> None:
             table.add_row(*row)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    Console().print(table)
+    from attlas.files import console
+
+    console().print(table)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,15 @@ metrics of every corruption and severity (.json), written anew after each; with 
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
-from rich.console import Console
 from rich.table import Table
 
 from attlas.config import load_config
-from attlas.files import check_out, near_files, replacing
+from attlas.files import check_out, console, near_files, replacing
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -74,11 +72,6 @@ def arguments() -> argparse.ArgumentParser:
 
 def first_evaluator(cfg: Config) -> dict:
     return cfg.test_evaluator[0] if isinstance(cfg.test_evaluator, (list, tuple)) else cfg.test_evaluator
-
-
-def show(table: Table) -> None:
-    """Into a file or a pipe, whose width nobody knows, without cutting words."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def test(cfg: Config, checkpoint: Path, out: Path | None) -> dict[str, float]:
@@ -180,7 +173,7 @@ def test_open_set(args: argparse.Namespace) -> None:
         raise ValueError("the checkpoint names no classes: give the trained ones in order, --known CLASS ...")
     found = survey.measure(model, survey.loaders(cfg, known, args.surrogates), names, known)
     for table in found.tables():
-        show(table)
+        console().print(table)
     print("\n".join(found.notes()))
     if args.out:
         with replacing(args.out) as temporary:
@@ -268,7 +261,7 @@ def main() -> None:
         so3 = test(cfg, args.so3, files[1]) if args.so3 else None
         table = protocol_table(metrics, so3) if {"z/OA", "SO3/OA"} <= metrics.keys() else None
     if table and is_main_process():
-        show(table)
+        console().print(table)
     from attlas.engine import end_processes
 
     end_processes()

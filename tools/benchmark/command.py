@@ -18,16 +18,14 @@ import argparse
 import importlib.util
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from attlas.files import replacing
+from attlas.files import console, replacing
 
 from .backbones import measure_backbones
 from .cases import OPERATORS, Run, all_cases
@@ -43,7 +41,6 @@ from .tokens import measure_tokens
 
 CHOICES = [*OPERATORS, *IMAGE_OPERATORS, "mmcv", *NETWORKS, "backbones", "restorers", "laws", "tokens", "scene"]
 ROOT = Path(__file__).resolve().parents[2]
-console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -104,7 +101,7 @@ def main() -> None:
     record: dict[str, Any] = {"machine": at, "missing": missing, "cases": []}
     out = args.out or ROOT / "work_dirs" / "benchmark" / f"{args.device}.json"
     for name, why in missing.items():
-        console.print(f"[yellow]missing: {name}[/yellow] ({why})")
+        console().print(f"[yellow]missing: {name}[/yellow] ({why})")
 
     def keep(*found: dict) -> None:
         record["cases"] += found
@@ -113,7 +110,7 @@ def main() -> None:
             temporary.write_text(json.dumps(record, indent=1))
         for case in found:
             times = ", ".join(f"{name} {figure(result['ms'])}" for name, result in case["results"].items())
-            console.print(
+            console().print(
                 f"{record['seconds']:5.0f} s  {case['operator']} {case['sizes']}: {times} ms", highlight=False
             )
 
@@ -157,5 +154,5 @@ def main() -> None:
         table = Table(*header, title=title, title_justify="left")
         for row in rows:
             table.add_row(*row)
-        console.print(table)
-    console.print(f"{out}, after {record.get('seconds', 0.0) / 60:.1f} minutes")
+        console().print(table)
+    console().print(f"{out}, after {record.get('seconds', 0.0) / 60:.1f} minutes")
